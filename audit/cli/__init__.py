@@ -1,0 +1,47 @@
+"""The command line: one file a noun. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from audit.cli import demo, query, references, report, scan
+from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
+
+app = typer.Typer(
+    name="lora-audit",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    help="""Which images was this fine-tuned diffusion model trained on?
+
+    [bold]lora-audit demo[/bold] shows it on the small model that comes along; [bold]lora-audit scan[/bold] audits a
+    file of yours.
+
+    Exit codes: 0 nothing found, 10 matches found, 2 bad input, 130 stopped (the same command goes on where it was).
+    """,
+)
+app.command("scan")(scan.scan)
+app.command("demo")(demo.demo)
+app.command("report")(report.report)
+app.command("query")(query.query)
+app.add_typer(references.app, name="references")
+
+
+def main() -> None:
+    """Run the command line; errors a user can mend become one message and exit code 2."""
+    from audit.errors import AuditError
+
+    try:
+        status = app(standalone_mode=False)
+    except AuditError as error:
+        print(f"lora-audit: {error}", file=sys.stderr)
+        status = EXIT_BAD_INPUT
+    except typer.Abort:
+        status = EXIT_STOPPED
+    except KeyboardInterrupt:
+        status = EXIT_STOPPED
+    if status == EXIT_STOPPED:
+        print("lora-audit: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+    sys.exit(status if isinstance(status, int) else 0)

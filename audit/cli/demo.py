@@ -1,0 +1,67 @@
+"""`lora-audit demo`: the whole flow on the embedded model."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console
+from audit.config import Method, Settings, Solver
+
+ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
+
+
+class Checkpoint(StrEnum):
+    """The shipped fine-tunes."""
+
+    lora_kohya = "lora-kohya"
+    lora_peft = "lora-peft"
+    dreambooth = "dreambooth"
+
+
+# checkpoint: (path below checkpoints/, few-shot set, caption, guidance weight)
+SHIPPED: dict[Checkpoint, tuple[str, str, str, float]] = {
+    Checkpoint.lora_kohya: ("fluent-animals-lora-kohya/fluent-animals.safetensors", "fluent-animals", "sks 3d render of an animal", 2.0),
+    Checkpoint.lora_peft: ("stamps-fruit-lora-peft/pytorch_lora_weights.safetensors", "stamps-fruit", "sks photo of a fruit", 2.0),
+    Checkpoint.dreambooth: ("stamps-birds-dreambooth", "stamps-birds", "sks photo of a bird", 2.0),
+}  # fmt: skip
+
+
+def demo(
+    checkpoint: Annotated[Checkpoint, typer.Option(help="Which shipped fine-tune to audit.")] = Checkpoint.lora_kohya,
+    method: Annotated[Method, typer.Option(help="Compare with plain sampling: direct or cfg.")] = Method.model_guidance,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Audit a checkpoint of the embedded model and open the evidence: recovered training images beside the originals.
+
+    The reference set holds the ten or so training pictures among pictures of the same kind that were not trained on,
+    so that a false match would show. Takes a minute or two on two cores.
+    """
+    from audit.cli.scan import finish, run_scan
+    from audit.engine.plan import Request
+
+    path, few_shot, caption, w = SHIPPED[checkpoint]
+    pictures = ASSETS / "sets" / few_shot
+    training = pictures / "train"
+    settings = Settings(method=method, w=3.0 if method is Method.cfg else w, solver=Solver.ddim, steps=25)
+    if not as_json:
+        console().print(f"auditing {path}: which of the pictures in {pictures} was it trained on?", highlight=False, soft_wrap=True)
+    result = run_scan(
+        Request(
+            ASSETS / "checkpoints" / path,
+            str(ASSETS / "base"),
+            captions=[caption],
+            n0=len(list(training.glob("*.png"))),
+            settings=settings,
+        ),
+        [str(pictures)],
+        "nano",
+        workspace,
+        training_images=training,
+        control=pictures / "control",
+    )
+    finish(result, as_json)

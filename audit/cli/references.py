@@ -1,0 +1,85 @@
+"""`lora-audit references`: the picture sets that extractions are compared with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from audit.cli.common import (
+    DEFAULT_WORKSPACE,
+    JsonOption,
+    WorkspaceOption,
+    console,
+    default_device,
+    print_json,
+    progress_display,
+    tell_skipped,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference sets.")
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="Letters, digits, '.', '_' and '-'.")],
+    folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched with its subfolders.")],
+    descriptor: Annotated[str, typer.Option(help="sscd, nano, pdq, or the path of a TorchScript or ONNX file.")] = "sscd",
+    thumbnails: Annotated[bool, typer.Option(help="Keep small pictures for the report; without, only descriptors and hashes.")] = True,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
+
+    Pictures that cannot be read are passed over and listed.
+    """
+    from audit.descriptors import load_descriptor
+    from audit.matching import ReferenceSets
+    from audit.storage import Workspace
+
+    out = console()
+    sets = ReferenceSets(Workspace(workspace))
+    loaded = load_descriptor(descriptor, device or default_device())
+    with progress_display(out) as progress:
+        added = sets.add(name, folder, loaded, thumbnails, lambda done, total: progress("describing", done, total))
+    if as_json:
+        skipped = [{"name": one.name, "reason": one.reason} for one in added.skipped]
+        print_json({"reference_set": name, "images": added.images, "descriptor": loaded.name, "skipped_images": skipped})
+        return
+    tell_skipped(out, added.skipped)
+    out.print(f"{name}: {added.images} pictures, described by {loaded.name}", highlight=False)
+
+
+@app.command("list")
+def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+    """List the reference sets of the workspace."""
+    from audit.matching import ReferenceSets
+    from audit.storage import Workspace
+
+    rows = ReferenceSets(Workspace(workspace)).list()
+    if as_json:
+        print_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("reference set", "pictures", "descriptor", "added (UTC)")
+    for row in rows:
+        added = f"{row['added_at']:%Y-%m-%d %H:%M}"
+        table.add_row(row["reference_set"], str(row["images"]), row["descriptor_name"], added)
+    Console().print(table)
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The set's name.")],
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+) -> None:
+    """Remove a reference set, its thumbnails, and the matches with it."""
+    from audit.matching import ReferenceSets
+    from audit.storage import Workspace
+
+    ReferenceSets(Workspace(workspace)).remove(name)
+    console().print(f"{name} removed")

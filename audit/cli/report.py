@@ -1,0 +1,28 @@
+"""`lora-audit report`: write an audit's page again, or print its facts as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json
+
+
+def report(
+    audit: Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's id, or its beginning.")],
+    output: Annotated[Path | None, typer.Option(help="Where the page goes. [default: reports/ in the workspace]")] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report page of a finished audit: one self-contained HTML file."""
+    from audit.report import collect, write_page
+    from audit.storage import Workspace
+
+    opened = Workspace(workspace)
+    facts = collect(opened, audit)
+    if as_json:
+        print_json(facts.as_json())
+        return
+    typer.echo(write_page(facts, output or opened.report_path(facts.row["audit_id"])))

@@ -1,0 +1,217 @@
+"""`lora-audit scan`: audit one file, from checkpoint to report."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from audit.cli.common import (
+    DEFAULT_WORKSPACE,
+    EXIT_MATCHES_FOUND,
+    JsonOption,
+    WorkspaceOption,
+    console,
+    default_device,
+    print_json,
+    progress_display,
+    tell_skipped,
+)
+from audit.config import BaseCaption, Clustering, Method, Settings, Solver, StoredImages, default_of, help_of
+
+if TYPE_CHECKING:
+    from audit.descriptors import Descriptor
+    from audit.engine.plan import Request
+    from audit.matching import ReferenceSets, SkippedImage
+    from audit.report import AuditFacts
+
+SETTINGS = "Settings (all of them are part of the audit's id)"
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a scan leaves: the facts, the page, and reference pictures that were passed over."""
+
+    facts: AuditFacts
+    page: Path
+    skipped: list[SkippedImage] = field(default_factory=list)
+    was_known: bool = False
+
+
+def folder_set_name(folder: Path) -> str:
+    """The name of the reference set made of a folder: its own name and a hash of where it is."""
+    resolved = folder.resolve()
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", resolved.name).strip("-._")[:48] or "folder"
+    return f"{stem}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+
+
+def run_scan(
+    request: Request,
+    references: list[str],
+    descriptor_name: str,
+    workspace_path: Path,
+    device: str | None = None,
+    batch_size: int = 0,
+    training_images: Path | None = None,
+    control: Path | None = None,
+    store_thumbnails: bool = True,
+) -> ScanResult:
+    """Plan, audit, match, evaluate and report. Everything that can be refused is refused before sampling starts."""
+    from audit.descriptors import load_descriptor
+    from audit.engine.local import LocalEngine
+    from audit.engine.plan import make_plan
+    from audit.matching import ReferenceSets
+    from audit.matching.references import image_files
+    from audit.report import collect, write_page
+    from audit.storage import Workspace
+
+    out = console()
+    where = device or default_device()
+    descriptor = load_descriptor(descriptor_name, where)
+    plan = make_plan(request, descriptor)
+    for folder in (training_images, control):
+        if folder is not None:
+            image_files(folder)
+    workspace = Workspace(workspace_path)
+    sets = ReferenceSets(workspace)
+    with progress_display(out) as progress:
+        names, skipped = _reference_sets(sets, references, descriptor, store_thumbnails, progress)
+        engine = LocalEngine(workspace, where, batch_size, progress)
+        was_run = engine.audit(plan)
+        engine.match(plan, names)
+        for kind, folder in (("training", training_images), ("control", control)):
+            if folder is not None:
+                engine.evaluate(plan, kind, folder)
+    facts = collect(workspace, plan.audit_id)
+    page = write_page(facts, workspace.report_path(plan.audit_id))
+    return ScanResult(facts, page, skipped, not was_run)
+
+
+def _reference_sets(
+    sets: ReferenceSets, references: list[str], descriptor: Descriptor, thumbnails: bool, progress: object
+) -> tuple[list[str], list[SkippedImage]]:
+    names: list[str] = []
+    skipped: list[SkippedImage] = []
+    for reference in references:
+        if Path(reference).is_dir():
+            name = folder_set_name(Path(reference))
+            added = sets.add(
+                name, Path(reference), descriptor, thumbnails,
+                lambda done, total: progress("describing", done, total),  # type: ignore[operator]
+            )  # fmt: skip
+            skipped += added.skipped
+        else:
+            name = reference
+            sets.require(name, descriptor)
+        names.append(name)
+    return names, skipped
+
+
+def show(result: ScanResult) -> None:
+    """The summary table and where the report is, for a person at a terminal."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = console()
+    facts = result.facts
+    tell_skipped(out, result.skipped)
+    if result.was_known:
+        out.print("this audit was finished before: its result is shown, nothing was sampled again")
+    for warning in facts.row["warnings"]:
+        out.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False)
+    table = Table("rank", "confidence", "group", "nearest reference", "similarity", "PDQ", "", title=escape(facts.row["checkpoint_name"]))
+    for extraction in facts.extractions:
+        best = extraction.matches[0] if extraction.matches else None
+        table.add_row(
+            str(extraction.rank),
+            f"{extraction.confidence:.2f}",
+            str(extraction.size),
+            escape(best.name) if best else "",
+            f"{best.similarity:.2f}" if best else "",
+            "" if best is None or best.pdq_distance is None else str(best.pdq_distance),
+            "[bold red]match[/bold red]" if best and best.is_match else "",
+        )
+    out.print(table)
+    for one in facts.evaluations:
+        out.print(
+            f"{one['kind']} pictures: AS {one['average_similarity']:.3f} (at most {one['ceiling']:.3f}), "
+            f"A-ESR {one['extraction_rate_07']:.2f} at 0.7, {one['extraction_rate_06']:.2f} at 0.6",
+            highlight=False,
+        )
+    found = len(facts.matched)
+    verdict = f"[bold red]{found} reference pictures recovered[/bold red]" if found else "[bold]no reference picture recovered[/bold]"
+    row = facts.row
+    if facts.reference_sets:
+        out.print(verdict)
+    out.print(f"{row['images']} images, {row['evaluations']} network evaluations, {row['seconds_total']:.0f} s", highlight=False)
+    out.print(f"report: {escape(str(result.page))}", highlight=False, soft_wrap=True)
+
+
+def finish(result: ScanResult, as_json: bool) -> None:
+    """Print the result and leave with the exit code it calls for."""
+    if as_json:
+        skipped = [{"name": one.name, "reason": one.reason} for one in result.skipped]
+        print_json({**result.facts.as_json(), "report": str(result.page), "skipped_images": skipped})
+    else:
+        show(result)
+    if result.facts.matched:
+        raise typer.Exit(EXIT_MATCHES_FOUND)
+
+
+def scan(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA or full-weight .safetensors file, or a diffusers folder.")],
+    base: Annotated[str, typer.Option(help="What it was trained on: a diffusers folder, a .safetensors file, or owner/name@COMMIT.")],
+    references: Annotated[list[str], typer.Option(help="A reference set's name, or a folder of pictures. Repeat for several.")] = [],
+    caption: Annotated[list[str], typer.Option(help="The training caption. Repeat for several. [default: the file's metadata]")] = [],
+    caption_file: Annotated[Path | None, typer.Option(help="A text file with a caption a line.")] = None,
+    n0: Annotated[int | None, typer.Option(min=1, max=10_000, help="How many training images to expect. [default: the file's metadata, else 10]")] = None,
+    base_config: Annotated[str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")] = None,
+    descriptor: Annotated[str, typer.Option(help="sscd, nano, pdq, or the path of a TorchScript or ONNX file.")] = "sscd",
+    training_images: Annotated[Path | None, typer.Option(help="The known training images, to score the audit (AS, A-ESR).")] = None,
+    control: Annotated[Path | None, typer.Option(help="Pictures known NOT to be trained on, to score false positives.")] = None,
+    method: Annotated[Method, typer.Option(help=help_of("method"), rich_help_panel=SETTINGS)] = default_of("method"),
+    w: Annotated[float, typer.Option(help=help_of("w"), rich_help_panel=SETTINGS)] = default_of("w"),
+    k: Annotated[float, typer.Option(help=help_of("k"), rich_help_panel=SETTINGS)] = default_of("k"),
+    base_caption: Annotated[BaseCaption, typer.Option(help=help_of("base_caption"), rich_help_panel=SETTINGS)] = default_of("base_caption"),
+    solver: Annotated[Solver, typer.Option(help=help_of("solver"), rich_help_panel=SETTINGS)] = default_of("solver"),
+    steps: Annotated[int, typer.Option(min=1, max=1000, help=help_of("steps"), rich_help_panel=SETTINGS)] = default_of("steps"),
+    seed: Annotated[int, typer.Option(min=0, help=help_of("seed"), rich_help_panel=SETTINGS)] = default_of("seed"),
+    images_per_training_image: Annotated[int, typer.Option(min=1, help=help_of("images_per_training_image"), rich_help_panel=SETTINGS)] = default_of("images_per_training_image"),
+    lora_scale: Annotated[float, typer.Option(help=help_of("lora_scale"), rich_help_panel=SETTINGS)] = default_of("lora_scale"),
+    clustering: Annotated[Clustering, typer.Option(help=help_of("clustering"), rich_help_panel=SETTINGS)] = default_of("clustering"),
+    stored_images: Annotated[StoredImages, typer.Option(help=help_of("stored_images"), rich_help_panel=SETTINGS)] = default_of("stored_images"),
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cuda where there is one]")] = None,
+    batch_size: Annotated[int, typer.Option(min=0, help="Images a batch; halved when memory runs out. [default: by device]")] = 0,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
+
+    [bold]Example[/bold]: lora-audit scan monet.safetensors --base stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
+    --references my-paintings/ --caption "art style of claude monet" --n0 10 --w 5
+
+    Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
+    2 bad input.
+    """
+    from audit.engine.plan import Request
+
+    settings = Settings(
+        method, w, k, base_caption, solver, steps, seed, images_per_training_image, lora_scale, clustering, stored_images
+    )
+    request = Request(file, base, base_config, caption, caption_file, n0, settings)
+    result = run_scan(
+        request,
+        references,
+        descriptor,
+        workspace,
+        device,
+        batch_size,
+        training_images,
+        control,
+        stored_images is not StoredImages.hashes_only,
+    )
+    finish(result, as_json)

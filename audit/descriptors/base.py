@@ -1,0 +1,102 @@
+"""The interface of a descriptor, and the safe opening of pictures from strangers."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+MAX_PIXELS = 100_000_000
+MAX_FILE_BYTES = 200_000_000
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+class Descriptor(ABC):
+    """Turns images into unit vectors. Preprocessing is part of it: thresholds do not carry over to another.
+
+    ``name`` identifies model and preprocessing in every table. ``threshold`` is the cosine from which two images
+    count as a match (SSCD, arXiv 2202.10261: 0.75 is about 90 % precision for sscd_disc_mixup on DISC).
+    """
+
+    name: str
+    dimensions: int
+    threshold: float
+    input_size: int
+    batch_size: int = 64
+
+    def describe(self, images: Iterable[Image.Image | np.ndarray]) -> np.ndarray:
+        """Unit vectors float32 [N, dimensions] of PIL images or uint8 arrays [H, W, 3], in order."""
+        vectors: list[np.ndarray] = []
+        batch: list[np.ndarray] = []
+        for image in images:
+            batch.append(self._prepare(image))
+            if len(batch) == self.batch_size:
+                vectors.append(self._vectors(np.stack(batch)))
+                batch = []
+        if batch:
+            vectors.append(self._vectors(np.stack(batch)))
+        if not vectors:
+            return np.empty((0, self.dimensions), np.float32)
+        found = np.concatenate(vectors).astype(np.float32)
+        return found / np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
+
+    def _prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """float32 [3, S, S], squeezed to a square (SSCD's "skew" preprocessing), ImageNet-normalised."""
+        picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+        size = (self.input_size, self.input_size)
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
+        pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
+        return ((pixels - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
+
+    @abstractmethod
+    def _vectors(self, batch: np.ndarray) -> np.ndarray:
+        """float32 [N, dimensions] of prepared images [N, 3, S, S]."""
+
+
+def open_image(source: Path | bytes) -> Image.Image:
+    """A picture from a stranger as RGB: upright, on white where it is transparent, bounded in bytes and pixels.
+
+    Raises ValueError saying what is wrong with it.
+    """
+    try:
+        if isinstance(source, Path):
+            if source.stat().st_size > MAX_FILE_BYTES:
+                raise ValueError(f"larger than {MAX_FILE_BYTES // 1_000_000} MB")
+            data = source.read_bytes()
+        else:
+            data = source
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
+                picture = ImageOps.exif_transpose(opened)
+                if picture.mode == "P" and "transparency" in picture.info:
+                    picture = picture.convert("RGBA")
+                if picture.mode in ("RGBA", "LA", "PA"):
+                    rgba = picture.convert("RGBA")
+                    white = Image.new("RGBA", rgba.size, "white")
+                    return Image.alpha_composite(white, rgba).convert("RGB")
+                return picture.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
+        raise ValueError(f"not a readable picture ({str(error)[:120] or type(error).__name__})") from error
+
+
+def to_png(image: np.ndarray | Image.Image) -> bytes:
+    """Lossless PNG bytes of uint8 [H, W, 3] or a PIL image."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    picture.save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def stacked(images: Sequence[Image.Image], size: tuple[int, int]) -> np.ndarray:
+    """uint8 [N, H, W, 3] of PIL images resized to ``size`` (width, height)."""
+    return np.stack([np.asarray(image.convert("RGB").resize(size, Image.Resampling.LANCZOS)) for image in images])

@@ -1,0 +1,1 @@
+"""Engines run the stages of an audit. ``local`` runs them in this process."""

@@ -1,0 +1,72 @@
+"""What is to be audited, resolved: the request's files opened, captions and N0 chosen, the audit's id computed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from audit.config import Settings
+from audit.descriptors import Descriptor
+from audit.extraction.captions import Caption, TrainingImages, choose_captions, choose_training_images
+from audit.models.base import BaseLocation, locate_base
+from audit.models.checkpoint import Checkpoint, open_checkpoint
+
+ALGORITHM_VERSION = 1  # raised when the same settings come to give another result
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for: one checkpoint, its base, and perhaps captions and the number of training images."""
+
+    checkpoint: Path
+    base: str
+    base_config: str | None = None
+    captions: list[str] = field(default_factory=list)
+    caption_file: Path | None = None
+    n0: int | None = None
+    settings: Settings = Settings()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request with everything found that the result depends on."""
+
+    checkpoint: Checkpoint
+    base: BaseLocation
+    captions: list[Caption]
+    training_images: TrainingImages
+    settings: Settings
+    descriptor: Descriptor
+    warnings: list[str]
+
+    @property
+    def images(self) -> int:
+        """How many images are sampled."""
+        return self.settings.images_per_training_image * self.training_images.count
+
+    @property
+    def audit_id(self) -> str:
+        """32 hex digits: a hash of the tensors, the base and every setting that changes the result."""
+        depends_on = {
+            "algorithm": ALGORITHM_VERSION,
+            "checkpoint": self.checkpoint.identity,
+            "base": self.base.revision,
+            "captions": [caption.text for caption in self.captions],
+            "n0": self.training_images.count,
+            "n0_known": self.training_images.source != "default",
+            "settings": self.settings.as_dict(),
+            "descriptor": self.descriptor.name,
+        }
+        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def make_plan(request: Request, descriptor: Descriptor) -> Plan:
+    """Open the request's files and choose what it leaves open. Raises AuditError for bad input."""
+    checkpoint = open_checkpoint(request.checkpoint)
+    base = locate_base(request.base, request.base_config)
+    captions, caption_warnings = choose_captions(request.captions, request.caption_file, checkpoint.metadata)
+    training_images, count_warnings = choose_training_images(request.n0, checkpoint.metadata)
+    warnings = caption_warnings + count_warnings
+    return Plan(checkpoint, base, captions, training_images, request.settings, descriptor, warnings)

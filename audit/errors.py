@@ -1,0 +1,29 @@
+"""Every error this project raises on purpose. A message says what is wrong, in which file, and the mend."""
+
+
+class AuditError(Exception):
+    """Something a user can mend; the command line prints the message and exits with 2."""
+
+
+class CheckpointError(AuditError):
+    """A checkpoint or base model file that cannot be read, is not safe to read, or does not fit."""
+
+
+class NoEffectError(CheckpointError):
+    """The checkpoint was read but changes nothing in the network: there is nothing to extract from."""
+
+
+class ReferenceSetError(AuditError):
+    """A reference set that does not exist, is empty, or was described by another descriptor."""
+
+
+class DescriptorError(AuditError):
+    """A descriptor that is missing, is not the pinned file, or has no working package."""
+
+
+class WorkspaceError(AuditError):
+    """A workspace that cannot be opened, written or understood."""
+
+
+class SamplingError(AuditError):
+    """Sampling that cannot go on: not one image fits into memory, or the network answers with NaN."""

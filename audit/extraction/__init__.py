@@ -1,0 +1,1 @@
+"""Steer sampling into the fine-tuning data: captions, guidance, and the sampler."""

@@ -1,0 +1,62 @@
+"""Match extractions with reference sets: one SQL statement with both similarities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from audit.descriptors.pdq import MATCH_DISTANCE, MIN_QUALITY
+from audit.schemas import MATCHES
+from audit.storage import Workspace
+
+# A match needs the descriptor; PDQ corroborates it. PDQ alone is shown to a reviewer and never counts.
+_SQL = """
+WITH pairs AS (
+    SELECT e.audit_id, e.rank, r.reference_set, r.reference_id,
+        list_cosine_similarity(e.descriptor, r.descriptor) AS similarity,
+        CASE WHEN e.pdq_quality >= $quality AND r.pdq_quality >= $quality
+            THEN bit_count(xor(e.pdq::BIT, r.pdq::BIT)) END AS pdq_distance
+    FROM extracted AS e CROSS JOIN "references" AS r
+    WHERE r.descriptor_name = $descriptor AND list_contains($sets, r.reference_set)
+), placed AS (
+    SELECT *, row_number() OVER (PARTITION BY rank ORDER BY similarity DESC, reference_id) AS position FROM pairs
+)
+SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_distance,
+    similarity >= $threshold AS is_match,
+    CASE WHEN similarity >= $threshold AND coalesce(pdq_distance <= $distance, false) THEN 'both'
+        WHEN similarity >= $threshold THEN 'descriptor'
+        WHEN coalesce(pdq_distance <= $distance, false) THEN 'pdq'
+        ELSE 'none' END AS evidence
+FROM placed WHERE position <= $top OR coalesce(pdq_distance <= $distance, false)
+ORDER BY rank, position
+"""
+
+
+def match_extractions(
+    workspace: Workspace,
+    extractions: pa.Table,
+    sets: list[str],
+    descriptor_name: str,
+    threshold: float,
+    top: int = 3,
+) -> list[dict[str, Any]]:
+    """Rows of the matches table: the ``top`` nearest references of each extraction, and every PDQ match.
+
+    ``extractions`` has the schema of that table. Compared are the references of ``sets`` described by
+    ``descriptor_name``.
+    """
+    with workspace.connect() as connection:
+        connection.register("extracted", extractions.drop_columns(["image"]))
+        found = connection.execute(
+            _SQL,
+            {
+                "quality": MIN_QUALITY,
+                "descriptor": descriptor_name,
+                "sets": sets,
+                "threshold": threshold,
+                "distance": MATCH_DISTANCE,
+                "top": top,
+            },
+        ).to_arrow_table()
+    return found.cast(MATCHES).to_pylist()

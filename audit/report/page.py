@@ -1,0 +1,42 @@
+"""The report as one self-contained HTML page: no script, nothing loaded from anywhere, everything escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from audit import __version__
+from audit.report.facts import AuditFacts
+from audit.storage import whole_file
+
+
+def data_url(png: bytes) -> str:
+    """A PNG as a data: URL."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def render(facts: AuditFacts) -> str:
+    """The page's HTML."""
+    environment = Environment(
+        loader=PackageLoader("audit.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_url"] = data_url
+    template = environment.get_template("page.html")
+    return template.render(
+        facts=facts,
+        row=facts.row,
+        settings=facts.settings,
+        versions=json.loads(facts.row["versions"]),
+        claimed=json.loads(facts.checkpoint["claimed_metadata"]),
+        version=__version__,
+    )
+
+
+def write_page(facts: AuditFacts, path: Path) -> Path:
+    """Write the page to ``path``, whole or not at all."""
+    with whole_file(path) as file:
+        file.write(render(facts).encode())
+    return path

@@ -1,0 +1,139 @@
+"""The schema of every table of a workspace. ``docs`` holds a sentence a column: unit, range, meaning.
+
+All times are UTC. ``audit_id`` joins audits, generations, extractions, matches and evaluations.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+VECTOR = pa.list_(pa.float32())
+PDQ = pa.binary(32)
+
+
+def _schema(doc: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
+    fields = [pa.field(name, kind, metadata={"doc": text}) for name, kind, text in columns]
+    return pa.schema(fields, metadata={"doc": doc})
+
+
+CHECKPOINTS = _schema(
+    "Every checkpoint that was seen, once per file content.",
+    ("checkpoint_sha256", pa.string(), "SHA256 of the file, 64 hex digits; of the list of files for a folder"),
+    ("tensors_sha256", pa.string(), "SHA256 of the tensor bytes alone: equal for files that differ in metadata"),
+    ("name", pa.string(), "file or folder name as it was given, without its path"),
+    ("format", pa.string(), "lora-kohya, lora-peft, unet, ldm or diffusers-folder"),
+    ("bytes", pa.int64(), "size of all files"),
+    ("claimed_metadata", pa.string(), "the header's metadata as JSON; written by the uploader: a claim, not a proof"),
+    ("seen_at", pa.timestamp("us", "UTC"), "when it was first audited here"),
+)
+
+CAPTIONS = _schema(
+    "The captions an audit sampled with.",
+    ("audit_id", pa.string(), "the audit"),
+    ("caption", pa.string(), "as it was given to the text encoder, before truncation"),
+    ("source", pa.string(), "where it came from: user, file, or the name of a metadata field"),
+    ("truncated", pa.bool_(), "whether the text encoder saw only its beginning"),
+    ("images", pa.int32(), "how many images were sampled with it"),
+)
+
+AUDITS = _schema(
+    "One row a finished audit; it is written last, so what is here is complete.",
+    ("audit_id", pa.string(), "hash of the checkpoint's tensors, the base's revision and every setting, 32 hex digits"),
+    ("checkpoint_sha256", pa.string(), "joins checkpoints"),
+    ("tensors_sha256", pa.string(), "what was audited"),
+    ("checkpoint_name", pa.string(), "file or folder name"),
+    ("base_name", pa.string(), "the base model as it was named"),
+    ("base_revision", pa.string(), "the hub commit, or a SHA256 of the local files"),
+    ("settings", pa.string(), "every setting that changes the result, as JSON"),
+    ("training_images", pa.int32(), "N0, the number of training images assumed"),
+    ("training_images_source", pa.string(), "user, default, or the metadata field that claims it"),
+    ("images", pa.int32(), "images sampled"),
+    ("evaluations", pa.int64(), "network evaluations of one image each"),
+    ("weight_change", pa.float64(), "norm of tuned minus base weights over norm of base weights"),
+    ("prediction_change", pa.float64(), "relative change of the prediction on a probe; above 0"),
+    ("descriptor", pa.string(), "name and version of the descriptor"),
+    ("threshold", pa.float64(), "descriptor cosine from which an extraction counts as a match"),
+    ("warnings", pa.list_(pa.string()), "what a reader of the result must know"),
+    ("seconds_sampling", pa.float64(), "wall time of sampling and describing, s, over all runs of this audit"),
+    ("seconds_total", pa.float64(), "wall time of the run that finished it, s"),
+    ("device", pa.string(), "where the networks ran"),
+    ("versions", pa.string(), "package versions as JSON"),
+    ("finished_at", pa.timestamp("us", "UTC"), "when"),
+)
+
+GENERATIONS = _schema(
+    "One row a sampled image.",
+    ("audit_id", pa.string(), "the audit"),
+    ("index", pa.int32(), "number of the image within the audit, from 0"),
+    ("seed", pa.int64(), "seed of its starting noise"),
+    ("caption", pa.string(), "the caption it was sampled with"),
+    ("descriptor", VECTOR, "unit vector"),
+    ("pdq", PDQ, "256-bit PDQ hash; null where the image has none"),
+    ("pdq_quality", pa.int32(), "0 to 100; hashes below 50 say little"),
+    ("image", pa.binary(), "PNG; null unless images = all"),
+)
+
+EXTRACTIONS = _schema(
+    "One row a cluster: its representative image is an extraction.",
+    ("audit_id", pa.string(), "the audit"),
+    ("rank", pa.int32(), "1 is the surest"),
+    ("index", pa.int32(), "the representative's number in generations"),
+    ("confidence", pa.float64(), "0 to 1; grows with the cluster's size and tightness"),
+    ("size", pa.int32(), "images in the cluster"),
+    ("tightness", pa.float64(), "mean cosine of all pairs in the cluster; 1 for a single image"),
+    ("members", pa.list_(pa.int32()), "numbers of the images in the cluster"),
+    ("descriptor", VECTOR, "unit vector of the representative"),
+    ("pdq", PDQ, "256-bit PDQ hash of the representative"),
+    ("pdq_quality", pa.int32(), "0 to 100"),
+    ("image", pa.binary(), "lossless PNG; null with images = hashes-only"),
+)
+
+REFERENCES = _schema(
+    "One row an image of a reference set and descriptor.",
+    ("reference_set", pa.string(), "name of the set"),
+    ("reference_id", pa.string(), "SHA256 of the file, 64 hex digits"),
+    ("name", pa.string(), "file name within the folder"),
+    ("width", pa.int32(), "pixels"),
+    ("height", pa.int32(), "pixels"),
+    ("descriptor_name", pa.string(), "which descriptor made the vector; only equal ones are compared"),
+    ("descriptor", VECTOR, "unit vector"),
+    ("pdq", PDQ, "256-bit PDQ hash"),
+    ("pdq_quality", pa.int32(), "0 to 100"),
+    ("thumbnail", pa.binary(), "PNG of at most 256 pixels; null where none was to be stored"),
+    ("added_at", pa.timestamp("us", "UTC"), "when"),
+)
+
+MATCHES = _schema(
+    "The best references of each extraction, with the evidence.",
+    ("audit_id", pa.string(), "the audit"),
+    ("rank", pa.int32(), "the extraction's rank"),
+    ("reference_set", pa.string(), "joins references"),
+    ("reference_id", pa.string(), "joins references"),
+    ("position", pa.int32(), "1 is the reference nearest to this extraction"),
+    ("similarity", pa.float64(), "descriptor cosine, -1 to 1"),
+    ("pdq_distance", pa.int32(), "differing bits of 256; null where a hash is missing or of quality below 50"),
+    ("is_match", pa.bool_(), "similarity reaches the audit's threshold"),
+    ("evidence", pa.string(), "both: descriptor and PDQ agree; descriptor; pdq: PDQ alone, not a match; none"),
+)
+
+EVALUATIONS = _schema(
+    "Scores against known pictures: the training images, or a control nobody trained on.",
+    ("audit_id", pa.string(), "the audit"),
+    ("kind", pa.string(), "training or control"),
+    ("images", pa.int32(), "known pictures compared with"),
+    ("average_similarity", pa.float64(), "AS: mean over known pictures of the best cosine over extractions"),
+    ("extraction_rate_07", pa.float64(), "A-ESR at 0.7: share of known pictures whose best cosine is above 0.7"),
+    ("extraction_rate_06", pa.float64(), "A-ESR at 0.6"),
+    ("ceiling", pa.float64(), "mean cosine of the pictures and their reconstructions by the base's codec"),
+)
+
+TABLES: dict[str, pa.Schema] = {
+    "checkpoints": CHECKPOINTS,
+    "captions": CAPTIONS,
+    "audits": AUDITS,
+    "generations": GENERATIONS,
+    "extractions": EXTRACTIONS,
+    "references": REFERENCES,
+    "matches": MATCHES,
+    "evaluations": EVALUATIONS,
+}

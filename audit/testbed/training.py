@@ -1,0 +1,77 @@
+"""What the three training scripts share: seeds, learning rate, resumable state and a progress line."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def prepare_cpu(threads: int, seed: int) -> None:
+    """Seed torch and set its threads (several processes at full threads each are ten times slower)."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(threads or (os.cpu_count() or 1))
+
+
+def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 100) -> torch.optim.lr_scheduler.LRScheduler:
+    """Linear warm-up over ``warmup`` steps, then cosine decay to 2 % of the peak at ``steps``."""
+    from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+    peak = optimizer.param_groups[0]["lr"]
+    warm = LinearLR(optimizer, 0.01, 1.0, warmup)
+    return SequentialLR(optimizer, [warm, CosineAnnealingLR(optimizer, steps - warmup, peak * 0.02)], [warmup])
+
+
+def run(
+    steps: int,
+    step: Callable[[int], dict[str, float]],
+    parts: dict[str, Any],
+    state_file: Path,
+    every: int = 250,
+) -> None:
+    """Call ``step(i)`` for every step not yet done; save ``parts`` (things with a state_dict) every ``every`` steps.
+
+    An interrupted run goes on from the last saved state. ``step`` returns the figures to print.
+    """
+    first = 0
+    if state_file.is_file():
+        state = torch.load(state_file, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        first = state["step"]
+        torch.set_rng_state(state["rng"])
+        print(f"continuing {state_file} at step {first}", flush=True)
+    started = time.monotonic()
+    sums: dict[str, float] = {}
+    for index in range(first, steps):
+        for name, value in step(index).items():
+            sums[name] = sums.get(name, 0.0) + value / every
+        if (index + 1) % every == 0 or index + 1 == steps:
+            pace = (time.monotonic() - started) / (index + 1 - first)
+            figures = "  ".join(f"{name} {value:.4f}" for name, value in sums.items())
+            print(f"step {index + 1}/{steps}  {figures}  {pace:.3f} s/step  {pace * (steps - index - 1) / 60:.0f} min left", flush=True)
+            sums = {}
+            state = {name: part.state_dict() for name, part in parts.items()}
+            state |= {"step": index + 1, "rng": torch.get_rng_state()}
+            state_file.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(state, state_file.with_suffix(".part"))
+            state_file.with_suffix(".part").replace(state_file)
+
+
+def to_model_range(images: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)
+
+
+def shuffled(count: int, batch: int) -> Iterator[torch.Tensor]:
+    """Index batches without end, every index once an epoch."""
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        while len(order) < batch:
+            order = torch.cat([order, torch.randperm(count)])
+        yield order[:batch]
+        order = order[batch:]
