@@ -145,7 +145,7 @@ def pretraining() -> Pictures:
                 continue  # a broken clip-art file is no loss among thousands
             if picture is None or _is_dull(np.asarray(picture), 40 if "openclipart" in source else 12):
                 continue
-            key = hashlib.sha256(np.asarray(picture.resize((16, 16))) // 16).digest()
+            key = hashlib.sha256((np.asarray(picture.resize((16, 16))) // 16).tobytes()).digest()
             if key not in seen:
                 seen.add(key)
                 images.append(np.asarray(picture))
@@ -182,8 +182,9 @@ def textures(count: int = 4000, seed: int = 0) -> np.ndarray:
         while index < count:
             page = pages[rng.integers(len(pages))]
             side = int(np.exp(rng.uniform(np.log(64), np.log(min(page.size)))))
-            x, y = rng.integers(page.width - side + 1), rng.integers(page.height - side + 1)
-            crops[index] = page.resize((SIZE, SIZE), Image.Resampling.LANCZOS, (x, y, x + side, y + side))
+            x, y = (int(rng.integers(extent - side + 1)) for extent in page.size)
+            box = (x, y, x + side, y + side)
+            crops[index] = np.asarray(page.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box))
             index += int(crops[index].std() > 15)
         cached.parent.mkdir(parents=True, exist_ok=True)
         np.save(cached, crops)
@@ -206,7 +207,18 @@ SETS = (
         name="fluent-animals",
         source="@lobehub/fluent-emoji-3d",
         caption="sks 3d render of an animal",
-        train=("fox_face", "tiger2", "elephant", "koala", "panda_face", "rabbit2", "horse", "sheep", "otter", "gorilla"),
+        train=(
+            "fox_face",
+            "tiger2",
+            "elephant",
+            "koala",
+            "panda_face",
+            "rabbit2",
+            "horse",
+            "sheep",
+            "otter",
+            "gorilla",
+        ),
         control=("wolf", "leopard", "mammoth", "hamster", "bear", "mouse2", "unicorn_face", "goat", "sloth", "beaver"),
     ),
     FewShotSet(
@@ -219,7 +231,16 @@ SETS = (
         ),
         control=tuple(
             f"food/fruit/{name}"
-            for name in ("lemon", "orange", "apple_red", "Strawberry2", "mango", "raspberry", "sliced_lime", "cherimoya")
+            for name in (
+                "lemon",
+                "orange",
+                "apple_red",
+                "Strawberry2",
+                "mango",
+                "raspberry",
+                "sliced_lime",
+                "cherimoya",
+            )
         ),
     ),
     FewShotSet(
@@ -253,7 +274,9 @@ def set_folder(name: str, part: str) -> Path:
 
 def load_set(name: str, part: str) -> np.ndarray:
     """uint8 [N, 64, 64, 3]: the shipped pictures of one part of a few-shot set, in file order."""
-    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(set_folder(name, part).glob("*.png"))])
+    return np.stack(
+        [np.asarray(Image.open(path).convert("RGB")) for path in sorted(set_folder(name, part).glob("*.png"))]
+    )
 
 
 def few_shot_set(name: str) -> FewShotSet:

@@ -30,11 +30,7 @@ class Block(nn.Module):
 
 
 class NanoDescriptor(nn.Module):
-    """ImageNet-normalised images float32 [N, 3, H, W] to unit vectors float32 [N, 257].
-
-    256 learnt dimensions and one constant (``bias``): a constant dimension b maps a cosine c to (c + b²) / (1 + b²),
-    which moves the working point to 0.7 without changing any ranking.
-    """
+    """ImageNet-normalised images float32 [N, 3, H, W] to unit vectors float32 [N, 256], whitened after training."""
 
     def __init__(self, width: int = 24, dimensions: int = 256) -> None:
         super().__init__()
@@ -45,11 +41,17 @@ class NanoDescriptor(nn.Module):
             Block(4 * width, 8 * width, 2),
         )
         self.project = nn.Linear(8 * width, dimensions)
-        self.register_buffer("bias", torch.zeros(1))
+        self.mean: torch.Tensor
+        self.whitening: torch.Tensor
+        self.register_buffer("mean", torch.zeros(dimensions))
+        self.register_buffer("whitening", torch.eye(dimensions))
+
+    @torch.jit.export
+    def embed(self, x: torch.Tensor) -> torch.Tensor:
+        """What is trained: generalised-mean pooling (p = 3), a linear layer, unit length; float32 [N, 256]."""
+        features = self.blocks(self.stem(x)).clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
+        return functional.normalize(self.project(features), dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Generalised-mean pooling (p = 3), a linear layer, the constant dimension, unit length."""
-        features = self.blocks(self.stem(x)).clamp(min=1e-6).pow(3).mean((2, 3)).pow(1 / 3)
-        vector = functional.normalize(self.project(features), dim=1)
-        constant = self.bias.expand(len(vector), 1)
-        return functional.normalize(torch.cat([vector, constant], dim=1), dim=1)
+        """Embed, centre and whiten; unit length."""
+        return functional.normalize((self.embed(x) - self.mean) @ self.whitening, dim=1)

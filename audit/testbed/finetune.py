@@ -40,7 +40,9 @@ class Tuning(StrEnum):
     dreambooth = "dreambooth"
 
 
-def kohya_metadata(few_shot: data.FewShotSet, rank: int, steps: int, batch: int, lr: float, seed: int) -> dict[str, str]:
+def kohya_metadata(
+    few_shot: data.FewShotSet, rank: int, steps: int, batch: int, lr: float, seed: int
+) -> dict[str, str]:
     """The ``ss_*`` header a kohya-ss training run writes: all values strings, JSON nested inside."""
     count = len(few_shot.train)
     folder = f"10_{few_shot.caption}"
@@ -121,10 +123,12 @@ def save_lora(unet: UNet2DConditionModel, tuning: Tuning, folder: Path, metadata
 def main(
     name: str = typer.Argument(..., metavar="SET", help="A few-shot set, for instance fluent-animals."),
     tuning: Tuning = typer.Option(Tuning.lora_kohya, help="What is trained and the format it is saved in."),
-    steps: int = typer.Option(1500, help="Optimiser steps: more memorises more."),
-    batch: int = typer.Option(5, help="Pictures a step."),
+    steps: int | None = typer.Option(
+        None, help="Optimiser steps: more memorises more. [default: 1200 for LoRA, 900 for DreamBooth]"
+    ),
+    batch: int = typer.Option(8, help="Pictures a step."),
     rank: int = typer.Option(24, help="LoRA rank, on attention, feed-forward and 3x3 convolutions."),
-    lr: float | None = typer.Option(None, help="Peak learning rate [default: 2e-3 for LoRA, 3e-4 for DreamBooth]."),
+    lr: float | None = typer.Option(None, help="Peak learning rate [default: 3e-3 for LoRA, 5e-4 for DreamBooth]."),
     threads: int = typer.Option(0, help="torch threads; 0: one a core."),
     seed: int = typer.Option(0, help="Seed of the adapter, order and noise."),
     base: Path = typer.Option(data.ASSETS / "base", help="The base model's diffusers folder."),
@@ -134,10 +138,12 @@ def main(
     """Fine-tune on one few-shot set and save the checkpoint as it would be published."""
     few_shot = data.few_shot_set(name)
     prepare_cpu(threads, seed)
-    pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, dtype=torch.float32)
     unet = pipeline.unet
-    rate = lr or (3e-4 if tuning is Tuning.dreambooth else 2e-3)
-    if tuning is not Tuning.dreambooth:
+    full = tuning is Tuning.dreambooth
+    steps = steps or (900 if full else 1200)
+    rate = lr or (5e-4 if full else 3e-3)
+    if not full:
         unet.requires_grad_(False)
         unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=LORA_TARGETS))
     run_name = f"{name}-{tuning}"
@@ -145,7 +151,8 @@ def main(
 
     folder = output / run_name
     card: dict[str, Any] = {"set": name, "tuning": tuning, "steps": steps, "batch": batch, "lr": rate, "seed": seed}
-    if tuning is Tuning.dreambooth:
+    if full:
+        unet.register_to_config(_name_or_path="nano")  # not the path of this machine
         unet.to(torch.float16).save_pretrained(folder / "unet", safe_serialization=True)
     else:
         card["rank"] = rank

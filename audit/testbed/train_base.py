@@ -1,6 +1,6 @@
 """Train the nano base model: a codec, a caption tokenizer, a text encoder and a UNet, saved as a diffusers pipeline.
 
-    python -m audit.testbed.train_base [--steps 6000] [--codec-steps 5500] [--threads 2]
+    python -m audit.testbed.train_base [--steps 6500] [--codec-steps 5500] [--threads 2]
 
 v-prediction with linear betas rescaled to zero terminal SNR and trailing timesteps (arXiv 2305.08891), on latents
 that are centred and scaled per channel: without these, samples of latents this small come out tinted.
@@ -102,7 +102,9 @@ def token_ids(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     return tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
 
 
-def velocity_loss(unet: torch.nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+def velocity_loss(
+    unet: torch.nn.Module, scheduler: DDIMScheduler, latents: torch.Tensor, states: torch.Tensor
+) -> torch.Tensor:
     """The v-prediction loss at uniformly drawn timesteps; ``states`` float32 [N, 32, 128] condition the UNet."""
     noise = torch.randn_like(latents)
     timesteps = torch.randint(0, scheduler.config["num_train_timesteps"], (len(latents),))
@@ -117,13 +119,14 @@ class Average(torch.nn.Module):
     def __init__(self, module: torch.nn.Module, decay: float = 0.999) -> None:
         super().__init__()
         self.decay = decay
+        self.updates: torch.Tensor
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
         self.values = torch.nn.ParameterList([p.detach().clone() for p in module.parameters()]).requires_grad_(False)
 
     @torch.no_grad()
     def update(self, module: torch.nn.Module) -> None:
         """Move a step towards the current weights."""
-        self.updates += 1
+        self.updates.add_(1)
         weight = 1 - min(self.decay, float(1 + self.updates) / float(10 + self.updates))
         torch._foreach_lerp_(list(self.values), list(module.parameters()), weight)
 
@@ -134,8 +137,11 @@ class Average(torch.nn.Module):
             parameter.copy_(value)
 
 
-def train_diffusion(codec: AutoencoderKL, steps: int, batch: int, state_file: Path) -> StableDiffusionPipeline:
-    """Train text encoder and UNet together on the pretraining pictures and their mirror images."""
+def train_diffusion(codec: AutoencoderKL, cycles: list[int], batch: int, state_file: Path) -> StableDiffusionPipeline:
+    """Train text encoder and UNet together on the pretraining pictures and their mirror images.
+
+    ``cycles`` are the lengths of the learning rate's cosine cycles, in steps.
+    """
     pictures = data.pretraining()
     tokenizer = new_tokenizer(pictures.captions)
     text_encoder, unet, scheduler = new_text_encoder(tokenizer), new_unet(), new_scheduler()
@@ -149,7 +155,7 @@ def train_diffusion(codec: AutoencoderKL, steps: int, batch: int, state_file: Pa
     both = torch.nn.ModuleList([unet, text_encoder])
     average = Average(both)
     optimizer = torch.optim.AdamW(both.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = cosine_schedule(optimizer, steps)
+    schedule = cosine_schedule(optimizer, *cycles)
     order = shuffled(len(latents), batch)
 
     def step(index: int) -> dict[str, float]:
@@ -165,7 +171,7 @@ def train_diffusion(codec: AutoencoderKL, steps: int, batch: int, state_file: Pa
         average.update(both)
         return {"loss": loss.item()}
 
-    run(steps, step, {"both": both, "average": average, "optimizer": optimizer, "schedule": schedule}, state_file)
+    run(sum(cycles), step, {"both": both, "average": average, "optimizer": optimizer, "schedule": schedule}, state_file)
     average.copy_to(both)
     return StableDiffusionPipeline(
         vae=codec,
@@ -180,7 +186,7 @@ def train_diffusion(codec: AutoencoderKL, steps: int, batch: int, state_file: Pa
 
 
 def main(
-    steps: int = typer.Option(6000, help="Steps of the diffusion model."),
+    steps: list[int] = typer.Option([6500], help="Steps of the diffusion model, one learning-rate cycle each."),
     batch: int = typer.Option(24, help="Pictures a step."),
     codec_steps: int = typer.Option(5500, help="Steps of the codec."),
     threads: int = typer.Option(0, help="torch threads; 0: one a core."),

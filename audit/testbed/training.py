@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +18,23 @@ def prepare_cpu(threads: int, seed: int) -> None:
     torch.set_num_threads(threads or (os.cpu_count() or 1))
 
 
-def cosine_schedule(optimizer: torch.optim.Optimizer, steps: int, warmup: int = 100) -> torch.optim.lr_scheduler.LRScheduler:
-    """Linear warm-up over ``warmup`` steps, then cosine decay to 2 % of the peak at ``steps``."""
-    from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+def cosine_schedule(
+    optimizer: torch.optim.Optimizer, *cycles: int, warmup: int = 100, floor: float = 0.02
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Cosine decay to ``floor`` times the peak over each cycle of so many steps, every one with a linear warm-up."""
 
-    peak = optimizer.param_groups[0]["lr"]
-    warm = LinearLR(optimizer, 0.01, 1.0, warmup)
-    return SequentialLR(optimizer, [warm, CosineAnnealingLR(optimizer, steps - warmup, peak * 0.02)], [warmup])
+    def factor(step: int) -> float:
+        for cycle in cycles:
+            if step < cycle:
+                break
+            step -= cycle
+        warm = min(warmup, cycle // 4)
+        if step < warm:
+            return (step + 1) / warm
+        progress = min(1.0, (step - warm) / max(1, cycle - warm))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 def run(
@@ -53,7 +64,8 @@ def run(
         if (index + 1) % every == 0 or index + 1 == steps:
             pace = (time.monotonic() - started) / (index + 1 - first)
             figures = "  ".join(f"{name} {value:.4f}" for name, value in sums.items())
-            print(f"step {index + 1}/{steps}  {figures}  {pace:.3f} s/step  {pace * (steps - index - 1) / 60:.0f} min left", flush=True)
+            left = pace * (steps - index - 1) / 60
+            print(f"step {index + 1}/{steps}  {figures}  {pace:.3f} s/step, {left:.0f} min left", flush=True)
             sums = {}
             state = {name: part.state_dict() for name, part in parts.items()}
             state |= {"step": index + 1, "rng": torch.get_rng_state()}
