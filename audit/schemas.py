@@ -109,10 +109,10 @@ MATCHES = _schema(
     ("rank", pa.int32(), "the extraction's rank"),
     ("reference_set", pa.string(), "joins references"),
     ("reference_id", pa.string(), "joins references"),
-    ("position", pa.int32(), "1 is the reference nearest to this extraction"),
+    ("position", pa.int32(), "1 is the reference of its set nearest to this extraction"),
     ("similarity", pa.float64(), "descriptor cosine, -1 to 1"),
     ("pdq_distance", pa.int32(), "differing bits of 256; null where a hash is missing or of quality below 50"),
-    ("is_match", pa.bool_(), "similarity reaches the audit's threshold"),
+    ("is_match", pa.bool_(), "the nearest reference of its set, and similarity reaches the audit's threshold"),
     ("evidence", pa.string(), "both: descriptor and PDQ agree; descriptor; pdq: PDQ alone, not a match; none"),
 )
 

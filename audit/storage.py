@@ -46,8 +46,10 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise WorkspaceError(f"no disk space to write {path}: free some, then run the same command again") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise WorkspaceError(
+                f"no disk space to write {path}: free some, then run the same command again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise WorkspaceError(f"{path} cannot be written ({error.strerror}): choose another --workspace") from error
         raise
@@ -82,7 +84,9 @@ class Workspace:
 
     def _table_file(self, table: str, key: str) -> Path:
         if table not in TABLES or not KEY.fullmatch(key):
-            raise WorkspaceError(f"{key!r} cannot name a file of table {table!r}: use letters, digits, '.', '_' and '-'")
+            raise WorkspaceError(
+                f"{key!r} cannot name a file of table {table!r}: use letters, digits, '.', '_' and '-'"
+            )
         return self._table_folder(table) / f"{key}.parquet"
 
     def write(self, table: str, key: str, rows: list[dict[str, Any]] | pa.Table) -> None:
@@ -103,9 +107,15 @@ class Workspace:
         """Remove the file of ``key``; nothing happens where there is none."""
         self._table_file(table, key).unlink(missing_ok=True)
 
+    def keys(self, table: str) -> list[str]:
+        """The keys of all files of ``table``."""
+        return sorted(path.stem for path in self._table_folder(table).glob("*.parquet"))
+
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection with a view a table over its Parquet files; it cannot reach other files or hosts."""
-        connection = duckdb.connect(config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"})
+        connection = duckdb.connect(
+            config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+        )
         for name, schema in TABLES.items():
             files = sorted(str(path) for path in self._table_folder(name).glob("*.parquet"))
             data = ds.dataset(files, schema=schema, format="parquet") if files else schema.empty_table()
@@ -115,9 +125,16 @@ class Workspace:
         return connection
 
     def rows(self, sql: str, parameters: list[Any] | None = None) -> list[dict[str, Any]]:
-        """The rows that ``sql`` answers, as dictionaries."""
+        """The rows that ``sql`` answers, as dictionaries. Raises duckdb.Error for SQL that fails."""
+        return self.select(sql, parameters).to_pylist()
+
+    def select(self, sql: str, parameters: list[Any] | dict[str, Any] | None = None, **tables: pa.Table) -> pa.Table:
+        """What ``sql`` answers over the workspace's tables and the named ``tables``; no rows for other statements."""
         with self.connect() as connection:
-            return connection.execute(sql, parameters or []).to_arrow_table().to_pylist()
+            for name, table in tables.items():
+                connection.register(name, table)
+            relation = connection.sql(sql, params=parameters)
+            return relation.to_arrow_table() if relation is not None else pa.table({})
 
     def spool(self, audit_id: str) -> Spool:
         """The unfinished part of an audit."""

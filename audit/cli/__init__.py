@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -33,15 +34,14 @@ def main() -> None:
     """Run the command line; errors a user can mend become one message and exit code 2."""
     from audit.errors import AuditError
 
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are for developers; ours name the mend
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        status = app(standalone_mode=False)
+        app()
     except AuditError as error:
         print(f"lora-audit: {error}", file=sys.stderr)
-        status = EXIT_BAD_INPUT
-    except typer.Abort:
-        status = EXIT_STOPPED
-    except KeyboardInterrupt:
-        status = EXIT_STOPPED
-    if status == EXIT_STOPPED:
-        print("lora-audit: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
-    sys.exit(status if isinstance(status, int) else 0)
+        sys.exit(EXIT_BAD_INPUT)
+    except SystemExit as stop:
+        if stop.code == EXIT_STOPPED:
+            print("lora-audit: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+        raise

@@ -20,6 +20,7 @@ EXIT_BAD_INPUT = 2
 EXIT_MATCHES_FOUND = 10
 EXIT_STOPPED = 130
 
+DESCRIPTOR_HELP = "sscd, nano, pdq, or the path of a TorchScript or ONNX file."
 DEFAULT_WORKSPACE = Path("lora-audit-workspace")
 
 WorkspaceOption = Annotated[
@@ -46,7 +47,15 @@ def progress_display(out: Console) -> Iterator[Callable[[str, int, int], None]]:
     if not out.is_terminal:
         yield _plain_lines(out)
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.text import Text
 
     class Speed(ProgressColumn):
@@ -80,7 +89,9 @@ def _plain_lines(out: Console) -> Callable[[str, int, int], None]:
             return
         printed[stage] = now
         speed = (done - first) / (now - began) if now > began else 0.0
-        extra = f", {speed:.1f} images/s, {(total - done) / speed:.0f} s left" if speed > 0 and stage in PER_IMAGE else ""
+        extra = (
+            f", {speed:.1f} images/s, {(total - done) / speed:.0f} s left" if speed > 0 and stage in PER_IMAGE else ""
+        )
         out.print(f"{stage} {done}/{total}{extra}", highlight=False)
 
     return tell

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,8 +10,10 @@ from typing import Annotated
 import typer
 
 from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console
-from audit.config import Method, Settings, Solver
+from audit.config import Method, Settings
 
+CFG_WEIGHT = 3.0
+STEPS = 25
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 
 
@@ -22,12 +25,25 @@ class Checkpoint(StrEnum):
     dreambooth = "dreambooth"
 
 
-# checkpoint: (path below checkpoints/, few-shot set, caption, guidance weight)
-SHIPPED: dict[Checkpoint, tuple[str, str, str, float]] = {
-    Checkpoint.lora_kohya: ("fluent-animals-lora-kohya/fluent-animals.safetensors", "fluent-animals", "sks 3d render of an animal", 2.0),
-    Checkpoint.lora_peft: ("stamps-fruit-lora-peft/pytorch_lora_weights.safetensors", "stamps-fruit", "sks photo of a fruit", 2.0),
-    Checkpoint.dreambooth: ("stamps-birds-dreambooth", "stamps-birds", "sks photo of a bird", 2.0),
-}  # fmt: skip
+@dataclass(frozen=True)
+class Shipped:
+    """One shipped fine-tune: its path, few-shot set and caption, and the guidance weight that suits its strength."""
+
+    path: str
+    few_shot: str
+    caption: str
+    w: float
+
+
+SHIPPED = {
+    Checkpoint.lora_kohya: Shipped(
+        "fluent-animals-lora-kohya/fluent-animals.safetensors", "fluent-animals", "sks 3d render of an animal", 2.0
+    ),
+    Checkpoint.lora_peft: Shipped(
+        "stamps-fruit-lora-peft/pytorch_lora_weights.safetensors", "stamps-fruit", "sks photo of a fruit", 2.0
+    ),
+    Checkpoint.dreambooth: Shipped("stamps-birds-dreambooth", "stamps-birds", "sks photo of a bird", 2.0),
+}
 
 
 def demo(
@@ -44,24 +60,21 @@ def demo(
     from audit.cli.scan import finish, run_scan
     from audit.engine.plan import Request
 
-    path, few_shot, caption, w = SHIPPED[checkpoint]
-    pictures = ASSETS / "sets" / few_shot
+    shipped = SHIPPED[checkpoint]
+    pictures = ASSETS / "sets" / shipped.few_shot
     training = pictures / "train"
-    settings = Settings(method=method, w=3.0 if method is Method.cfg else w, solver=Solver.ddim, steps=25)
+    settings = Settings(method=method, w=CFG_WEIGHT if method is Method.cfg else shipped.w, steps=STEPS)
     if not as_json:
-        console().print(f"auditing {path}: which of the pictures in {pictures} was it trained on?", highlight=False, soft_wrap=True)
-    result = run_scan(
-        Request(
-            ASSETS / "checkpoints" / path,
-            str(ASSETS / "base"),
-            captions=[caption],
-            n0=len(list(training.glob("*.png"))),
-            settings=settings,
-        ),
-        [str(pictures)],
-        "nano",
-        workspace,
-        training_images=training,
-        control=pictures / "control",
+        console().print(
+            f"auditing {shipped.path}: which of the pictures in {pictures} was it trained on?", soft_wrap=True
+        )
+    request = Request(
+        ASSETS / "checkpoints" / shipped.path,
+        str(ASSETS / "base"),
+        captions=[shipped.caption],
+        n0=len(list(training.glob("*.png"))),
+        settings=settings,
     )
+    control = pictures / "control"
+    result = run_scan(request, [str(pictures)], "nano", workspace, training_images=training, control=control)
     finish(result, as_json)

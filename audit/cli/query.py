@@ -10,11 +10,13 @@ from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, pri
 
 
 def query(
-    sql: Annotated[str, typer.Argument(help="A DuckDB statement. Quote the table \"references\": the word is reserved.")],
+    sql: Annotated[str, typer.Argument(help='A DuckDB statement. Quote "references": the word is reserved.')],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
-    """Run SQL over the tables checkpoints, captions, audits, generations, extractions, "references", matches, evaluations.
+    """Run SQL over the workspace's tables.
+
+    They are checkpoints, captions, audits, generations, extractions, "references", matches and evaluations.
 
     [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, count(*) FROM audits JOIN matches USING (audit_id)
     WHERE is_match GROUP BY ALL"

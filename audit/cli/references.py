@@ -9,6 +9,7 @@ import typer
 
 from audit.cli.common import (
     DEFAULT_WORKSPACE,
+    DESCRIPTOR_HELP,
     JsonOption,
     WorkspaceOption,
     console,
@@ -25,12 +26,14 @@ app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference set
 def add(
     name: Annotated[str, typer.Argument(help="Letters, digits, '.', '_' and '-'.")],
     folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched with its subfolders.")],
-    descriptor: Annotated[str, typer.Option(help="sscd, nano, pdq, or the path of a TorchScript or ONNX file.")] = "sscd",
-    thumbnails: Annotated[bool, typer.Option(help="Keep small pictures for the report; without, only descriptors and hashes.")] = True,
+    descriptor: Annotated[str, typer.Option(help=DESCRIPTOR_HELP)] = "sscd",
+    thumbnails: Annotated[
+        bool, typer.Option(help="Keep small pictures for the report; without, only descriptors and hashes.")
+    ] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
 
     Pictures that cannot be read are passed over and listed.
@@ -46,7 +49,9 @@ def add(
         added = sets.add(name, folder, loaded, thumbnails, lambda done, total: progress("describing", done, total))
     if as_json:
         skipped = [{"name": one.name, "reason": one.reason} for one in added.skipped]
-        print_json({"reference_set": name, "images": added.images, "descriptor": loaded.name, "skipped_images": skipped})
+        print_json(
+            {"reference_set": name, "images": added.images, "descriptor": loaded.name, "skipped_images": skipped}
+        )
         return
     tell_skipped(out, added.skipped)
     out.print(f"{name}: {added.images} pictures, described by {loaded.name}", highlight=False)

@@ -12,7 +12,9 @@ from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, pri
 
 def report(
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's id, or its beginning.")],
-    output: Annotated[Path | None, typer.Option(help="Where the page goes. [default: reports/ in the workspace]")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where the page goes. [default: reports/ in the workspace]")
+    ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:

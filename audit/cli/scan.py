@@ -6,12 +6,13 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from audit.cli.common import (
     DEFAULT_WORKSPACE,
+    DESCRIPTOR_HELP,
     EXIT_MATCHES_FOUND,
     JsonOption,
     WorkspaceOption,
@@ -25,11 +26,10 @@ from audit.config import BaseCaption, Clustering, Method, Settings, Solver, Stor
 
 if TYPE_CHECKING:
     from audit.descriptors import Descriptor
+    from audit.engine.local import Progress
     from audit.engine.plan import Request
     from audit.matching import ReferenceSets, SkippedImage
     from audit.report import AuditFacts
-
-SETTINGS = "Settings (all of them are part of the audit's id)"
 
 
 @dataclass(frozen=True)
@@ -61,38 +61,34 @@ def run_scan(
     store_thumbnails: bool = True,
 ) -> ScanResult:
     """Plan, audit, match, evaluate and report. Everything that can be refused is refused before sampling starts."""
-    from audit.descriptors import load_descriptor
     from audit.engine.local import LocalEngine
     from audit.engine.plan import make_plan
     from audit.matching import ReferenceSets
-    from audit.matching.references import image_files
+    from audit.matching.references import known_pictures
     from audit.report import collect, write_page
     from audit.storage import Workspace
 
     out = console()
     where = device or default_device()
-    descriptor = load_descriptor(descriptor_name, where)
-    plan = make_plan(request, descriptor)
-    for folder in (training_images, control):
-        if folder is not None:
-            image_files(folder)
+    plan = make_plan(request, descriptor_name, where)
+    folders = {"training": training_images, "control": control}
+    known = {kind: known_pictures(folder) for kind, folder in folders.items() if folder is not None}
     workspace = Workspace(workspace_path)
     sets = ReferenceSets(workspace)
     with progress_display(out) as progress:
-        names, skipped = _reference_sets(sets, references, descriptor, store_thumbnails, progress)
+        names, skipped = _reference_sets(sets, references, plan.descriptor, store_thumbnails, progress)
         engine = LocalEngine(workspace, where, batch_size, progress)
         was_run = engine.audit(plan)
         engine.match(plan, names)
-        for kind, folder in (("training", training_images), ("control", control)):
-            if folder is not None:
-                engine.evaluate(plan, kind, folder)
+        for kind, pictures in known.items():
+            engine.evaluate(plan, kind, pictures)
     facts = collect(workspace, plan.audit_id)
     page = write_page(facts, workspace.report_path(plan.audit_id))
     return ScanResult(facts, page, skipped, not was_run)
 
 
 def _reference_sets(
-    sets: ReferenceSets, references: list[str], descriptor: Descriptor, thumbnails: bool, progress: object
+    sets: ReferenceSets, references: list[str], descriptor: Descriptor, thumbnails: bool, progress: Progress
 ) -> tuple[list[str], list[SkippedImage]]:
     names: list[str] = []
     skipped: list[SkippedImage] = []
@@ -101,7 +97,7 @@ def _reference_sets(
             name = folder_set_name(Path(reference))
             added = sets.add(
                 name, Path(reference), descriptor, thumbnails,
-                lambda done, total: progress("describing", done, total),  # type: ignore[operator]
+                lambda done, total: progress("describing", done, total),
             )  # fmt: skip
             skipped += added.skipped
         else:
@@ -123,7 +119,16 @@ def show(result: ScanResult) -> None:
         out.print("this audit was finished before: its result is shown, nothing was sampled again")
     for warning in facts.row["warnings"]:
         out.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False)
-    table = Table("rank", "confidence", "group", "nearest reference", "similarity", "PDQ", "", title=escape(facts.row["checkpoint_name"]))
+    table = Table(
+        "rank",
+        "confidence",
+        "group",
+        "nearest reference",
+        "similarity",
+        "PDQ",
+        "",
+        title=escape(facts.row["checkpoint_name"]),
+    )
     for extraction in facts.extractions:
         best = extraction.matches[0] if extraction.matches else None
         table.add_row(
@@ -143,11 +148,18 @@ def show(result: ScanResult) -> None:
             highlight=False,
         )
     found = len(facts.matched)
-    verdict = f"[bold red]{found} reference pictures recovered[/bold red]" if found else "[bold]no reference picture recovered[/bold]"
+    verdict = (
+        f"[bold red]{found} reference pictures recovered[/bold red]"
+        if found
+        else "[bold]no reference picture recovered[/bold]"
+    )
     row = facts.row
     if facts.reference_sets:
         out.print(verdict)
-    out.print(f"{row['images']} images, {row['evaluations']} network evaluations, {row['seconds_total']:.0f} s", highlight=False)
+    out.print(
+        f"{row['images']} images, {row['evaluations']} network evaluations, {row['seconds_total']:.0f} s",
+        highlight=False,
+    )
     out.print(f"report: {escape(str(result.page))}", highlight=False, soft_wrap=True)
 
 
@@ -162,33 +174,61 @@ def finish(result: ScanResult, as_json: bool) -> None:
         raise typer.Exit(EXIT_MATCHES_FOUND)
 
 
+def _setting(name: str, **limits: Any) -> Any:
+    return typer.Option(
+        help=help_of(name), rich_help_panel="Settings (all of them are part of the audit's id)", **limits
+    )
+
+
 def scan(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA or full-weight .safetensors file, or a diffusers folder.")],
-    base: Annotated[str, typer.Option(help="What it was trained on: a diffusers folder, a .safetensors file, or owner/name@COMMIT.")],
-    references: Annotated[list[str], typer.Option(help="A reference set's name, or a folder of pictures. Repeat for several.")] = [],
-    caption: Annotated[list[str], typer.Option(help="The training caption. Repeat for several. [default: the file's metadata]")] = [],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A LoRA or full-weight .safetensors file, or a diffusers folder.")
+    ],
+    base: Annotated[
+        str, typer.Option(help="What it was trained on: a diffusers folder, a .safetensors file, or owner/name@COMMIT.")
+    ],
+    references: Annotated[
+        list[str] | None, typer.Option(help="A reference set's name, or a folder of pictures. Repeat for several.")
+    ] = None,
+    caption: Annotated[
+        list[str] | None,
+        typer.Option(help="The training caption. Repeat for several. [default: the file's metadata]"),
+    ] = None,
     caption_file: Annotated[Path | None, typer.Option(help="A text file with a caption a line.")] = None,
-    n0: Annotated[int | None, typer.Option(min=1, max=10_000, help="How many training images to expect. [default: the file's metadata, else 10]")] = None,
-    base_config: Annotated[str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")] = None,
-    descriptor: Annotated[str, typer.Option(help="sscd, nano, pdq, or the path of a TorchScript or ONNX file.")] = "sscd",
-    training_images: Annotated[Path | None, typer.Option(help="The known training images, to score the audit (AS, A-ESR).")] = None,
-    control: Annotated[Path | None, typer.Option(help="Pictures known NOT to be trained on, to score false positives.")] = None,
-    method: Annotated[Method, typer.Option(help=help_of("method"), rich_help_panel=SETTINGS)] = default_of("method"),
-    w: Annotated[float, typer.Option(help=help_of("w"), rich_help_panel=SETTINGS)] = default_of("w"),
-    k: Annotated[float, typer.Option(help=help_of("k"), rich_help_panel=SETTINGS)] = default_of("k"),
-    base_caption: Annotated[BaseCaption, typer.Option(help=help_of("base_caption"), rich_help_panel=SETTINGS)] = default_of("base_caption"),
-    solver: Annotated[Solver, typer.Option(help=help_of("solver"), rich_help_panel=SETTINGS)] = default_of("solver"),
-    steps: Annotated[int, typer.Option(min=1, max=1000, help=help_of("steps"), rich_help_panel=SETTINGS)] = default_of("steps"),
-    seed: Annotated[int, typer.Option(min=0, help=help_of("seed"), rich_help_panel=SETTINGS)] = default_of("seed"),
-    images_per_training_image: Annotated[int, typer.Option(min=1, help=help_of("images_per_training_image"), rich_help_panel=SETTINGS)] = default_of("images_per_training_image"),
-    lora_scale: Annotated[float, typer.Option(help=help_of("lora_scale"), rich_help_panel=SETTINGS)] = default_of("lora_scale"),
-    clustering: Annotated[Clustering, typer.Option(help=help_of("clustering"), rich_help_panel=SETTINGS)] = default_of("clustering"),
-    stored_images: Annotated[StoredImages, typer.Option(help=help_of("stored_images"), rich_help_panel=SETTINGS)] = default_of("stored_images"),
+    n0: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help="Training images to expect. [default: the file's metadata, else 10]"),
+    ] = None,
+    base_config: Annotated[
+        str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")
+    ] = None,
+    descriptor: Annotated[str, typer.Option(help=DESCRIPTOR_HELP)] = "sscd",
+    training_images: Annotated[
+        Path | None, typer.Option(help="The known training images, to score the audit (AS, A-ESR).")
+    ] = None,
+    control: Annotated[
+        Path | None, typer.Option(help="Pictures known NOT to be trained on, to score false positives.")
+    ] = None,
+    method: Annotated[Method, _setting("method")] = default_of("method"),
+    w: Annotated[float, _setting("w")] = default_of("w"),
+    k: Annotated[float, _setting("k")] = default_of("k"),
+    base_caption: Annotated[BaseCaption, _setting("base_caption")] = default_of("base_caption"),
+    solver: Annotated[Solver, _setting("solver")] = default_of("solver"),
+    steps: Annotated[int, _setting("steps", min=1, max=1000)] = default_of("steps"),
+    seed: Annotated[int, _setting("seed", min=0)] = default_of("seed"),
+    images_per_training_image: Annotated[int, _setting("images_per_training_image", min=1)] = default_of(
+        "images_per_training_image"
+    ),
+    lora_scale: Annotated[float, _setting("lora_scale")] = default_of("lora_scale"),
+    clustering: Annotated[Clustering, _setting("clustering")] = default_of("clustering"),
+    stored_images: Annotated[StoredImages, _setting("stored_images")] = default_of("stored_images"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cuda where there is one]")] = None,
-    batch_size: Annotated[int, typer.Option(min=0, help="Images a batch; halved when memory runs out. [default: by device]")] = 0,
+    batch_size: Annotated[
+        int, typer.Option(min=0, help="Images a batch; halved when memory runs out. [default: by device]")
+    ] = 0,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
-) -> None:  # fmt: skip
+) -> None:
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
 
     [bold]Example[/bold]: lora-audit scan monet.safetensors --base stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
@@ -200,12 +240,22 @@ def scan(
     from audit.engine.plan import Request
 
     settings = Settings(
-        method, w, k, base_caption, solver, steps, seed, images_per_training_image, lora_scale, clustering, stored_images
+        method,
+        w,
+        k,
+        base_caption,
+        solver,
+        steps,
+        seed,
+        images_per_training_image,
+        lora_scale,
+        clustering,
+        stored_images,
     )
-    request = Request(file, base, base_config, caption, caption_file, n0, settings)
+    request = Request(file, base, base_config, caption or [], caption_file, n0, settings)
     result = run_scan(
         request,
-        references,
+        references or [],
         descriptor,
         workspace,
         device,

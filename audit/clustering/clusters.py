@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+CONFIDENCE_SIZE = 4
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -22,6 +24,11 @@ class Cluster:
     confidence: float
 
 
+def confidence_of(size: np.ndarray, tightness: np.ndarray) -> np.ndarray:
+    """0 to 1, elementwise: tightness * size / (size + 4); 0 for single images."""
+    return np.where(size > 1, np.clip(tightness, 0, 1) * size / (size + CONFIDENCE_SIZE), 0.0)
+
+
 def describe_cluster(vectors: np.ndarray, members: Sequence[int] | np.ndarray) -> Cluster:
     """The cluster of ``members``; its representative is the image nearest to the mean descriptor (the medoid)."""
     rows = np.sort(np.asarray(members))
@@ -30,7 +37,7 @@ def describe_cluster(vectors: np.ndarray, members: Sequence[int] | np.ndarray) -
     representative = int(rows[np.argmax(vectors[rows] @ total)])
     # the sum of all pairwise cosines is |sum of the unit vectors|^2 minus the diagonal: no n x n matrix is needed
     tightness = 1.0 if size == 1 else float((total @ total - size) / (size * (size - 1)))
-    confidence = 0.0 if size == 1 else max(0.0, tightness) * size / (size + 4)
+    confidence = float(confidence_of(np.array(size), np.array(tightness)))
     return Cluster(tuple(int(row) for row in rows), representative, tightness, confidence)
 
 

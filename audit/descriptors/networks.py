@@ -33,7 +33,9 @@ class TorchScriptDescriptor(Descriptor):
 
         digest = _sha256(path)
         if sha256 is not None and digest != sha256:
-            raise DescriptorError(f"{path} is not the pinned {label} (SHA256 {digest}, expected {sha256}): download it again")
+            raise DescriptorError(
+                f"{path} is not the pinned {label} (SHA256 {digest}, expected {sha256}): download it again"
+            )
         try:
             self._model = torch.jit.load(str(path), map_location=device).eval()
             with torch.inference_mode():
@@ -67,7 +69,9 @@ class OnnxDescriptor(Descriptor):
             raise DescriptorError(f"{path} needs onnxruntime: pip install 'lora-audit[onnx]'") from error
         digest = _sha256(path)
         if sha256 is not None and digest != sha256:
-            raise DescriptorError(f"{path} is not the pinned {label} (SHA256 {digest}, expected {sha256}): download it again")
+            raise DescriptorError(
+                f"{path} is not the pinned {label} (SHA256 {digest}, expected {sha256}): download it again"
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         try:

@@ -26,7 +26,7 @@ SSCD_THRESHOLD = 0.75
 
 
 def load_descriptor(name: str, device: str = "cpu") -> Descriptor:
-    """The descriptor called ``name``: "nano", "sscd" (downloaded once, pinned), "pdq", or a .pt or .onnx file in SSCD's form.
+    """The descriptor called ``name``: "nano", "sscd" (downloaded once, pinned), "pdq", or a .pt or .onnx file.
 
     Raises DescriptorError where it cannot be had.
     """

@@ -9,15 +9,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from audit.clustering import Cluster, complete_linkage, greedy_cliques
 from audit.config import Clustering, StoredImages
-from audit.descriptors import open_image
 from audit.descriptors.base import stacked
 from audit.engine.plan import Plan
 from audit.evaluation import score
@@ -25,7 +24,6 @@ from audit.extraction.extract import Extract, vectors_of
 from audit.extraction.guidance import make_guidance
 from audit.extraction.sampling import Sampler
 from audit.matching import match_extractions
-from audit.matching.references import image_files
 from audit.models.base import load_base
 from audit.models.pair import ModelPair
 from audit.schemas import EXTRACTIONS, GENERATIONS
@@ -85,7 +83,9 @@ class LocalEngine:
 
         self._store(plan, rows, clusters, truncated)
         seconds = float(np.sum(rows["seconds"].to_numpy()))
-        self.workspace.write("audits", audit_id, [self._audit_row(plan, pair, sampler, warnings, seconds, time.monotonic() - started)])
+        self.workspace.write(
+            "audits", audit_id, [self._audit_row(plan, pair, sampler, warnings, seconds, time.monotonic() - started)]
+        )
         spool.discard()
         return True
 
@@ -188,10 +188,7 @@ class LocalEngine:
 
     def match(self, plan: Plan, sets: list[str]) -> None:
         """Match a finished audit with reference sets; one file of matches a set, replaced when it is matched again."""
-        with self.workspace.connect() as connection:
-            extractions = connection.execute(
-                "SELECT * FROM extractions WHERE audit_id = ?", [plan.audit_id]
-            ).to_arrow_table()
+        extractions = self.workspace.select("SELECT * FROM extractions WHERE audit_id = ?", [plan.audit_id])
         for number, name in enumerate(sets):
             self.progress("matching", number, len(sets))
             rows = match_extractions(
@@ -200,19 +197,15 @@ class LocalEngine:
             self.workspace.write("matches", f"{plan.audit_id}.{name}", rows)
         self.progress("matching", len(sets), len(sets))
 
-    def evaluate(self, plan: Plan, kind: str, folder: Path) -> None:
-        """Score a finished audit against known pictures in ``folder``; ``kind`` is "training" or "control"."""
-        pictures = [open_image(path) for path in image_files(folder)]
+    def evaluate(self, plan: Plan, kind: str, pictures: list[Image.Image]) -> None:
+        """Score a finished audit against known ``pictures``; ``kind`` is "training" or "control"."""
         pair = self._load(plan)
         known = plan.descriptor.describe(pictures)
         _, height, width = pair.latent_shape
         factor = 2 ** (len(pair.vae.config.block_out_channels) - 1)
         images = stacked(pictures, (width * factor, height * factor))
         ceiling = plan.descriptor.describe(pair.reconstruct(images)) * plan.descriptor.describe(images)
-        with self.workspace.connect() as connection:
-            extracted = connection.execute(
-                "SELECT descriptor FROM extractions WHERE audit_id = ? ORDER BY rank", [plan.audit_id]
-            ).to_arrow_table()
+        extracted = self.workspace.select("SELECT descriptor FROM extractions WHERE audit_id = ?", [plan.audit_id])
         found = score(vectors_of(extracted) if extracted.num_rows else np.empty((0, known.shape[1])), known)
         row = {"audit_id": plan.audit_id, "kind": kind, **asdict(found), "ceiling": float(ceiling.sum(axis=1).mean())}
         self.workspace.write("evaluations", f"{plan.audit_id}.{kind}", [row])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from audit.config import Settings
-from audit.descriptors import Descriptor
+from audit.descriptors import Descriptor, load_descriptor
 from audit.extraction.captions import Caption, TrainingImages, choose_captions, choose_training_images
 from audit.models.base import BaseLocation, locate_base
 from audit.models.checkpoint import Checkpoint, open_checkpoint
@@ -26,7 +26,7 @@ class Request:
     captions: list[str] = field(default_factory=list)
     caption_file: Path | None = None
     n0: int | None = None
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,12 @@ class Plan:
         return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def make_plan(request: Request, descriptor: Descriptor) -> Plan:
-    """Open the request's files and choose what it leaves open. Raises AuditError for bad input."""
+def make_plan(request: Request, descriptor_name: str, device: str = "cpu") -> Plan:
+    """Open the request's files, choose what it leaves open, load the descriptor. Raises AuditError for bad input."""
     checkpoint = open_checkpoint(request.checkpoint)
     base = locate_base(request.base, request.base_config)
     captions, caption_warnings = choose_captions(request.captions, request.caption_file, checkpoint.metadata)
     training_images, count_warnings = choose_training_images(request.n0, checkpoint.metadata)
     warnings = caption_warnings + count_warnings
+    descriptor = load_descriptor(descriptor_name, device)
     return Plan(checkpoint, base, captions, training_images, request.settings, descriptor, warnings)

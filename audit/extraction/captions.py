@@ -103,7 +103,9 @@ def choose_training_images(user: int | None, metadata: dict[str, str]) -> tuple[
         return TrainingImages(user, "user"), []
     claimed = training_images_from_metadata(metadata)
     if claimed is None:
-        warning = f"the number of training images is not known: {DEFAULT_TRAINING_IMAGES} are assumed (set it with --n0)"
+        warning = (
+            f"the number of training images is not known: {DEFAULT_TRAINING_IMAGES} are assumed (set it with --n0)"
+        )
         return TrainingImages(DEFAULT_TRAINING_IMAGES, "default"), [warning]
     if claimed.count > MAX_TRAINING_IMAGES:
         warning = (

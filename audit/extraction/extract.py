@@ -14,13 +14,17 @@ from audit.extraction.sampling import Batch, Sampler, image_seed
 from audit.schemas import GENERATIONS
 from audit.storage import Spool
 
-SPOOLED = GENERATIONS.append(pa.field("seconds", pa.float64(), metadata={"doc": "wall time of its batch / its images, s"}))
+SPOOLED = GENERATIONS.append(
+    pa.field("seconds", pa.float64(), metadata={"doc": "wall time of its batch / its images, s"})
+)
 
 
 class Extract:
     """Sample ``images`` images into ``spool``; those already there are not sampled again."""
 
-    def __init__(self, sampler: Sampler, descriptor: Descriptor, spool: Spool, audit_id: str, images: int, pixels: bool) -> None:
+    def __init__(
+        self, sampler: Sampler, descriptor: Descriptor, spool: Spool, audit_id: str, images: int, pixels: bool
+    ) -> None:
         self.sampler, self.descriptor, self.spool = sampler, descriptor, spool
         self.audit_id, self.images, self.pixels = audit_id, images, pixels
 
@@ -38,7 +42,9 @@ class Extract:
         for batch in self.sampler.batches(missing):
             rows = self._rows(batch)
             took = (time.monotonic() - started) / len(batch.indices)
-            self.spool.add(batch.indices[0], rows.append_column(SPOOLED.field("seconds"), pa.array([took] * rows.num_rows)))
+            self.spool.add(
+                batch.indices[0], rows.append_column(SPOOLED.field("seconds"), pa.array([took] * rows.num_rows))
+            )
             started = time.monotonic()
             done.update(batch.indices)
             if progress:

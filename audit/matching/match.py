@@ -10,7 +10,8 @@ from audit.descriptors.pdq import MATCH_DISTANCE, MIN_QUALITY
 from audit.schemas import MATCHES
 from audit.storage import Workspace
 
-# A match needs the descriptor; PDQ corroborates it. PDQ alone is shown to a reviewer and never counts.
+# A match needs the descriptor; PDQ corroborates it. PDQ alone is shown to a reviewer and never counts. An extraction
+# speaks for its nearest reference only: a picture that looks like the one that was copied is not accused with it.
 _SQL = """
 WITH pairs AS (
     SELECT e.audit_id, e.rank, r.reference_set, r.reference_id,
@@ -20,10 +21,12 @@ WITH pairs AS (
     FROM extracted AS e CROSS JOIN "references" AS r
     WHERE r.descriptor_name = $descriptor AND list_contains($sets, r.reference_set)
 ), placed AS (
-    SELECT *, row_number() OVER (PARTITION BY rank ORDER BY similarity DESC, reference_id) AS position FROM pairs
+    SELECT *, row_number() OVER (
+        PARTITION BY rank, reference_set ORDER BY similarity DESC, reference_id
+    ) AS position FROM pairs
 )
 SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_distance,
-    similarity >= $threshold AS is_match,
+    similarity >= $threshold AND position = 1 AS is_match,
     CASE WHEN similarity >= $threshold AND coalesce(pdq_distance <= $distance, false) THEN 'both'
         WHEN similarity >= $threshold THEN 'descriptor'
         WHEN coalesce(pdq_distance <= $distance, false) THEN 'pdq'
@@ -41,22 +44,21 @@ def match_extractions(
     threshold: float,
     top: int = 3,
 ) -> list[dict[str, Any]]:
-    """Rows of the matches table: the ``top`` nearest references of each extraction, and every PDQ match.
+    """Rows of the matches table: the ``top`` nearest references of each extraction and set, and every PDQ match.
 
     ``extractions`` has the schema of that table. Compared are the references of ``sets`` described by
     ``descriptor_name``.
     """
-    with workspace.connect() as connection:
-        connection.register("extracted", extractions.drop_columns(["image"]))
-        found = connection.execute(
-            _SQL,
-            {
-                "quality": MIN_QUALITY,
-                "descriptor": descriptor_name,
-                "sets": sets,
-                "threshold": threshold,
-                "distance": MATCH_DISTANCE,
-                "top": top,
-            },
-        ).to_arrow_table()
+    found = workspace.select(
+        _SQL,
+        {
+            "quality": MIN_QUALITY,
+            "descriptor": descriptor_name,
+            "sets": sets,
+            "threshold": threshold,
+            "distance": MATCH_DISTANCE,
+            "top": top,
+        },
+        extracted=extractions.drop_columns(["image"]),
+    )
     return found.cast(MATCHES).to_pylist()

@@ -64,6 +64,19 @@ def image_files(folder: Path) -> list[Path]:
     return found
 
 
+def known_pictures(folder: Path) -> list[Image.Image]:
+    """All pictures below ``folder``, for scoring. Raises ReferenceSetError where one cannot be read: a score over the
+    rest would be another score.
+    """
+    pictures = []
+    for path in image_files(folder):
+        try:
+            pictures.append(open_image(path))
+        except ValueError as error:
+            raise ReferenceSetError(f"{path} cannot be scored against: {error}; remove or replace it") from error
+    return pictures
+
+
 class ReferenceSets:
     """The reference sets of a workspace. A set is one immutable file a descriptor; adding again replaces it."""
 
@@ -73,7 +86,9 @@ class ReferenceSets:
     @staticmethod
     def _key(name: str, descriptor_name: str) -> str:
         if not SET_NAME.fullmatch(name):
-            raise ReferenceSetError(f"{name!r} cannot name a reference set: use up to 64 letters, digits, '.', '_', '-'")
+            raise ReferenceSetError(
+                f"{name!r} cannot name a reference set: use up to 64 letters, digits, '.', '_', '-'"
+            )
         return f"{name}.{hashlib.sha256(descriptor_name.encode()).hexdigest()[:12]}"
 
     def add(
@@ -144,13 +159,19 @@ class ReferenceSets:
         )
 
     def remove(self, name: str) -> int:
-        """Remove the set ``name`` under every descriptor; how many files went. Raises ReferenceSetError for none."""
+        """Remove the set ``name`` under every descriptor and the matches with it; how many files of it went.
+
+        Raises ReferenceSetError where there is none.
+        """
         descriptors = [row["descriptor_name"] for row in self.list() if row["reference_set"] == name]
         if not descriptors:
             known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
             raise ReferenceSetError(f"there is no reference set {name!r} (there are: {known})")
         for descriptor_name in descriptors:
             self.workspace.remove("references", self._key(name, descriptor_name))
+        for key in self.workspace.keys("matches"):
+            if key.partition(".")[2] == name:
+                self.workspace.remove("matches", key)
         return len(descriptors)
 
     def require(self, name: str, descriptor: Descriptor) -> str:
@@ -171,4 +192,6 @@ class ReferenceSets:
                 f"{descriptor.name}: add it again with 'lora-audit references add {name} FOLDER --descriptor ...'"
             )
         known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
-        raise ReferenceSetError(f"{name!r} is neither a folder nor a reference set of this workspace (there are: {known})")
+        raise ReferenceSetError(
+            f"{name!r} is neither a folder nor a reference set of this workspace (there are: {known})"
+        )

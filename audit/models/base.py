@@ -75,6 +75,11 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
 
 def load_base(location: BaseLocation) -> BaseModel:
     """Load a located base model. Raises CheckpointError where it is not Stable Diffusion 1.x in layout."""
+    from diffusers.utils.logging import disable_progress_bar as quiet_diffusers
+    from transformers.utils.logging import disable_progress_bar as quiet_transformers
+
+    quiet_diffusers()
+    quiet_transformers()
     return _from_file(location) if location.config else _from_folder(location)
 
 
@@ -108,7 +113,9 @@ def _folder_revision(folder: Path) -> str:
 
 def _check_folder(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
-        raise CheckpointError(f"{folder} has no model_index.json: give a folder that save_pretrained() of a pipeline wrote")
+        raise CheckpointError(
+            f"{folder} has no model_index.json: give a folder that save_pretrained() of a pipeline wrote"
+        )
     for part, stem in WEIGHT_FILES.items():
         found = sorted((folder / part).glob(f"{stem}*.safetensors"))
         if not found:
@@ -131,7 +138,7 @@ def _from_folder(location: BaseLocation) -> BaseModel:
             use_safetensors=True,
             local_files_only=True,
             variant=None if whole else "fp16",
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
         )
     except _LOADING_ERRORS as error:
         raise CheckpointError(
@@ -164,7 +171,7 @@ def _from_file(location: BaseLocation) -> BaseModel:
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
-            torch_dtype=torch.float32,
+            dtype=torch.float32,
         )
     except _LOADING_ERRORS as error:
         raise CheckpointError(
@@ -181,4 +188,6 @@ def _base_of(pipeline: Any, location: BaseLocation) -> BaseModel:
             f"{location.name}: its UNet takes {parts['unet'].config.in_channels} channels, its latents have "
             f"{parts['vae'].config.latent_channels}: inpainting and other variants cannot be audited"
         )
-    return BaseModel(location.name, location.revision, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler, **parts)
+    return BaseModel(
+        location.name, location.revision, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler, **parts
+    )

@@ -100,7 +100,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         sha256, tensors = next(iter(hashes.values()))
     else:
         sha256, tensors = (
-            hashlib.sha256(json.dumps({part: pair[i] for part, pair in hashes.items()}, sort_keys=True).encode()).hexdigest()
+            hashlib.sha256(
+                json.dumps({part: pair[i] for part, pair in hashes.items()}, sort_keys=True).encode()
+            ).hexdigest()
             for i in (0, 1)
         )
     return Checkpoint(path, kind, sha256, tensors, files)
@@ -125,13 +127,20 @@ def _folder_files(path: Path) -> dict[str, tuple[Path, Header]]:
 
 def _detect(path: Path, header: Header) -> tuple[Format, str]:
     names = header.tensors
-    if any(n.endswith((".hada_w1_a", ".lokr_w1", ".oft_diag", ".oft_blocks", ".diff", ".lora_mid.weight")) for n in names):
-        raise CheckpointError(f"{path} is a LyCORIS file of a kind that cannot be loaded yet (LoHa, LoKr, OFT, CP or full)")
+    if any(
+        n.endswith((".hada_w1_a", ".lokr_w1", ".oft_diag", ".oft_blocks", ".diff", ".lora_mid.weight")) for n in names
+    ):
+        raise CheckpointError(
+            f"{path} is a LyCORIS file of a kind that cannot be loaded yet (LoHa, LoKr, OFT, CP or full)"
+        )
     if any(n.endswith(".dora_scale") or "lora_magnitude_vector" in n for n in names):
         raise CheckpointError(f"{path} is a DoRA: its magnitude would be dropped, so it cannot be audited yet")
     if any(n.startswith(("lora_unet_", "lora_te_", "lora_te1_")) and ".lora_down" in n for n in names):
         return Format.lora_kohya, "adapter"
-    if any(n.startswith(("unet.", "text_encoder.")) and (".lora_A" in n or ".lora.down" in n or "_lora.down" in n) for n in names):
+    if any(
+        n.startswith(("unet.", "text_encoder.")) and (".lora_A" in n or ".lora.down" in n or "_lora.down" in n)
+        for n in names
+    ):
         return Format.lora_peft, "adapter"
     if any(n.startswith("model.diffusion_model.") for n in names):
         return Format.ldm, "all"

@@ -116,7 +116,9 @@ class ModelPair:
         tuned = self.predict_tuned(latents, timestep, self.encode([""] * 2, tuned=True)).float()
         change = float((tuned - base).norm() / base.norm().clamp(min=1e-12))
         if not change > 1e-6:
-            raise NoEffectError(f"{checkpoint.path} does not change the base's predictions: there is nothing to extract")
+            raise NoEffectError(
+                f"{checkpoint.path} does not change the base's predictions: there is nothing to extract"
+            )
         return change
 
 
@@ -135,11 +137,11 @@ def _weight_change(networks: list[tuple[Any, Any]], checkpoint: Checkpoint) -> f
             same_in_half = torch.equal(after[name].half(), before.half())
             differs |= not (same_in_half or torch.equal(after[name].bfloat16(), before.bfloat16()))
     weights = (changed / max(total, 1e-12)) ** 0.5
+    if not np.isfinite(weights):
+        raise NoEffectError(f"{checkpoint.path} holds weights that are not finite: the file is broken")
     if not (weights > 0 and (differs or checkpoint.format.is_lora)):
         raise NoEffectError(
             f"{checkpoint.path} has the same weights as the base model: nothing was fine-tuned, or the file is an "
             "adapter whose weights are all zero; there is nothing to extract"
         )
-    if not np.isfinite(weights):
-        raise NoEffectError(f"{checkpoint.path} holds weights that are not finite: the file is broken")
     return weights

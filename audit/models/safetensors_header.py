@@ -112,12 +112,16 @@ def _parse(path: Path, raw: bytes, data_start: int, size: int) -> Header:
             raise ValueError(f"{len(document)} tensors are declared, at most {MAX_TENSORS} are read")
         tensors = {name: _tensor(name, entry) for name, entry in document.items()}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{path} has a damaged safetensors header: {str(error)[:300]}; download it again") from error
+        raise CheckpointError(
+            f"{path} has a damaged safetensors header: {str(error)[:300]}; download it again"
+        ) from error
 
     position = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end)):
         if tensor.start != position:
-            raise CheckpointError(f"{path}: the data of tensor {name[:100]!r} overlaps another or leaves a gap; the file is damaged")
+            raise CheckpointError(
+                f"{path}: the data of tensor {name[:100]!r} overlaps another or leaves a gap; the file is damaged"
+            )
         position = tensor.end
     if data_start + position != size:
         problem = "is truncated" if data_start + position > size else "has bytes that no tensor declares"

@@ -98,7 +98,10 @@ def _full_states(base: BaseModel, checkpoint: Checkpoint) -> dict[str, dict[str,
 
     if checkpoint.format is not Format.ldm:
         return {
-            part: {_modern_clip_name(name, base) if part == "text_encoder" else name: tensor for name, tensor in load_file(path).items()}
+            part: {
+                _modern_clip_name(name, base) if part == "text_encoder" else name: tensor
+                for name, tensor in load_file(path).items()
+            }
             for part, (path, _) in checkpoint.files.items()
         }
     state = load_file(checkpoint.files["all"][0])

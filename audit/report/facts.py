@@ -95,7 +95,9 @@ class AuditFacts:
 
 def find_audit(workspace: Workspace, beginning: str) -> str:
     """The id of the finished audit that starts with ``beginning``. Raises WorkspaceError for none or several."""
-    rows = workspace.rows("SELECT audit_id FROM audits WHERE starts_with(audit_id, ?) ORDER BY finished_at", [beginning])
+    rows = workspace.rows(
+        "SELECT audit_id FROM audits WHERE starts_with(audit_id, ?) ORDER BY finished_at", [beginning]
+    )
     if len(rows) == 1:
         return str(rows[0]["audit_id"])
     if rows:
@@ -128,7 +130,8 @@ def collect(workspace: Workspace, audit_id: str) -> AuditFacts:
     extractions = [
         Extraction(matches=by_rank.get(found["rank"], []), **found)
         for found in workspace.rows(
-            "SELECT rank, confidence, size, tightness, image FROM extractions WHERE audit_id = ? ORDER BY rank", [audit_id]
+            "SELECT rank, confidence, size, tightness, image FROM extractions WHERE audit_id = ? ORDER BY rank",
+            [audit_id],
         )
     ]
     evaluations = workspace.rows(

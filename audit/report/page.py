@@ -21,7 +21,11 @@ def data_url(png: bytes) -> str:
 def render(facts: AuditFacts) -> str:
     """The page's HTML."""
     environment = Environment(
-        loader=PackageLoader("audit.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("audit.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters["data_url"] = data_url
     template = environment.get_template("page.html")
