@@ -1,0 +1,1 @@
+"""What this project claims, printed by commands that anyone can run."""

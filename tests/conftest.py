@@ -1,0 +1,65 @@
+"""Shared real parts: the shipped nano base, its checkpoints, the nano descriptor."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import pytest
+import torch
+from pytest_httpserver import HTTPServer
+
+from audit.descriptors import Descriptor, load_descriptor
+from audit.models.base import BaseModel, load_base, locate_base
+from audit.models.checkpoint import open_checkpoint
+from audit.models.pair import ModelPair
+from audit.storage import Workspace
+from audit.testbed.data import ASSETS
+from tests.simulators.hub import Hub
+
+BASE = ASSETS / "base"
+KOHYA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"
+PEFT = ASSETS / "checkpoints/stamps-fruit-lora-peft/pytorch_lora_weights.safetensors"
+DREAMBOOTH = ASSETS / "checkpoints/stamps-birds-dreambooth"
+CAPTION = "sks 3d render of an animal"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(os.cpu_count() or 1)
+
+
+@pytest.fixture(scope="session")
+def base() -> BaseModel:
+    return load_base(locate_base(str(BASE)))
+
+
+@pytest.fixture(scope="session")
+def kohya_pair(base: BaseModel) -> ModelPair:
+    return ModelPair(base, open_checkpoint(KOHYA))
+
+
+@pytest.fixture(scope="session")
+def nano() -> Descriptor:
+    return load_descriptor("nano")
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "workspace")
+
+
+@pytest.fixture
+def hub(httpserver: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    """A local hub that the real huggingface_hub client is pointed at, with an empty cache."""
+    simulator = Hub(httpserver)
+    endpoint = simulator.url.rstrip("/")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
+    return simulator

@@ -1,0 +1,170 @@
+"""Reference sets and the SQL that matches, against brute force."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from audit.descriptors import Descriptor, pdq_distance, pdq_hash
+from audit.descriptors.pdq import PdqDescriptor
+from audit.errors import ReferenceSetError
+from audit.matching import ReferenceSets, match_extractions
+from audit.matching.references import known_pictures
+from audit.schemas import EXTRACTIONS
+from audit.storage import Workspace
+from audit.testbed.data import load_set, set_folder
+
+TRAIN = set_folder("fluent-animals", "train")
+
+
+@pytest.fixture
+def sets(workspace: Workspace) -> ReferenceSets:
+    return ReferenceSets(workspace)
+
+
+def extractions_of(images: np.ndarray, descriptor: Descriptor) -> pa.Table:
+    vectors = descriptor.describe(images)
+    rows = []
+    for rank, (image, vector) in enumerate(zip(images, vectors, strict=True), start=1):
+        packed, quality = pdq_hash(image)
+        rows.append({"audit_id": "a", "rank": rank, "descriptor": vector, "pdq": packed, "pdq_quality": quality})
+    return pa.Table.from_pylist(rows, schema=EXTRACTIONS)
+
+
+def test_a_set_is_added_listed_and_removed(sets: ReferenceSets, nano: Descriptor) -> None:
+    added = sets.add("animals", TRAIN, nano)
+    assert (added.images, added.skipped) == (10, [])
+    (row,) = sets.list()
+    assert (row["reference_set"], row["images"], row["descriptor_name"]) == ("animals", 10, nano.name)
+    sets.add("animals", TRAIN, nano)
+    assert sets.list()[0]["images"] == 10
+    sets.remove("animals")
+    assert sets.list() == []
+    with pytest.raises(ReferenceSetError, match="no reference set 'animals'"):
+        sets.remove("animals")
+
+
+def test_removing_a_set_removes_the_matches_with_it(
+    sets: ReferenceSets, nano: Descriptor, workspace: Workspace
+) -> None:
+    for name in ("a", "b.c"):
+        sets.add(name, TRAIN, nano)
+        rows = match_extractions(
+            workspace, extractions_of(load_set("fluent-animals", "train")[:1], nano), [name], nano.name, 0.7
+        )
+        workspace.write("matches", f"{'0' * 32}.{name}", rows)
+    sets.remove("b.c")
+    assert {row["reference_set"] for row in workspace.rows("SELECT * FROM matches")} == {"a"}
+
+
+def test_broken_pictures_among_good_ones_are_passed_over_and_listed(
+    sets: ReferenceSets, nano: Descriptor, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    shutil.copytree(TRAIN, folder / "sub")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"x" * 50)
+    (folder / "half.png").write_bytes((TRAIN / "koala.png").read_bytes()[:900])
+    (folder / "notes.txt").write_text("not a picture by name")
+    shutil.copy(TRAIN / "koala.png", folder / "the same again.png")
+    added = sets.add("mixed", folder, nano)
+    assert added.images == 10
+    assert sorted(one.name for one in added.skipped) == ["broken.png", "half.png"]
+    assert all("not a readable picture" in one.reason for one in added.skipped)
+
+
+def test_folders_that_cannot_be_used_are_named(sets: ReferenceSets, nano: Descriptor, tmp_path: Path) -> None:
+    with pytest.raises(ReferenceSetError, match="not a folder"):
+        sets.add("x", tmp_path / "none", nano)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ReferenceSetError, match="holds no pictures"):
+        sets.add("x", tmp_path / "empty", nano)
+    (tmp_path / "empty/a.png").write_bytes(b"no")
+    with pytest.raises(ReferenceSetError, match="none of the 1 pictures"):
+        sets.add("x", tmp_path / "empty", nano)
+    with pytest.raises(ReferenceSetError, match="cannot name a reference set"):
+        sets.add("../x", TRAIN, nano)
+
+
+def test_links_that_lead_out_of_the_folder_are_passed_over(
+    sets: ReferenceSets, nano: Descriptor, tmp_path: Path
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    shutil.copy(TRAIN / "koala.png", tmp_path / "pictures/koala.png")
+    shutil.copy(TRAIN / "otter.png", tmp_path / "private.png")
+    (tmp_path / "pictures/link.png").symlink_to(tmp_path / "private.png")
+    assert sets.add("x", tmp_path / "pictures", nano).images == 1
+
+
+def test_sets_of_another_descriptor_are_not_compared(sets: ReferenceSets, nano: Descriptor) -> None:
+    sets.add("animals", TRAIN, PdqDescriptor())
+    with pytest.raises(ReferenceSetError, match="described by pdq"):
+        sets.require("animals", nano)
+    with pytest.raises(ReferenceSetError, match="neither a folder nor a reference set"):
+        sets.require("nothing", nano)
+    sets.add("animals", TRAIN, nano)
+    assert sets.require("animals", nano)
+
+
+def test_matches_are_those_of_brute_force(sets: ReferenceSets, nano: Descriptor, workspace: Workspace) -> None:
+    train, control = load_set("fluent-animals", "train"), load_set("fluent-animals", "control")
+    sets.add("animals", TRAIN, nano)
+    soft = np.stack([np.asarray(Image.fromarray(i).resize((40, 40)).resize((64, 64))) for i in train[:4]])
+    images = np.concatenate([soft, control[:3]])
+    rows = match_extractions(workspace, extractions_of(images, nano), ["animals"], nano.name, 0.7, top=2)
+    references = workspace.rows('SELECT reference_id, descriptor, pdq, pdq_quality, name FROM "references"')
+    known = np.array([row["descriptor"] for row in references])
+    vectors = nano.describe(images)
+    for rank in range(1, len(images) + 1):
+        cosines = known @ vectors[rank - 1]
+        best = np.argsort(-cosines)[:2]
+        found = [row for row in rows if row["rank"] == rank and row["position"] <= 2]
+        assert [row["reference_id"] for row in found] == [references[i]["reference_id"] for i in best]
+        packed, quality = pdq_hash(images[rank - 1])
+        for row, i in zip(found, best, strict=True):
+            assert row["similarity"] == pytest.approx(cosines[i], abs=1e-5)
+            assert row["is_match"] == (row["similarity"] >= 0.7 and row["position"] == 1)
+            usable = quality >= 50 and references[i]["pdq_quality"] >= 50
+            assert row["pdq_distance"] == (pdq_distance(packed, references[i]["pdq"]) if usable else None)
+    names = {row["reference_id"]: row["name"] for row in references}
+    first = {row["rank"]: names[row["reference_id"]] for row in rows if row["position"] == 1}
+    assert [first[rank] for rank in range(1, 5)] == sorted(p.name for p in TRAIN.iterdir())[:4]
+
+
+def test_an_extraction_speaks_for_its_nearest_reference_only(
+    sets: ReferenceSets, nano: Descriptor, workspace: Workspace, tmp_path: Path
+) -> None:
+    shutil.copytree(TRAIN, tmp_path / "pictures")
+    Image.open(TRAIN / "koala.png").resize((60, 60)).save(tmp_path / "pictures/koala again.png")
+    sets.add("animals", tmp_path / "pictures", nano)
+    koala = np.asarray(Image.open(TRAIN / "koala.png").convert("RGB"))[None]
+    rows = match_extractions(workspace, extractions_of(koala, nano), ["animals"], nano.name, 0.7)
+    assert [row["similarity"] > 0.7 for row in rows[:2]] == [True, True]
+    assert [row["is_match"] for row in rows] == [True, False, False]
+
+
+def test_pdq_alone_is_shown_but_is_no_match(sets: ReferenceSets, nano: Descriptor, workspace: Workspace) -> None:
+    sets.add("animals", TRAIN, nano)
+    table = extractions_of(load_set("fluent-animals", "train")[:1], nano)
+    opposite = [-x for x in table["descriptor"][0].as_py()]
+    table = table.set_column(
+        table.schema.get_field_index("descriptor"),
+        EXTRACTIONS.field("descriptor"),
+        pa.array([opposite], EXTRACTIONS.field("descriptor").type),
+    )
+    rows = match_extractions(workspace, table, ["animals"], nano.name, 0.7)
+    alone = [row for row in rows if row["evidence"] == "pdq"]
+    assert [row["pdq_distance"] for row in alone] == [0]
+    assert not any(row["is_match"] for row in rows)
+
+
+def test_scores_want_every_known_picture_to_be_readable(tmp_path: Path) -> None:
+    shutil.copytree(TRAIN, tmp_path / "known")
+    assert len(known_pictures(tmp_path / "known")) == 10
+    (tmp_path / "known/broken.png").write_bytes(b"no")
+    with pytest.raises(ReferenceSetError, match=r"broken\.png cannot be scored against"):
+        known_pictures(tmp_path / "known")

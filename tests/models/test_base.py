@@ -1,0 +1,75 @@
+"""Base models: a folder, a single file, a pinned revision on the hub."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from audit.errors import CheckpointError
+from audit.models.base import BaseModel, load_base, locate_base
+from tests.conftest import BASE
+from tests.models.ldm import to_ldm
+from tests.simulators.hub import Hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def same_weights(first: BaseModel, second: BaseModel) -> bool:
+    pairs = [(getattr(first, part), getattr(second, part)) for part in ("unet", "vae", "text_encoder")]
+    return all(torch.equal(tensor, b.state_dict()[name]) for a, b in pairs for name, tensor in a.state_dict().items())
+
+
+def test_the_revision_of_a_folder_follows_its_content_and_not_its_place(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "copy")
+    assert locate_base(str(tmp_path / "copy")).revision == locate_base(str(BASE)).revision
+    config = tmp_path / "copy/scheduler/scheduler_config.json"
+    config.write_text(config.read_text().replace("v_prediction", "epsilon"))
+    assert locate_base(str(tmp_path / "copy")).revision != locate_base(str(BASE)).revision
+
+
+def test_a_single_file_in_the_original_layout_is_the_same_model(base: BaseModel, tmp_path: Path) -> None:
+    save_file(to_ldm(base), tmp_path / "model.safetensors")
+    loaded = load_base(locate_base(str(tmp_path / "model.safetensors"), config=str(BASE)))
+    assert same_weights(loaded, base)
+
+
+def test_a_pinned_hub_revision_is_downloaded_by_the_real_client(
+    base: BaseModel, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add("someone/nano", COMMIT, BASE)
+    location = locate_base(f"someone/nano@{COMMIT}")
+    assert (location.name, location.revision) == ("someone/nano", COMMIT)
+    assert same_weights(load_base(location), base)
+
+
+def test_a_branch_instead_of_a_commit_is_refused() -> None:
+    for source in ("someone/nano", "someone/nano@main"):
+        with pytest.raises(CheckpointError, match="name the commit"):
+            locate_base(source)
+
+
+def test_an_unknown_hub_model_is_a_clear_error(hub: Hub) -> None:
+    with pytest.raises(CheckpointError, match="cannot be downloaded"):
+        locate_base(f"someone/else@{COMMIT}")
+
+
+def test_a_folder_with_pickled_weights_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(BASE, tmp_path / "base")
+    (tmp_path / "base/unet/diffusion_pytorch_model.safetensors").unlink()
+    torch.save({}, tmp_path / "base/unet/diffusion_pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="only safetensors"):
+        locate_base(str(tmp_path / "base"))
+
+
+def test_other_sources_are_refused_with_the_mend(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no model_index\.json"):
+        locate_base(str(tmp_path))
+    with pytest.raises(CheckpointError, match="neither a folder"):
+        locate_base("./no/such/place")
+    save_file({"conv_in.weight": torch.ones(1)}, tmp_path / "unet.safetensors")
+    with pytest.raises(CheckpointError, match="not a whole single-file"):
+        locate_base(str(tmp_path / "unet.safetensors"))

@@ -1,0 +1,122 @@
+"""The page is safe, self-contained and says what the tables say."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from audit.config import Settings
+from audit.descriptors.base import to_png
+from audit.errors import WorkspaceError
+from audit.report import collect
+from audit.report.page import render
+from audit.storage import Workspace
+
+HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
+ID = "ab" * 16
+RED = to_png(Image.new("RGB", (8, 8), "red"))
+
+
+def fill(workspace: Workspace, is_match: bool, image: bytes | None = RED) -> None:
+    now = datetime.now(UTC)
+    checkpoint = {"checkpoint_sha256": "c" * 64, "tensors_sha256": "d" * 64, "name": HOSTILE, "format": "lora-kohya",
+                  "bytes": 123456, "claimed_metadata": json.dumps({HOSTILE: HOSTILE}), "seen_at": now}  # fmt: skip
+    audit = {
+        "audit_id": ID, "checkpoint_sha256": "c" * 64, "tensors_sha256": "d" * 64, "checkpoint_name": HOSTILE,
+        "base_name": HOSTILE, "base_revision": "e" * 64, "settings": json.dumps(Settings().as_dict()),
+        "training_images": 10, "training_images_source": "user", "images": 500, "evaluations": 50000,
+        "weight_change": 0.1, "prediction_change": 0.2, "descriptor": "nano@1", "threshold": 0.7,
+        "warnings": [HOSTILE], "seconds_sampling": 1.0, "seconds_total": 2.0, "device": "cpu",
+        "versions": json.dumps({"torch": "2"}), "finished_at": now,
+    }  # fmt: skip
+    extraction = {"audit_id": ID, "rank": 1, "index": 0, "confidence": 0.8, "size": 12, "tightness": 0.9,
+                  "members": [0], "descriptor": [1.0, 0.0], "image": image}  # fmt: skip
+    match = {"audit_id": ID, "rank": 1, "reference_set": "mine", "reference_id": "f" * 64, "position": 1,
+             "similarity": 0.91, "pdq_distance": 12, "is_match": is_match, "evidence": "both"}  # fmt: skip
+    reference = {"reference_set": "mine", "reference_id": "f" * 64, "name": HOSTILE, "descriptor_name": "nano@1",
+                 "descriptor": [1.0, 0.0], "thumbnail": image, "added_at": now}  # fmt: skip
+    caption = {"audit_id": ID, "caption": HOSTILE, "source": "user", "truncated": True, "images": 500}
+    for table, row in (
+        ("checkpoints", checkpoint), ("audits", audit), ("extractions", extraction), ("matches", match),
+        ("references", reference), ("captions", caption),
+    ):  # fmt: skip
+        workspace.write(table, "k", [row])
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+
+def tags_of(html: str) -> list[tuple[str, dict[str, str | None]]]:
+    parser = Tags()
+    parser.feed(html)
+    return parser.found
+
+
+def test_nothing_from_outside_becomes_markup(workspace: Workspace) -> None:
+    fill(workspace, True)
+    html = render(collect(workspace, ID))
+    assert "script" not in {tag for tag, _ in tags_of(html)}
+    assert "<script>alert" not in html
+    assert html.count("&lt;script&gt;alert(1)") >= 6
+    assert "{{7*7}}" in html  # not evaluated as a template either
+
+
+def test_the_page_loads_nothing(workspace: Workspace) -> None:
+    fill(workspace, True)
+    html = render(collect(workspace, ID))
+    links = [v for _, a in tags_of(html) for k, v in a.items() if k in ("src", "href", "action") and v]
+    assert links
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert "default-src 'none'" in html
+    assert not re.search(r"url\(|@import", html)
+
+
+@pytest.mark.parametrize(
+    ("is_match", "words"), [(True, "1 reference picture was recovered"), (False, "No reference picture was recovered")]
+)
+def test_the_verdict_follows_the_matches(workspace: Workspace, is_match: bool, words: str) -> None:
+    fill(workspace, is_match)
+    facts = collect(workspace, ID)
+    assert words in " ".join(render(facts).split())
+    assert len(facts.matched) == is_match
+    assert len(facts.as_json()["matched_references"]) == is_match
+
+
+def test_without_stored_pictures_the_page_has_none(workspace: Workspace) -> None:
+    fill(workspace, True, image=None)
+    html = render(collect(workspace, ID))
+    assert "img" not in {tag for tag, _ in tags_of(html)}
+    assert "hashes only" in html
+
+
+def test_json_is_json_and_holds_no_pixels(workspace: Workspace) -> None:
+    fill(workspace, True)
+    text = json.dumps(collect(workspace, ID).as_json())
+    found = json.loads(text)
+    assert found["extractions"][0]["matches"][0]["similarity"] == 0.91
+    assert found["audit"]["settings"]["w"] == Settings().w
+    assert "thumbnail" not in text
+
+
+def test_a_removed_reference_set_still_leaves_a_readable_report(workspace: Workspace) -> None:
+    fill(workspace, True)
+    workspace.remove("references", "k")
+    assert "removed from the workspace" in render(collect(workspace, ID))
+
+
+def test_audits_are_found_by_the_beginning_of_their_id(workspace: Workspace) -> None:
+    fill(workspace, True)
+    assert collect(workspace, "abab").row["audit_id"] == ID
+    with pytest.raises(WorkspaceError, match="no finished audit"):
+        collect(workspace, "ff")

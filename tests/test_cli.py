@@ -1,0 +1,180 @@
+"""The command line as a user runs it: a process of its own, its exit code, its words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from audit.testbed.data import set_folder
+from tests.conftest import BASE, KOHYA
+
+QUICK = ["--steps", "8", "--images-per-training-image", "4", "--descriptor", "nano", "--device", "cpu"]
+ANIMALS = set_folder("fluent-animals", "train")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from audit.cli import main; main()", *map(str, arguments)]
+
+
+def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+def scan(tmp_path: Path, *arguments: object, file: Path = KOHYA) -> subprocess.CompletedProcess[str]:
+    return run("scan", file, "--base", BASE, "--workspace", tmp_path / "w", *QUICK, *arguments)
+
+
+def test_help_teaches_and_loads_nothing_heavy() -> None:
+    done = run("scan", "--help")
+    assert done.returncode == 0
+    for words in ("--references", "--caption", "Exit codes", "Example", "Guidance weight"):
+        assert words in done.stdout
+    probe = "import sys, audit.cli; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_scan_finds_the_training_images_and_says_so(tmp_path: Path) -> None:
+    done = scan(tmp_path, "--references", ANIMALS, "--training-images", ANIMALS)
+    assert done.returncode == 10, done.stderr
+    assert "reference pictures recovered" in done.stderr
+    (page,) = (tmp_path / "w/reports").glob("*.html")
+    assert "recovered from this model" in page.read_text()
+    assert str(page.name) in done.stderr.replace("\n", "")
+    # the caption and N0 came from the file's own metadata
+    query = run("query", "SELECT caption, source, images FROM captions", "--json", "--workspace", tmp_path / "w")
+    assert json.loads(query.stdout) == [
+        {"caption": "sks 3d render of an animal", "source": "modelspec.trigger_phrase", "images": 40}
+    ]
+    again = scan(tmp_path, "--references", ANIMALS, "--json")
+    assert again.returncode == 10
+    found = json.loads(again.stdout)
+    assert found["audit"]["training_images_source"] == "ss_dataset_dirs"
+    assert found["matched_references"]
+    assert "sampling" not in again.stderr
+    report = run("report", found["audit"]["audit_id"][:8], "--json", "--workspace", tmp_path / "w")
+    assert json.loads(report.stdout)["matched_references"] == found["matched_references"]
+
+
+def test_pictures_the_model_never_saw_are_not_found(tmp_path: Path) -> None:
+    done = scan(tmp_path, "--references", set_folder("stamps-birds", "control"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["matched_references"] == []
+
+
+def test_named_sets_broken_pictures_and_their_list(tmp_path: Path) -> None:
+    shutil.copytree(ANIMALS, tmp_path / "pictures")
+    (tmp_path / "pictures/broken.jpg").write_bytes(b"\xff\xd8\xff no")
+    where = ("--workspace", tmp_path / "w")
+    added = run("references", "add", "mine", tmp_path / "pictures", "--descriptor", "nano", "--json", *where)
+    assert added.returncode == 0, added.stderr
+    assert json.loads(added.stdout)["images"] == 10
+    assert [one["name"] for one in json.loads(added.stdout)["skipped_images"]] == ["broken.jpg"]
+    listed = json.loads(run("references", "list", "--json", *where).stdout)
+    assert [(row["reference_set"], row["images"]) for row in listed] == [("mine", 10)]
+    assert scan(tmp_path, "--references", "mine").returncode == 10
+    assert run("references", "remove", "mine", *where).returncode == 0
+    missing = scan(tmp_path, "--references", "mine")
+    assert (missing.returncode, "neither a folder nor a reference set" in missing.stderr) == (2, True)
+
+
+def bad_inputs(tmp_path: Path) -> list[tuple[Path, list[object], str]]:
+    good = KOHYA.read_bytes()
+    files = {
+        "truncated": good[:-100],
+        "pickle": b"PK\x03\x04" + b"\0" * 50,
+        "giant": (2**40).to_bytes(8, "little") + b"{}",
+        "text": b"hello, this is not a model at all",
+    }
+    paths = {name: tmp_path / f"{name}.safetensors" for name in files}
+    for name, content in files.items():
+        paths[name].write_bytes(content)
+    other = {name.replace("lora_unet", "lora_unet_single"): tensor for name, tensor in load_file(KOHYA).items()}
+    save_file(other, tmp_path / "other.safetensors")
+    (tmp_path / "empty").mkdir()
+    return [
+        (tmp_path / "none.safetensors", [], "does not exist"),
+        (paths["truncated"], [], "truncated"),
+        (paths["pickle"], [], "zip archive"),
+        (paths["giant"], [], "declares a header"),
+        (paths["text"], [], "declares a header"),
+        (tmp_path / "other.safetensors", [], "does not fit|no place"),
+        (KOHYA, ["--references", tmp_path / "empty"], "holds no pictures"),
+        (KOHYA, ["--references", "no-such-set"], "neither a folder nor a reference set"),
+        (KOHYA, ["--caption-file", tmp_path / "none.txt"], "cannot be read"),
+        (KOHYA, ["--descriptor", "unknown"], "no descriptor"),
+        (KOHYA, ["--base", tmp_path / "empty"], "model_index.json"),
+    ]
+
+
+@pytest.mark.parametrize("number", range(11))
+def test_bad_input_is_one_clear_line_and_exit_code_2(tmp_path: Path, number: int) -> None:
+    import re
+
+    file, arguments, words = bad_inputs(tmp_path)[number]
+    done = scan(tmp_path, *arguments, file=file)
+    message = [line for line in done.stderr.splitlines() if line.startswith("lora-audit: ")]
+    assert done.returncode == 2
+    assert len(message) == 1
+    assert re.search(words, message[0])
+    assert "Traceback" not in done.stderr
+    leftovers = [p for p in (tmp_path / "w").rglob("*") if p.is_file() and p.name != "workspace.json"]
+    assert leftovers == []
+
+
+def test_a_killed_scan_goes_on_where_it_was(tmp_path: Path) -> None:
+    arguments = (
+        "scan",
+        KOHYA,
+        "--base",
+        BASE,
+        "--workspace",
+        tmp_path / "w",
+        *QUICK,
+        "--batch-size",
+        4,
+        "--steps",
+        "25",
+    )
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, env=os.environ)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((tmp_path / "w").glob("spool/*/00000004.parquet")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    kept = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "w").glob("spool/*/*.parquet")}
+    assert kept
+    assert not list((tmp_path / "w/tables").rglob("*.parquet")) if (tmp_path / "w/tables").exists() else True
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert f"sampling {4 * len(kept)}/40" in done.stderr
+    count = run("query", "SELECT count(DISTINCT index) AS n FROM generations", "--json", "--workspace", tmp_path / "w")
+    assert json.loads(count.stdout) == [{"n": 40}]
+
+
+def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
+    arguments = ("scan", KOHYA, "--base", BASE, "--workspace", tmp_path / "w", *QUICK, "--steps", "500")
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("sampling"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the same command goes on from there" in words
+
+
+def test_sql_errors_are_said(tmp_path: Path) -> None:
+    done = run("query", "SELECT nothing FROM nowhere", "--workspace", tmp_path / "w")
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert run("query", 'SELECT * FROM "references"', "--workspace", tmp_path / "w").stdout == "no rows\n"

@@ -1,0 +1,138 @@
+"""A whole audit: exactly once, resumable at any image, nothing half-written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from audit.config import Clustering, Method, Settings, StoredImages
+from audit.engine.local import LocalEngine
+from audit.engine.plan import Plan, Request, make_plan
+from audit.errors import AuditError
+from audit.extraction.extract import vectors_of
+from audit.matching import ReferenceSets
+from audit.matching.references import known_pictures
+from audit.storage import Workspace
+from audit.testbed.data import set_folder
+from tests.conftest import BASE, CAPTION, DREAMBOOTH, KOHYA
+
+QUICK = Settings(steps=3, images_per_training_image=2)
+
+
+def plan_for(settings: Settings = QUICK, **changes: object) -> Plan:
+    request = replace(Request(KOHYA, str(BASE), captions=[CAPTION], n0=10, settings=settings), **changes)  # type: ignore[arg-type]
+    return make_plan(request, "nano")
+
+
+def tables(workspace: Workspace) -> dict[str, int]:
+    names = ("checkpoints", "captions", "audits", "generations", "extractions", "matches")
+    return {name: workspace.rows(f"SELECT count(*) AS n FROM {name}")[0]["n"] for name in names}
+
+
+def test_an_audit_fills_the_tables_once(workspace: Workspace) -> None:
+    plan = plan_for()
+    ReferenceSets(workspace).add("train", set_folder("fluent-animals", "train"), plan.descriptor)
+    assert LocalEngine(workspace).audit(plan)
+    LocalEngine(workspace).match(plan, ["train"])
+    first = tables(workspace)
+    assert first["generations"] == 20
+    assert (first["audits"], first["checkpoints"], first["captions"]) == (1, 1, 1)
+    assert 0 < first["extractions"] <= 20
+    assert first["matches"] >= first["extractions"]
+    assert not LocalEngine(workspace).audit(plan)
+    LocalEngine(workspace).match(plan, ["train"])
+    assert tables(workspace) == first
+    assert not (workspace.root / "spool" / plan.audit_id).exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": replace(QUICK, w=2.5)}, {"settings": replace(QUICK, seed=1)},
+        {"settings": replace(QUICK, steps=4)},
+        {"settings": replace(QUICK, method=Method.direct)}, {"captions": ["other"]}, {"n0": 9},
+        {"checkpoint": DREAMBOOTH},
+    ],
+)  # fmt: skip
+def test_whatever_changes_the_result_changes_the_id(change: dict[str, object]) -> None:
+    assert plan_for(**change).audit_id != plan_for().audit_id  # type: ignore[arg-type]
+
+
+def test_the_same_request_has_the_same_id() -> None:
+    assert plan_for().audit_id == plan_for().audit_id
+
+
+def test_a_stopped_audit_goes_on_and_ends_with_the_same_images(tmp_path: Path) -> None:
+    plan = plan_for(replace(QUICK, stored_images=StoredImages.all))
+    whole = Workspace(tmp_path / "whole")
+    LocalEngine(whole, batch_size=4).audit(plan)
+
+    def stop(stage: str, done: int, total: int) -> None:
+        if stage == "sampling" and done >= 8:
+            raise KeyboardInterrupt
+
+    stopped = Workspace(tmp_path / "stopped")
+    with pytest.raises(KeyboardInterrupt):
+        LocalEngine(stopped, batch_size=4, progress=stop).audit(plan)
+    assert tables(stopped) == dict.fromkeys(tables(stopped), 0)
+    told: list[int] = []
+    LocalEngine(stopped, batch_size=7, progress=lambda stage, done, total: told.append(done)).audit(plan)
+    assert 8 in told  # what was there is not sampled again
+    read = "SELECT * FROM generations ORDER BY index"
+    np.testing.assert_allclose(vectors_of(stopped.select(read)), vectors_of(whole.select(read)), atol=0.02)
+    assert stopped.select(read)["seed"].equals(whole.select(read)["seed"])
+
+
+def test_hashes_only_keeps_no_pixels_anywhere(workspace: Workspace) -> None:
+    plan = plan_for(replace(QUICK, stored_images=StoredImages.hashes_only))
+    seen: list[int] = []
+
+    def look(stage: str, done: int, total: int) -> None:
+        spool = workspace.spool(plan.audit_id).read()
+        if spool is not None:
+            seen.append(spool["image"].null_count == len(spool))
+
+    LocalEngine(workspace, progress=look).audit(plan)
+    assert seen
+    assert all(seen)
+    for table in ("generations", "extractions"):
+        assert workspace.rows(f"SELECT count(image) AS n FROM {table}") == [{"n": 0}]
+    assert b"\x89PNG" not in b"".join(path.read_bytes() for path in workspace.root.rglob("*.parquet"))
+
+
+def test_the_papers_clustering_can_be_chosen(workspace: Workspace) -> None:
+    plan = plan_for(replace(QUICK, clustering=Clustering.cliques))
+    LocalEngine(workspace).audit(plan)
+    assert workspace.rows("SELECT count(*) >= 10 AS enough FROM extractions") == [{"enough": True}]
+
+
+def test_a_caption_that_is_too_long_is_cut_and_said(workspace: Workspace) -> None:
+    plan = plan_for(captions=[CAPTION + " and more" * 40])
+    LocalEngine(workspace).audit(plan)
+    (row,) = workspace.rows("SELECT warnings FROM audits")
+    assert any("its end was cut off" in warning for warning in row["warnings"])
+    assert workspace.rows("SELECT truncated FROM captions") == [{"truncated": True}]
+
+
+def test_known_pictures_are_scored_with_the_ceiling(workspace: Workspace) -> None:
+    plan = plan_for()
+    engine = LocalEngine(workspace)
+    engine.audit(plan)
+    for kind in ("training", "control"):
+        folder = set_folder("fluent-animals", "train" if kind == "training" else "control")
+        engine.evaluate(plan, kind, known_pictures(folder))
+    rows = workspace.rows("SELECT * FROM evaluations ORDER BY kind DESC")
+    assert [row["kind"] for row in rows] == ["training", "control"]
+    assert all(-1 <= row["average_similarity"] <= 1 and row["images"] == 10 for row in rows)
+    assert all(row["ceiling"] > 0.9 for row in rows)
+
+
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(AuditError, match="does not exist"):
+        plan_for(checkpoint=tmp_path / "none.safetensors")
+    with pytest.raises(AuditError, match="no descriptor"):
+        make_plan(Request(KOHYA, str(BASE)), "unknown")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,113 @@
+"""The workspace: whole files or none, views, and what a query can reach."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from audit.errors import WorkspaceError
+from audit.schemas import TABLES
+from audit.storage import Workspace, whole_file
+
+ROW = {"audit_id": "a", "kind": "training", "images": 3, "average_similarity": 0.5,
+       "extraction_rate_07": 0.1, "extraction_rate_06": 0.2, "ceiling": 0.9}  # fmt: skip
+
+
+def test_every_table_is_a_view_even_when_it_is_empty(workspace: Workspace) -> None:
+    for name, schema in TABLES.items():
+        assert workspace.rows(f'SELECT * FROM "{name}"') == []
+        assert all(field.metadata[b"doc"] for field in schema), name
+
+
+def test_rows_come_back_and_writing_again_replaces_them(workspace: Workspace) -> None:
+    workspace.write("evaluations", "a.training", [ROW])
+    workspace.write("evaluations", "a.training", [ROW | {"images": 4}])
+    assert workspace.rows("SELECT images FROM evaluations") == [{"images": 4}]
+    workspace.remove("evaluations", "a.training")
+    assert workspace.rows("SELECT * FROM evaluations") == []
+
+
+def test_a_workspace_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    Workspace(tmp_path / "w")
+    (tmp_path / "w/workspace.json").write_text(json.dumps({"version": 99}))
+    with pytest.raises(WorkspaceError, match="newer lora-audit"):
+        Workspace(tmp_path / "w")
+    (tmp_path / "w/workspace.json").write_text("{")
+    with pytest.raises(WorkspaceError, match="damaged"):
+        Workspace(tmp_path / "w")
+
+
+def test_a_folder_of_other_things_is_not_taken_for_a_workspace(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(WorkspaceError, match="not empty"):
+        Workspace(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["../x", "a/b", "", ".hidden", "x" * 200])
+def test_keys_cannot_leave_the_workspace(workspace: Workspace, key: str) -> None:
+    with pytest.raises(WorkspaceError):
+        workspace.write("evaluations", key, [ROW])
+    with pytest.raises(WorkspaceError):
+        workspace.spool(key)
+    with pytest.raises(WorkspaceError):
+        workspace.report_path(key)
+
+
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with whole_file(tmp_path / "out") as file:
+            file.write(b"half")
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_half()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from audit.errors import WorkspaceError
+from audit.storage import Workspace
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+workspace = Workspace(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+try:
+    workspace.write("evaluations", "a", [dict(audit_id="a", kind="training", images=1)])
+except WorkspaceError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "w")], capture_output=True, text=True, check=True
+    )
+    assert "no disk space" in done.stdout
+    assert [p.name for p in (tmp_path / "w").rglob("*") if p.is_file()] == ["workspace.json"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT * FROM read_csv('/etc/passwd')",
+        "COPY audits TO 'out.csv'",
+        "ATTACH 'other.db'",
+        "INSTALL httpfs",
+        "SET enable_external_access = true",
+    ],
+)
+def test_queries_reach_nothing_but_the_tables(workspace: Workspace, sql: str) -> None:
+    with pytest.raises(duckdb.Error):
+        workspace.rows(sql)
+
+
+def test_timestamps_are_utc(workspace: Workspace) -> None:
+    now = datetime.now(UTC)
+    row = {"checkpoint_sha256": "c", "seen_at": now}
+    workspace.write("checkpoints", "c", [row])
+    assert workspace.rows("SELECT seen_at FROM checkpoints")[0]["seen_at"] == now

@@ -1,0 +1,119 @@
+"""The embedded model: what is shipped, and that its scripts run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from typer.testing import CliRunner
+
+from audit.descriptors import Descriptor
+from audit.models.base import BaseModel
+from audit.models.checkpoint import open_checkpoint
+from audit.models.pair import ModelPair
+from audit.testbed import finetune
+from audit.testbed.codec import encode_all, new_codec, whiten
+from audit.testbed.data import ASSETS, SETS, load_set
+from audit.testbed.train_base import TOKENS, new_tokenizer
+from audit.testbed.train_descriptor import edited_copies, info_nce
+
+
+def test_everything_shipped_is_small_and_has_a_card() -> None:
+    weights = [p for p in ASSETS.rglob("*") if p.suffix in (".safetensors", ".pt")]
+    assert len(weights) >= 6
+    assert sum(p.stat().st_size for p in weights) < 25e6
+    for path in weights:
+        folder = next(p for p in path.parents if p.parent in (ASSETS, ASSETS / "checkpoints"))
+        card = (folder / "README.md").read_text()
+        for words in ("licence", "steps", "seed", "AS"):
+            assert words.lower() in card.lower(), (folder, words)
+
+
+def test_training_and_control_pictures_are_different_pictures(nano: Descriptor) -> None:
+    for few_shot in SETS:
+        train, control = load_set(few_shot.name, "train"), load_set(few_shot.name, "control")
+        assert 5 <= len(train) <= 10
+        assert len(control) >= 5
+        assert (nano.describe(train) @ nano.describe(control).T).max() < 0.95
+
+
+def test_the_codec_keeps_the_pictures_of_every_set(base: BaseModel, nano: Descriptor) -> None:
+    for few_shot in SETS:
+        images = load_set(few_shot.name, "train")
+        with torch.no_grad():
+            decoded = base.vae.decode(encode_all(base.vae, torch.from_numpy(images))).sample
+        back = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        assert (nano.describe(images) * nano.describe(back)).sum(1).mean() > 0.9
+
+
+def test_whitening_changes_the_latents_and_not_the_pictures() -> None:
+    torch.manual_seed(0)
+    codec = new_codec().eval()
+    images = torch.randint(0, 256, (6, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        before = codec.decode(encode_all(codec, images)).sample
+        whiten(codec, images)
+        latents = encode_all(codec, images)
+        torch.testing.assert_close(codec.decode(latents).sample, before, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(8), atol=1e-3, rtol=0)
+    assert isinstance(codec, AutoencoderKL)
+
+
+def test_the_tokenizer_knows_every_byte_and_clips_at_its_length() -> None:
+    tokenizer = new_tokenizer(["noto emoji of a cat", "flat emoji of a dog"], vocabulary=600)
+    ids = tokenizer("Zürich 東京 £ cat").input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.eos_token_id not in ids[:-1]
+    assert len(tokenizer("cat " * 99, truncation=True, max_length=TOKENS).input_ids) == TOKENS
+
+
+def test_edited_copies_stay_pictures_and_differ() -> None:
+    torch.manual_seed(0)
+    images = torch.from_numpy(load_set("fluent-animals", "train")).permute(0, 3, 1, 2).float() / 255
+    copies = edited_copies(images)
+    assert copies.shape == images.shape
+    assert copies.min() >= 0
+    assert copies.max() <= 1
+    assert (copies - images).abs().mean() > 0.01
+
+
+def test_the_contrastive_loss_prefers_copies_that_agree() -> None:
+    vectors = torch.nn.functional.normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), dim=1)
+    good, _ = info_nce(torch.cat([vectors, vectors]), 8)
+    bad, _ = info_nce(torch.cat([vectors, vectors.roll(1, 0)]), 8)
+    assert good < bad
+
+
+@pytest.mark.parametrize("tuning", list(finetune.Tuning))
+def test_a_few_steps_of_each_fine_tuning_give_a_checkpoint_that_loads(
+    base: BaseModel, tmp_path: Path, tuning: finetune.Tuning
+) -> None:
+    import typer
+
+    app = typer.Typer()
+    app.command()(finetune.main)
+    arguments = [
+        "stamps-birds",
+        "--tuning",
+        str(tuning),
+        "--steps",
+        "3",
+        "--output",
+        str(tmp_path),
+        "--work",
+        str(tmp_path / "w"),
+    ]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    folder = tmp_path / f"stamps-birds-{tuning}"
+    assert json.loads((folder / "training.json").read_text())["steps"] == 3
+    files = list(folder.glob("*.safetensors"))
+    checkpoint = open_checkpoint(files[0] if files else folder)
+    pair = ModelPair(base, checkpoint)
+    assert pair.effect.prediction > 0
+    assert np.isfinite(pair.effect.weights)
