@@ -60,18 +60,23 @@ class Descriptor(ABC):
         """float32 [N, dimensions] of prepared images [N, 3, S, S]."""
 
 
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture file. Raises ValueError where it is larger than MAX_FILE_BYTES or cannot be read."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"larger than {MAX_FILE_BYTES // 1_000_000} MB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"not a readable picture ({error.strerror or error})") from error
+
+
 def open_image(source: Path | bytes) -> Image.Image:
     """A picture from a stranger as RGB: upright, on white where it is transparent, bounded in bytes and pixels.
 
     Raises ValueError saying what is wrong with it.
     """
     try:
-        if isinstance(source, Path):
-            if source.stat().st_size > MAX_FILE_BYTES:
-                raise ValueError(f"larger than {MAX_FILE_BYTES // 1_000_000} MB")
-            data = source.read_bytes()
-        else:
-            data = source
+        data = read_picture(source) if isinstance(source, Path) else source
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data)) as opened:

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from audit.descriptors import Descriptor, open_image, pdq_hash
-from audit.descriptors.base import to_png
+from audit.descriptors.base import read_picture, to_png
 from audit.errors import ReferenceSetError
 from audit.storage import Workspace
 
@@ -112,8 +112,7 @@ class ReferenceSets:
         done = 0
         for chunk in (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)):
             fresh: list[tuple[str, Path, Image.Image]] = []
-            for path, picture in self._opened(chunk, skipped, folder):
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            for digest, path, picture in self._opened(chunk, skipped, folder):
                 if digest not in rows and all(digest != other for other, _, _ in fresh):
                     fresh.append((digest, path, picture))
             vectors = descriptor.describe(picture for _, _, picture in fresh)
@@ -144,10 +143,14 @@ class ReferenceSets:
         return Added(name, len(rows), skipped)
 
     @staticmethod
-    def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[Path, Image.Image]]:
+    def _opened(
+        paths: list[Path], skipped: list[SkippedImage], folder: Path
+    ) -> Iterator[tuple[str, Path, Image.Image]]:
+        """(SHA256 of the file, path, picture) of every readable one; each file is read once."""
         for path in paths:
             try:
-                yield path, open_image(path)
+                data = read_picture(path)
+                yield hashlib.sha256(data).hexdigest(), path, open_image(data)
             except ValueError as error:
                 skipped.append(SkippedImage(str(path.relative_to(folder.resolve())), str(error)))
 
@@ -174,21 +177,14 @@ class ReferenceSets:
                 self.workspace.remove("matches", key)
         return len(descriptors)
 
-    def require(self, name: str, descriptor: Descriptor) -> str:
-        """A hash of the set's content under ``descriptor``, which a match depends on.
-
-        Raises ReferenceSetError where the set does not exist, or only under another descriptor.
-        """
-        rows = self.workspace.rows(
-            'SELECT reference_id FROM "references" WHERE reference_set = ? AND descriptor_name = ? ORDER BY 1',
-            [name, descriptor.name],
-        )
-        if rows:
-            return hashlib.sha256("".join(row["reference_id"] for row in rows).encode()).hexdigest()
-        others = {row["descriptor_name"] for row in self.list() if row["reference_set"] == name}
-        if others:
+    def require(self, name: str, descriptor: Descriptor) -> None:
+        """Raise ReferenceSetError where the set does not exist, or only under another descriptor."""
+        described_by = {row["descriptor_name"] for row in self.list() if row["reference_set"] == name}
+        if descriptor.name in described_by:
+            return
+        if described_by:
             raise ReferenceSetError(
-                f"the reference set {name!r} was described by {', '.join(sorted(others))}, the audit uses "
+                f"the reference set {name!r} was described by {', '.join(sorted(described_by))}, the audit uses "
                 f"{descriptor.name}: add it again with 'lora-audit references add {name} FOLDER --descriptor ...'"
             )
         known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
