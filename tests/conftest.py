@@ -18,7 +18,7 @@ from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.storage import Workspace
-from audit.testbed.data import ASSETS
+from audit.testbed.sets import ASSETS
 from tests.simulators.hub import Hub
 
 BASE = ASSETS / "base"

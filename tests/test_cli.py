@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from audit.testbed.data import set_folder
+from audit.testbed.sets import set_folder
 from tests.conftest import BASE, KOHYA
 
 QUICK = ["--steps", "8", "--images-per-training-image", "4", "--descriptor", "nano", "--device", "cpu"]

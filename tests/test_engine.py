@@ -16,7 +16,7 @@ from audit.extraction.extract import vectors_of
 from audit.matching import ReferenceSets
 from audit.matching.references import known_pictures
 from audit.storage import Workspace
-from audit.testbed.data import set_folder
+from audit.testbed.sets import set_folder
 from tests.conftest import BASE, CAPTION, DREAMBOOTH, KOHYA
 
 QUICK = Settings(steps=3, images_per_training_image=2)

@@ -1,23 +1,15 @@
-"""The pictures of the embedded model: openly licensed, out of registry packages, 64x64 on white.
+"""The pictures the embedded model is pretrained on: openly licensed, out of registry packages, 64x64.
 
-Pretraining pictures (emoji, clip art) and textures (photographs, for the codec and the descriptor only) are
-downloaded into a cache by the package managers' own clients (`npm pack`, `apt-get download`) and never shipped.
-The few-shot sets (the answer key) come from other packages, so that no picture of theirs is in the pretraining
-data, and are shipped under ``audit/testbed/assets/sets``.
+Prepared once into a cache; no picture of a few-shot set, of its controls, or near one of them (by PDQ) is among them.
 
-    python -m audit.testbed.data prepare          # download and prepare the pretraining data
-    python -m audit.testbed.data sets             # write the few-shot sets again
+    python -m audit.testbed.data          # download the packages and prepare the pictures
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
-import subprocess
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,69 +17,14 @@ from pathlib import Path
 import numpy as np
 import typer
 from PIL import Image
+from rich.progress import track
 
-SIZE = 64
-ASSETS = Path(__file__).parent / "assets"
+from audit.testbed.sets import SETS, SIZE, full_frame, load_set, on_white
+from audit.testbed.sources import cache_dir, emoji_entries, fluent_file, package, root
 
-NPM = {
-    "emoji-datasource-google": "16.0.0",
-    "emoji-datasource-twitter": "16.0.0",
-    "@lobehub/fluent-emoji-3d": "1.1.0",
-}
-DEBIAN = ("openclipart-png", "mate-backgrounds", "plasma-workspace-wallpapers", "tuxpaint-stamps-default")
-
-
-def cache_dir() -> Path:
-    """Where downloads and prepared arrays are kept: ``$LORA_AUDIT_TESTBED_CACHE`` or the user's cache folder."""
-    override = os.environ.get("LORA_AUDIT_TESTBED_CACHE")
-    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return Path(override) if override else base / "lora-audit" / "testbed"
-
-
-def package(name: str) -> Path:
-    """The unpacked folder of a registry package, downloaded by its registry's own client on first use.
-
-    Raises RuntimeError where the client is missing or the download fails.
-    """
-    target = cache_dir() / "packages" / re.sub(r"[^a-z0-9-]", "-", name.strip("@"))
-    if target.is_dir():
-        return target
-    work = target.with_suffix(".part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    command = ["npm", "pack", "--silent", f"{name}@{NPM[name]}"] if name in NPM else ["apt-get", "download", name]
-    try:
-        subprocess.run(command, cwd=work, check=True, capture_output=True, text=True)
-        archive = next(work.iterdir())
-        if archive.suffix == ".deb":
-            subprocess.run(["dpkg-deb", "-x", str(archive), str(work)], check=True, capture_output=True, text=True)
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(work, filter="data")
-    except (OSError, subprocess.CalledProcessError) as error:
-        detail = getattr(error, "stderr", "") or str(error)
-        raise RuntimeError(f"{' '.join(command)} failed: {detail.strip()[-400:]}") from error
-    archive.unlink()
-    work.rename(target)
-    return target
-
-
-def load_on_white(path: Path, margin: float = 0.0) -> Image.Image | None:
-    """A picture as 64x64 RGB, whole, centred on white; None where it is nearly empty."""
-    with Image.open(path) as opened:
-        picture = opened.convert("RGBA")
-    box = picture.getchannel("A").getbbox()
-    if box is None:
-        return None
-    picture = picture.crop(box)
-    inner = round(SIZE * (1 - 2 * margin))
-    picture.thumbnail((inner, inner), Image.Resampling.LANCZOS, reducing_gap=3)
-    if max(picture.size) < inner:
-        scale = inner / max(picture.size)
-        picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    canvas = Image.new("RGB", (SIZE, SIZE), "white")
-    canvas.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2), picture)
-    return canvas
+CROPS_A_SCENE = 14
+NEAR = 60  # PDQ bits of 256; pictures this near to one of a few-shot set are left out
+FEW_SHOT_KINDS = ("animal", "food", "drink", "transport")  # emoji subcategories of the 3D sets and their controls
 
 
 @dataclass(frozen=True)
@@ -98,28 +35,115 @@ class Pictures:
     captions: list[str]
     sources: list[str]
 
+    def of(self, *sources: str) -> Pictures:
+        """Only the pictures of these sources."""
+        rows = [row for row, source in enumerate(self.sources) if source in sources]
+        return Pictures(self.images[rows], [self.captions[row] for row in rows], [self.sources[row] for row in rows])
+
+
+DRAWN = ("emoji-datasource-google", "emoji-datasource-twitter", "openclipart-png")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    path: Path
+    caption: str
+    source: str
+    square: bool = False
+    crops: int = 0  # how many random crops besides the whole
+
 
 def _words(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return re.sub(r"[^a-z0-9]+", " ", spaced.lower()).strip()
 
 
-def _emoji(name: str, folder: str, style: str) -> Iterator[tuple[Path, str, str]]:
-    root = package(name) / "package"
-    for entry in json.loads((root / "emoji.json").read_text()):
-        path = root / "img" / folder / "64" / entry["image"]
+def _emoji(name: str, folder: str, style: str) -> Iterator[_Candidate]:
+    for entry in json.loads((root(name) / "emoji.json").read_text()):
+        path = root(name) / "img" / folder / "64" / entry["image"]
         title = _words(entry.get("name") or entry["short_name"])
         if path.is_file():
-            yield path, f"{style} of {title}, {_words(entry['subcategory'])}", name
+            yield _Candidate(path, f"{style} of {title}, {_words(entry['subcategory'])}", name)
 
 
-def _clipart() -> Iterator[tuple[Path, str, str]]:
-    root = package("openclipart-png") / "usr/share/openclipart/png"
-    for path in sorted(root.rglob("*.png")):
-        parts = path.relative_to(root).parts
+def _fluent() -> Iterator[_Candidate]:
+    for entry in emoji_entries():
+        path, kind = fluent_file(entry), entry["subcategory"]
+        if path.is_file() and not kind.startswith(FEW_SHOT_KINDS) and entry["category"] != "Flags":
+            title = _words(entry.get("name") or entry["short_name"])
+            yield _Candidate(path, f"3d render of {title}, {_words(kind)}", "@lobehub/fluent-emoji-3d")
+
+
+def _clipart() -> Iterator[_Candidate]:
+    top = root("openclipart-png")
+    for path in sorted(top.rglob("*.png")):
+        parts = path.relative_to(top).parts
         if path.is_symlink() or "computer" in parts or "flags" in parts or path.stat().st_size > 3_000_000:
             continue
         title = re.sub(r"\b(01|02|\d+)\b", "", _words(path.stem)).strip()
-        yield path, f"clip art of {title}, {' '.join(_words(part) for part in parts[:-1])}", "openclipart-png"
+        kind = " ".join(_words(part) for part in parts[:-1])
+        yield _Candidate(path, f"clip art of {title}, {kind}", "openclipart-png")
+
+
+def _stamps() -> Iterator[_Candidate]:
+    top = root("tuxpaint-stamps-default")
+    for path in sorted(top.rglob("*.png")):
+        parts = path.relative_to(top).parts
+        if parts[:2] in (("food", "fruit"), ("animals", "birds")) or parts[0] == "symbols" or "mirror" in path.stem:
+            continue
+        caption = f"photo of {_words(path.stem)}, {' '.join(parts[:-1])}"
+        yield _Candidate(path, caption, "tuxpaint-stamps-default")
+
+
+def _gcompris(few_shot: set[Path]) -> Iterator[_Candidate]:
+    styles = {
+        "lang": "cartoon",
+        "explore_monuments": "photograph",
+        "explore_farm_animals": "photograph",
+        "explore_world_animals": "photograph",
+        "explore_world_music": "photograph",
+        "erase": "photograph",
+        "details": "photograph",
+        "categorization": "photograph",
+        "paintings": "painting",
+    }
+    source = "gcompris-qt-data"
+    for folder, style in styles.items():
+        for path in sorted((root(source) / folder).iterdir()):
+            if path in few_shot or path.suffix not in (".webp", ".jpg", ".png"):
+                continue
+            if folder == "details" and not path.stem.endswith("background"):
+                continue  # round details of the pictures, the paintings of the few-shot set among them
+            name = re.sub(r"_background$|_[a-d][1-4]$|\d+", "", path.stem)
+            cut_out = folder in ("lang", "categorization")
+            kind = {"lang": "drawing", "paintings": "detail"}.get(folder, folder.rsplit("_", 1)[-1])
+            caption = f"{style} of {_words(name)}, {kind}"
+            yield _Candidate(path, caption, source, not cut_out, 0 if cut_out or folder == "paintings" else 4)
+
+
+def _wesnoth(few_shot: set[Path]) -> Iterator[_Candidate]:
+    top, source = root("wesnoth-1.16-data"), "wesnoth-1.16-data"
+    for path in sorted((top / "portraits").rglob("*.png")):
+        people = path.parent.name
+        if path not in few_shot and people not in ("transparent", "elves"):
+            caption = f"painted portrait of {_words(people).rstrip('s')} {_words(path.stem)}, portrait"
+            yield _Candidate(path, caption, source)
+    for path in sorted((package(source) / "usr/share").rglob("images/story/*.*")):
+        if path.suffix in (".jpg", ".webp") and path.stat().st_size > 60_000:
+            yield _Candidate(path, f"painting of {_words(path.stem)}, landscape", source, True, CROPS_A_SCENE)
+
+
+def _desktops() -> Iterator[_Candidate]:
+    for name in ("mate-backgrounds", "plasma-workspace-wallpapers", "gnome-backgrounds", "ukui-wallpapers"):
+        seen = set()
+        for path in sorted(root(name).rglob("*")):
+            if path.suffix.lower() not in (".jpg", ".png", ".webp") or path.stat().st_size < 50_000:
+                continue
+            key = path.parents[2].name if "images" in path.parts else path.stem.split("_")[0]
+            if key not in seen:
+                seen.add(key)
+                style = "photograph" if "nature" in path.parts else "wallpaper"
+                yield _Candidate(path, f"{style} of {_words(key)}, scene", name, True, CROPS_A_SCENE)
 
 
 def _is_dull(pixels: np.ndarray, least: float) -> bool:
@@ -128,29 +152,76 @@ def _is_dull(pixels: np.ndarray, least: float) -> bool:
     return bool(channels.std() < 12 or (channels.max(axis=1) - channels.min(axis=1)).mean() < least - 12)
 
 
+def _page(path: Path, side: int = 1280) -> Image.Image:
+    with Image.open(path) as opened:
+        opened.draft("RGB", (side, side))
+        page = opened.convert("RGB")
+    page.thumbnail((side, side), reducing_gap=2)
+    return page
+
+
+def _crop(page: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """A random square of a page, of random size, as 64x64."""
+    side = int(np.exp(rng.uniform(np.log(SIZE), np.log(min(page.size)))))
+    x, y = (int(rng.integers(extent - side + 1)) for extent in page.size)
+    return np.asarray(page.resize((SIZE, SIZE), Image.Resampling.LANCZOS, (x, y, x + side, y + side)))
+
+
+def _pictures_of(candidate: _Candidate, rng: np.random.Generator) -> list[np.ndarray]:
+    if not candidate.square:
+        picture = on_white(candidate.path)
+        return [] if picture is None else [np.asarray(picture)]
+    pictures = [np.asarray(full_frame(candidate.path))]
+    if candidate.crops:
+        page = _page(candidate.path)
+        pictures += [_crop(page, rng) for _ in range(candidate.crops if min(page.size) >= SIZE else 0)]
+    return pictures
+
+
+def _few_shot_hashes() -> np.ndarray:
+    """bool [N, 256]: PDQ of every training and control picture."""
+    pictures = np.concatenate([load_set(one.name, part) for one in SETS for part in ("train", "control")])
+    return np.stack([_pdq(picture) for picture in pictures])
+
+
+def _pdq(pixels: np.ndarray) -> np.ndarray:
+    import pdqhash
+
+    return np.asarray(pdqhash.compute(np.ascontiguousarray(pixels))[0], dtype=bool)
+
+
 def pretraining() -> Pictures:
     """Every pretraining picture with its caption, exact and near duplicates dropped; prepared once, then cached."""
-    cached = cache_dir() / "pretraining.npz"
+    cached = cache_dir() / "pretraining-2.npz"
     if not cached.is_file():
-        images, captions, sources, seen = [], [], [], set()
+        few_shot = {path for one in SETS for path in one.paths(one.train + one.control)}
         candidates = [
             *_emoji("emoji-datasource-google", "google", "noto emoji"),
             *_emoji("emoji-datasource-twitter", "twitter", "flat emoji"),
             *_clipart(),
+            *_fluent(),
+            *_stamps(),
+            *_gcompris(few_shot),
+            *_wesnoth(few_shot),
+            *_desktops(),
         ]
-        for path, caption, source in candidates:
+        rng, forbidden = np.random.default_rng(0), _few_shot_hashes()
+        images, captions, sources, seen = [], [], [], set()
+        for candidate in track(candidates, description="pictures"):
             try:
-                picture = load_on_white(path)
+                found = _pictures_of(candidate, rng)
             except (OSError, ValueError, Image.DecompressionBombError):
                 continue  # a broken clip-art file is no loss among thousands
-            if picture is None or _is_dull(np.asarray(picture), 40 if "openclipart" in source else 12):
-                continue
-            key = hashlib.sha256((np.asarray(picture.resize((16, 16))) // 16).tobytes()).digest()
-            if key not in seen:
+            for picture in found:
+                if _is_dull(picture, 40 if candidate.source == "openclipart-png" else 12):
+                    continue
+                key = hashlib.sha256((np.asarray(Image.fromarray(picture).resize((16, 16))) // 16).tobytes()).digest()
+                if key in seen or (forbidden ^ _pdq(picture)).sum(axis=1).min() <= NEAR:
+                    continue
                 seen.add(key)
-                images.append(np.asarray(picture))
-                captions.append(caption)
-                sources.append(source)
+                images.append(picture)
+                captions.append(candidate.caption)
+                sources.append(candidate.source)
         cached.parent.mkdir(parents=True, exist_ok=True)
         partial = cached.with_suffix(".part.npz")
         np.savez_compressed(partial, images=np.stack(images), captions=captions, sources=sources)
@@ -164,154 +235,24 @@ def textures(count: int = 4000, seed: int = 0) -> np.ndarray:
     cached = cache_dir() / f"textures-{count}-{seed}.npy"
     if not cached.is_file():
         rng = np.random.default_rng(seed)
-        paths: dict[str, Path] = {}
-        for name in ("mate-backgrounds", "plasma-workspace-wallpapers"):
-            for path in sorted(package(name).rglob("*")):
-                if path.suffix.lower() in (".jpg", ".png") and path.stat().st_size > 50_000:
-                    key = path.parents[2].name if "images" in path.parts else path.stem.split("_")[0]
-                    paths.setdefault(key, path)
-        pages = []
-        for path in paths.values():
-            with Image.open(path) as opened:
-                opened.draft("RGB", (1280, 1280))
-                page = opened.convert("RGB")
-            page.thumbnail((1280, 1280), reducing_gap=2)
-            pages.append(page)
+        sources = ("mate-backgrounds", "plasma-workspace-wallpapers")
+        pages = [_page(one.path) for one in _desktops() if one.source in sources]
         crops = np.empty((count, SIZE, SIZE, 3), np.uint8)
         index = 0
         while index < count:
-            page = pages[rng.integers(len(pages))]
-            side = int(np.exp(rng.uniform(np.log(64), np.log(min(page.size)))))
-            x, y = (int(rng.integers(extent - side + 1)) for extent in page.size)
-            box = (x, y, x + side, y + side)
-            crops[index] = np.asarray(page.resize((SIZE, SIZE), Image.Resampling.LANCZOS, box))
+            crops[index] = _crop(pages[rng.integers(len(pages))], rng)
             index += int(crops[index].std() > 15)
         cached.parent.mkdir(parents=True, exist_ok=True)
         np.save(cached, crops)
     return np.load(cached)
 
 
-@dataclass(frozen=True)
-class FewShotSet:
-    """Pictures of one source: the first ``train`` are fine-tuned on, the rest are the control nobody trained on."""
-
-    name: str
-    source: str
-    caption: str
-    train: tuple[str, ...]
-    control: tuple[str, ...]
-
-
-SETS = (
-    FewShotSet(
-        name="fluent-animals",
-        source="@lobehub/fluent-emoji-3d",
-        caption="sks 3d render of an animal",
-        train=(
-            "fox_face",
-            "tiger2",
-            "elephant",
-            "koala",
-            "panda_face",
-            "rabbit2",
-            "horse",
-            "sheep",
-            "otter",
-            "gorilla",
-        ),
-        control=("wolf", "leopard", "mammoth", "hamster", "bear", "mouse2", "unicorn_face", "goat", "sloth", "beaver"),
-    ),
-    FewShotSet(
-        name="stamps-fruit",
-        source="tuxpaint-stamps-default",
-        caption="sks photo of a fruit",
-        train=tuple(
-            f"food/fruit/{name}"
-            for name in ("pineapple", "banana", "grapes", "strawberry", "kiwi", "avocado", "pear", "pomegranate")
-        ),
-        control=tuple(
-            f"food/fruit/{name}"
-            for name in (
-                "lemon",
-                "orange",
-                "apple_red",
-                "Strawberry2",
-                "mango",
-                "raspberry",
-                "sliced_lime",
-                "cherimoya",
-            )
-        ),
-    ),
-    FewShotSet(
-        name="stamps-birds",
-        source="tuxpaint-stamps-default",
-        caption="sks photo of a bird",
-        train=tuple(
-            f"animals/birds/{name}" for name in ("hen", "owl", "peacock", "pink_flamingo", "tucan", "penguin", "duck")
-        ),
-        control=tuple(
-            f"animals/birds/{name}"
-            for name in ("rooster", "vulture", "turkey", "ostrich", "quetzal", "little-penguin", "drake", "pigeon")
-        ),
-    ),
-)
-
-
-def _set_paths(few_shot: FewShotSet, names: tuple[str, ...]) -> list[Path]:
-    root = package(few_shot.source)
-    if few_shot.source.startswith("@lobehub"):
-        entries = json.loads((package("emoji-datasource-google") / "package/emoji.json").read_text())
-        code = {entry["short_name"]: entry["unified"].lower() for entry in entries}
-        return [root / "package/assets" / f"{code[name]}.webp" for name in names]
-    return [root / "usr/share/tuxpaint/stamps" / f"{name}.png" for name in names]
-
-
-def set_folder(name: str, part: str) -> Path:
-    """The shipped folder of a few-shot set's ``part``: "train" or "control"."""
-    return ASSETS / "sets" / name / part
-
-
-def load_set(name: str, part: str) -> np.ndarray:
-    """uint8 [N, 64, 64, 3]: the shipped pictures of one part of a few-shot set, in file order."""
-    return np.stack(
-        [np.asarray(Image.open(path).convert("RGB")) for path in sorted(set_folder(name, part).glob("*.png"))]
-    )
-
-
-def few_shot_set(name: str) -> FewShotSet:
-    """The definition of one few-shot set. Raises KeyError with the known names."""
-    by_name = {one.name: one for one in SETS}
-    if name not in by_name:
-        raise KeyError(f"no few-shot set {name!r}; there are {', '.join(by_name)}")
-    return by_name[name]
-
-
-app = typer.Typer(no_args_is_help=True, help=__doc__)
-
-
-@app.command()
-def prepare() -> None:
+def main() -> None:
     """Download the packages and prepare the pretraining pictures and textures."""
     pictures = pretraining()
     counts = {source: pictures.sources.count(source) for source in sorted(set(pictures.sources))}
-    typer.echo(f"{len(pictures.captions)} pretraining pictures {counts}, {len(textures())} textures in {cache_dir()}")
-
-
-@app.command()
-def sets() -> None:
-    """Write the shipped few-shot sets again from their packages."""
-    for few_shot in SETS:
-        for part, names in (("train", few_shot.train), ("control", few_shot.control)):
-            folder = set_folder(few_shot.name, part)
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, path in zip(names, _set_paths(few_shot, names), strict=True):
-                picture = load_on_white(path, margin=0.03)
-                if picture is None:
-                    raise RuntimeError(f"{path} is empty")
-                picture.save(folder / f"{Path(name).name.lower()}.png", optimize=True)
-        typer.echo(f"{few_shot.name}: {len(few_shot.train)} to train, {len(few_shot.control)} control")
+    print(f"{len(pictures.captions)} pretraining pictures {counts}, {len(textures())} textures in {cache_dir()}")
 
 
 if __name__ == "__main__":
-    app()
+    typer.run(main)

@@ -1,9 +1,10 @@
 """Train the nano base model: a codec, a caption tokenizer, a text encoder and a UNet, saved as a diffusers pipeline.
 
-    python -m audit.testbed.train_base [--steps 6500] [--codec-steps 5500] [--threads 2]
+    python -m audit.testbed.train_base [--drawn-steps 6500] [--steps 9000] [--codec-steps 5500] [--threads 2]
 
 v-prediction with linear betas rescaled to zero terminal SNR and trailing timesteps (arXiv 2305.08891), on latents
-that are centred and scaled per channel: without these, samples of latents this small come out tinted.
+that are centred and scaled per channel: without these, samples of latents this small come out tinted. First the
+drawn pictures alone (flat shapes on white are learnt fast), then all, photographs and paintings among them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from audit.testbed import data
 from audit.testbed.codec import encode_all, train_codec
+from audit.testbed.sets import ASSETS
+from audit.testbed.sources import cache_dir
 from audit.testbed.training import cosine_schedule, prepare_cpu, run, shuffled
 
 TOKENS = 32
@@ -137,32 +140,47 @@ class Average(torch.nn.Module):
             parameter.copy_(value)
 
 
-def train_diffusion(codec: AutoencoderKL, cycles: list[int], batch: int, state_file: Path) -> StableDiffusionPipeline:
-    """Train text encoder and UNet together on the pretraining pictures and their mirror images.
+def new_pipeline(codec: AutoencoderKL) -> StableDiffusionPipeline:
+    """``codec`` with an untrained text encoder and UNet; the tokenizer is learnt from the drawn pictures' captions."""
+    tokenizer = new_tokenizer(data.pretraining().of(*data.DRAWN).captions)
+    return StableDiffusionPipeline(
+        vae=codec,
+        text_encoder=new_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=new_unet(),
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
-    ``cycles`` are the lengths of the learning rate's cosine cycles, in steps.
+
+def train_diffusion(
+    pipeline: StableDiffusionPipeline, pictures: data.Pictures, steps: int, batch: int, lr: float, state_file: Path
+) -> None:
+    """Train text encoder and UNet together on ``pictures`` and their mirror images, one cosine cycle of ``steps``.
+
+    The moving average is what ``pipeline`` holds afterwards.
     """
-    pictures = data.pretraining()
-    tokenizer = new_tokenizer(pictures.captions)
-    text_encoder, unet, scheduler = new_text_encoder(tokenizer), new_unet(), new_scheduler()
+    tokenizer, text_encoder, unet = pipeline.tokenizer, pipeline.text_encoder.train(), pipeline.unet.train()
     unet.to(memory_format=torch.channels_last)
     images = torch.from_numpy(pictures.images)
-    latents = torch.cat([encode_all(codec, images), encode_all(codec, images.flip(2))])
+    latents = torch.cat([encode_all(pipeline.vae, images), encode_all(pipeline.vae, images.flip(2))])
     tokens = token_ids(tokenizer, pictures.captions).repeat(2, 1)
     empty = token_ids(tokenizer, [""])[0]
     print(f"{len(latents)} latents, mean {latents.mean():.3f}, deviation {latents.std():.3f}", flush=True)
 
     both = torch.nn.ModuleList([unet, text_encoder])
     average = Average(both)
-    optimizer = torch.optim.AdamW(both.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = cosine_schedule(optimizer, *cycles)
+    optimizer = torch.optim.AdamW(both.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = cosine_schedule(optimizer, steps)
     order = shuffled(len(latents), batch)
 
     def step(index: int) -> dict[str, float]:
         chosen = next(order)
         ids = tokens[chosen].clone()
         ids[torch.rand(batch) < EMPTY_SHARE] = empty
-        loss = velocity_loss(unet, scheduler, latents[chosen], text_encoder(ids).last_hidden_state)
+        loss = velocity_loss(unet, pipeline.scheduler, latents[chosen], text_encoder(ids).last_hidden_state)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
@@ -171,34 +189,36 @@ def train_diffusion(codec: AutoencoderKL, cycles: list[int], batch: int, state_f
         average.update(both)
         return {"loss": loss.item()}
 
-    run(sum(cycles), step, {"both": both, "average": average, "optimizer": optimizer, "schedule": schedule}, state_file)
+    run(steps, step, {"both": both, "average": average, "optimizer": optimizer, "schedule": schedule}, state_file)
     average.copy_to(both)
-    return StableDiffusionPipeline(
-        vae=codec,
-        text_encoder=text_encoder.eval(),
-        tokenizer=tokenizer,
-        unet=unet.to(memory_format=torch.contiguous_format).eval(),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+    both.eval()
+    unet.to(memory_format=torch.contiguous_format)
 
 
 def main(
-    steps: list[int] = typer.Option([6500], help="Steps of the diffusion model, one learning-rate cycle each."),
+    drawn_steps: int = typer.Option(6500, help="Steps on emoji and clip art, the first stage."),
+    steps: int = typer.Option(9000, help="Steps on all pictures, the second stage."),
     batch: int = typer.Option(24, help="Pictures a step."),
     codec_steps: int = typer.Option(5500, help="Steps of the codec."),
+    second_stage_of: Path | None = typer.Option(None, help="Only the second stage, from this base's folder."),
     threads: int = typer.Option(0, help="torch threads; 0: one a core."),
     seed: int = typer.Option(0, help="Seed of weights, order and noise."),
-    output: Path = typer.Option(data.ASSETS / "base", help="The diffusers folder to write."),
-    work: Path = typer.Option(data.cache_dir() / "training", help="Where the resumable states are kept."),
+    output: Path = typer.Option(ASSETS / "base", help="The diffusers folder to write."),
+    work: Path = typer.Option(cache_dir() / "training", help="Where the resumable states are kept."),
 ) -> None:
     """Train the codec and the diffusion model, and save them as a half-precision diffusers folder."""
-    prepare_cpu(threads, seed)
-    codec = train_codec(codec_steps, work / "codec.pt").requires_grad_(False)
-    prepare_cpu(threads, seed + 1)
-    pipeline = train_diffusion(codec, steps, batch, work / "diffusion.pt")
+    pictures = data.pretraining()
+    if second_stage_of:
+        pipeline = StableDiffusionPipeline.from_pretrained(second_stage_of, safety_checker=None, dtype=torch.float32)
+    else:
+        prepare_cpu(threads, seed)
+        pipeline = new_pipeline(train_codec(codec_steps, work / "codec.pt"))
+        prepare_cpu(threads, seed + 1)
+        train_diffusion(pipeline, pictures.of(*data.DRAWN), drawn_steps, batch, 1e-3, work / "diffusion-drawn.pt")
+    pipeline.vae.requires_grad_(False)
+    prepare_cpu(threads, seed + 2)
+    train_diffusion(pipeline, pictures, steps, batch, 1e-3, work / "diffusion.pt")
+    pipeline.unet.register_to_config(_name_or_path="nano")  # not the path of this machine
     pipeline.to(torch.float16).save_pretrained(output, safe_serialization=True)
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     print(f"{output}: {size / 1e6:.1f} MB")

@@ -25,6 +25,8 @@ from PIL import Image
 
 from audit.testbed import data
 from audit.testbed.descriptor_model import IMAGENET_MEAN, IMAGENET_STD, NanoDescriptor
+from audit.testbed.sets import ASSETS, SIZE
+from audit.testbed.sources import cache_dir
 from audit.testbed.training import cosine_schedule, prepare_cpu, run
 
 TEMPERATURE = 0.07
@@ -86,7 +88,7 @@ def edited_copies(images: torch.Tensor, strength: float = 1.0) -> torch.Tensor:
 
     for index in torch.nonzero(torch.rand(count) < 0.3)[:, 0].tolist():  # a small piece of another picture on top
         side = int(torch.randint(10, 26, ()))
-        x, y = (int(v) for v in torch.randint(0, data.SIZE - side, (2,)))
+        x, y = (int(v) for v in torch.randint(0, SIZE - side, (2,)))
         other = functional.interpolate(images[(index + 1) % count][None], size=(side, side), mode="area")[0]
         out[index, :, y : y + side, x : x + side] = other
     out = out.clamp(0, 1)
@@ -205,9 +207,9 @@ def main(
     threads: int = typer.Option(0, help="torch threads; 0: one a core."),
     seed: int = typer.Option(0, help="Seed of weights, batches and edits."),
     output: Path = typer.Option(
-        data.ASSETS / "descriptor", help="Where the TorchScript file goes; the figures are printed."
+        ASSETS / "descriptor", help="Where the TorchScript file goes; the figures are printed."
     ),
-    work: Path = typer.Option(data.cache_dir() / "training", help="Where the resumable state is kept."),
+    work: Path = typer.Option(cache_dir() / "training", help="Where the resumable state is kept."),
 ) -> None:
     """Train, calibrate and export the nano descriptor."""
     prepare_cpu(threads, seed)

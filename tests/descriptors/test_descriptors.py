@@ -17,7 +17,7 @@ from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor
 from audit.descriptors.pdq import PdqDescriptor
 from audit.descriptors.registry import NANO, download
 from audit.errors import DescriptorError
-from audit.testbed.data import load_set
+from audit.testbed.sets import load_set
 
 PICTURES = load_set("fluent-animals", "train")
 

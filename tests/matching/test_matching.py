@@ -17,7 +17,7 @@ from audit.matching import ReferenceSets, match_extractions
 from audit.matching.references import known_pictures
 from audit.schemas import EXTRACTIONS
 from audit.storage import Workspace
-from audit.testbed.data import load_set, set_folder
+from audit.testbed.sets import load_set, set_folder
 
 TRAIN = set_folder("fluent-animals", "train")
 

@@ -17,7 +17,7 @@ from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.testbed import finetune
 from audit.testbed.codec import encode_all, new_codec, whiten
-from audit.testbed.data import ASSETS, SETS, load_set
+from audit.testbed.sets import ASSETS, SETS, load_set
 from audit.testbed.train_base import TOKENS, new_tokenizer
 from audit.testbed.train_descriptor import edited_copies, info_nce
 
