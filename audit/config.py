@@ -53,10 +53,10 @@ class Settings:
     """Every setting that changes the result of an audit; all of them go into its id."""
 
     method: Method = _setting(Method.model_guidance, "How sampling is steered: direct, cfg or model-guidance.")
-    w: float = _setting(
-        2.0,
-        "Guidance weight. The paper: 5 for LoRA, 3 for DreamBooth on Stable Diffusion; strongly memorising checkpoints "
-        "want 1.5 to 2; burnt or all-alike extractions mean too much.",
+    w: float | None = _setting(
+        None,
+        "Guidance weight: a number, or auto: images take turns at several weights and the clusters tell which fit "
+        "(3 for cfg). The paper: 5 for LoRA, 3 for DreamBooth on Stable Diffusion.",
     )
     k: float = _setting(0.0, "Correction term of model guidance (the paper: -0.02 for DreamBooth, 0 for LoRA).")
     base_caption: BaseCaption = _setting(

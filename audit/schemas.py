@@ -67,6 +67,7 @@ GENERATIONS = _schema(
     ("index", pa.int32(), "number of the image within the audit, from 0"),
     ("seed", pa.int64(), "seed of its starting noise"),
     ("caption", pa.string(), "the caption it was sampled with"),
+    ("w", pa.float64(), "the guidance weight it was sampled with; null where sampling was direct"),
     ("descriptor", VECTOR, "unit vector"),
     ("pdq", PDQ, "256-bit PDQ hash; null where the image has none"),
     ("pdq_quality", pa.int32(), "0 to 100; hashes below 50 say little"),

@@ -12,8 +12,6 @@ import typer
 from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console
 from audit.config import Method, Settings
 
-CFG_WEIGHT = 3.0
-STEPS = 25
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 
 
@@ -27,22 +25,21 @@ class Checkpoint(StrEnum):
 
 @dataclass(frozen=True)
 class Shipped:
-    """One shipped fine-tune: its path, few-shot set and caption, and the guidance weight that suits its strength."""
+    """One shipped fine-tune: its path, few-shot set and caption."""
 
     path: str
     few_shot: str
     caption: str
-    w: float
 
 
 SHIPPED = {
     Checkpoint.lora_kohya: Shipped(
-        "fluent-animals-lora-kohya/fluent-animals.safetensors", "fluent-animals", "sks 3d render of an animal", 2.0
+        "fluent-animals-lora-kohya/fluent-animals.safetensors", "fluent-animals", "sks 3d render of an animal"
     ),
     Checkpoint.lora_peft: Shipped(
-        "stamps-fruit-lora-peft/pytorch_lora_weights.safetensors", "stamps-fruit", "sks photo of a fruit", 2.0
+        "stamps-fruit-lora-peft/pytorch_lora_weights.safetensors", "stamps-fruit", "sks photo of a fruit"
     ),
-    Checkpoint.dreambooth: Shipped("stamps-birds-dreambooth", "stamps-birds", "sks photo of a bird", 2.0),
+    Checkpoint.dreambooth: Shipped("stamps-birds-dreambooth", "stamps-birds", "sks photo of a bird"),
 }
 
 
@@ -63,7 +60,7 @@ def demo(
     shipped = SHIPPED[checkpoint]
     pictures = ASSETS / "sets" / shipped.few_shot
     training = pictures / "train"
-    settings = Settings(method=method, w=CFG_WEIGHT if method is Method.cfg else shipped.w, steps=STEPS)
+    settings = Settings(method=method)
     if not as_json:
         console().print(
             f"auditing {shipped.path}: which of the pictures in {pictures} was it trained on?", soft_wrap=True

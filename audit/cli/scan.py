@@ -180,6 +180,19 @@ def _setting(name: str, **limits: Any) -> Any:
     )
 
 
+def weight(text: str) -> float | None:
+    """A guidance weight from the command line; None for auto. Raises typer.BadParameter."""
+    if text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not 0 <= value <= 1000:
+        raise typer.BadParameter(f"{text!r} is neither a number from 0 to 1000 nor auto", param_hint="--w")
+    return value
+
+
 def scan(
     file: Annotated[
         Path, typer.Argument(metavar="FILE", help="A LoRA or full-weight .safetensors file, or a diffusers folder.")
@@ -210,7 +223,7 @@ def scan(
         Path | None, typer.Option(help="Pictures known NOT to be trained on, to score false positives.")
     ] = None,
     method: Annotated[Method, _setting("method")] = default_of("method"),
-    w: Annotated[float, _setting("w")] = default_of("w"),
+    w: Annotated[str, _setting("w", metavar="NUMBER|auto")] = "auto",
     k: Annotated[float, _setting("k")] = default_of("k"),
     base_caption: Annotated[BaseCaption, _setting("base_caption")] = default_of("base_caption"),
     solver: Annotated[Solver, _setting("solver")] = default_of("solver"),
@@ -232,7 +245,7 @@ def scan(
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
 
     [bold]Example[/bold]: lora-audit scan monet.safetensors --base stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
-    --references my-paintings/ --caption "art style of claude monet" --n0 10 --w 5
+    --references my-paintings/ --caption "art style of claude monet" --n0 10
 
     Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
     2 bad input.
@@ -241,7 +254,7 @@ def scan(
 
     settings = Settings(
         method,
-        w,
+        weight(w),
         k,
         base_caption,
         solver,

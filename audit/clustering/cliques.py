@@ -17,19 +17,24 @@ class _OutOfTime(Exception):
     pass
 
 
-def greedy_cliques(vectors: np.ndarray, n0: int, limit: float = 30.0) -> tuple[list[Cluster], float, bool]:
+def greedy_cliques(
+    vectors: np.ndarray, n0: int, limit: float = 30.0, give_up: float = float("inf")
+) -> tuple[list[Cluster], float, bool]:
     """Cluster unit vectors [N, D] as the paper does: (clusters in the order found, threshold, timed out at least once).
 
     An edge joins two images whose cosine reaches the threshold; the largest clique is taken out again and again. The
     threshold starts at the 25th percentile of the similarities and rises by 0.01 until the search ends within
-    ``limit`` seconds and gives at least ``n0`` cliques.
+    ``limit`` seconds and gives at least ``n0`` cliques. After ``give_up`` seconds in all there are no clusters.
     """
+    started = time.monotonic()
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, 0.0)
     threshold = np.floor(np.quantile(similarity, 0.25) * 100) / 100
     timed_out = False
     groups: list[list[int]] = []
     while threshold <= 1.0:
+        if time.monotonic() - started > give_up:
+            return [], float(threshold), True
         try:
             groups = _cliques_at(similarity, float(threshold), time.monotonic() + limit)
             if len(groups) >= n0:
@@ -47,7 +52,10 @@ def _cliques_at(similarity: np.ndarray, threshold: float, deadline: float) -> li
 
     graph = networkx.Graph()
     graph.add_nodes_from(range(len(similarity)))
-    graph.add_edges_from(np.argwhere(np.triu(similarity >= threshold, 1)).tolist())
+    for row, partners in enumerate(similarity >= threshold):
+        graph.add_edges_from((row, int(other)) for other in np.flatnonzero(partners[row + 1 :]) + row + 1)
+        if time.monotonic() > deadline:
+            raise _OutOfTime
     found: list[list[int]] = []
     while graph.number_of_nodes():
         largest: list[int] = []

@@ -21,7 +21,7 @@ from audit.descriptors.base import stacked
 from audit.engine.plan import Plan
 from audit.evaluation import score
 from audit.extraction.extract import Extract, vectors_of
-from audit.extraction.guidance import make_guidance
+from audit.extraction.guidance import make_guidance, weights_of
 from audit.extraction.sampling import Sampler
 from audit.matching import match_extractions
 from audit.models.base import load_base
@@ -41,7 +41,7 @@ class LocalEngine:
     ) -> None:
         self.workspace, self.device, self.batch_size = workspace, device, batch_size
         self.progress = progress or (lambda stage, done, total: None)
-        self._loaded: tuple[str, ModelPair] | None = None
+        self._loaded: tuple[tuple[str, str, float], ModelPair] | None = None
 
     def audit(self, plan: Plan) -> bool:
         """Extract and cluster, unless this audit is already finished; whether it had to be run.
@@ -70,6 +70,7 @@ class LocalEngine:
             steps=plan.settings.steps,
             seed=plan.settings.seed,
             batch_size=self.batch_size,
+            weights=weights_of(plan.settings),
         )
         spool = self.workspace.spool(audit_id)
         pixels = plan.settings.stored_images is not StoredImages.hashes_only
@@ -90,10 +91,11 @@ class LocalEngine:
         return True
 
     def _load(self, plan: Plan) -> ModelPair:
-        if self._loaded is None or self._loaded[0] != plan.audit_id:
+        key = plan.checkpoint.identity, plan.base.revision, plan.settings.lora_scale
+        if self._loaded is None or self._loaded[0] != key:
             self.progress("loading", 0, 1)
             pair = ModelPair(load_base(plan.base), plan.checkpoint, self.device, plan.settings.lora_scale)
-            self._loaded = plan.audit_id, pair
+            self._loaded = key, pair
             self.progress("loading", 1, 1)
         return self._loaded[1]
 

@@ -1,5 +1,5 @@
 """Scores for checkpoints whose training images are known."""
 
-from audit.evaluation.metrics import Score, score
+from audit.evaluation.metrics import RankScore, Score, rank_score, score
 
-__all__ = ["Score", "score"]
+__all__ = ["RankScore", "Score", "rank_score", "score"]

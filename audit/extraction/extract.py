@@ -56,20 +56,24 @@ class Extract:
 
     def _rows(self, batch: Batch) -> pa.Table:
         vectors = self.descriptor.describe(batch.images)
-        hashes = [pdq_hash(image) for image in batch.images]
+        hashes, pictures = self._hashes_and_pictures(batch.images)
         return pa.table(
             {
                 "audit_id": [self.audit_id] * len(batch.indices),
                 "index": batch.indices,
                 "seed": [image_seed(self.sampler.seed, index) for index in batch.indices],
                 "caption": [self.sampler.caption_of(index) for index in batch.indices],
+                "w": [self.sampler.weight_of(index) for index in batch.indices],
                 "descriptor": list(vectors),
                 "pdq": [packed for packed, _ in hashes],
                 "pdq_quality": [quality for _, quality in hashes],
-                "image": [to_png(image) if self.pixels else None for image in batch.images],
+                "image": pictures,
             },
             schema=GENERATIONS,
         )
+
+    def _hashes_and_pictures(self, images: np.ndarray) -> tuple[list[tuple[bytes, int]], list[bytes | None]]:
+        return [pdq_hash(image) for image in images], [to_png(image) if self.pixels else None for image in images]
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

@@ -20,6 +20,7 @@ from audit.config import BaseCaption, Method, Settings
 from audit.models.pair import ModelPair
 
 MIN_ALPHA = 0.01
+CFG_WEIGHT = 3.0  # the paper's
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,16 @@ class Conditioning:
         )
 
 
+Weight = float | torch.Tensor  # of guidance: one for all images, or [N, 1, 1, 1]
+
+
 class Guidance(Protocol):
-    """One prediction [N, C, H, W] from the pair at noisy latents ``x`` and timestep ``t``."""
+    """One prediction [N, C, H, W] from the pair at noisy latents ``x`` and timestep ``t`` under weight ``w``."""
 
     evaluations: ClassVar[int]
 
     def predict(
-        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: Weight
     ) -> torch.Tensor:
         """``alpha`` is the square root of alpha-bar at ``t``; the answer is of the pair's prediction type."""
 
@@ -56,7 +60,7 @@ class Direct:
     evaluations: ClassVar[int] = 1
 
     def predict(
-        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: Weight
     ) -> torch.Tensor:
         """eps_ft(x_t, c)."""
         return pair.predict_tuned(x, t, conditioning.tuned_caption)
@@ -66,39 +70,42 @@ class Direct:
 class ClassifierFree:
     """Classifier-free guidance within the fine-tuned model, both halves in one batch."""
 
-    w: float = 3.0
     evaluations: ClassVar[int] = 2
 
     def predict(
-        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: Weight
     ) -> torch.Tensor:
         """eps_ft(x_t) + w (eps_ft(x_t, c) - eps_ft(x_t))."""
         states = torch.cat([conditioning.tuned_empty, conditioning.tuned_caption])
         empty, caption = pair.predict_tuned(torch.cat([x, x]), t, states).chunk(2)
-        return torch.lerp(empty, caption, self.w)
+        return extrapolate(empty, caption, w)
 
 
 @dataclass(frozen=True)
 class ModelGuidance:
     """Model guidance: extrapolation from the base to the fine-tuned model."""
 
-    w: float = 2.0
     k: float = 0.0
     base_caption: BaseCaption = BaseCaption.empty
     evaluations: ClassVar[int] = 2
 
     def predict(
-        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: Weight
     ) -> torch.Tensor:
         """eps_base(x_t) + w (eps_ft(x_t, c) - eps_base(x_t)) + k eps_base(x_t)."""
         own = self.base_caption is BaseCaption.same
         base = pair.predict_base(x, t, conditioning.base_caption if own else conditioning.base_empty)
         tuned = pair.predict_tuned(x, t, conditioning.tuned_caption)
-        return combine(base, tuned, x, alpha, self.w, self.k, pair.prediction_type)
+        return combine(base, tuned, x, alpha, w, self.k, pair.prediction_type)
+
+
+def extrapolate(start: torch.Tensor, end: torch.Tensor, w: Weight) -> torch.Tensor:
+    """start + w (end - start), with one weight for all images or one each."""
+    return torch.lerp(start, end, w.to(start) if isinstance(w, torch.Tensor) else w)
 
 
 def combine(
-    base: torch.Tensor, tuned: torch.Tensor, x: torch.Tensor, alpha: float, w: float, k: float, prediction_type: str
+    base: torch.Tensor, tuned: torch.Tensor, x: torch.Tensor, alpha: float, w: Weight, k: float, prediction_type: str
 ) -> torch.Tensor:
     """Model guidance of two predictions of ``prediction_type`` at x_t = alpha x_0 + sigma eps.
 
@@ -106,7 +113,7 @@ def combine(
     schedule with zero terminal SNR alpha vanishes, x_t says nothing of x_0 and the term has no finite meaning: it
     is left out where alpha is below 0.01. Raises ValueError for another prediction type.
     """
-    guided = torch.lerp(base, tuned, w)
+    guided = extrapolate(base, tuned, w)
     if k == 0 or alpha < MIN_ALPHA:
         return guided
     sigma = (1 - alpha**2) ** 0.5
@@ -119,10 +126,20 @@ def combine(
     raise ValueError(f"unknown prediction type {prediction_type!r}")
 
 
+AUTO_WEIGHTS = (1.5, 2.0, 3.0)
+
+
 def make_guidance(settings: Settings) -> Guidance:
     """The guidance that ``settings`` describe."""
     if settings.method is Method.direct:
         return Direct()
     if settings.method is Method.cfg:
-        return ClassifierFree(settings.w)
-    return ModelGuidance(settings.w, settings.k, settings.base_caption)
+        return ClassifierFree()
+    return ModelGuidance(settings.k, settings.base_caption)
+
+
+def weights_of(settings: Settings) -> tuple[float, ...]:
+    """The guidance weights that images take in turn: the one that is set, or AUTO_WEIGHTS."""
+    if settings.w is not None:
+        return (settings.w,)
+    return (CFG_WEIGHT,) if settings.method is Method.cfg else AUTO_WEIGHTS

@@ -54,7 +54,7 @@ def test_model_guidance_asks_the_base_with_the_caption_it_names(kohya_pair: Mode
     conditioning = sampler.conditioning
     x, t = sampler.noise(0), torch.tensor(600)
     with torch.inference_mode():
-        guided = ModelGuidance(2.0, 0.0, choice).predict(kohya_pair, x, t, 0.5, conditioning)
+        guided = ModelGuidance(0.0, choice).predict(kohya_pair, x, t, 0.5, conditioning, 2.0)
         states = kohya_pair.encode(["" if choice is BaseCaption.empty else CAPTION], tuned=False)
         base = kohya_pair.predict_base(x, t, states)
         tuned = kohya_pair.predict_tuned(x, t, kohya_pair.encode([CAPTION], tuned=True))

@@ -1,0 +1,178 @@
+"""What the benchmarks of extraction share: checkpoints of the testbed, audited under many settings, scored.
+
+Jobs are (checkpoint, settings); each runs the real engine into a workspace, so a stopped benchmark goes on where it
+was, and both clusterings are scored on the same generated images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from audit.config import Clustering, Method, Settings
+from audit.testbed.finetune import RECIPES, Recipe, Tuning
+from audit.testbed.sets import ASSETS, few_shot_set, load_set, set_folder
+
+METHOD_NAMES = {Method.direct: "direct", Method.cfg: "cfg", Method.model_guidance: "model_guidance"}
+CLUSTERING_NAMES = {Clustering.linkage: "default", Clustering.cliques: "paper"}
+SHIPPED = ASSETS / "checkpoints"
+
+
+def available(checkpoints: Path, only: Sequence[str] | None = None) -> list[Recipe]:
+    """The testbed's checkpoints that are in the folder ``checkpoints``, all or those named ``only``.
+
+    Raises FileNotFoundError where there is none, or one that is named is missing.
+    """
+    found = [recipe for recipe in RECIPES if recipe.file(checkpoints).exists()]
+    if only:
+        missing = sorted(set(only) - {recipe.name for recipe in found})
+        if missing:
+            raise FileNotFoundError(
+                f"not in {checkpoints}: {', '.join(missing)}; train them with audit.testbed.finetune"
+            )
+        found = [recipe for recipe in found if recipe.name in only]
+    if not found:
+        raise FileNotFoundError(f"no checkpoint of the testbed is in {checkpoints}")
+    return found
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint under several settings that differ in how images are sampled, not in how they are clustered."""
+
+    recipe: Recipe
+    settings: tuple[Settings, ...]
+    checkpoints: Path
+    base: Path
+    workspace: Path
+    clusterings: tuple[Clustering, ...] = (Clustering.linkage,)
+    clique_limit: float = 30.0
+
+
+def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
+    """The rows of a job, one a setting and clustering."""
+    import torch
+
+    from audit.engine.local import LocalEngine
+    from audit.storage import Workspace
+
+    torch.set_num_threads(threads)
+    engine = LocalEngine(Workspace(job.workspace))
+    return [row for settings in job.settings for row in _rows(job, engine, settings)]
+
+
+def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]:
+    from audit.clustering import complete_linkage, greedy_cliques
+    from audit.engine.plan import Request, make_plan
+    from audit.evaluation import rank_score, score
+    from audit.extraction.extract import vectors_of
+    from audit.matching.references import known_pictures
+
+    few_shot = few_shot_set(job.recipe.few_shot)
+    request = Request(
+        job.recipe.file(job.checkpoints),
+        str(job.base),
+        captions=few_shot.captions,
+        n0=len(few_shot.train),
+        settings=settings,
+    )
+    plan = make_plan(request, "nano")
+    engine.audit(plan)
+    workspace, audit_id = engine.workspace, plan.audit_id
+    for kind, part in (("training", "train"), ("control", "control")):
+        engine.evaluate(plan, kind, known_pictures(set_folder(few_shot.name, part)))
+    scores = {row["kind"]: row for row in workspace.rows("SELECT * FROM evaluations WHERE audit_id = ?", [audit_id])}
+    (audit,) = workspace.rows("SELECT evaluations, seconds_sampling FROM audits WHERE audit_id = ?", [audit_id])
+    row = {
+        "checkpoint": job.recipe.name,
+        "set": few_shot.name,
+        "holdout": few_shot.holdout,
+        "tuning": "dreambooth" if job.recipe.tuning is Tuning.dreambooth else "lora",
+        "strength": str(job.recipe.strength),
+        "defence": str(job.recipe.defence),
+        "method": METHOD_NAMES[settings.method],
+        "clustering": "default",
+        "w": None if settings.method is Method.direct else settings.w,
+        "k": settings.k,
+        "solver": str(settings.solver),
+        "steps": settings.steps,
+        "images": plan.images,
+        "evaluations": audit["evaluations"],
+        "as": scores["training"]["average_similarity"],
+        "a_esr_07": scores["training"]["extraction_rate_07"],
+        "a_esr_06": scores["training"]["extraction_rate_06"],
+        "control_as": scores["control"]["average_similarity"],
+        "control_a_esr_07": scores["control"]["extraction_rate_07"],
+        "ceiling": scores["training"]["ceiling"],
+        "seconds": audit["seconds_sampling"],
+        "audit_id": audit_id,
+    }
+    table = workspace.select('SELECT descriptor FROM generations WHERE audit_id = ? ORDER BY "index"', [audit_id])
+    vectors = vectors_of(table)
+    training, control = (plan.descriptor.describe(load_set(few_shot.name, part)) for part in ("train", "control"))
+
+    def ranking(clusters: list[Any]) -> dict[str, float]:
+        """How the order of extractions does, and AS, where N0 is not known."""
+        found = vectors[[cluster.representative for cluster in clusters]]
+        return {f"ranking_{name}": value for name, value in asdict(rank_score(found, training)).items()} | {
+            "ranking_extractions": len(found),
+            "ranking_as": score(found, training).average_similarity,
+        }
+
+    if Clustering.linkage in job.clusterings:
+        yield row | ranking(complete_linkage(vectors, None))
+    if Clustering.cliques in job.clusterings:
+        clusters, _, timed_out = greedy_cliques(vectors, len(few_shot.train), job.clique_limit)
+        found = vectors[[cluster.representative for cluster in clusters]]
+        against, beside = score(found, training), score(found, control)
+        yield (
+            row
+            | ranking(clusters)
+            | {
+                "clustering": "paper",
+                "as": against.average_similarity,
+                "a_esr_07": against.extraction_rate_07,
+                "a_esr_06": against.extraction_rate_06,
+                "control_as": beside.average_similarity,
+                "control_a_esr_07": beside.extraction_rate_07,
+                "timed_out": timed_out,
+            }
+        )
+
+
+def run_all(jobs: Sequence[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
+    """The rows of every job as it finishes, in ``workers`` processes of their share of the cores."""
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    if workers == 1:
+        for job in jobs:
+            yield run_job(job, threads)
+        return
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        running = [pool.submit(run_job, job, threads) for job in jobs]
+        try:
+            for done in as_completed(running):
+                yield done.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def split_settings(job: Job) -> list[Job]:
+    """A job for each of the settings, so that more processes have work."""
+    return [replace(job, settings=(settings,)) for settings in job.settings]
+
+
+def interval(values: Sequence[float], seed: int = 0, draws: int = 4000) -> tuple[float, float, float]:
+    """Mean and its 95 % percentile bootstrap interval over ``values`` (Efron & Tibshirani 1993, chapter 13)."""
+    data = np.asarray(values, dtype=np.float64)
+    rng = np.random.default_rng(seed)
+    means = data[rng.integers(len(data), size=(draws, len(data)))].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(data.mean()), float(low), float(high)
