@@ -32,7 +32,7 @@ class Solver(StrEnum):
 class Clustering(StrEnum):
     """How generations become extractions."""
 
-    linkage = "linkage"
+    peaks = "peaks"
     cliques = "cliques"
 
 
@@ -68,7 +68,7 @@ class Settings:
     images_per_training_image: int = _setting(50, "Images sampled = this times N0.")
     lora_scale: float = _setting(1.0, "Strength at which a LoRA is applied.")
     clustering: Clustering = _setting(
-        Clustering.linkage, "linkage (default, never times out) or cliques (the paper's, up to 30 s a threshold)."
+        Clustering.peaks, "peaks (default, never times out) or cliques (the paper's, up to 30 s a threshold)."
     )
     stored_images: StoredImages = _setting(
         StoredImages.extractions,

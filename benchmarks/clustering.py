@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from audit.clustering import complete_linkage, greedy_cliques
+from audit.clustering import density_peaks, greedy_cliques
 from audit.config import Clustering, Settings
 from audit.descriptors import load_descriptor
 from audit.evaluation import score
@@ -45,7 +45,7 @@ def generated(size: int, base: Path, checkpoints: Path, workspace: Path, workers
             chosen.append(recipe)
             total += per_image * sets[recipe.few_shot]
     settings = Settings(images_per_training_image=per_image)
-    jobs = [Job(recipe, (settings,), checkpoints, base, workspace, (Clustering.linkage,)) for recipe in chosen]
+    jobs = [Job(recipe, (settings,), checkpoints, base, workspace, (Clustering.peaks,)) for recipe in chosen]
     order = {recipe.few_shot: number for number, recipe in enumerate(chosen)}
     rows = sorted((row for done in run_all(jobs, workers) for row in done), key=lambda row: order[row["set"]])
     opened, nano = Workspace(workspace), load_descriptor("nano")
@@ -55,13 +55,13 @@ def generated(size: int, base: Path, checkpoints: Path, workspace: Path, workers
     return vectors[:size], known
 
 
-def measure(algorithm: str, vectors: np.ndarray, known: np.ndarray, give_up: float) -> dict[str, Any]:
+def measure(algorithm: str, vectors: np.ndarray, known: np.ndarray, reach: float, give_up: float) -> dict[str, Any]:
     """One row: the time and the result of one algorithm."""
     started = time.perf_counter()
     timed_out = False
     clusters = None
     if algorithm == "default":
-        clusters = complete_linkage(vectors, len(known))
+        clusters = density_peaks(vectors, len(known), reach)
     else:
         clusters, _, timed_out = greedy_cliques(vectors, len(known), give_up=give_up)
     seconds = time.perf_counter() - started
@@ -94,7 +94,10 @@ def main(
     )
     for size in sizes or [500, 5000]:
         vectors, known = generated(size, base, checkpoints, workspace, workers)
-        pair = [measure(algorithm, vectors, known, give_up) for algorithm in ("default", "paper")]
+        pair = [
+            measure(algorithm, vectors, known, load_descriptor("nano").reach, give_up)
+            for algorithm in ("default", "paper")
+        ]
         rows += pair
         for row in pair:
             result = [f"{row[name]:.3f}" if row[name] is not None else "none" for name in ("as", "a_esr_07")]

@@ -192,7 +192,7 @@ def main(
         steps=steps,
         images_per_training_image=QUICK_IMAGES if quick else PAPER_IMAGES,
     )
-    clusterings = (Clustering.linkage,) if quick else (Clustering.linkage, Clustering.cliques)
+    clusterings = (Clustering.peaks,) if quick else (Clustering.peaks, Clustering.cliques)
     jobs = [
         part
         for recipe in available(checkpoints, only)

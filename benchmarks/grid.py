@@ -21,7 +21,7 @@ from audit.testbed.finetune import RECIPES, Recipe, Tuning
 from audit.testbed.sets import ASSETS, few_shot_set, load_set, set_folder
 
 METHOD_NAMES = {Method.direct: "direct", Method.cfg: "cfg", Method.model_guidance: "model_guidance"}
-CLUSTERING_NAMES = {Clustering.linkage: "default", Clustering.cliques: "paper"}
+CLUSTERING_NAMES = {Clustering.peaks: "default", Clustering.cliques: "paper"}
 SHIPPED = ASSETS / "checkpoints"
 
 
@@ -52,7 +52,7 @@ class Job:
     checkpoints: Path
     base: Path
     workspace: Path
-    clusterings: tuple[Clustering, ...] = (Clustering.linkage,)
+    clusterings: tuple[Clustering, ...] = (Clustering.peaks,)
     clique_limit: float = 30.0
 
 
@@ -69,7 +69,7 @@ def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
 
 
 def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]:
-    from audit.clustering import complete_linkage, greedy_cliques
+    from audit.clustering import density_peaks, greedy_cliques
     from audit.engine.plan import Request, make_plan
     from audit.evaluation import rank_score, score
     from audit.extraction.extract import vectors_of
@@ -126,8 +126,8 @@ def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]
             "ranking_as": score(found, training).average_similarity,
         }
 
-    if Clustering.linkage in job.clusterings:
-        yield row | ranking(complete_linkage(vectors, None))
+    if Clustering.peaks in job.clusterings:
+        yield row | ranking(density_peaks(vectors, None, plan.descriptor.reach))
     if Clustering.cliques in job.clusterings:
         clusters, _, timed_out = greedy_cliques(vectors, len(few_shot.train), job.clique_limit)
         found = vectors[[cluster.representative for cluster in clusters]]

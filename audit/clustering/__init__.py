@@ -2,6 +2,6 @@
 
 from audit.clustering.cliques import greedy_cliques
 from audit.clustering.clusters import Cluster
-from audit.clustering.linkage import complete_linkage
+from audit.clustering.peaks import density_peaks
 
-__all__ = ["Cluster", "complete_linkage", "greedy_cliques"]
+__all__ = ["Cluster", "density_peaks", "greedy_cliques"]

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from audit.clustering import Cluster, complete_linkage, greedy_cliques
+from audit.clustering import Cluster, density_peaks, greedy_cliques
 from audit.config import Clustering, StoredImages
 from audit.descriptors.base import stacked
 from audit.engine.plan import Plan
@@ -106,7 +106,8 @@ class LocalEngine:
             clusters, threshold, timed_out = greedy_cliques(vectors, count)
             note = f"the clique search passed its time limit; it ended at threshold {threshold:.2f}"
             return clusters, [note] if timed_out else []
-        return complete_linkage(vectors, count if plan.training_images.source != "default" else None), []
+        known = count if plan.training_images.source != "default" else None
+        return density_peaks(vectors, known, plan.descriptor.reach), []
 
     def _store(self, plan: Plan, rows: pa.Table, clusters: list[Cluster], truncated: list[str]) -> None:
         audit_id, checkpoint = plan.audit_id, plan.checkpoint

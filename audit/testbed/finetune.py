@@ -66,7 +66,7 @@ class Defence(StrEnum):
     randaugment = "randaugment"
 
 
-STEPS_A_PICTURE = {Tuning.lora_kohya: 80, Tuning.lora_peft: 80, Tuning.dreambooth: 60}
+STEPS_A_PICTURE = {Tuning.lora_kohya: 80, Tuning.lora_peft: 80, Tuning.dreambooth: 36}
 STRENGTHS = {Strength.weak: 0.5, Strength.medium: 1.0, Strength.strong: 2.0}
 RATES = {Tuning.lora_kohya: 3e-3, Tuning.lora_peft: 3e-3, Tuning.dreambooth: 5e-4}
 BATCH = 8

@@ -21,7 +21,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from audit.testbed import data
-from audit.testbed.codec import encode_all, train_codec
+from audit.testbed.codec import encode_all, refine_decoder, train_codec
 from audit.testbed.sets import ASSETS
 from audit.testbed.sources import cache_dir
 from audit.testbed.training import cosine_schedule, prepare_cpu, run, shuffled
@@ -200,6 +200,7 @@ def main(
     steps: int = typer.Option(9000, help="Steps on all pictures, the second stage."),
     batch: int = typer.Option(24, help="Pictures a step."),
     codec_steps: int = typer.Option(5500, help="Steps of the codec."),
+    decoder_steps: int = typer.Option(5000, help="Steps of the decoder alone, on all pictures."),
     second_stage_of: Path | None = typer.Option(None, help="Only the second stage, from this base's folder."),
     threads: int = typer.Option(0, help="torch threads; 0: one a core."),
     seed: int = typer.Option(0, help="Seed of weights, order and noise."),
@@ -218,6 +219,8 @@ def main(
     pipeline.vae.requires_grad_(False)
     prepare_cpu(threads, seed + 2)
     train_diffusion(pipeline, pictures, steps, batch, 1e-3, work / "diffusion.pt")
+    prepare_cpu(threads, seed + 3)
+    refine_decoder(pipeline.vae, decoder_steps, work / "decoder.pt")
     pipeline.unet.register_to_config(_name_or_path="nano")  # not the path of this machine
     pipeline.to(torch.float16).save_pretrained(output, safe_serialization=True)
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audit.clustering import complete_linkage, greedy_cliques
-from audit.clustering.clusters import describe_cluster, ranked
+from audit.clustering import density_peaks, greedy_cliques
+from audit.clustering.clusters import describe_cluster, nearness
+
+REACH = 0.6
 
 
 def planted(
@@ -28,7 +30,7 @@ def planted(
 @pytest.mark.parametrize(("n0", "noise"), [(4, 0), (None, 0), (None, 30)])
 def test_planted_groups_come_first_and_whole(n0: int | None, noise: int) -> None:
     vectors, labels = planted([20, 15, 10, 8], [0.3, 0.3, 0.3, 0.3], noise=noise)
-    clusters = complete_linkage(vectors, n0)[:4]
+    clusters = density_peaks(vectors, n0, REACH)[:4]
     assert [set(labels[list(c.members)]) for c in clusters] == [{0}, {1}, {2}, {3}]
     assert [len(c.members) for c in clusters] == [20, 15, 10, 8]
 
@@ -69,24 +71,48 @@ def test_tightness_is_the_mean_of_all_pairs() -> None:
 
 def test_larger_and_tighter_clusters_are_surer() -> None:
     vectors, labels = planted([20, 20, 5], [0.2, 1.0, 0.2], noise=1)
-    groups = [np.flatnonzero(labels == g) for g in (2, 1, 0, -1)]
-    order = [int(labels[c.members[0]]) for c in ranked(vectors, groups)]
-    assert order[0] == 0
-    assert order[-1] == -1
-    assert ranked(vectors, groups)[-1].confidence == 0
-    assert all(0 <= c.confidence <= 1 for c in ranked(vectors, groups))
+    whole, loose, small, lone = (describe_cluster(vectors, np.flatnonzero(labels == g)) for g in (0, 1, 2, -1))
+    assert 1 > whole.confidence > small.confidence > loose.confidence > lone.confidence == 0
+
+
+def test_confidence_counts_near_copies_of_the_representative() -> None:
+    vectors, _ = planted([6], [0.4])
+    cluster = describe_cluster(vectors, range(6), representative=2)
+    copies = sum(float(vectors[row] @ vectors[2]) ** 12 for row in range(6) if row != 2)
+    assert cluster.confidence == pytest.approx(copies / (copies + 4), rel=1e-4)
+    assert nearness(np.array([-0.5, 0.7, 1.0])) == pytest.approx([0, 0.7**12, 1])
+
+
+def test_peaks_come_by_falling_density_and_no_two_are_within_reach() -> None:
+    vectors, _ = planted([40, 30, 20, 10], [1.0, 0.8, 0.6, 0.4], noise=60, seed=5)
+    clusters = density_peaks(vectors, 12, REACH)
+    assert len(clusters) == 12
+    assert [c.confidence for c in clusters] == sorted((c.confidence for c in clusters), reverse=True)
+    peaks = vectors[[c.representative for c in clusters]]
+    assert (peaks @ peaks.T - np.eye(12)).max() < REACH
+    taken = [row for c in clusters for row in c.members]
+    assert len(taken) == len(set(taken))
+    for cluster in clusters:
+        assert (vectors[list(cluster.members)] @ vectors[cluster.representative]).min() >= REACH - 1e-6
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, _ = planted([30, 20], [0.5, 0.5], noise=20)
+    whole = density_peaks(vectors, 5, REACH)
+    monkeypatch.setattr("audit.clustering.peaks.BLOCK", 7)
+    assert [c.members for c in density_peaks(vectors, 5, REACH)] == [c.members for c in whole]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_handful_of_images_can_be_clustered(count: int) -> None:
     vectors, _ = planted([count], [0.3])
     for n0 in (None, 10):
-        assert complete_linkage(vectors, n0)
+        assert density_peaks(vectors, n0, REACH)
     assert greedy_cliques(vectors, 10)[0]
 
 
 def test_identical_images_are_one_cluster() -> None:
     vectors = np.repeat(planted([1], [0.0])[0], 6, axis=0)
-    first = complete_linkage(vectors, None)[0]
+    first = density_peaks(vectors, None, REACH)[0]
     assert len(first.members) == 6
     assert first.tightness == pytest.approx(1, abs=1e-5)
