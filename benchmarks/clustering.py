@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import typer
 
 from audit.clustering import density_peaks, greedy_cliques
-from audit.config import Clustering, Settings
+from audit.config import Clustering, Settings, Solver, default_of
 from audit.descriptors import load_descriptor
 from audit.evaluation import score
 from audit.extraction.extract import vectors_of
@@ -27,10 +28,10 @@ from audit.storage import Workspace
 from audit.testbed.sets import ASSETS, load_set
 from benchmarks.grid import SHIPPED, Job, available, run_all
 
-PER_IMAGE = 50
 
-
-def generated(size: int, base: Path, checkpoints: Path, workspace: Path, workers: int) -> tuple[np.ndarray, np.ndarray]:
+def generated(
+    size: int, settings: Settings, base: Path, checkpoints: Path, workspace: Path, workers: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Descriptors [size, D] of generated images and [K, D] of the training images behind them.
 
     Whole audits, one a set and as many as needed; the last one in part. More images a training image where there are
@@ -38,13 +39,13 @@ def generated(size: int, base: Path, checkpoints: Path, workspace: Path, workers
     """
     recipes = list({recipe.few_shot: recipe for recipe in reversed(available(checkpoints))}.values())[::-1]
     sets = {recipe.few_shot: len(load_set(recipe.few_shot, "train")) for recipe in recipes}
-    per_image = max(PER_IMAGE, -(-size // sum(sets.values())))
+    per_image = max(settings.images_per_training_image, -(-size // sum(sets.values())))
     chosen, total = [], 0
     for recipe in recipes:
         if total < size:
             chosen.append(recipe)
             total += per_image * sets[recipe.few_shot]
-    settings = Settings(images_per_training_image=per_image)
+    settings = replace(settings, images_per_training_image=per_image)
     jobs = [Job(recipe, (settings,), checkpoints, base, workspace, (Clustering.peaks,)) for recipe in chosen]
     order = {recipe.few_shot: number for number, recipe in enumerate(chosen)}
     rows = sorted((row for done in run_all(jobs, workers) for row in done), key=lambda row: order[row["set"]])
@@ -78,6 +79,11 @@ def measure(algorithm: str, vectors: np.ndarray, known: np.ndarray, reach: float
 def main(
     sizes: Annotated[list[int] | None, typer.Option(help="Numbers of images. [default: 500, 5000]")] = None,
     give_up: Annotated[float, typer.Option(help="Seconds in all after which the paper's search is stopped.")] = 300.0,
+    images_per_training_image: Annotated[int, typer.Option(help="Images a training image, at least.")] = default_of(
+        "images_per_training_image"
+    ),
+    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = default_of("solver"),
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = default_of("steps"),
     base: Annotated[Path, typer.Option(help="The base model.")] = ASSETS / "base",
     checkpoints: Annotated[Path, typer.Option(help="Folder of the testbed's checkpoints.")] = SHIPPED,
     workers: Annotated[int, typer.Option(help="Processes to generate with.")] = 1,
@@ -88,12 +94,13 @@ def main(
 ) -> None:
     """Generate what is missing, cluster it both ways, print and compare."""
     rows = []
+    settings = Settings(images_per_training_image=images_per_training_image, solver=solver, steps=steps)
     print(
         f"{'n':>6} {'N0':>4} {'algorithm':10}{'seconds':>10}{'clusters':>10}{'AS':>8}{'ESR.7':>8}  timed out",
         flush=True,
     )
     for size in sizes or [500, 5000]:
-        vectors, known = generated(size, base, checkpoints, workspace, workers)
+        vectors, known = generated(size, settings, base, checkpoints, workspace, workers)
         pair = [
             measure(algorithm, vectors, known, load_descriptor("nano").reach, give_up)
             for algorithm in ("default", "paper")

@@ -221,7 +221,8 @@ def main(
     train_diffusion(pipeline, pictures, steps, batch, 1e-3, work / "diffusion.pt")
     prepare_cpu(threads, seed + 3)
     refine_decoder(pipeline.vae, decoder_steps, work / "decoder.pt")
-    pipeline.unet.register_to_config(_name_or_path="nano")  # not the path of this machine
+    for part in (pipeline, pipeline.unet, pipeline.vae):
+        part.register_to_config(_name_or_path="nano")  # not the path of this machine
     pipeline.to(torch.float16).save_pretrained(output, safe_serialization=True)
     size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
     print(f"{output}: {size / 1e6:.1f} MB")

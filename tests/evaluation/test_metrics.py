@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audit.evaluation import score
+from audit.evaluation import rank_score, score
 
 
 def unit(*angles: float) -> np.ndarray:
@@ -33,3 +33,18 @@ def test_no_extractions_score_nothing_and_no_known_pictures_are_an_error() -> No
     assert score(np.empty((0, 2)), unit(0)).average_similarity == 0
     with pytest.raises(ValueError, match="no known pictures"):
         score(unit(0), np.empty((0, 2)))
+
+
+def test_the_order_counts_in_the_area_and_repeats_do_not() -> None:
+    known = unit(0, 90)
+    right, again, wrong, other = 5, -5, 45, 85
+    best = rank_score(unit(right, other), known)
+    assert best.precision_at_n0 == best.average_precision == 1
+    late = rank_score(unit(160, right, again, other), known)
+    assert late.precision_at_n0 == pytest.approx(0.5)
+    assert late.average_precision == pytest.approx((1 / 2 + 2 / 4) / 2)
+    assert rank_score(unit(right), known).precision_at_n0 == pytest.approx(0.5)
+    assert rank_score(unit(wrong + 180), known).average_precision < 0.5
+    assert rank_score(np.empty((0, 2)), known).average_precision == 0
+    with pytest.raises(ValueError, match="no known pictures"):
+        rank_score(known, np.empty((0, 2)))

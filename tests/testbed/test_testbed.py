@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.testbed import finetune
 from audit.testbed.codec import encode_all, new_codec, whiten
-from audit.testbed.sets import ASSETS, SETS, load_set
+from audit.testbed.sets import ASSETS, SETS, load_set, set_folder, training_captions
+from audit.testbed.sources import qt_resources
 from audit.testbed.train_base import TOKENS, new_tokenizer
 from audit.testbed.train_descriptor import edited_copies, info_nce
 
@@ -36,9 +39,78 @@ def test_everything_shipped_is_small_and_has_a_card() -> None:
 def test_training_and_control_pictures_are_different_pictures(nano: Descriptor) -> None:
     for few_shot in SETS:
         train, control = load_set(few_shot.name, "train"), load_set(few_shot.name, "control")
-        assert 5 <= len(train) <= 10
-        assert len(control) >= 5
+        assert 5 <= len(train) <= 20
+        assert len(train) == len(few_shot.train)
+        assert len(control) == len(few_shot.control) >= 3
+        assert not set(few_shot.train) & set(few_shot.control)
         assert (nano.describe(train) @ nano.describe(control).T).max() < 0.95
+
+
+def test_the_testbed_is_as_wide_as_it_claims() -> None:
+    assert len(SETS) >= 10
+    assert sum(one.holdout for one in SETS) == 3
+    assert len({one.source for one in SETS}) >= 4
+    assert sum(one.square for one in SETS) >= 2
+    assert sum(len(one.captions) > 1 for one in SETS) == 2
+    assert max(len(one.train) for one in SETS) == 20
+    tunings = {(recipe.few_shot, recipe.tuning) for recipe in finetune.RECIPES}
+    for one in SETS:
+        assert {(one.name, finetune.Tuning.lora_kohya), (one.name, finetune.Tuning.dreambooth)} <= tunings
+    assert any(tuning is finetune.Tuning.lora_peft for _, tuning in tunings)
+    strengths = {(r.few_shot, r.strength) for r in finetune.RECIPES if r.tuning is finetune.Tuning.lora_kohya}
+    complete = [one for one in SETS if {(one.name, s) for s in finetune.Strength} <= strengths]
+    assert len(complete) == 2
+    assert {r.defence for r in finetune.RECIPES} == set(finetune.Defence)
+    assert len({r.name for r in finetune.RECIPES}) == len(finetune.RECIPES)
+
+
+def test_captions_follow_the_pictures() -> None:
+    captions = training_captions("cartoon-animals")
+    names = [path.stem for path in sorted(set_folder("cartoon-animals", "train").glob("*.png"))]
+    assert captions == [f"sks cartoon of a {name}" for name in names]
+    assert set(training_captions("fluent-animals")) == {"sks 3d render of an animal"}
+
+
+@pytest.mark.parametrize("defence", [finetune.Defence.cutout, finetune.Defence.randaugment])
+def test_a_defence_changes_the_pictures_and_keeps_their_order(defence: finetune.Defence) -> None:
+    pictures = load_set("fluent-animals", "train")[:3]
+    versions = finetune.defended(pictures, defence)
+    assert versions.shape == (3 * finetune.VERSIONS, *pictures.shape[1:])
+    again = finetune.defended(pictures, defence)
+    assert np.array_equal(versions, again)
+    differs = [not np.array_equal(version, pictures[row % 3]) for row, version in enumerate(versions)]
+    assert np.mean(differs) > 0.8
+    own = [np.abs(version.astype(int) - pictures[row % 3]).mean() for row, version in enumerate(versions)]
+    other = [np.abs(version.astype(int) - pictures[(row + 1) % 3]).mean() for row, version in enumerate(versions)]
+    assert np.mean(own) < np.mean(other)
+
+
+def test_a_longer_recipe_has_more_steps() -> None:
+    weak, medium, strong = (
+        finetune.Recipe("fluent-animals", finetune.Tuning.lora_kohya, strength) for strength in finetune.Strength
+    )
+    assert weak.steps < medium.steps < strong.steps
+    assert medium.name == "fluent-animals-lora-kohya"
+    assert strong.name == "fluent-animals-lora-kohya-strong"
+
+
+def test_pictures_of_qt_resource_archives_are_read() -> None:
+    def name(text: str) -> bytes:
+        return struct.pack(">HI", len(text), 0) + text.encode("utf-16-be")
+
+    names = name("") + name("plain.png") + name("packed.png")
+    at = [0, len(name("")), len(name("")) + len(name("plain.png"))]
+    packed = struct.pack(">I", 3) + zlib.compress(b"xyz")
+    contents = struct.pack(">I", 3) + b"abc" + struct.pack(">I", len(packed)) + packed
+    nodes = struct.pack(">IHII", at[0], 2, 2, 1) + bytes(8)
+    nodes += struct.pack(">IHHHI", at[1], 0, 0, 0, 0) + bytes(8)
+    nodes += struct.pack(">IHHHI", at[2], 1, 0, 0, 7) + bytes(8)
+    header = 20
+    archive = b"qres" + struct.pack(">4I", 2, header, header + len(nodes), header + len(nodes) + len(contents))
+    found = dict(qt_resources(archive + nodes + contents + names))
+    assert found == {"/plain.png": b"abc", "/packed.png": b"xyz"}
+    with pytest.raises(ValueError, match="Qt resource"):
+        next(qt_resources(b"PK.." + bytes(40)))
 
 
 def test_the_codec_keeps_the_pictures_of_every_set(base: BaseModel, nano: Descriptor) -> None:
