@@ -20,14 +20,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from audit.clustering import density_peaks, greedy_cliques
+from audit.clustering import greedy_cliques
 from audit.config import Clustering, Settings, Solver, default_of
 from audit.descriptors import load_descriptor
 from audit.evaluation import score
 from audit.extraction.extract import vectors_of
 from audit.storage import Workspace
 from audit.testbed.sets import ASSETS, load_set
-from benchmarks.grid import SHIPPED, Job, available, run_all
+from benchmarks.grid import SHIPPED, Job, available, exactly, run_all
 
 
 def generated(
@@ -65,7 +65,7 @@ def measure(
     timed_out = False
     clusters = None
     if algorithm == "default":
-        clusters = density_peaks(vectors, extractions, reach)
+        clusters = exactly(vectors, extractions, reach)
     else:
         clusters, _, timed_out = greedy_cliques(vectors, len(known), give_up=give_up)
     seconds = time.perf_counter() - started
@@ -106,7 +106,7 @@ def main(
     )
     for size in sizes or [500, 5000]:
         vectors, known = generated(size, settings, base, checkpoints, workspace, workers)
-        reach = load_descriptor("nano").reach
+        reach = load_descriptor("nano").threshold
         paper = measure("paper", vectors, known, 0, reach, give_up)
         pair = [measure("default", vectors, known, paper["clusters"] or len(known), reach, give_up), paper]
         rows += pair

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from audit.clustering import density_peaks, greedy_cliques
+from audit.clustering import Cluster, density_peaks, greedy_cliques
 from audit.config import Clustering, Method, Settings
 from audit.evaluation import rank_score, score
 from audit.testbed.finetune import RECIPES, Recipe, Tuning
@@ -89,6 +89,7 @@ def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]
     for kind, part in (("training", "train"), ("control", "control")):
         engine.evaluate(plan, kind, known_pictures(set_folder(few_shot.name, part)))
     scores = {row["kind"]: row for row in workspace.rows("SELECT * FROM evaluations WHERE audit_id = ?", [audit_id])}
+    found_by_default = len(workspace.rows("SELECT rank FROM extractions WHERE audit_id = ?", [audit_id]))
     (audit,) = workspace.rows("SELECT evaluations, seconds_sampling FROM audits WHERE audit_id = ?", [audit_id])
     row = {
         "checkpoint": job.recipe.name,
@@ -133,10 +134,10 @@ def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]
     if Clustering.peaks in job.clusterings:
         yield (
             row
-            | ranking(density_peaks(vectors, None, plan.descriptor.reach))
+            | ranking(density_peaks(vectors, None, plan.descriptor.threshold))
             | {
-                "extractions": min(len(few_shot.train), len(vectors)),
-                **at_equal_number(vectors, training, len(cliques), plan.descriptor.reach),
+                "extractions": found_by_default,
+                **at_equal_number(vectors, training, len(cliques), plan.descriptor.threshold),
             }
         )
     if cliques:
@@ -160,6 +161,15 @@ def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]
         )
 
 
+def exactly(vectors: np.ndarray, count: int, reach: float) -> list[Cluster]:
+    """The first ``count`` density peaks; where there are fewer, of the least larger reach at which there are enough."""
+    for wider in (reach, 0.8, 0.9, 0.95, 1.0):
+        clusters = density_peaks(vectors, count, wider)
+        if len(clusters) >= count:
+            break
+    return clusters[:count]
+
+
 def at_equal_number(vectors: np.ndarray, training: np.ndarray, extractions: int, reach: float) -> dict[str, Any]:
     """The default clustering's scores with as many extractions as the paper's gives; None where it gave none.
 
@@ -168,7 +178,7 @@ def at_equal_number(vectors: np.ndarray, training: np.ndarray, extractions: int,
     """
     if not extractions:
         return {"equal_as": None, "equal_a_esr_07": None}
-    clusters = density_peaks(vectors, extractions, reach)
+    clusters = exactly(vectors, extractions, reach)
     found = score(vectors[[cluster.representative for cluster in clusters]], training)
     return {"equal_as": found.average_similarity, "equal_a_esr_07": found.extraction_rate_07}
 

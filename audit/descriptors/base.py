@@ -30,11 +30,6 @@ class Descriptor(ABC):
     input_size: int
     batch_size: int = 64
 
-    @property
-    def reach(self) -> float:
-        """The cosine from which images are taken for versions of one picture when they are clustered: 0.8 threshold."""
-        return 0.8 * self.threshold
-
     def describe(self, images: Iterable[Image.Image | np.ndarray]) -> np.ndarray:
         """Unit vectors float32 [N, dimensions] of PIL images or uint8 arrays [H, W, 3], in order."""
         vectors: list[np.ndarray] = []

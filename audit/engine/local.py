@@ -107,7 +107,7 @@ class LocalEngine:
             note = f"the clique search passed its time limit; it ended at threshold {threshold:.2f}"
             return clusters, [note] if timed_out else []
         known = count if plan.training_images.source != "default" else None
-        return density_peaks(vectors, known, plan.descriptor.reach), []
+        return density_peaks(vectors, known, plan.descriptor.threshold), []
 
     def _store(self, plan: Plan, rows: pa.Table, clusters: list[Cluster], truncated: list[str]) -> None:
         audit_id, checkpoint = plan.audit_id, plan.checkpoint

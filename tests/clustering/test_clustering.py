@@ -7,6 +7,7 @@ import pytest
 
 from audit.clustering import density_peaks, greedy_cliques
 from audit.clustering.clusters import describe_cluster, nearness
+from audit.clustering.peaks import MIN_CONFIDENCE
 
 REACH = 0.6
 
@@ -87,6 +88,8 @@ def test_peaks_come_by_falling_density_and_no_two_are_within_reach() -> None:
     vectors, _ = planted([40, 30, 20, 10], [1.0, 0.8, 0.6, 0.4], noise=60, seed=5)
     clusters = density_peaks(vectors, 12, REACH)
     assert len(clusters) == 12
+    assert all(c.confidence < MIN_CONFIDENCE for c in clusters[4:])
+    assert len(density_peaks(vectors, None, REACH)) <= 4
     assert [c.confidence for c in clusters] == sorted((c.confidence for c in clusters), reverse=True)
     peaks = vectors[[c.representative for c in clusters]]
     assert (peaks @ peaks.T - np.eye(12)).max() < REACH
