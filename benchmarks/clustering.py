@@ -26,6 +26,7 @@ from audit.descriptors import load_descriptor
 from audit.evaluation import score
 from audit.extraction.extract import vectors_of
 from audit.storage import Workspace
+from audit.testbed.finetune import Recipe
 from audit.testbed.sets import ASSETS, load_set
 from benchmarks.grid import SHIPPED, Job, available, exactly, run_all
 
@@ -38,7 +39,10 @@ def generated(
     Whole audits, one a set and as many as needed; the last one in part. More images a training image where there are
     too few sets.
     """
-    recipes = list({recipe.few_shot: recipe for recipe in reversed(available(checkpoints))}.values())[::-1]
+    first: dict[str, Recipe] = {}
+    for recipe in available(checkpoints):
+        first.setdefault(recipe.few_shot, recipe)
+    recipes = list(first.values())
     sets = {recipe.few_shot: len(load_set(recipe.few_shot, "train")) for recipe in recipes}
     per_image = max(settings.images_per_training_image, -(-size // sum(sets.values())))
     chosen, total = [], 0
