@@ -65,7 +65,9 @@ class Workspace:
         self.root = root
         marker = root / "workspace.json"
         if not marker.is_file():
-            if root.is_dir() and any(root.iterdir()):
+            # another process may be creating it at this moment: its unfinished marker is no content, and it may be done
+            content = root.is_dir() and any(not path.name.endswith(".part") for path in root.iterdir())
+            if content and not marker.is_file():
                 raise WorkspaceError(f"{root} is not a workspace and not empty: choose another --workspace")
             with whole_file(marker) as file:
                 file.write(json.dumps({"version": VERSION}).encode())

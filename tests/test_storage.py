@@ -111,3 +111,9 @@ def test_timestamps_are_utc(workspace: Workspace) -> None:
     row = {"checkpoint_sha256": "c", "seen_at": now}
     workspace.write("checkpoints", "c", [row])
     assert workspace.rows("SELECT seen_at FROM checkpoints")[0]["seen_at"] == now
+
+
+def test_a_workspace_that_another_process_is_creating_is_no_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / ".abc.part").write_bytes(b"{")
+    Workspace(tmp_path)
+    assert (tmp_path / "workspace.json").is_file()
