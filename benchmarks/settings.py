@@ -1,7 +1,7 @@
 """What the defaults are chosen by: AS and A-ESR against solver steps, and against the guidance weight.
 
     python -m benchmarks.settings steps   [--json FILE]     # DDIM and DPM-Solver++, 10 to 50 steps
-    python -m benchmarks.settings weights [--json FILE]     # fixed weights, and auto
+    python -m benchmarks.settings weights [--json FILE]     # fixed weights, and auto; --method cfg for CFG's own
 
 Both on every checkpoint of medium strength in --checkpoints; the sets marked holdout are shown apart and nothing is
 chosen by them.
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from audit.config import Settings, Solver, default_of
+from audit.config import Method, Settings, Solver, default_of
 from audit.testbed.finetune import Defence, Strength, Tuning
 from audit.testbed.sets import ASSETS
 from benchmarks.grid import SHIPPED, Job, available, interval, run_all, split_settings
@@ -114,6 +114,7 @@ def weights(
     images_per_training_image: PerImage = 25,
     solver: Annotated[Solver, typer.Option(help="ODE solver.")] = default_of("solver"),
     count: Annotated[int, typer.Option("--steps", help="Solver steps.")] = default_of("steps"),
+    method: Annotated[Method, typer.Option(help="model-guidance or cfg.")] = Method.model_guidance,
     base: Base = ASSETS / "base",
     checkpoints: Checkpoints = SHIPPED,
     workers: Workers = 1,
@@ -122,8 +123,8 @@ def weights(
 ) -> None:
     """AS against the guidance weight; the reference is the best fixed weight of each checkpoint, which nobody knows."""
     settings = [
-        Settings(w=w, solver=solver, steps=count, images_per_training_image=images_per_training_image)
-        for w in (*WEIGHTS, None)
+        Settings(method=method, w=w, solver=solver, steps=count, images_per_training_image=images_per_training_image)
+        for w in (*WEIGHTS, *((None,) if method is Method.model_guidance else ()))
     ]
     rows = measure(settings, only, base, checkpoints, workers, json_file, workspace)
     best: dict[str, float] = {}
