@@ -27,3 +27,15 @@ class WorkspaceError(AuditError):
 
 class SamplingError(AuditError):
     """Sampling that cannot go on: not one image fits into memory, or the network answers with NaN."""
+
+
+class CrawlError(AuditError):
+    """A crawl that cannot start or go on: a refused host, a missing token, a source that does not answer."""
+
+
+class FetchError(AuditError):
+    """One item that cannot be had. ``state`` is what the catalog records: failed (worth another try), refused, gone."""
+
+    def __init__(self, message: str, state: str = "failed") -> None:
+        super().__init__(message)
+        self.state = state

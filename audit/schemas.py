@@ -17,23 +17,82 @@ def _schema(doc: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
 
 
 CHECKPOINTS = _schema(
-    "Every checkpoint that was seen, once per file content.",
+    "The catalog: one row a place where a checkpoint file was seen. The newest row of an item is the one that holds.",
+    (
+        "item_id",
+        pa.string(),
+        "the place: civitai:MODEL:VERSION:FILE, huggingface:OWNER/NAME:PATH, folder:, file:",
+    ),
+    ("source", pa.string(), "civitai, huggingface, folder, or file for one that was scanned from disk"),
+    ("model_id", pa.string(), "the source's id of the model"),
+    ("version_id", pa.string(), "the source's id of the version; the commit on Hugging Face"),
+    ("name", pa.string(), "file name, without folders"),
+    ("title", pa.string(), "what the uploader calls the model"),
+    ("page_url", pa.string(), "the page a person can look at"),
+    ("download_url", pa.string(), "where the file is asked for; holds no token"),
+    ("uploader", pa.string(), "user name at the source"),
+    ("tags", pa.list_(pa.string()), "the source's tags"),
+    ("license", pa.string(), "as the source states it"),
+    ("nsfw", pa.bool_(), "the source's flag"),
+    ("real_person", pa.bool_(), "the source says that it depicts a real person"),
+    ("minor", pa.bool_(), "the source says that it depicts a minor"),
+    ("published_at", pa.timestamp("us", "UTC"), "when the source published this version"),
+    ("base_model", pa.string(), "the likeliest claim of what it was trained on"),
+    ("base_model_source", pa.string(), "which field claims it"),
+    (
+        "family",
+        pa.string(),
+        "sd1, sd2, sdxl, sd3, flux or other; by the tensors' shapes where they tell, else claimed",
+    ),
+    ("family_source", pa.string(), "shapes, or the claiming field"),
+    ("training_images", pa.int32(), "N0, the likeliest claim of how many images it was trained on"),
+    ("training_images_source", pa.string(), "which field claims it"),
+    ("contradictions", pa.list_(pa.string()), "claims that contradict each other or the tensors' shapes"),
+    ("claims", pa.string(), "every claim with its source, as JSON"),
+    ("ground_truth", pa.string(), "name of the folder of ground-truth/ with the uploader's own training images"),
+    ("claimed_bytes", pa.int64(), "size the source states"),
+    ("claimed_sha256", pa.string(), "SHA256 the source states, lower case; can be wrong"),
+    ("claimed_autov3", pa.string(), "first 12 hex digits of the tensor-only SHA256 that the source states"),
+    ("fingerprint", pa.string(), "hash of what the source says of it: tells whether it changed there"),
+    ("state", pa.string(), "listed, stored, refused, failed (worth another try), gone or opted-out"),
+    ("reason", pa.string(), "why it is refused, failed or gone"),
+    ("attempts", pa.int32(), "downloads that failed since it was listed"),
     ("checkpoint_sha256", pa.string(), "SHA256 of the file, 64 hex digits; of the list of files for a folder"),
     ("tensors_sha256", pa.string(), "SHA256 of the tensor bytes alone: equal for files that differ in metadata"),
-    ("name", pa.string(), "file or folder name as it was given, without its path"),
-    ("format", pa.string(), "lora-kohya, lora-peft, unet, ldm or diffusers-folder"),
+    ("identity", pa.string(), "SHA256 of the tensors and their layout; the stored file's name in checkpoints/"),
+    (
+        "format",
+        pa.string(),
+        "lora-kohya, lora-peft, unet, ldm, diffusers-folder; null where it cannot be audited yet",
+    ),
     ("bytes", pa.int64(), "size of all files"),
     ("claimed_metadata", pa.string(), "the header's metadata as JSON; written by the uploader: a claim, not a proof"),
-    ("seen_at", pa.timestamp("us", "UTC"), "when it was first audited here"),
+    ("first_seen_at", pa.timestamp("us", "UTC"), "when the item was first seen here"),
+    (
+        "seen_at",
+        pa.timestamp("us", "UTC"),
+        "when this row was written; the newest of an item holds",
+    ),
 )
 
 CAPTIONS = _schema(
-    "The captions an audit sampled with.",
-    ("audit_id", pa.string(), "the audit"),
-    ("caption", pa.string(), "as it was given to the text encoder, before truncation"),
-    ("source", pa.string(), "where it came from: user, file, or the name of a metadata field"),
-    ("truncated", pa.bool_(), "whether the text encoder saw only its beginning"),
-    ("images", pa.int32(), "how many images were sampled with it"),
+    "Captions claimed for the items of the catalog, the likeliest first. Those of an item's newest row are the ones "
+    "that hold.",
+    ("item_id", pa.string(), "joins checkpoints"),
+    ("rank", pa.int32(), "1 is the likeliest"),
+    ("caption", pa.string(), "cleaned text"),
+    ("source", pa.string(), "the field it comes from, such as trainedWords or instance_prompt"),
+    ("confidence", pa.float64(), "0 to 1: how likely training used it; grows with every source that claims it"),
+    ("seen_at", pa.timestamp("us", "UTC"), "equals seen_at of the item's row"),
+)
+
+SAMPLED_CAPTION = pa.struct(
+    [
+        pa.field("caption", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("truncated", pa.bool_()),
+        pa.field("images", pa.int32()),
+    ]
 )
 
 AUDITS = _schema(
@@ -47,6 +106,12 @@ AUDITS = _schema(
     ("settings", pa.string(), "every setting that changes the result, as JSON"),
     ("training_images", pa.int32(), "N0, the number of training images assumed"),
     ("training_images_source", pa.string(), "user, default, or the metadata field that claims it"),
+    (
+        "captions",
+        pa.list_(SAMPLED_CAPTION),
+        "what was sampled with: the caption before truncation, where it came from, whether the text encoder saw only "
+        "its beginning, and how many images were sampled with it",
+    ),
     ("images", pa.int32(), "images sampled"),
     ("evaluations", pa.int64(), "network evaluations of one image each"),
     ("weight_change", pa.float64(), "norm of tuned minus base weights over norm of base weights"),

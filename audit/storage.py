@@ -10,8 +10,10 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +27,14 @@ import pyarrow.parquet as pq
 from audit.errors import WorkspaceError
 from audit.schemas import TABLES
 
-VERSION = 1
+VERSION = 2
+# Rows of the catalog are never changed: a newer row of the same item takes the place of an older one in these views.
+# A checkpoints row is written after the captions of its item, with the same time, and so makes them count.
+NEWEST = {
+    "checkpoints": """SELECT * FROM checkpoints_rows
+        QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY seen_at DESC) = 1""",
+    "captions": "SELECT c.* FROM captions_rows AS c SEMI JOIN checkpoints USING (item_id, seen_at)",
+}
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -75,6 +84,11 @@ class Workspace:
             found = int(json.loads(marker.read_bytes())["version"])
         except (ValueError, KeyError, TypeError) as error:
             raise WorkspaceError(f"{marker} is damaged: restore it, or choose another --workspace") from error
+        if found < VERSION:
+            raise WorkspaceError(
+                f"{root} was written by an older lora-audit (workspace version {found}, this one knows {VERSION}): "
+                "choose another --workspace and run the audits again"
+            )
         if found > VERSION:
             raise WorkspaceError(
                 f"{root} was written by a newer lora-audit (workspace version {found}, this one knows {VERSION}): "
@@ -101,6 +115,10 @@ class Workspace:
         with whole_file(path) as file:
             pq.write_table(data.cast(TABLES[table]), file, compression="zstd")
 
+    def append(self, table: str, rows: list[dict[str, Any]]) -> None:
+        """Write ``rows`` as a new file of ``table`` beside the others."""
+        self.write(table, f"{time.time_ns():020d}-{secrets.token_hex(4)}", rows)
+
     def has(self, table: str, key: str) -> bool:
         """Whether ``table`` has a file of ``key``."""
         return self._table_file(table, key).is_file()
@@ -121,7 +139,9 @@ class Workspace:
         for name, schema in TABLES.items():
             files = sorted(str(path) for path in self._table_folder(name).glob("*.parquet"))
             data = ds.dataset(files, schema=schema, format="parquet") if files else schema.empty_table()
-            connection.register(name, data)
+            connection.register(f"{name}_rows" if name in NEWEST else name, data)
+        for name, sql in NEWEST.items():
+            connection.execute(f"CREATE TEMP VIEW {name} AS {sql}")
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         return connection

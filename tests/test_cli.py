@@ -50,7 +50,8 @@ def test_a_scan_finds_the_training_images_and_says_so(tmp_path: Path) -> None:
     assert "recovered from this model" in page.read_text()
     assert str(page.name) in done.stderr.replace("\n", "")
     # the caption and N0 came from the file's own metadata
-    query = run("query", "SELECT caption, source, images FROM captions", "--json", "--workspace", tmp_path / "w")
+    sql = "SELECT c.caption, c.source, c.images FROM (SELECT unnest(captions) AS c FROM audits)"
+    query = run("query", sql, "--json", "--workspace", tmp_path / "w")
     assert json.loads(query.stdout) == [
         {"caption": "sks 3d render of an animal", "source": "modelspec.trigger_phrase", "images": 40}
     ]

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from audit.cli import demo, query, references, report, scan
+from audit.cli import catalog, crawl, demo, query, references, report, scan
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.command("demo")(demo.demo)
 app.command("report")(report.report)
 app.command("query")(query.query)
 app.add_typer(references.app, name="references")
+app.add_typer(crawl.app, name="crawl")
+app.add_typer(catalog.app, name="catalog")
 
 
 def main() -> None:

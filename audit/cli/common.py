@@ -69,8 +69,8 @@ def progress_display(out: Console) -> Iterator[Callable[[str, int, int], None]]:
 
         def tell(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done, total=total)
+                tasks[stage] = bars.add_task(stage, total=total or None)
+            bars.update(tasks[stage], completed=done, total=total or None)
 
         yield tell
 
@@ -85,14 +85,14 @@ def _plain_lines(out: Console) -> Callable[[str, int, int], None]:
     def tell(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         began, first = started.setdefault(stage, (now, done))
-        if done < total and now - printed.get(stage, -1e9) < 10:
+        if (done < total or not total) and now - printed.get(stage, -1e9) < 10:
             return
         printed[stage] = now
         speed = (done - first) / (now - began) if now > began else 0.0
         extra = (
             f", {speed:.1f} images/s, {(total - done) / speed:.0f} s left" if speed > 0 and stage in PER_IMAGE else ""
         )
-        out.print(f"{stage} {done}/{total}{extra}", highlight=False)
+        out.print(f"{stage} {done}/{total}{extra}" if total else f"{stage} {done}", highlight=False)
 
     return tell
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from audit.engine.plan import Request
     from audit.matching import ReferenceSets, SkippedImage
     from audit.report import AuditFacts
+
+ITEM = re.compile(r"(civitai|huggingface|folder|file):.+")
 
 
 @dataclass(frozen=True)
@@ -195,7 +197,11 @@ def weight(text: str) -> float | None:
 
 def scan(
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="A LoRA or full-weight .safetensors file, or a diffusers folder.")
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="A LoRA or full-weight .safetensors file, a diffusers folder, or an item of the catalog.",
+        ),
     ],
     base: Annotated[
         str, typer.Option(help="What it was trained on: a diffusers folder, a .safetensors file, or owner/name@COMMIT.")
@@ -205,7 +211,7 @@ def scan(
     ] = None,
     caption: Annotated[
         list[str] | None,
-        typer.Option(help="The training caption. Repeat for several. [default: the file's metadata]"),
+        typer.Option(help="The training caption. Repeat for several. [default: the catalog's, the file's metadata]"),
     ] = None,
     caption_file: Annotated[Path | None, typer.Option(help="A text file with a caption a line.")] = None,
     n0: Annotated[
@@ -250,6 +256,7 @@ def scan(
     Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
     2 bad input.
     """
+    from audit.cli.crawl import open_catalog
     from audit.engine.plan import Request
 
     settings = Settings(
@@ -265,7 +272,18 @@ def scan(
         clustering,
         stored_images,
     )
-    request = Request(file, base, base_config, caption or [], caption_file, n0, settings)
+    request = Request(Path(file), base, base_config, caption or [], caption_file, n0, settings)
+    if ITEM.fullmatch(file) and not request.checkpoint.exists():
+        entry = open_catalog(workspace, None).entry(file)
+        request = replace(
+            request,
+            checkpoint=entry.path,
+            name=entry.name,
+            known_captions=entry.captions,
+            known_training_images=entry.training_images,
+            known_warnings=entry.warnings,
+        )
+        training_images = training_images or entry.ground_truth
     result = run_scan(
         request,
         references or [],

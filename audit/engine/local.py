@@ -25,6 +25,7 @@ from audit.extraction.guidance import make_guidance, weights_of
 from audit.extraction.sampling import Sampler
 from audit.matching import match_extractions
 from audit.models.base import load_base
+from audit.models.checkpoint import metadata_json
 from audit.models.pair import ModelPair
 from audit.schemas import EXTRACTIONS, GENERATIONS
 from audit.storage import Workspace
@@ -82,11 +83,20 @@ class LocalEngine:
         self.progress("clustering", 1, 1)
         warnings += clustering_warnings
 
-        self._store(plan, rows, clusters, truncated)
+        self._store(plan, rows, clusters)
         seconds = float(np.sum(rows["seconds"].to_numpy()))
-        self.workspace.write(
-            "audits", audit_id, [self._audit_row(plan, pair, sampler, warnings, seconds, time.monotonic() - started)]
-        )
+        sampled = rows["caption"].to_pylist()
+        captions = [
+            {
+                "caption": caption.text,
+                "source": caption.source,
+                "truncated": caption.text in truncated,
+                "images": sampled.count(caption.text),
+            }
+            for caption in plan.captions
+        ]
+        row = self._audit_row(plan, pair, sampler, warnings, seconds, time.monotonic() - started)
+        self.workspace.write("audits", audit_id, [row | {"captions": captions}])
         spool.discard()
         return True
 
@@ -109,7 +119,7 @@ class LocalEngine:
         known = count if plan.training_images.source != "default" else None
         return density_peaks(vectors, known, plan.descriptor.threshold), []
 
-    def _store(self, plan: Plan, rows: pa.Table, clusters: list[Cluster], truncated: list[str]) -> None:
+    def _store(self, plan: Plan, rows: pa.Table, clusters: list[Cluster]) -> None:
         audit_id, checkpoint = plan.audit_id, plan.checkpoint
         extractions = [
             {
@@ -128,30 +138,21 @@ class LocalEngine:
             at = generations.schema.get_field_index("image")
             generations = generations.set_column(at, "image", pa.nulls(len(generations), pa.binary()))
         self.workspace.write("generations", audit_id, generations)
-        captions = rows["caption"].to_pylist()
-        self.workspace.write(
-            "captions",
-            audit_id,
-            [
-                {
-                    "audit_id": audit_id,
-                    "caption": caption.text,
-                    "source": caption.source,
-                    "truncated": caption.text in truncated,
-                    "images": captions.count(caption.text),
-                }
-                for caption in plan.captions
-            ],
-        )
-        if not self.workspace.has("checkpoints", checkpoint.sha256):
+        if not self.workspace.rows("SELECT 1 FROM checkpoints WHERE checkpoint_sha256 = ?", [checkpoint.sha256]):
+            now = datetime.now(UTC)
             row = {
+                "item_id": f"file:{checkpoint.sha256}",
+                "source": "file",
+                "state": "stored",
                 "checkpoint_sha256": checkpoint.sha256,
                 "tensors_sha256": checkpoint.tensors_sha256,
                 "name": checkpoint.name,
                 "format": str(checkpoint.format),
                 "bytes": checkpoint.bytes,
-                "claimed_metadata": checkpoint.metadata_json(),
-                "seen_at": datetime.now(UTC),
+                "claimed_metadata": metadata_json(checkpoint.metadata),
+                "identity": checkpoint.identity,
+                "first_seen_at": now,
+                "seen_at": now,
             }
             self.workspace.write("checkpoints", checkpoint.sha256, [row])
 

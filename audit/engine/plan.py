@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from audit.config import Settings
@@ -18,7 +18,10 @@ ALGORITHM_VERSION = 3  # raised when the same settings come to give another resu
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for: one checkpoint, its base, and perhaps captions and the number of training images."""
+    """What a user asks for: one checkpoint, its base, and perhaps captions and the number of training images.
+
+    ``name`` and ``known_...`` are what the catalog has; they stand back behind what the user says.
+    """
 
     checkpoint: Path
     base: str
@@ -27,6 +30,10 @@ class Request:
     caption_file: Path | None = None
     n0: int | None = None
     settings: Settings = field(default_factory=Settings)
+    name: str | None = None
+    known_captions: list[Caption] = field(default_factory=list)
+    known_training_images: TrainingImages | None = None
+    known_warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,15 @@ class Plan:
 def make_plan(request: Request, descriptor_name: str, device: str = "cpu") -> Plan:
     """Open the request's files, choose what it leaves open, load the descriptor. Raises AuditError for bad input."""
     checkpoint = open_checkpoint(request.checkpoint)
+    if request.name:
+        checkpoint = replace(checkpoint, label=request.name)
     base = locate_base(request.base, request.base_config)
-    captions, caption_warnings = choose_captions(request.captions, request.caption_file, checkpoint.metadata)
-    training_images, count_warnings = choose_training_images(request.n0, checkpoint.metadata)
-    warnings = caption_warnings + count_warnings
+    captions, caption_warnings = choose_captions(
+        request.captions, request.caption_file, checkpoint.metadata, request.known_captions
+    )
+    training_images, count_warnings = choose_training_images(
+        request.n0, checkpoint.metadata, request.known_training_images
+    )
+    warnings = caption_warnings + count_warnings + request.known_warnings
     descriptor = load_descriptor(descriptor_name, device)
     return Plan(checkpoint, base, captions, training_images, request.settings, descriptor, warnings)

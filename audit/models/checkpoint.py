@@ -38,11 +38,12 @@ class Checkpoint:
     sha256: str
     tensors_sha256: str
     files: dict[str, tuple[Path, Header]]
+    label: str | None = None
 
     @property
     def name(self) -> str:
-        """Its file or folder name, without the path."""
-        return self.path.resolve().name
+        """What it is called: its label, else its file or folder name without the path."""
+        return self.label or self.path.resolve().name
 
     @property
     def bytes(self) -> int:
@@ -52,22 +53,31 @@ class Checkpoint:
     @property
     def identity(self) -> str:
         """SHA256 of the tensors and their layout: the same bytes under other names or shapes are another network."""
-        layout = {
-            part: sorted((name, info.dtype, info.shape, info.start) for name, info in header.tensors.items())
-            for part, (_, header) in self.files.items()
-        }
-        return hashlib.sha256(json.dumps([self.format, self.tensors_sha256, layout]).encode()).hexdigest()
+        layouts = {part: layout_of(header) for part, (_, header) in self.files.items()}
+        only = next(iter(layouts.values())) if self.format is not Format.diffusers_folder else None
+        return identity_of(self.tensors_sha256, only or layouts)
 
     @property
     def metadata(self) -> dict[str, str]:
         """What its author wrote into the header: claims, not proofs."""
         return next(iter(self.files.values()))[1].metadata
 
-    def metadata_json(self, limit: int = 100_000) -> str:
-        """The claims as JSON, every value cut so that the whole stays within about ``limit`` characters."""
-        share = max(100, limit // max(1, len(self.metadata)))
-        kept = dict(list(self.metadata.items())[: limit // 100])
-        return json.dumps({key[:200]: value[:share] for key, value in kept.items()}, sort_keys=True)
+
+def metadata_json(metadata: dict[str, str], limit: int = 100_000) -> str:
+    """A header's metadata as JSON, every value cut so that the whole stays within about ``limit`` characters."""
+    share = max(100, limit // max(1, len(metadata)))
+    kept = dict(list(metadata.items())[: limit // 100])
+    return json.dumps({key[:200]: value[:share] for key, value in kept.items()}, sort_keys=True)
+
+
+def layout_of(header: Header) -> list[tuple[str, str, tuple[int, ...], int]]:
+    """Name, type, shape and offset of every tensor, sorted."""
+    return sorted((name, info.dtype, info.shape, info.start) for name, info in header.tensors.items())
+
+
+def identity_of(tensors_sha256: str, layout: object) -> str:
+    """64 hex digits that stand for tensors and layout; metadata and the order of a header's keys do not matter."""
+    return hashlib.sha256(json.dumps([tensors_sha256, layout]).encode()).hexdigest()
 
 
 def hash_file(path: Path, header: Header) -> tuple[str, str]:
@@ -93,7 +103,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist: check the path of the checkpoint")
     else:
         header = read_header(path)
-        kind, part = _detect(path, header)
+        kind, part = detect_format(path, header)
         files = {part: (path, header)}
     hashes = {part: hash_file(file, header) for part, (file, header) in files.items()}
     if len(hashes) == 1 and kind is not Format.diffusers_folder:
@@ -125,7 +135,8 @@ def _folder_files(path: Path) -> dict[str, tuple[Path, Header]]:
     return files
 
 
-def _detect(path: Path, header: Header) -> tuple[Format, str]:
+def detect_format(path: Path, header: Header) -> tuple[Format, str]:
+    """The format and the name of its part. Raises CheckpointError for one that cannot be audited yet."""
     names = header.tensors
     if any(
         n.endswith((".hada_w1_a", ".lokr_w1", ".oft_diag", ".oft_blocks", ".diff", ".lora_mid.weight")) for n in names

@@ -66,7 +66,7 @@ def read_header(path: Path) -> Header:
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(64)
-            _refuse_other_formats(path, size, start)
+            refuse_other_formats(path, size, start)
             length = int.from_bytes(start[:8], "little")
             if length > MAX_HEADER_BYTES:
                 raise CheckpointError(
@@ -82,7 +82,8 @@ def read_header(path: Path) -> Header:
     return _parse(path, raw, 8 + length, size)
 
 
-def _refuse_other_formats(path: Path, size: int, start: bytes) -> None:
+def refuse_other_formats(path: Path | str, size: int, start: bytes) -> None:
+    """Raise CheckpointError where ``start``, the first of ``size`` bytes, shows another format than safetensors."""
     for magic, what in _OTHER_FORMATS:
         if start.lstrip().startswith(magic) or start.startswith(magic):
             raise CheckpointError(

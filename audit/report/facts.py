@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from audit.errors import WorkspaceError
@@ -67,8 +68,9 @@ class AuditFacts:
         """Plain values for scripts: everything but pictures and vectors."""
         row = {**self.row, "settings": self.settings, "versions": json.loads(self.row["versions"])}
         row["finished_at"] = self.row["finished_at"].isoformat()
-        checkpoint = {**self.checkpoint, "claimed_metadata": json.loads(self.checkpoint["claimed_metadata"])}
-        checkpoint["seen_at"] = self.checkpoint["seen_at"].isoformat()
+        checkpoint = {
+            name: value.isoformat() if isinstance(value, datetime) else value for name, value in self.checkpoint.items()
+        } | {"claimed_metadata": json.loads(self.checkpoint["claimed_metadata"])}
         return {
             "audit": row,
             "checkpoint": checkpoint,
@@ -113,7 +115,7 @@ def collect(workspace: Workspace, audit_id: str) -> AuditFacts:
     audit_id = find_audit(workspace, audit_id)
     row = workspace.rows("SELECT * FROM audits WHERE audit_id = ?", [audit_id])[0]
     checkpoint = workspace.rows("SELECT * FROM checkpoints WHERE checkpoint_sha256 = ?", [row["checkpoint_sha256"]])[0]
-    captions = workspace.rows("SELECT caption, source, truncated, images FROM captions WHERE audit_id = ?", [audit_id])
+    captions = row.pop("captions")
     matches = workspace.rows(
         """SELECT m.*, r.name, r.thumbnail FROM matches AS m LEFT JOIN "references" AS r
         ON r.reference_set = m.reference_set AND r.reference_id = m.reference_id AND r.descriptor_name = ?

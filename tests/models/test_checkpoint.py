@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from audit.errors import CheckpointError
-from audit.models.checkpoint import Format, open_checkpoint
+from audit.models.checkpoint import Format, metadata_json, open_checkpoint
 from tests.conftest import DREAMBOOTH, KOHYA, PEFT
 
 
@@ -72,4 +72,4 @@ def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
 def test_metadata_is_bounded_when_it_is_stored(tmp_path: Path) -> None:
     tensors = {"lora_unet_x.lora_down.weight": torch.ones(1)}
     save_file(tensors, tmp_path / "f", {f"k{i}": "x" * 50_000 for i in range(100)})
-    assert len(open_checkpoint(tmp_path / "f").metadata_json()) < 150_000
+    assert len(metadata_json(open_checkpoint(tmp_path / "f").metadata)) < 150_000

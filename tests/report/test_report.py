@@ -33,6 +33,7 @@ def fill(workspace: Workspace, is_match: bool, image: bytes | None = RED) -> Non
         "weight_change": 0.1, "prediction_change": 0.2, "descriptor": "nano@1", "threshold": 0.7,
         "warnings": [HOSTILE], "seconds_sampling": 1.0, "seconds_total": 2.0, "device": "cpu",
         "versions": json.dumps({"torch": "2"}), "finished_at": now,
+        "captions": [{"caption": HOSTILE, "source": "user", "truncated": True, "images": 500}],
     }  # fmt: skip
     extraction = {"audit_id": ID, "rank": 1, "index": 0, "confidence": 0.8, "size": 12, "tightness": 0.9,
                   "members": [0], "descriptor": [1.0, 0.0], "image": image}  # fmt: skip
@@ -40,10 +41,9 @@ def fill(workspace: Workspace, is_match: bool, image: bytes | None = RED) -> Non
              "similarity": 0.91, "pdq_distance": 12, "is_match": is_match, "evidence": "both"}  # fmt: skip
     reference = {"reference_set": "mine", "reference_id": "f" * 64, "name": HOSTILE, "descriptor_name": "nano@1",
                  "descriptor": [1.0, 0.0], "thumbnail": image, "added_at": now}  # fmt: skip
-    caption = {"audit_id": ID, "caption": HOSTILE, "source": "user", "truncated": True, "images": 500}
     for table, row in (
         ("checkpoints", checkpoint), ("audits", audit), ("extractions", extraction), ("matches", match),
-        ("references", reference), ("captions", caption),
+        ("references", reference),
     ):  # fmt: skip
         workspace.write(table, "k", [row])
 

@@ -1,0 +1,253 @@
+"""`lora-audit catalog`: what was seen where, and what became of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, print_json, progress_display
+from audit.cli.crawl import AllowPrivate, Downloads, MaxFile, OptOut, open_catalog, show_counts, shown_bytes
+
+if TYPE_CHECKING:
+    from crawlers.catalog import Catalog
+    from crawlers.crawl import Source
+    from crawlers.items import Item
+
+app = typer.Typer(
+    invoke_without_command=True,
+    help="""List the catalog, and add, fetch or ask again about single items.
+
+    Without a command, the items are listed, newest first.
+    [bold]Example[/bold]: lora-audit catalog --where "family = 'sd1' AND training_images < 20"
+    """,
+)
+Where = Annotated[str, typer.Option(help="An SQL condition over the columns of the checkpoints table.")]
+CivitaiEndpoint = Annotated[str, typer.Option(help="Civitai's API, for a mirror.")]
+HubEndpoint = Annotated[str, typer.Option(envvar="HF_ENDPOINT", help="The Hugging Face Hub, for a mirror.")]
+Rate = Annotated[float, typer.Option(min=0, help="Requests a second to a host; 0 for no limit of ours.")]
+CIVITAI, HUB = "https://civitai.com/api/v1", "https://huggingface.co"
+
+
+@app.callback()
+def list_items(
+    context: typer.Context,
+    where: Where = "TRUE",
+    source: Annotated[str | None, typer.Option(help="civitai, huggingface, folder or file.")] = None,
+    state: Annotated[str | None, typer.Option(help="listed, stored, refused, failed, gone or opted-out.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 50,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """List the catalog."""
+    if context.invoked_subcommand:
+        return
+    conditions = [f"({where})"]
+    for column, value in (("source", source), ("state", state)):
+        if value is not None:
+            escaped = value.replace("'", "''")
+            conditions.append(f"{column} = '{escaped}'")
+    catalog = open_catalog(workspace, None)
+    rows = _find(catalog, " AND ".join(conditions), limit)
+    if as_json:
+        print_json([{name: _plain(value) for name, value in row.items()} for row in rows])
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    if not rows:
+        typer.echo("nothing in the catalog fits: fill it with 'lora-audit crawl', or widen --where")
+        return
+    table = Table("item", "title", "base", "N0", "size", "state", "why")
+    table.columns[0].overflow = "fold"
+    for row in rows:
+        base = f"{row['family'] or '?'} ({row['base_model'] or '?'})"
+        size = row["bytes"] or row["claimed_bytes"]
+        cells = (row["item_id"], (row["title"] or row["name"] or "")[:40], base[:30], row["training_images"] or "?",
+                 shown_bytes(size) if size else "?", row["state"], (row["reason"] or "")[:60])  # fmt: skip
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    Console().print(table)
+    if len(rows) == limit:
+        typer.echo(f"the newest {limit} are shown: see more with --limit")
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _find(catalog: Catalog, where: str, limit: int) -> list[dict[str, Any]]:
+    import duckdb
+
+    from audit.errors import CrawlError
+
+    try:
+        return catalog.find(where, limit).to_pylist()
+    except duckdb.Error as error:
+        raise CrawlError(f"the condition {where[:200]!r} failed: {str(error)[:300]}") from error
+
+
+def _sources(
+    catalog: Catalog,
+    civitai_endpoint: str,
+    hub_endpoint: str,
+    rate: float,
+    allow_private: bool,
+    prompts: str = "missing",
+) -> dict[str, Source]:
+    from crawlers.civitai import Civitai
+    from crawlers.http import read_token
+    from crawlers.huggingface import HuggingFace
+
+    token = read_token("CIVITAI_TOKEN", None)
+    return {
+        "civitai": Civitai(catalog, None, civitai_endpoint, token, prompts, False, rate, allow_private),
+        "huggingface": HuggingFace(catalog, None, hub_endpoint, read_token("HF_TOKEN", None), allow_private),
+    }
+
+
+@app.command()
+def add(
+    what: Annotated[str, typer.Argument(
+        metavar="URL_OR_FILE",
+        help="A Civitai or Hugging Face page, a Civitai model id, AIR urn or hash, owner/name, or a file here.",
+    )],
+    caption: Annotated[list[str] | None, typer.Option(help="For a file: its training caption. Repeatable.")] = None,
+    civitai_endpoint: CivitaiEndpoint = CIVITAI,
+    hub_endpoint: HubEndpoint = HUB,
+    rate: Rate = 2.0,
+    max_file: MaxFile = "8G",
+    opt_out: OptOut = None,
+    allow_private: AllowPrivate = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:  # fmt: skip
+    """Add one model, and download its files.
+
+    [bold]Example[/bold]: lora-audit catalog add https://civitai.com/models/12345?modelVersionId=67890
+    """
+    from audit.errors import CrawlError
+    from crawlers import civitai, huggingface
+    from crawlers.crawl import Crawl
+    from crawlers.local import LocalFile
+
+    catalog = open_catalog(workspace, opt_out, max_file)
+    source: Source
+    items: list[Item]
+    if Path(what).is_file():
+        source = LocalFile(catalog, Path(what), caption or [])
+        items = source.items()
+    else:
+        sources = _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private)
+        if named := civitai.reference_of(what):
+            source = sources["civitai"]
+            items = source.one(**named)  # type: ignore[attr-defined]
+        elif named := huggingface.reference_of(what):
+            source = sources["huggingface"]
+            items = source.one(**named)  # type: ignore[attr-defined]
+        else:
+            raise CrawlError(
+                f"{what[:200]!r} is no file here, and no Civitai or Hugging Face page, model id, AIR urn or hash"
+            )
+    if not items:
+        raise CrawlError(f"{what[:200]!r} names a model without weight files")
+    _take(Crawl(source, catalog), items, as_json)
+
+
+def _take(crawl: Any, items: list[Item], as_json: bool) -> None:
+    started = time.monotonic()
+    with progress_display(console()) as progress:
+        crawl.progress = progress
+        counts = asdict(crawl.take(items))
+    counts["seconds"] = round(time.monotonic() - started, 2)
+    rows = crawl.catalog.known([item.item_id for item in items])
+    if as_json:
+        print_json({**counts, "items": [{k: _plain(v) for k, v in row.items()} for row in rows.values()]})
+        return
+    show_counts(counts)
+    for item in items[:20]:
+        row = rows[item.item_id]
+        typer.echo(f"{item.item_id}: {row['state']}{': ' + row['reason'] if row['reason'] else ''}")
+
+
+@app.command()
+def fetch(
+    where: Where = "TRUE",
+    retry: Annotated[bool, typer.Option("--retry", help="Also what failed too often before.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="Files at most.")] = 1000,
+    civitai_endpoint: CivitaiEndpoint = CIVITAI,
+    hub_endpoint: HubEndpoint = HUB,
+    rate: Rate = 2.0,
+    downloads: Downloads = 4,
+    max_file: MaxFile = "8G",
+    opt_out: OptOut = None,
+    allow_private: AllowPrivate = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Download files that are listed, and those whose download failed.
+
+    [bold]Example[/bold]: lora-audit catalog fetch --where "family = 'sd1' AND claimed_bytes < 200e6"
+    """
+    from crawlers.catalog import MAX_ATTEMPTS
+    from crawlers.crawl import Crawl
+
+    catalog = open_catalog(workspace, opt_out, max_file)
+    tried = "TRUE" if retry else f"attempts < {MAX_ATTEMPTS}"
+    condition = f"({where}) AND (state = 'listed' OR (state = 'failed' AND {tried}))"
+    rows = _find(catalog, f"{condition} AND source IN ('civitai', 'huggingface')", limit)
+    sources = _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never")
+    started = time.monotonic()
+    total: dict[str, Any] = {"items": 0, "new": 0, "bytes": 0, "requests": 0, "states": {}, "reasons": {}}
+    for name, source in sources.items():
+        items = catalog.items([row for row in rows if row["source"] == name])
+        if items:
+            with progress_display(console()) as progress:
+                found = asdict(Crawl(source, catalog, downloads=downloads, progress=progress).take(items, again=True))
+            for key in ("items", "new", "bytes", "requests"):
+                total[key] += found[key]
+            for key in ("states", "reasons"):
+                for value, count in found[key].items():
+                    total[key][value] = total[key].get(value, 0) + count
+    total["seconds"] = round(time.monotonic() - started, 2)
+    print_json(total) if as_json else show_counts(total)
+
+
+@app.command()
+def refresh(
+    where: Where = "TRUE",
+    limit: Annotated[int, typer.Option(min=1, help="Items at most; those asked longest ago come first.")] = 1000,
+    civitai_endpoint: CivitaiEndpoint = CIVITAI,
+    hub_endpoint: HubEndpoint = HUB,
+    rate: Rate = 2.0,
+    opt_out: OptOut = None,
+    allow_private: AllowPrivate = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the sources again about known items: what they changed, deleted or took down is recorded.
+
+    Nothing is downloaded, and nothing that is stored is removed: a deleted model's row says "gone" and keeps its file.
+    """
+    from crawlers.crawl import Crawl
+
+    catalog = open_catalog(workspace, opt_out)
+    rows = _find(catalog, f"({where}) AND state NOT IN ('gone', 'opted-out')", limit)
+    started = time.monotonic()
+    total: dict[str, Any] = {}
+    for name, source in _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never").items():
+        mine = [row for row in rows if row["source"] == name]
+        if mine:
+            with progress_display(console()) as progress:
+                total[name] = asdict(Crawl(source, catalog, download=False, progress=progress).refresh(mine))
+    seconds = round(time.monotonic() - started, 2)
+    if as_json:
+        print_json({"seconds": seconds, **total})
+        return
+    for name, found in total.items():
+        typer.echo(name)
+        show_counts({**found, "seconds": seconds})

@@ -1,0 +1,311 @@
+"""The catalog of a workspace: what was seen where, what became of it, and who does not want to be crawled."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from audit.errors import CrawlError, FetchError
+from audit.extraction.captions import Caption, TrainingImages
+from audit.models.checkpoint import metadata_json
+from audit.models.safetensors_header import Header, read_header
+from audit.storage import Workspace
+from crawlers.items import Claim, Item, conclude
+from crawlers.store import Store, Stored
+
+OPT_OUT = re.compile(r"(civitai|huggingface|folder):(model|user):(\S.{0,200})")
+MAX_ATTEMPTS = 5
+OF_THE_FILE = ("checkpoint_sha256", "tensors_sha256", "identity", "format", "bytes", "claimed_metadata")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an item: a state of the checkpoints table, why, and the stored file."""
+
+    state: str
+    reason: str | None = None
+    stored: Stored | None = None
+    ground_truth: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A stored item for an audit: its file, and what the catalog knows of captions, N0 and training images."""
+
+    path: Path
+    name: str
+    captions: list[Caption]
+    training_images: TrainingImages | None
+    ground_truth: Path | None
+    warnings: list[str]
+
+
+class OptOuts:
+    """Models and users that are left alone, from a text file: a line each, such as ``civitai:user:jane``.
+
+    Raises CrawlError where the file cannot be read or holds a line that says neither.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.entries: set[str] = set()
+        if path is None:
+            return
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CrawlError(f"the opt-out list {path} cannot be read: {error}") from error
+        for number, line in enumerate(lines, start=1):
+            text = line.partition("#")[0].strip()
+            if text and not OPT_OUT.fullmatch(text):
+                raise CrawlError(
+                    f"{path}, line {number}: {text[:80]!r} is neither SOURCE:model:ID nor SOURCE:user:NAME "
+                    "(sources: civitai, huggingface, folder)"
+                )
+            if text:
+                self.entries.add(text.casefold())
+
+    def covers(self, source: str, model_id: str, uploader: str | None) -> bool:
+        """Whether the model or its uploader has opted out."""
+        asked = {f"{source}:model:{model_id}", f"{source}:user:{uploader}"}
+        return any(entry.casefold() in self.entries for entry in asked)
+
+
+class Catalog:
+    """Reads and writes the catalog tables. Rows are added, never changed; the newest of an item holds."""
+
+    def __init__(self, workspace: Workspace, opt_outs: OptOuts | None = None) -> None:
+        self.workspace = workspace
+        self.opt_outs = opt_outs or OptOuts(None)
+        self.store = Store(workspace)
+
+    def known(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """The rows of those of ``item_ids`` that are in the catalog."""
+        if not item_ids:
+            return {}
+        rows = self.workspace.rows(
+            "SELECT * FROM checkpoints WHERE item_id IN (SELECT unnest(?::VARCHAR[]))", [list(item_ids)]
+        )
+        return {row["item_id"]: row for row in rows}
+
+    def items(self, rows: Sequence[dict[str, Any]]) -> list[Item]:
+        """The items that ``rows`` of the checkpoints table describe, with their captions."""
+        by_item: dict[str, list[dict[str, Any]]] = {row["item_id"]: [] for row in rows}
+        if by_item:
+            sql = "SELECT * FROM captions WHERE item_id IN (SELECT unnest(?::VARCHAR[])) ORDER BY item_id, rank"
+            for caption in self.workspace.rows(sql, [list(by_item)]):
+                by_item[caption["item_id"]].append(caption)
+        return [item_of(row, by_item[row["item_id"]]) for row in rows]
+
+    def record(self, outcomes: Iterable[tuple[Item, Outcome]], known: dict[str, dict[str, Any]]) -> None:
+        """Write what became of items, their captions first: a checkpoints row makes its item's captions count."""
+        now = datetime.now(UTC)
+        rows, captions = [], []
+        for item, outcome in outcomes:
+            before = known.get(item.item_id)
+            row, claims = self._row(item, outcome, before, now)
+            rows.append(row)
+            known[item.item_id] = row
+            for rank, caption in enumerate(claims, start=1):
+                captions.append(
+                    {"item_id": item.item_id, "rank": rank, "caption": caption.text, "source": caption.source,
+                     "confidence": caption.confidence, "seen_at": now}
+                )  # fmt: skip
+        if captions:
+            self.workspace.append("captions", captions)
+        if rows:
+            self.workspace.append("checkpoints", rows)
+
+    def _row(
+        self, item: Item, outcome: Outcome, before: dict[str, Any] | None, now: datetime
+    ) -> tuple[dict[str, Any], list[Caption]]:
+        stored, before = outcome.stored, before or {}
+        if outcome.state == "opted-out":  # nothing is kept of it but that it was there
+            return {
+                "item_id": item.item_id, "source": item.source, "model_id": item.model_id, "state": "opted-out",
+                "reason": outcome.reason, "fingerprint": item.fingerprint, "attempts": 0,
+                "first_seen_at": before.get("first_seen_at") or now, "seen_at": now,
+            }, []  # fmt: skip
+        kept = stored is None and outcome.state in ("stored", "gone")  # what is known of the file stays known
+        header = stored.header if stored else None
+        if kept and before.get("identity"):
+            header = self._header(before["identity"])
+        found = conclude(item, header)
+        count = found.training_images
+        row = {
+            "item_id": item.item_id,
+            "source": item.source,
+            "model_id": item.model_id,
+            "version_id": item.version_id,
+            "name": item.name,
+            "title": item.title,
+            "page_url": item.page_url,
+            "download_url": item.download_url,
+            "uploader": item.uploader or None,
+            "tags": list(item.tags),
+            "license": item.license or None,
+            "nsfw": item.nsfw,
+            "real_person": item.real_person,
+            "minor": item.minor,
+            "published_at": item.published_at,
+            "base_model": found.base_model.value if found.base_model else None,
+            "base_model_source": found.base_model.source if found.base_model else None,
+            "family": str(found.family.value) if found.family else None,
+            "family_source": found.family.source if found.family else None,
+            "training_images": min(count.count, 2**31 - 1) if count else None,
+            "training_images_source": count.source if count else None,
+            "contradictions": found.contradictions,
+            "claims": json.dumps(found.claims),
+            "ground_truth": outcome.ground_truth or before.get("ground_truth"),
+            "claimed_bytes": item.claimed_bytes,
+            "claimed_sha256": item.claimed_sha256,
+            "claimed_autov3": item.claimed_autov3,
+            "fingerprint": item.fingerprint,
+            "state": outcome.state,
+            "reason": outcome.reason,
+            "attempts": self._attempts(item, outcome, before),
+            "first_seen_at": before.get("first_seen_at") or now,
+            "seen_at": now,
+        }
+        if stored:
+            row |= {
+                "checkpoint_sha256": stored.sha256,
+                "tensors_sha256": stored.tensors_sha256,
+                "identity": stored.identity,
+                "format": str(stored.format) if stored.format else None,
+                "bytes": stored.header.file_bytes,
+                "claimed_metadata": metadata_json(stored.header.metadata),
+            }
+        elif kept:
+            row |= {name: before.get(name) for name in OF_THE_FILE}
+        return row, found.captions
+
+    def _header(self, identity: str) -> Header | None:
+        path = self.store.path(identity)
+        return read_header(path) if path.is_file() else None
+
+    @staticmethod
+    def _attempts(item: Item, outcome: Outcome, before: dict[str, Any]) -> int:
+        earlier = before.get("attempts") or 0 if before.get("fingerprint") == item.fingerprint else 0
+        return earlier + 1 if outcome.state == "failed" else (0 if outcome.state == "stored" else earlier)
+
+    def step(self, item: Item, row: dict[str, Any] | None, download: bool, again: bool = False) -> Outcome | str:
+        """What is to be done for ``item``, given its ``row``: "nothing", "fetch", or the outcome to record at once.
+
+        ``again`` fetches also what has failed MAX_ATTEMPTS times.
+        """
+        same = row is not None and row["fingerprint"] == item.fingerprint
+        standing = self._standing(item)
+        if standing:
+            return "nothing" if row is not None and same and row["state"] == standing.state else standing
+        if row is None:
+            return "fetch" if download else Outcome("listed")
+        if row["state"] == "stored" and self._same_file(item, row):
+            return "nothing" if same else Outcome("stored", row["reason"])
+        if same:
+            tired = row["state"] == "failed" and row["attempts"] >= MAX_ATTEMPTS and not again
+            done = row["state"] == "refused" or tired or not download
+            return "nothing" if done else "fetch"
+        return "fetch" if download else Outcome("listed")
+
+    @staticmethod
+    def _same_file(item: Item, row: dict[str, Any]) -> bool:
+        """Whether the source still has the file that was stored, by all it says about it."""
+        same = (item.claimed_sha256, item.claimed_bytes) == (row["claimed_sha256"], row["claimed_bytes"])
+        if item.source == "huggingface":  # another commit need not touch this file: its hash decides
+            return same and item.claimed_sha256 is not None
+        return same and item.version_id == row["version_id"]
+
+    def _standing(self, item: Item) -> Outcome | None:
+        """What is known of ``item`` without asking for its file; None where it may be downloaded."""
+        if self.opt_outs.covers(item.source, item.model_id, item.uploader):
+            return Outcome("opted-out", "on the opt-out list")
+        if item.missing:
+            return Outcome("gone", item.missing)
+        if item.refusal:
+            return Outcome("refused", item.refusal)
+        if item.claimed_bytes and item.claimed_bytes > self.store.max_bytes:
+            return Outcome("refused", f"{item.claimed_bytes} bytes are more than the limit of {self.store.max_bytes}")
+        return None
+
+    def forget_opted_out(self) -> int:
+        """Apply the opt-out list to what is in the catalog already; removes files no other item has. How many items."""
+        rows = self.workspace.rows(
+            "SELECT * FROM checkpoints WHERE source <> 'file' AND state <> 'opted-out' AND model_id IS NOT NULL"
+        ) if self.opt_outs.entries else []  # fmt: skip
+        gone = [row for row in rows if self.opt_outs.covers(row["source"], row["model_id"], row["uploader"])]
+        if gone:
+            outcome = Outcome("opted-out", "on the opt-out list")
+            self.record([(item_of(row), outcome) for row in gone], {row["item_id"]: row for row in gone})
+            for identity in {row["identity"] for row in gone if row["identity"]}:
+                if not self.workspace.rows("SELECT 1 FROM checkpoints WHERE identity = ? LIMIT 1", [identity]):
+                    self.store.path(identity).unlink(missing_ok=True)
+        return len(gone)
+
+    def find(self, where: str = "TRUE", limit: int = 1000) -> pa.Table:
+        """Rows of the checkpoints view that fulfil the SQL condition ``where``, newest first."""
+        return self.workspace.select(f"SELECT * FROM checkpoints WHERE {where} ORDER BY seen_at DESC LIMIT {limit:d}")
+
+    def entry(self, item_id: str) -> Entry:
+        """What an audit needs of an item. Raises FetchError where it is not in the catalog or has no stored file."""
+        rows = self.workspace.rows("SELECT * FROM checkpoints WHERE item_id = ?", [item_id])
+        if not rows:
+            raise FetchError(f"{item_id} is not in the catalog: see 'lora-audit catalog', or add it with 'catalog add'")
+        row = rows[0]
+        path = self.store.path(row["identity"]) if row["identity"] else None
+        if path is None or not path.is_file():
+            why = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
+            raise FetchError(
+                f"{item_id} has no stored file ({why}): fetch it with "
+                f"lora-audit catalog fetch --where \"item_id = '{item_id}'\""
+            )
+        count, truth = row["training_images"], row["ground_truth"]
+        return Entry(
+            path,
+            row["name"],
+            list(self.items([row])[0].captions),
+            TrainingImages(count, row["training_images_source"]) if count else None,
+            self.workspace.root / "ground-truth" / truth if truth else None,
+            [f"claims contradict each other: {text}" for text in row["contradictions"] or ()],
+        )
+
+
+def item_of(row: dict[str, Any], captions: Iterable[dict[str, Any]] = ()) -> Item:
+    """The item that a row and its captions describe, with the recorded claims: to fetch it later or to mark it."""
+    claims: dict[str, list[list[Any]]] = {}
+    with suppress(ValueError, TypeError):
+        claims = json.loads(row["claims"] or "{}")
+    from_header = ("ss_", "modelspec.", "shapes")
+    return Item(
+        item_id=row["item_id"],
+        source=row["source"],
+        model_id=row["model_id"],
+        version_id=row["version_id"] or "",
+        name=row["name"] or "",
+        download_url=row["download_url"] or "",
+        title=row["title"] or "",
+        page_url=row["page_url"] or "",
+        uploader=row["uploader"] or "",
+        tags=tuple(row["tags"] or ()),
+        license=row["license"] or "",
+        nsfw=bool(row["nsfw"]),
+        real_person=bool(row["real_person"]),
+        minor=bool(row["minor"]),
+        published_at=row["published_at"],
+        base_models=tuple(Claim(*pair) for pair in claims.get("base_model", []) if not pair[1].startswith(from_header)),
+        training_images=tuple(
+            TrainingImages(*pair) for pair in claims.get("training_images", []) if not pair[1].startswith(from_header)
+        ),
+        captions=tuple(Caption(one["caption"], one["source"], one["confidence"]) for one in captions),
+        claimed_bytes=row["claimed_bytes"],
+        claimed_sha256=row["claimed_sha256"],
+        claimed_autov3=row["claimed_autov3"],
+        known_fingerprint=row["fingerprint"],
+    )

@@ -1,0 +1,291 @@
+"""Civitai's REST API v1 (https://github.com/civitai/civitai/wiki/REST-API-Reference) and what it does besides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from audit.errors import CrawlError, FetchError
+from audit.extraction.captions import Caption
+from crawlers.catalog import Catalog, Outcome
+from crawlers.crawl import Page
+from crawlers.http import Session, Token
+from crawlers.items import (
+    Claim,
+    Item,
+    clean_name,
+    count_in_prose,
+    dict_of,
+    hex_of,
+    list_of,
+    text_of,
+    time_of,
+)
+from crawlers.training_data import fetch_ground_truth
+
+ENDPOINT = "https://civitai.com/api/v1"
+ADAPTERS = ("LORA", "LoCon", "DoRA")
+SORTS = ("Newest", "Most Downloaded", "Highest Rated")
+WEIGHTS = ("Model", "Pruned Model")
+PAGE = 100
+PROMPT_IMAGES = 20
+# A first crawl's prompts cost a request a version; they are asked for only where the version names no trained words.
+PROMPTS = ("missing", "always", "never")
+TAKEN = {"TakenDown": "taken down at the source", "Archived": "archived at the source: its files are gone there"}
+
+
+@dataclass(frozen=True)
+class CivitaiQuery:
+    """What GET /models is asked for. ``since`` drops versions published before it."""
+
+    query: str | None = None
+    tag: str | None = None
+    username: str | None = None
+    base_models: tuple[str, ...] = ()
+    types: tuple[str, ...] = ADAPTERS
+    sort: str = "Newest"
+    nsfw: bool = False
+    since: datetime | None = None
+
+    def parameters(self) -> list[tuple[str, str]]:
+        """The query string, without paging."""
+        pairs = [("query", self.query), ("tag", self.tag), ("username", self.username), ("sort", self.sort)]
+        found = [(name, value) for name, value in pairs if value]
+        found += [("types", value) for value in self.types] + [("baseModels", value) for value in self.base_models]
+        return [*found, ("nsfw", "true" if self.nsfw else "false"), ("limit", str(PAGE))]
+
+
+class Civitai:
+    """Lists and fetches LoRAs. Raises CrawlError for an endpoint that is none."""
+
+    name = "civitai"
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        query: CivitaiQuery | None = None,
+        endpoint: str = ENDPOINT,
+        token: Token | None = None,
+        prompts: str = "missing",
+        ground_truth: bool = False,
+        requests_per_second: float = 2.0,
+        allow_private: bool = False,
+        retries: int = 6,
+    ) -> None:
+        self.catalog, self.asked, self.endpoint = catalog, query or CivitaiQuery(), endpoint.rstrip("/")
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+            raise CrawlError(f"{endpoint!r} is not the URL of an API: give one such as {ENDPOINT}")
+        self.host = f"{parts.scheme}://{parts.netloc}"
+        self.session = Session([parts.netloc], token, requests_per_second, allow_private, retries)
+        self.prompts, self.ground_truth = prompts, ground_truth
+        self._prompts: tuple[str, list[str]] = "", []  # of the version asked for last: its files come together
+
+    def query(self) -> dict[str, Any]:
+        """What identifies the crawl's state."""
+        return {"endpoint": self.endpoint, **asdict(self.asked)}
+
+    def requests(self) -> int:
+        """HTTP requests so far."""
+        return self.session.requests
+
+    def pages(self, state: dict[str, Any]) -> Iterator[Page]:
+        """Pages of models; the end is an absent nextCursor, an empty page is not."""
+        cursor = state.get("cursor")
+        while True:
+            parameters = [*self.asked.parameters(), *([("cursor", cursor)] if cursor else [])]
+            answer = self.session.get_json(f"{self.endpoint}/models?{urlencode(parameters)}")
+            metadata = dict_of(dict_of(answer).get("metadata"))
+            following = text_of(metadata.get("nextCursor"), 2000) or None
+            items = [item for model in list_of(dict_of(answer).get("items")) for item in self._items(dict_of(model))]
+            yield Page(items, {**state, "cursor": following, "pages": state.get("pages", 0) + 1})
+            if following is None:
+                return
+            if following == cursor:
+                raise CrawlError(f"{self.endpoint} gives the same cursor twice: its listing cannot be followed")
+            state = {**state, "cursor": following, "pages": state.get("pages", 0) + 1}
+            cursor = following
+
+    def seen_all(self, state: dict[str, Any], page: Page, new: int) -> bool:
+        """Newest first, after a crawl that saw everything, a page without anything new is the last that matters."""
+        return bool(state.get("complete")) and self.asked.sort == "Newest" and len(page.items) > 0 and new == 0
+
+    def finished(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Start at the newest next time, and stop where everything is known."""
+        return {"complete": True}
+
+    def _items(self, model: dict[str, Any], prompts: bool = True) -> list[Item]:
+        """One item a weight file of every version; a model without files that was taken down keeps its known items."""
+        model_id = text_of(model.get("id"), 40)
+        if not re.fullmatch(r"\d{1,18}", model_id):
+            return []
+        mode = text_of(model.get("mode"), 40)
+        if mode in TAKEN:
+            return self._missing(model_id, TAKEN[mode])
+        if self.asked.since and not any(self._recent(dict_of(v)) for v in list_of(model.get("modelVersions"))):
+            return []
+        found: list[Item] = []
+        for version in list_of(model.get("modelVersions"), 200):
+            if isinstance(version, dict) and self._recent(version):
+                found += self._version(model_id, model, version, prompts)
+        return found
+
+    def _recent(self, version: dict[str, Any]) -> bool:
+        published = time_of(version.get("publishedAt")) or time_of(version.get("createdAt"))
+        return self.asked.since is None or published is None or published >= self.asked.since
+
+    def _missing(self, model_id: str, why: str) -> list[Item]:
+        rows = self.catalog.workspace.rows(
+            "SELECT * FROM checkpoints WHERE source = 'civitai' AND model_id = ? AND state <> 'gone'", [model_id]
+        )
+        return [replace(item, missing=why) for item in self.catalog.items(rows)]
+
+    def _version(self, model_id: str, model: dict[str, Any], version: dict[str, Any], prompts: bool) -> list[Item]:
+        version_id = text_of(version.get("id"), 40)
+        files = [file for file in list_of(version.get("files"), 100) if isinstance(file, dict)]
+        weights = [file for file in files if file.get("type") in WEIGHTS]
+        if not re.fullmatch(r"\d{1,18}", version_id) or not weights:
+            return []
+        words = [word for word in list_of(version.get("trainedWords"), 50) if isinstance(word, str)]
+        captions = [Caption(word, "trainedWords", 0.8 if number == 0 else 0.6) for number, word in enumerate(words)]
+        counts = count_in_prose(model.get("description")), count_in_prose(version.get("description"))
+        training = next((file for file in files if file.get("type") == "Training Data"), None)
+        base = text_of(version.get("baseModel"), 100)
+        users = [text_of(word, 100) for word in list_of(model.get("allowCommercialUse"), 20)]
+        if isinstance(model.get("allowCommercialUse"), str):
+            users = [text_of(model["allowCommercialUse"], 100)]
+        shared: dict[str, Any] = {
+            "source": self.name,
+            "model_id": model_id,
+            "version_id": version_id,
+            "title": " - ".join(filter(None, (text_of(model.get("name"), 300), text_of(version.get("name"), 100)))),
+            "page_url": f"{self.host}/models/{model_id}?modelVersionId={version_id}",
+            "uploader": text_of(dict_of(model.get("creator")).get("username"), 100),
+            "tags": tuple(filter(None, (text_of(tag, 100) for tag in list_of(model.get("tags"), 100)))),
+            "license": "commercial use: " + (", ".join(sorted(filter(None, users))) or "not stated"),
+            "nsfw": model.get("nsfw") is True,
+            "real_person": model.get("poi") is True,
+            "minor": model.get("minor") is True,
+            "published_at": time_of(version.get("publishedAt")) or time_of(version.get("createdAt")),
+            "base_models": (Claim(base, "baseModel"),) if base else (),
+            "training_images": tuple(dict.fromkeys(count for count in counts if count)),
+            "captions": tuple(captions),
+            "ground_truth_url": self._allowed_url(training) if training and self._may_use(model) else None,
+        }
+        return [self._file(shared, file) for file in weights if re.fullmatch(r"\d{1,18}", text_of(file.get("id"), 40))]
+
+    def _may_use(self, model: dict[str, Any]) -> bool:
+        """Training data is taken where it was asked for, and the model depicts no real person and no minor."""
+        return self.ground_truth and model.get("poi") is not True and model.get("minor") is not True
+
+    def _allowed_url(self, file: dict[str, Any]) -> str:
+        return file["downloadUrl"] if isinstance(file.get("downloadUrl"), str) else ""
+
+    def _file(self, shared: dict[str, Any], file: dict[str, Any]) -> Item:
+        hashes = dict_of(file.get("hashes"))
+        kilobytes = file.get("sizeKB")
+        kilobytes = kilobytes if isinstance(kilobytes, int | float) and 0 < kilobytes < 1e12 else None
+        form = text_of(dict_of(file.get("metadata")).get("format"), 40)
+        name = clean_name(file.get("name"))
+        refusal = None
+        if form == "PickleTensor" or re.search(r"\.(ckpt|pt|pth|bin|pickle|pkl|zip)$", name, re.IGNORECASE):
+            refusal = f"a pickle ({form or name.rpartition('.')[2]}): only safetensors is read, pickles can run code"
+        elif (
+            text_of(file.get("virusScanResult"), 40) == "Danger"
+            or text_of(file.get("pickleScanResult"), 40) == "Danger"
+        ):
+            refusal = "the source's scan calls it dangerous"
+        return Item(
+            item_id=f"civitai:{shared['model_id']}:{shared['version_id']}:{text_of(file['id'], 40)}",
+            name=name,
+            download_url=self._allowed_url(file),
+            claimed_bytes=round(kilobytes * 1024) if kilobytes else None,
+            claimed_sha256=hex_of(hashes.get("SHA256"), 64),
+            claimed_autov3=hex_of(hashes.get("AutoV3"), 12),
+            refusal=refusal,
+            **shared,
+        )
+
+    def enrich(self, item: Item) -> Item:
+        """With the prompts of the version's example images, where they are asked for: a request a version."""
+        if self.prompts == "never" or (self.prompts == "missing" and item.captions):
+            return item
+        if self._prompts[0] != item.version_id:
+            parameters = {"modelVersionId": item.version_id, "limit": PROMPT_IMAGES, "withMeta": "true", "nsfw": "X"}
+            answer = dict_of(self.session.get_json(f"{self.endpoint}/images", parameters))
+            self._prompts = item.version_id, prompts_of(list_of(answer.get("items")))
+        captions = (Caption(prompt, "image prompt", 0.3) for prompt in self._prompts[1])
+        return replace(item, captions=(*item.captions, *captions))
+
+    def check(self, row: dict[str, Any]) -> list[Item]:
+        """Ask for the row's model again."""
+        try:
+            answer = self.session.get_json(f"{self.endpoint}/models/{int(row['model_id'])}")
+        except FetchError as error:
+            if error.state != "gone":
+                raise
+            return self._missing(row["model_id"], "deleted at the source")
+        items = self._items(dict_of(answer))
+        listed = {item.item_id for item in items}
+        gone = self._missing(row["model_id"], "this file is no longer part of the model")
+        return [*items, *(item for item in gone if item.item_id not in listed)]
+
+    def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
+        """Download the file, and the training set where it may be used."""
+        if not item.download_url:
+            raise FetchError("the source gives no download URL", "failed")
+        stored = self.catalog.store.download(self.session, item, tell)
+        found = None
+        if item.ground_truth_url:
+            found = fetch_ground_truth(self.catalog.workspace, self.session, item)
+        return Outcome("stored", stored.note, stored, found)
+
+    def one(self, model_id: str | None = None, version_id: str | None = None, digest: str | None = None) -> list[Item]:
+        """The items of a model, of one of its versions, or of the version that has a file with the hash ``digest``."""
+        if digest:
+            answer = dict_of(self.session.get_json(f"{self.endpoint}/model-versions/by-hash/{digest}"))
+            model_id, version_id = text_of(answer.get("modelId"), 40), text_of(answer.get("id"), 40)
+        elif version_id and not model_id:
+            answer = dict_of(self.session.get_json(f"{self.endpoint}/model-versions/{int(version_id)}"))
+            model_id = text_of(answer.get("modelId"), 40)
+        if not re.fullmatch(r"\d{1,18}", model_id or ""):
+            raise FetchError("the source's answer names no model", "failed")
+        items = self._items(dict_of(self.session.get_json(f"{self.endpoint}/models/{model_id}")))
+        return [item for item in items if version_id in (None, item.version_id)]
+
+
+def prompts_of(images: list[Any]) -> list[str]:
+    """The prompts of the images of one answer; ``meta`` can be null, free-form, or nested once more."""
+    found = []
+    for image in images[:PROMPT_IMAGES]:
+        meta = dict_of(dict_of(image).get("meta"))
+        inner = meta if isinstance(meta.get("prompt"), str) else dict_of(meta.get("meta"))
+        prompt = inner.get("prompt")
+        if isinstance(prompt, str) and prompt.strip():
+            found.append(prompt)
+    return list(dict.fromkeys(found))
+
+
+def reference_of(text: str) -> dict[str, str] | None:
+    """What a Civitai page URL, AIR urn, model id or hash names, as arguments of ``Civitai.one``; None for others.
+
+    AIR: urn:air:sd1:lora:civitai:MODEL@VERSION (https://github.com/civitai/civitai/wiki/AIR).
+    """
+    air = re.fullmatch(r"(?:urn:)?air:[\w-]+:[\w-]+:civitai:(\d{1,18})(?:@(\d{1,18}))?(?:\.\w+)?", text, re.IGNORECASE)
+    page = re.fullmatch(r"https://(?:www\.)?civitai\.(?:com|red)/models/(\d{1,18})(?:[/?#].*)?", text)
+    item = re.fullmatch(r"civitai:(\d{1,18})(?::(\d{1,18}))?(?::\d{1,18})?", text)
+    if page:
+        version = re.search(r"[?&]modelVersionId=(\d{1,18})", text)
+        return {"model_id": page.group(1), **({"version_id": version.group(1)} if version else {})}
+    for match in (air, item):
+        if match:
+            return {"model_id": match.group(1), **({"version_id": match.group(2)} if match.group(2) else {})}
+    if re.fullmatch(r"\d{1,9}", text):
+        return {"model_id": text}
+    if re.fullmatch(r"[0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{12}|[0-9a-fA-F]{64}", text):
+        return {"digest": text}
+    return None

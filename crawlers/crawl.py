@@ -1,0 +1,259 @@
+"""One crawl: pages from a source, rows into the catalog, files into the workspace, and a state to go on from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from audit.errors import CrawlError, FetchError, WorkspaceError
+from audit.storage import Workspace, whole_file
+from crawlers.catalog import Catalog, Outcome
+from crawlers.items import Item
+
+RECORD_EVERY = 25  # downloads a row file; after a kill no more than these are asked for again
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Items of one answer of the source. ``state`` is what the crawl needs to go on behind it."""
+
+    items: list[Item]
+    state: dict[str, Any]
+
+
+class Source(Protocol):
+    """Where checkpoints are listed and fetched from."""
+
+    name: str
+
+    def query(self) -> dict[str, Any]:
+        """Everything that decides what is listed; it identifies the crawl's state."""
+
+    def pages(self, state: dict[str, Any]) -> Iterator[Page]:
+        """Pages from where ``state`` left off; an empty state starts at the newest."""
+
+    def seen_all(self, state: dict[str, Any], page: Page, new: int) -> bool:
+        """Whether the pages behind ``page`` hold nothing new, when it had ``new`` new or changed items."""
+
+    def enrich(self, item: Item) -> Item:
+        """``item`` with claims that cost further requests; asked for new and changed items only."""
+
+    def finished(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The state of a crawl that has seen everything: the next one starts at the newest again."""
+
+    def check(self, row: dict[str, Any]) -> list[Item]:
+        """What the source now has in place of the catalog's ``row``; items with ``missing`` where it is gone."""
+
+    def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
+        """Get the item's file into the store. Raises FetchError."""
+
+    def requests(self) -> int:
+        """HTTP requests so far."""
+
+
+@dataclass
+class Counts:
+    """What one crawl did."""
+
+    pages: int = 0
+    items: int = 0
+    new: int = 0
+    requests: int = 0
+    bytes: int = 0
+    states: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one recorded outcome."""
+        self.states[outcome.state] = self.states.get(outcome.state, 0) + 1
+        if outcome.state in ("failed", "refused", "gone") and outcome.reason:
+            reason = outcome.reason[:100]
+            if reason in self.reasons or len(self.reasons) < 50:
+                self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+class CrawlState:
+    """The state of one query in ``crawls/``: written after the rows that it stands for."""
+
+    def __init__(self, workspace: Workspace, source: str, query: dict[str, Any]) -> None:
+        text = json.dumps([source, query], sort_keys=True, default=str)
+        self.path = workspace.root / "crawls" / f"{source}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        self.source, self.query = source, query
+
+    def read(self) -> dict[str, Any]:
+        """Where the last crawl of this query stopped; empty for the first. Raises WorkspaceError where damaged."""
+        if not self.path.is_file():
+            return {}
+        try:
+            state = json.loads(self.path.read_bytes())["state"]
+            if not isinstance(state, dict):
+                raise ValueError("no object")
+        except (ValueError, KeyError, TypeError) as error:
+            raise WorkspaceError(f"{self.path} is damaged: remove it to crawl this query from its start") from error
+        return state
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Keep ``state``."""
+        with whole_file(self.path) as file:
+            document = {"source": self.source, "query": self.query, "state": state, "written_at": datetime.now(UTC)}
+            file.write(json.dumps(document, indent=1, default=str).encode())
+
+
+@dataclass
+class Crawl:
+    """Runs one query of one source. ``limit`` bounds how many new or changed items are taken on."""
+
+    source: Source
+    catalog: Catalog
+    download: bool = True
+    limit: int | None = None
+    downloads: int = 4
+    restart: bool = False
+    progress: Progress = lambda stage, done, total: None
+
+    def run(self) -> Counts:
+        """Crawl until the source has nothing new. Raises CrawlError where the source stops answering."""
+        counts = Counts()
+        state_file = CrawlState(self.catalog.workspace, self.source.name, self.source.query())
+        state = {} if self.restart else state_file.read()
+        self.catalog.forget_opted_out()
+        try:
+            for page in self.source.pages(state):
+                new = self._take(page.items, counts)
+                counts.pages += 1
+                counts.requests = self.source.requests()
+                self.progress("listing", counts.items, 0)
+                if self.limit is not None and counts.new >= self.limit:
+                    return counts  # the state stays in front of this page, which was perhaps cut
+                state = page.state
+                if self.source.seen_all(state, page, new):
+                    break
+                state_file.write(state)
+        except FetchError as error:
+            raise CrawlError(f"{error}; what was crawled is kept, and the same command goes on from there") from error
+        state_file.write(self.source.finished(state))
+        counts.requests = self.source.requests()
+        return counts
+
+    def take(self, items: list[Item], again: bool = False) -> Counts:
+        """Record and fetch given items; with ``again`` also those that failed too often before."""
+        counts = Counts()
+        self._take(items, counts, again)
+        counts.requests = self.source.requests()
+        return counts
+
+    def refresh(self, rows: list[dict[str, Any]]) -> Counts:
+        """Ask the source again about the catalog's ``rows``: what it changed or took away is recorded."""
+        counts = Counts()
+        asked: set[str] = set()
+        for number, row in enumerate(rows):
+            if row["item_id"] not in asked:
+                try:
+                    items = self.source.check(row)
+                except FetchError as error:
+                    raise CrawlError(f"{error}; what was asked is recorded, run it again for the rest") from error
+                asked |= {item.item_id for item in items}
+                self._take(items, counts)
+            self.progress("asking", number + 1, len(rows))
+        counts.requests = self.source.requests()
+        return counts
+
+    def _take(self, items: list[Item], counts: Counts, again: bool = False) -> int:
+        """Record and fetch one page's items; how many were new or changed."""
+        items = list({item.item_id: item for item in items}.values())
+        known = self.catalog.known([item.item_id for item in items])
+        at_once: list[tuple[Item, Outcome]] = []
+        to_fetch: list[Item] = []
+        new = 0
+        for item in items:
+            counts.items += 1
+            if self.limit is not None and counts.new + new >= self.limit:
+                break
+            row = known.get(item.item_id)
+            step = self.catalog.step(item, row, self.download, again)
+            if step == "fetch" or (isinstance(step, Outcome) and step.state == "listed"):
+                try:
+                    item = replace(self.source.enrich(item), known_fingerprint=item.fingerprint)
+                    step = self.catalog.step(item, row, self.download, again)
+                except FetchError as error:
+                    step = Outcome(error.state, str(error))
+            if step == "nothing":
+                continue
+            new += 1
+            if isinstance(step, Outcome):
+                at_once.append((item, step))
+            else:
+                to_fetch.append(item)
+        self._record(at_once, known, counts)
+        self._fetch_all(to_fetch, known, counts)
+        counts.new += new
+        return new
+
+    def _record(self, outcomes: list[tuple[Item, Outcome]], known: dict[str, dict[str, Any]], counts: Counts) -> None:
+        self.catalog.record(outcomes, known)
+        for _, outcome in outcomes:
+            counts.add(outcome)
+
+    def _fetch_all(self, items: list[Item], known: dict[str, dict[str, Any]], counts: Counts) -> None:
+        if not items:
+            return
+        done: list[tuple[Item, Outcome]] = []
+        finished = 0
+
+        def tell(arrived: int) -> None:
+            counts.bytes += arrived
+
+        with ThreadPoolExecutor(self.downloads) as pool:
+            waiting: dict[Future[Outcome], Item] = {pool.submit(self.fetch_one, item, tell): item for item in items}
+            try:
+                while waiting:
+                    ready, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in ready:
+                        done.append((waiting.pop(future), future.result()))
+                        finished += 1
+                        self.progress("downloading", finished, len(items))
+                    if len(done) >= RECORD_EVERY:
+                        self._record(done, known, counts)
+                        done = []
+            finally:
+                for future in waiting:
+                    future.cancel()
+                self._record(done, known, counts)
+
+    def fetch_one(self, item: Item, tell: Callable[[int], None]) -> Outcome:
+        """Fetch one item; whatever goes wrong with it becomes its outcome."""
+        try:
+            return self.source.fetch(item, tell)
+        except FetchError as error:
+            return Outcome(error.state, str(error)[:1000])
+
+
+def estimate(source: Source, catalog: Catalog, limit: int | None, progress: Progress) -> dict[str, Any]:
+    """What a crawl would do, without writing or downloading: items by step, and the bytes the source states."""
+    counts: dict[str, Any] = {"pages": 0, "items": 0, "new": 0, "to_download": 0, "bytes": 0, "unknown_sizes": 0}
+    state = CrawlState(catalog.workspace, source.name, source.query()).read()
+    for page in source.pages(state):
+        known = catalog.known([item.item_id for item in page.items])
+        new = 0
+        for item in {item.item_id: item for item in page.items}.values():
+            step = catalog.step(item, known.get(item.item_id), download=True)
+            new += step != "nothing"
+            if step == "fetch":
+                counts["to_download"] += 1
+                counts["bytes"] += item.claimed_bytes or 0
+                counts["unknown_sizes"] += item.claimed_bytes is None
+        counts["pages"] += 1
+        counts["items"] += len(page.items)
+        counts["new"] += new
+        progress("listing", counts["items"], 0)
+        if (limit is not None and counts["new"] >= limit) or source.seen_all(page.state, page, new):
+            break
+    counts["requests"] = source.requests()
+    return counts

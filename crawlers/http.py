@@ -1,0 +1,322 @@
+"""The one HTTP session of the crawlers: bounded, polite, and careful with tokens and addresses.
+
+Retries are urllib3's, connection reuse and redirects are requests'; what is added here is a rate limit a host, the
+RateLimit headers (IETF draft-ietf-httpapi-ratelimit-headers), which hosts and addresses may be talked to, and caps.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import random
+import re
+import socket
+import stat
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.response import BaseHTTPResponse
+from urllib3.util.retry import Retry
+
+from audit.errors import CrawlError, FetchError
+
+USER_AGENT = f"lora-audit/{version('lora-audit')} (audit of training images; +https://arxiv.org/abs/2410.03039)"
+MAX_JSON_BYTES = 32 * 1024 * 1024
+MAX_WAIT = 300.0  # s; no header of a server makes us wait longer
+BACKOFF = (1.0, 30.0)  # s; the first and the longest wait after 429, 5xx and connection errors
+RETRIED = frozenset({429, 500, 502, 503, 504, 520, 522, 524})
+
+
+@dataclass(frozen=True)
+class Token:
+    """A bearer token that cannot be printed by accident."""
+
+    value: str = field(repr=False)
+
+    def __str__(self) -> str:
+        return "<token>"
+
+
+def read_token(variable: str, file: Path | None) -> Token | None:
+    """The token in ``file``, else in the environment ``variable``, else None.
+
+    Raises CrawlError where the file cannot be read, or others than its owner can read it.
+    """
+    if file is not None:
+        try:
+            mode = stat.S_IMODE(file.stat().st_mode)
+            if mode & 0o077:
+                raise CrawlError(f"{file} can be read by others (mode {mode:04o}): run 'chmod 600 {file}'")
+            with file.open() as opened:
+                text = opened.read(4096).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise CrawlError(f"the token file {file} cannot be read: {error}") from error
+    else:
+        text = os.environ.get(variable, "").strip()
+    if not text:
+        return None
+    if not re.fullmatch(r"[\x21-\x7e]{1,1000}", text):
+        raise CrawlError(f"{file or variable} does not hold a token: one line of printable characters without spaces")
+    return Token(text)
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether ``host`` names this machine itself."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address((host or "").strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def shown(url: str) -> str:
+    """``url`` without user, query and fragment, which can hold secrets, for messages."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"[:200]
+
+
+def check_address(address: str) -> None:
+    """Raise CrawlError unless the IP ``address`` is a public one."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    mapped = getattr(ip, "ipv4_mapped", None)
+    if not (mapped or ip).is_global or ip.is_multicast:
+        raise CrawlError(f"refused to talk to {address}: not a public address (allow it with --allow-private)")
+
+
+def check_url(url: str) -> None:
+    """Raise CrawlError unless ``url`` is https, or http to this machine."""
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname)):
+        raise CrawlError(f"refused {shown(url)}: only https is used, except to this machine")
+
+
+class RateLimit:
+    """At most ``per_second`` requests a second to a host, and pauses that the host asks for. Safe between threads."""
+
+    def __init__(self, per_second: float) -> None:
+        self.interval = 1 / per_second if per_second > 0 else 0.0
+        self._next: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def wait(self, host: str) -> None:
+        """Sleep until the next request to ``host`` is due."""
+        with self._lock:
+            now = time.monotonic()
+            due = max(now, self._next.get(host, 0.0))
+            self._next[host] = due + self.interval
+        if due > now:
+            time.sleep(due - now)
+
+    def note(self, host: str, headers: Mapping[str, str]) -> None:
+        """Hold requests to ``host`` back where its headers say that none are left."""
+        pause = pause_asked(headers)
+        if pause > 0:
+            with self._lock:
+                self._next[host] = max(self._next.get(host, 0.0), time.monotonic() + pause)
+
+
+def pause_asked(headers: Mapping[str, str]) -> float:
+    """Seconds to wait by the RateLimit headers, 0 where requests are left; at most MAX_WAIT.
+
+    Both forms of the IETF draft are read (``"api";r=0;t=12`` and ``limit=10, remaining=0, reset=12``), and the older
+    RateLimit-Remaining / -Reset with or without X-.
+    """
+    text = headers.get("RateLimit", "")
+    left = re.search(r"\b(?:r|remaining)=(\d{1,9})\b", text)
+    reset = re.search(r"\b(?:t|reset)=(\d{1,12})\b", text)
+    found = [(left.group(1), reset.group(1))] if left and reset else []
+    for prefix in ("", "X-"):
+        pair = headers.get(f"{prefix}RateLimit-Remaining", ""), headers.get(f"{prefix}RateLimit-Reset", "")
+        if all(re.fullmatch(r"\d{1,12}", part) for part in pair):
+            found.append(pair)
+    waits = [float(reset) for left, reset in found if int(left) == 0]
+    waits = [wait - time.time() if wait > 1e9 else wait for wait in waits]  # some give the time of day instead
+    return min(MAX_WAIT, max([0.0, *waits]))
+
+
+class _Retry(Retry):
+    """Waits from BACKOFF[0] to BACKOFF[1] seconds with jitter, or what Retry-After says, bounded."""
+
+    RETRY_AFTER_STATUS_CODES = frozenset({429, 503})
+    unit = BACKOFF[0]
+
+    def get_backoff_time(self) -> float:
+        errors = len([one for one in self.history if one.redirect_location is None])
+        return min(BACKOFF[1], self.unit * 2 ** max(0, errors - 1) * random.uniform(1, 2))
+
+    def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+        try:
+            wait = super().get_retry_after(response)
+        except Exception:  # urllib3's InvalidHeader: a date or number that is none
+            return None
+        return None if wait is None else min(MAX_WAIT, wait)
+
+
+class _Adapter(HTTPAdapter):
+    """Applies the rate limit, and checks scheme and peer address of every hop, redirects included."""
+
+    def __init__(self, limit: RateLimit, allow_private: bool, retry: Retry, connections: int) -> None:
+        self.limit, self.allow_private = limit, allow_private
+        super().__init__(max_retries=retry, pool_connections=16, pool_maxsize=connections)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        if not self.allow_private:
+            pools = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
+            self.poolmanager.pool_classes_by_scheme = {scheme: _public_only(pool) for scheme, pool in pools.items()}
+
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        url = request.url or ""
+        check_url(url)
+        host = urlsplit(url).netloc
+        self.limit.wait(host)
+        response = super().send(request, *args, **options)
+        self.limit.note(host, response.headers)
+        return response
+
+
+def _public_only(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
+    """``pool`` whose connections end before a byte is sent where the peer is not a public address.
+
+    The check is on the connected socket, so a name that resolves differently the second time does not get around it.
+    """
+
+    class PublicConnection(pool.ConnectionCls):  # type: ignore[name-defined]
+        def _new_conn(self) -> socket.socket:
+            connected = super()._new_conn()
+            try:
+                check_address(connected.getpeername()[0])
+            except CrawlError:
+                connected.close()
+                raise
+            return connected
+
+    class PublicPool(pool):  # type: ignore[misc, valid-type]
+        ConnectionCls = PublicConnection
+
+    return PublicPool
+
+
+class Session:
+    """HTTP for one source. ``hosts`` (host or host:port) are the only ones asked; their redirects may lead elsewhere.
+
+    The token goes to those hosts alone, in a header; requests drops it where a redirect changes the host. Proxies and
+    netrc of the environment are not used. Safe between threads.
+    """
+
+    def __init__(
+        self,
+        hosts: Iterable[str],
+        token: Token | None = None,
+        requests_per_second: float = 2.0,
+        allow_private: bool = False,
+        retries: int = 6,
+        timeout: tuple[float, float] = (10.0, 60.0),
+        connections: int = 8,
+    ) -> None:
+        self.hosts = frozenset(hosts)
+        self.timeout = timeout
+        self.limit = RateLimit(requests_per_second)
+        self.requests = 0
+        self._count = threading.Lock()
+        private = allow_private or all(is_loopback(urlsplit(f"//{host}").hostname) for host in self.hosts)
+        retry = _Retry(
+            total=retries, redirect=False, status_forcelist=RETRIED, allowed_methods=None, raise_on_status=False
+        )
+        self._session = requests.Session()
+        self._session.trust_env = False
+        self._session.max_redirects = 5
+        self._session.headers["User-Agent"] = USER_AGENT
+        adapter = _Adapter(self.limit, private, retry, connections)
+        self._session.mount("https://", adapter)
+        self._session.mount("http://", adapter)
+        self._authorization = {"Authorization": f"Bearer {token.value}"} if token else {}
+
+    @contextmanager
+    def open(
+        self, url: str, params: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None,
+        method: str = "GET", json_body: Any = None,
+    ) -> Iterator[requests.Response]:  # fmt: skip
+        """A streamed response of any status. Raises FetchError for hosts that may not be asked or do not answer."""
+        if urlsplit(url).netloc not in self.hosts:
+            raise FetchError(f"refused {shown(url)}: not a host of this source", "refused")
+        with self._count:
+            self.requests += 1
+        try:
+            response = self._session.request(
+                method, url, params=params, headers={**self._authorization, **(headers or {})}, json=json_body,
+                stream=True, timeout=self.timeout,
+            )  # fmt: skip
+        except CrawlError as error:
+            raise FetchError(str(error), "refused") from error
+        except requests.TooManyRedirects:
+            raise FetchError(f"{shown(url)} redirects without end") from None
+        except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no URL
+            raise FetchError(f"{shown(url)} does not answer ({_cause(error)})") from None
+        with response:
+            try:
+                yield response
+            except (requests.RequestException, OSError) as error:
+                raise FetchError(f"{shown(url)} broke off ({_cause(error)})") from None
+
+    def get_json(self, url: str, params: Mapping[str, Any] | None = None, json_body: Any = None) -> Any:
+        """The JSON document at ``url``, of at most MAX_JSON_BYTES; asked again twice where the answer breaks off.
+
+        Raises FetchError; its state is "gone" for 404 and 410.
+        """
+        for last in (False, False, True):
+            try:
+                return self._get_json(url, params, json_body)
+            except FetchError as error:
+                if last or "broke off" not in str(error):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _get_json(self, url: str, params: Mapping[str, Any] | None, json_body: Any) -> Any:
+        method = "GET" if json_body is None else "POST"
+        with self.open(url, params, {"Accept": "application/json"}, method, json_body) as response:
+            check_status(response)
+            body = bytearray()
+            for chunk in response.iter_content(1 << 16):
+                body += chunk
+                if len(body) > MAX_JSON_BYTES:
+                    raise FetchError(f"{shown(url)} answers more than {MAX_JSON_BYTES >> 20} MiB of JSON", "refused")
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise FetchError(f"{shown(url)} answers no JSON ({str(error)[:80]})") from None
+
+
+def check_status(response: requests.Response) -> None:
+    """Raise FetchError for a status of 400 and more, with what the status means."""
+    status = response.status_code
+    if status < 400:
+        return
+    what = {
+        401: "wants a token, or refuses the one it got",
+        403: "forbids it",
+        404: "does not have it",
+        410: "does not have it any more",
+        429: "asks for fewer requests, still after all retries",
+    }.get(status, "answers with an error")
+    state = "gone" if status in (404, 410) else "failed"
+    raise FetchError(f"{shown(response.url)} {what} (HTTP {status})", state)
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong underneath, without the URL that requests repeats in its messages."""
+    reason = error.args[0] if error.args else error
+    reason = getattr(reason, "reason", reason)
+    return type(reason if isinstance(reason, BaseException) else error).__name__

@@ -1,0 +1,295 @@
+"""The Hugging Face Hub, by its own client: https://huggingface.co/docs/huggingface_hub."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import islice
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from huggingface_hub import HfApi, ModelInfo, set_client_factory
+from huggingface_hub.errors import (
+    DisabledRepoError,
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils.tqdm import disable_progress_bars
+
+from audit.errors import CheckpointError, CrawlError, FetchError
+from audit.extraction.captions import Caption
+from audit.models.base import HUB_ID
+from crawlers.catalog import Catalog, Outcome
+from crawlers.crawl import Page
+from crawlers.http import USER_AGENT, Token, check_address, check_url, is_loopback
+from crawlers.items import Claim, Item, clean_name, count_in_prose, dict_of, list_of, text_of, time_of
+from crawlers.store import hash_stream
+
+ENDPOINT = "https://huggingface.co"
+PAGE = 100
+FILES_A_MODEL = 8
+EXPAND = ["author", "cardData", "disabled", "gated", "lastModified", "private", "sha", "siblings", "tags"]
+UNSAFE = ("unsafe", "suspicious", "infected")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PATH = re.compile(r"(?:[\w\- +()\[\],=@&!'][\w\-. +()\[\],=@&!']*/){0,4}[\w\- +()\[\],=@&!'][\w\-. +()\[\],=@&!']*")
+
+
+@dataclass(frozen=True)
+class HuggingFaceQuery:
+    """What is listed. ``since`` ends the listing at models last modified before it."""
+
+    filters: tuple[str, ...] = ("lora",)
+    author: str | None = None
+    search: str | None = None
+    since: datetime | None = None
+
+
+class HuggingFace:
+    """Lists and fetches adapter files. Raises CrawlError for an endpoint that is none."""
+
+    name = "huggingface"
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        query: HuggingFaceQuery | None = None,
+        endpoint: str = ENDPOINT,
+        token: Token | None = None,
+        allow_private: bool = False,
+    ) -> None:
+        self.catalog, self.asked, self.endpoint = catalog, query or HuggingFaceQuery(), endpoint.rstrip("/")
+        parts = urlsplit(self.endpoint)
+        if not parts.netloc or "@" in parts.netloc:
+            raise CrawlError(f"{endpoint!r} is not the URL of a hub: give one such as {ENDPOINT}")
+        check_url(self.endpoint)
+        self._requests = 0
+        disable_progress_bars()
+        set_client_factory(self._client_factory(allow_private or is_loopback(parts.hostname)))
+        agent = USER_AGENT.partition(" ")[0].partition("/")
+        self.api = HfApi(
+            endpoint=self.endpoint,
+            token=token.value if token else False,  # False: the machine's own login is not used
+            library_name=agent[0],
+            library_version=agent[2],
+        )
+
+    def _client_factory(self, allow_private: bool) -> Callable[[], Any]:
+        """The client's own factory with a check of every request, redirects included, before it is sent."""
+
+        def check(request: Any) -> None:
+            self._requests += 1
+            check_url(str(request.url))
+            if not allow_private:
+                for found in socket.getaddrinfo(request.url.host, request.url.port or 443, type=socket.SOCK_STREAM):
+                    check_address(str(found[4][0]))
+
+        def factory() -> Any:
+            client = default_client_factory()
+            hooks = client.event_hooks
+            hooks["request"] = [*hooks["request"], check]
+            client.event_hooks = hooks
+            client.timeout = 60.0
+            return client
+
+        return factory
+
+    def query(self) -> dict[str, Any]:
+        """What identifies the crawl's state."""
+        return {"endpoint": self.endpoint, **vars(self.asked)}
+
+    def requests(self) -> int:
+        """HTTP requests so far."""
+        return self._requests
+
+    def pages(self, state: dict[str, Any]) -> Iterator[Page]:
+        """Models, the last modified first, down to where the last whole crawl began.
+
+        The client's listing has no cursor to go on from: an interrupted crawl lists again from the newest, and passes
+        over what is known without another request.
+        """
+        until = max(filter(None, (time_of(state.get("complete_until")), self.asked.since)), default=None)
+        newest: datetime | None = None
+        with _errors(self.endpoint):
+            listing = iter(
+                self.api.list_models(
+                    filter=list(self.asked.filters) or None,
+                    author=self.asked.author,
+                    search=self.asked.search,
+                    sort="last_modified",
+                    expand=EXPAND,  # type: ignore[arg-type]
+                )
+            )
+        while True:
+            with _errors(self.endpoint):
+                models = list(islice(listing, PAGE))
+            if newest is None:
+                newest = max((m.last_modified for m in models if m.last_modified), default=None)
+            fresh = [m for m in models if until is None or m.last_modified is None or m.last_modified >= until]
+            items = [item for model in fresh for item in self._items(model)]
+            yield Page(items, {**state, "top": newest.isoformat() if newest else None})
+            if len(fresh) < len(models) or len(models) < PAGE:
+                return
+
+    def seen_all(self, state: dict[str, Any], page: Page, new: int) -> bool:
+        """``pages`` ends by itself."""
+        return False
+
+    def finished(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The next crawl goes down to the newest model of this one."""
+        return {"complete_until": state.get("top") or state.get("complete_until")}
+
+    def _items(self, model: ModelInfo) -> list[Item]:
+        """One item a weight file; pickles are named only where there is nothing else."""
+        if not HUB_ID.fullmatch(model.id) or not re.fullmatch(r"[0-9a-f]{40}", model.sha or ""):
+            return []
+        names = [sibling.rfilename for sibling in (model.siblings or [])[:5000]]
+        paths = [name for name in names if name.lower().endswith(".safetensors") and _PATH.fullmatch(name)]
+        paths.sort(key=lambda name: (name != "pytorch_lora_weights.safetensors", name.count("/"), name))
+        chosen = paths[:FILES_A_MODEL] or [n for n in names if n.lower().endswith(PICKLES) and _PATH.fullmatch(n)][:1]
+        # transformers' ModelCardData becomes a plain dictionary; its fields are whatever the author wrote
+        card = model.card_data.to_dict() if model.card_data else {}
+        captions = [Caption(text_of(card.get("instance_prompt")), "instance_prompt", 0.9)]
+        for example in list_of(card.get("widget"), 20):
+            captions.append(Caption(text_of(dict_of(example).get("text")), "widget", 0.5))
+        bases = card.get("base_model")
+        tagged = [tag.removeprefix("base_model:adapter:") for tag in model.tags or [] if "base_model:adapter:" in tag]
+        named = [text_of(base, 200) for base in (bases if isinstance(bases, list) else [bases, *tagged])]
+        counted = count_in_prose(card.get("description") if isinstance(card.get("description"), str) else None)
+        shared: dict[str, Any] = {
+            "source": self.name,
+            "model_id": model.id,
+            "version_id": model.sha,
+            "title": model.id,
+            "page_url": f"{self.endpoint}/{model.id}",
+            "uploader": model.author or model.id.partition("/")[0],
+            "tags": tuple(text_of(tag, 100) for tag in (model.tags or [])[:100]),
+            "license": text_of(card.get("license"), 100),
+            "nsfw": "not-for-all-audiences" in (model.tags or []),
+            "published_at": model.last_modified,
+            "base_models": tuple(Claim(base, "base_model") for base in dict.fromkeys(filter(None, named[:10]))),
+            "training_images": (counted,) if counted else (),
+            "captions": tuple(caption for caption in captions if caption.text),
+        }
+        return [
+            Item(
+                item_id=f"huggingface:{model.id}:{path}",
+                name=clean_name(path),
+                download_url=f"{self.endpoint}/{model.id}/resolve/{model.sha}/{quote(path)}",
+                refusal=None if path in paths else "a pickle: only safetensors is read, pickles can run code",
+                **shared,
+            )
+            for path in chosen
+        ]
+
+    def enrich(self, item: Item) -> Item:
+        """With size, SHA256 and security status of the file: a request a file that is new."""
+        with _errors(item.model_id):
+            found = self.api.get_paths_info(item.model_id, [self._path(item)], revision=item.version_id, expand=True)
+        if not found:
+            return replace(item, missing="this file is no longer part of the model")
+        file: Any = found[0]
+        unsafe = file.security is not None and file.security.status in UNSAFE
+        return replace(
+            item,
+            claimed_bytes=file.size,
+            claimed_sha256=file.lfs.sha256 if file.lfs else None,
+            refusal=item.refusal or ("the hub's scan calls it unsafe" if unsafe else None),
+        )
+
+    @staticmethod
+    def _path(item: Item) -> str:
+        return item.item_id.split(":", 2)[2]
+
+    def check(self, row: dict[str, Any]) -> list[Item]:
+        """Ask for the row's model again."""
+        rows = self.catalog.workspace.rows(
+            "SELECT * FROM checkpoints WHERE source = 'huggingface' AND model_id = ? AND state <> 'gone'",
+            [row["model_id"]],
+        )
+        known = self.catalog.items(rows)
+        try:
+            items = self.one(row["model_id"])
+        except FetchError as error:
+            if error.state != "gone":
+                raise
+            return [replace(item, missing="deleted or made private at the source") for item in known]
+        listed = {item.item_id for item in items}
+        gone = [item for item in known if item.item_id not in listed]
+        return [*items, *(replace(item, missing="this file is no longer part of the model") for item in gone)]
+
+    def one(self, model_id: str, revision: str | None = None) -> list[Item]:
+        """The items of one model. Raises FetchError."""
+        with _errors(model_id):
+            model = self.api.model_info(model_id, revision=revision, expand=EXPAND)  # type: ignore[arg-type]
+        return self._items(model)
+
+    def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
+        """Download the file at its commit; the client resumes and checks the size, we hash and check the rest."""
+        path = self._path(item)
+        part = self.catalog.store.part(item)
+        staging = part.with_suffix(".hub")
+        with _errors(item.model_id):
+            downloaded = self.api.hf_hub_download(
+                item.model_id, path, revision=item.version_id, local_dir=staging, token=self.api.token
+            )
+        try:
+            with open(downloaded, "rb") as file:
+                hashed = hash_stream(file, item.name, None, self.catalog.store.max_bytes)
+            sha256, tensors = hashed.results()
+            tell(hashed.bytes)
+            if item.claimed_sha256 and sha256 != item.claimed_sha256:
+                raise FetchError("the file that arrived has another SHA256 than the hub states", "failed")
+            shutil.move(downloaded, part)
+            return Outcome("stored", None, self.catalog.store.adopt(part, item.name, sha256, tensors))
+        except CheckpointError as error:
+            raise FetchError(str(error), "refused") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _errors(what: str) -> Iterator[None]:
+    """The client's errors as FetchError, in words, without the request's URL and headers."""
+    import httpx2
+
+    try:
+        yield
+    except GatedRepoError:
+        raise FetchError(
+            f"{what} is gated: ask for access on its page, and give the token of that account (HF_TOKEN)", "failed"
+        ) from None
+    except DisabledRepoError:
+        raise FetchError(f"{what} is disabled by the hub", "gone") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+        if isinstance(error, LocalEntryNotFoundError):
+            raise FetchError(f"{what} cannot be downloaded: the hub does not answer", "failed") from None
+        raise FetchError(f"{what} is not there, or private", "gone") from None
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        raise FetchError(f"{what}: the hub answers with an error (HTTP {status})", "failed") from None
+    except CrawlError as error:
+        raise FetchError(str(error), "refused") from None
+    except (httpx2.HTTPError, OSError, ValueError) as error:
+        raise FetchError(f"{what} cannot be had from the hub ({type(error).__name__})", "failed") from None
+
+
+def reference_of(text: str) -> dict[str, str] | None:
+    """What a model page URL, or owner/name with or without @commit, names, as arguments of ``HuggingFace.one``."""
+    page = re.fullmatch(
+        r"https://(?:www\.)?(?:huggingface\.co|hf\.co)/([^/?#]+/[^/?#]+)(?:/(?:tree|blob)/([0-9a-f]{40}))?.*", text
+    )
+    name = re.fullmatch(r"(?:huggingface:|hf:)?([^@:]+/[^@:]+?)(?:@([0-9a-f]{40}))?(?::.*)?", text)
+    match = page or name
+    if not match or not HUB_ID.fullmatch(match.group(1)):
+        return None
+    return {"model_id": match.group(1), **({"revision": match.group(2)} if match.group(2) else {})}

@@ -1,0 +1,206 @@
+"""What a source says about one checkpoint file, and what is concluded from it together with the file's own header."""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from typing import Any
+
+from audit.extraction.captions import (
+    Caption,
+    TrainingImages,
+    captions_from_metadata,
+    clean_text,
+    rank_captions,
+    training_image_claims,
+)
+from audit.models.family import Family, family_of_name, family_of_shapes
+from audit.models.safetensors_header import Header
+
+MAX_ID = 300
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A value and the field that claims it."""
+
+    value: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file at one place, as its source describes it. ``item_id`` stays the same as long as the place does.
+
+    ``refusal`` says why it is not to be downloaded (a pickle, an opt-out); ``missing`` that the source has taken it
+    away. ``ground_truth_url`` is the uploader's own training set, where the source has it.
+    """
+
+    item_id: str
+    source: str
+    model_id: str
+    version_id: str
+    name: str
+    download_url: str
+    title: str = ""
+    page_url: str = ""
+    uploader: str = ""
+    tags: tuple[str, ...] = ()
+    license: str = ""
+    nsfw: bool = False
+    real_person: bool = False
+    minor: bool = False
+    published_at: datetime | None = None
+    base_models: tuple[Claim, ...] = ()
+    training_images: tuple[TrainingImages, ...] = ()
+    captions: tuple[Caption, ...] = ()
+    claimed_bytes: int | None = None
+    claimed_sha256: str | None = None
+    claimed_autov3: str | None = None
+    ground_truth_url: str | None = None
+    refusal: str | None = None
+    missing: str | None = None
+    known_fingerprint: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """32 hex digits that change when the source says something else; those of its row for an item read back."""
+        if self.known_fingerprint:
+            return self.known_fingerprint
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+@dataclass
+class Conclusions:
+    """The likeliest claims about a file, and those that cannot all be true."""
+
+    captions: list[Caption]
+    base_model: Claim | None = None
+    family: Claim | None = None
+    training_images: TrainingImages | None = None
+    contradictions: list[str] = field(default_factory=list)
+    claims: dict[str, list[list[Any]]] = field(default_factory=dict)
+
+
+# Whom to believe about N0, the surest first: counted pictures, then what the training program wrote, then prose.
+_COUNT_ORDER = ("training-data", "sidecar", "ss_dataset_dirs", "ss_datasets", "description")
+_BASE_ORDER = ("sidecar", "base_model", "baseModel", "ss_sd_model_name", "ss_base_model_version",
+               "modelspec.architecture")  # fmt: skip
+
+
+def conclude(item: Item, header: Header | None) -> Conclusions:
+    """Weigh the claims of ``item`` and of its file's ``header`` (None where the file was not looked at)."""
+    metadata = header.metadata if header else {}
+    bases = [*item.base_models, *_bases_of(metadata)]
+    counts = _in_order([*item.training_images, *training_image_claims(metadata)], _COUNT_ORDER)
+    bases = _in_order(bases, _BASE_ORDER)
+    families = [Claim(family_of_name(claim.value), claim.source) for claim in bases]
+    named = [claim for claim in families if claim.value != Family.other]
+    shapes = family_of_shapes(header.tensors) if header else None
+    if shapes:
+        named = [Claim(shapes, "shapes"), *named]
+    found = Conclusions(
+        captions=rank_captions([*item.captions, *captions_from_metadata(metadata)]),
+        base_model=bases[0] if bases else None,
+        family=named[0] if named else (families[0] if families else None),
+        training_images=counts[0] if counts else None,
+        claims={
+            "base_model": [[claim.value, claim.source] for claim in bases],
+            "family": [[claim.value, claim.source] for claim in named],
+            "training_images": [[claim.count, claim.source] for claim in counts],
+        },
+    )
+    if len({claim.value for claim in named}) > 1:
+        found.contradictions.append("family: " + ", ".join(f"{claim.value} ({claim.source})" for claim in named))
+    if len({claim.count for claim in counts}) > 1:
+        found.contradictions.append("N0: " + ", ".join(f"{claim.count} ({claim.source})" for claim in counts))
+    repeats = _repeats(metadata)
+    if repeats:
+        found.contradictions.append(repeats)
+    return found
+
+
+def _in_order(claims: list[Any], order: tuple[str, ...]) -> list[Any]:
+    unique = list(dict.fromkeys(claims))
+    return sorted(unique, key=lambda claim: order.index(claim.source) if claim.source in order else len(order))
+
+
+def _bases_of(metadata: Mapping[str, str]) -> list[Claim]:
+    names = ("ss_sd_model_name", "ss_base_model_version", "modelspec.architecture")
+    claims = [Claim(clean_text(metadata.get(name, ""), 200), name) for name in names]
+    return [claim for claim in claims if claim.value and claim.value.lower() not in ("none", "model.safetensors")]
+
+
+def _repeats(metadata: Mapping[str, str]) -> str | None:
+    """What is wrong with ss_num_train_images, which counts every repeat, where it can be checked."""
+    try:
+        folders = json.loads(metadata["ss_dataset_dirs"])
+        total = int(metadata["ss_num_train_images"])
+        counted = sum(int(entry["img_count"]) * int(entry["n_repeats"]) for entry in folders.values())
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+        return None
+    return None if total == counted else f"ss_num_train_images: {total} stated, {counted} by ss_dataset_dirs"
+
+
+_N_IMAGES = re.compile(
+    r"(?:train\w*|dataset|data set)\b[^.!?\n]{0,60}?\b(\d{1,4})\s+(?:[a-z-]+\s+){0,2}?"
+    r"(?:images?|pictures?|photos?|pics)\b"
+    r"|\b(\d{1,4})\s+(?:[a-z-]+\s+){0,2}?(?:images?|pictures?|photos?|pics)\b[^.!?\n]{0,40}?\b(?:train|dataset)",
+    re.IGNORECASE,
+)
+
+
+def count_in_prose(description: str | None) -> TrainingImages | None:
+    """N0 as a model's description puts it ("trained on 23 images"), or None. HTML is stripped, never rendered."""
+    text = html.unescape(re.sub(r"<[^<>]{0,1000}>", " ", (description or "")[:50_000]))
+    found = _N_IMAGES.search(re.sub(r"\s+", " ", text))
+    number = int(found.group(1) or found.group(2)) if found else 0
+    return TrainingImages(number, "description") if number > 0 else None
+
+
+def clean_name(name: object) -> str:
+    """A file name from outside for showing: no folders, printable, at most 200 characters. Never part of a path."""
+    last = re.split(r"[/\\]", str(name))[-1] if name is not None else ""
+    return clean_text(last, 200) or "unnamed"
+
+
+# Tolerant reading of JSON from outside: whatever is not of the expected kind counts as absent.
+
+
+def text_of(value: object, limit: int = 1000) -> str:
+    """A string, cleaned and bounded; numbers become strings; anything else is empty."""
+    if isinstance(value, str):
+        return clean_text(value, limit)
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18 else ""
+
+
+def list_of(value: object, limit: int = 1000) -> list[Any]:
+    """A list of at most ``limit`` entries, or an empty one."""
+    return value[:limit] if isinstance(value, list) else []
+
+
+def dict_of(value: object) -> dict[str, Any]:
+    """An object, or an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def hex_of(value: object, digits: int) -> str | None:
+    """Lower-case hexadecimal digits of the right number, or None."""
+    text = value.strip().lower() if isinstance(value, str) and len(value) < 200 else ""
+    return text if re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) else None
+
+
+def time_of(value: object) -> datetime | None:
+    """An ISO 8601 time with a zone, or None."""
+    if isinstance(value, datetime):
+        return value
+    try:
+        found = datetime.fromisoformat(value) if isinstance(value, str) and len(value) < 50 else None
+    except ValueError:
+        return None
+    return found if found and found.tzinfo and 1990 < found.year < 2200 else None
