@@ -34,8 +34,11 @@ class CrawlError(AuditError):
 
 
 class FetchError(AuditError):
-    """One item that cannot be had. ``state`` is what the catalog records: failed (worth another try), refused, gone."""
+    """One item that cannot be had. ``state`` is what the catalog records: failed (worth another try), refused, gone.
 
-    def __init__(self, message: str, state: str = "failed") -> None:
+    ``wait`` is how many seconds the source wants to be left alone, None where asking again is of no use now.
+    """
+
+    def __init__(self, message: str, state: str = "failed", wait: float | None = None) -> None:
         super().__init__(message)
-        self.state = state
+        self.state, self.wait = state, wait

@@ -33,9 +33,31 @@ VERSION = 2
 NEWEST = {
     "checkpoints": """SELECT * FROM checkpoints_rows
         QUALIFY row_number() OVER (PARTITION BY item_id ORDER BY seen_at DESC) = 1""",
-    "captions": "SELECT c.* FROM captions_rows AS c SEMI JOIN checkpoints USING (item_id, seen_at)",
+    "captions": "SELECT DISTINCT c.* FROM captions_rows AS c SEMI JOIN checkpoints USING (item_id, seen_at)",
 }
+LOOSE, MERGED = "rows-", "merged-"  # how the names of appended and of merged files begin
+MOST_LOOSE, MOST_MERGED = 64, 16
+ROWS_A_GROUP = 4096
+KEEP_REPLACED = 300.0  # s
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def _new_key(kind: str) -> str:
+    return f"{kind}{time.time_ns():020d}-{secrets.token_hex(4)}"
+
+
+def _sorted(tables: list[pa.Table]) -> pa.Table:
+    """One table in the order of its first column, so that a reader who wants few of its values skips most groups."""
+    whole = pa.concat_tables(tables).combine_chunks()
+    return whole.sort_by(whole.column_names[0])
+
+
+def _replaced_by(listing: Path) -> list[str]:
+    """The keys in a merged file's list; none where another process has just removed it."""
+    try:
+        return [key for key in json.loads(listing.read_bytes()) if KEY.fullmatch(key)]
+    except FileNotFoundError:
+        return []
 
 
 @contextmanager
@@ -116,8 +138,56 @@ class Workspace:
             pq.write_table(data.cast(TABLES[table]), file, compression="zstd")
 
     def append(self, table: str, rows: list[dict[str, Any]]) -> None:
-        """Write ``rows`` as a new file of ``table`` beside the others."""
-        self.write(table, f"{time.time_ns():020d}-{secrets.token_hex(4)}", rows)
+        """Write ``rows`` as a new file of ``table`` beside the others; many small ones become one."""
+        self.write(table, _new_key(LOOSE), rows)
+        for kind, most in ((LOOSE, MOST_LOOSE), (MERGED, MOST_MERGED)):
+            keys = [key for key in self.keys(table) if key.startswith(kind)]
+            if len(keys) >= most:
+                self._merge(table, keys)
+
+    def _merge(self, table: str, keys: list[str]) -> None:
+        """Make one file of those of ``keys``.
+
+        A reader sees either the old files or the new one: the new one counts from the moment its list of the files that
+        it replaces is there. Those are removed at a later merge, so that a reader who has just listed them can read on.
+        """
+        folder = self._table_folder(table)
+        for listing in sorted(folder.glob("*.json")):  # the oldest first: what a file replaces goes before it does
+            if listing.is_file() and time.time() - listing.stat().st_mtime > KEEP_REPLACED:
+                for key in _replaced_by(listing):
+                    (folder / f"{key}.parquet").unlink(missing_ok=True)
+                    (folder / f"{key}.json").unlink(missing_ok=True)
+        key = _new_key(MERGED)
+        schema = TABLES[table]
+        with (
+            whole_file(folder / f"{key}.parquet") as file,
+            pq.ParquetWriter(file, schema, compression="zstd") as merged,
+        ):
+            pending: list[pa.Table] = []
+            for old in keys:  # at most some groups of rows in memory, which does not grow with the table
+                with pq.ParquetFile(folder / f"{old}.parquet") as source:
+                    for group in range(source.num_row_groups):
+                        pending.append(source.read_row_group(group).select(schema.names).cast(schema))
+                        if sum(map(len, pending)) >= ROWS_A_GROUP:
+                            merged.write_table(_sorted(pending))
+                            pending = []
+            if pending:
+                merged.write_table(_sorted(pending))
+        with whole_file(folder / f"{key}.json") as file:
+            file.write(json.dumps(keys).encode())
+
+    def newest(self, table: str, column: str, values: list[str]) -> dict[str, dict[str, Any]]:
+        """The newest row (by ``seen_at``) of each of ``values`` in ``column``, without reading the whole table."""
+        files = self._files(table)
+        if not files or not values:
+            return {}
+        field = ds.field(column)
+        wanted = (field >= min(values)) & (field <= max(values)) & field.isin(values)  # the bounds skip whole files
+        found = ds.dataset(files, schema=TABLES[table], format="parquet").to_table(
+            filter=wanted, batch_readahead=1, fragment_readahead=1
+        )
+        rows = sorted(found.to_pylist(), key=lambda row: row["seen_at"])
+        return {row[column]: row for row in rows}
 
     def has(self, table: str, key: str) -> bool:
         """Whether ``table`` has a file of ``key``."""
@@ -129,7 +199,15 @@ class Workspace:
 
     def keys(self, table: str) -> list[str]:
         """The keys of all files of ``table``."""
-        return sorted(path.stem for path in self._table_folder(table).glob("*.parquet"))
+        folder = self._table_folder(table)
+        found = {path.stem for path in folder.glob("*.parquet")}
+        listings = [path for path in folder.glob("*.json") if path.stem in found]
+        replaced = {key for listing in listings for key in _replaced_by(listing)}
+        unlisted = {key for key in found if key.startswith(MERGED)} - {listing.stem for listing in listings}
+        return sorted(found - replaced - unlisted)
+
+    def _files(self, table: str) -> list[str]:
+        return [str(self._table_folder(table) / f"{key}.parquet") for key in self.keys(table)]
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection with a view a table over its Parquet files; it cannot reach other files or hosts."""
@@ -137,7 +215,7 @@ class Workspace:
             config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         )
         for name, schema in TABLES.items():
-            files = sorted(str(path) for path in self._table_folder(name).glob("*.parquet"))
+            files = self._files(name)
             data = ds.dataset(files, schema=schema, format="parquet") if files else schema.empty_table()
             connection.register(f"{name}_rows" if name in NEWEST else name, data)
         for name, sql in NEWEST.items():

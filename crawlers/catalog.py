@@ -88,12 +88,7 @@ class Catalog:
 
     def known(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """The rows of those of ``item_ids`` that are in the catalog."""
-        if not item_ids:
-            return {}
-        rows = self.workspace.rows(
-            "SELECT * FROM checkpoints WHERE item_id IN (SELECT unnest(?::VARCHAR[]))", [list(item_ids)]
-        )
-        return {row["item_id"]: row for row in rows}
+        return self.workspace.newest("checkpoints", "item_id", list(item_ids))
 
     def items(self, rows: Sequence[dict[str, Any]]) -> list[Item]:
         """The items that ``rows`` of the checkpoints table describe, with their captions."""

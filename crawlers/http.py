@@ -146,17 +146,19 @@ def pause_asked(headers: Mapping[str, str]) -> float:
     return min(MAX_WAIT, max([0.0, *waits]))
 
 
-class _Retry(Retry):
+class PatientRetry(Retry):
     """Waits from BACKOFF[0] to BACKOFF[1] seconds with jitter, or what Retry-After says, bounded."""
 
     RETRY_AFTER_STATUS_CODES = frozenset({429, 503})
     unit = BACKOFF[0]
 
     def get_backoff_time(self) -> float:
+        """Seconds before the next try."""
         errors = len([one for one in self.history if one.redirect_location is None])
         return min(BACKOFF[1], self.unit * 2 ** max(0, errors - 1) * random.uniform(1, 2))
 
     def get_retry_after(self, response: BaseHTTPResponse) -> float | None:
+        """What the response asks for, at most MAX_WAIT."""
         try:
             wait = super().get_retry_after(response)
         except Exception:  # urllib3's InvalidHeader: a date or number that is none
@@ -232,7 +234,7 @@ class Session:
         self.requests = 0
         self._count = threading.Lock()
         private = allow_private or all(is_loopback(urlsplit(f"//{host}").hostname) for host in self.hosts)
-        retry = _Retry(
+        retry = PatientRetry(
             total=retries, redirect=False, status_forcelist=RETRIED, allowed_methods=None, raise_on_status=False
         )
         self._session = requests.Session()

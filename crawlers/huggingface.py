@@ -1,39 +1,50 @@
-"""The Hugging Face Hub, by its own client: https://huggingface.co/docs/huggingface_hub."""
+"""The Hugging Face Hub, by its own client: https://huggingface.co/docs/huggingface_hub. Files come by our session."""
 
 from __future__ import annotations
 
+import random
 import re
-import shutil
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import islice
-from typing import Any
-from urllib.parse import quote, urlsplit
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, ModelInfo, set_client_factory
+from huggingface_hub import HfApi, ModelInfo, hf_hub_url, set_client_factory
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
-    LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from audit.errors import CheckpointError, CrawlError, FetchError
+from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.models.base import HUB_ID
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Page
-from crawlers.http import USER_AGENT, Token, check_address, check_url, is_loopback
+from crawlers.http import (
+    BACKOFF,
+    MAX_WAIT,
+    RETRIED,
+    USER_AGENT,
+    PatientRetry,
+    Session,
+    Token,
+    check_address,
+    check_url,
+    is_loopback,
+    pause_asked,
+)
 from crawlers.items import Claim, Item, clean_name, count_in_prose, dict_of, list_of, text_of, time_of
-from crawlers.store import hash_stream
 
 ENDPOINT = "https://huggingface.co"
 PAGE = 100
@@ -82,6 +93,7 @@ class HuggingFace:
             library_name=agent[0],
             library_version=agent[2],
         )
+        self.session = Session([parts.netloc], token, 10.0, allow_private)
 
     def _client_factory(self, allow_private: bool) -> Callable[[], Any]:
         """The client's own factory with a check of every request, redirects included, before it is sent."""
@@ -109,7 +121,7 @@ class HuggingFace:
 
     def requests(self) -> int:
         """HTTP requests so far."""
-        return self._requests
+        return self._requests + self.session.requests
 
     def pages(self, state: dict[str, Any]) -> Iterator[Page]:
         """Models, the last modified first, down to where the last whole crawl began.
@@ -163,8 +175,12 @@ class HuggingFace:
             captions.append(Caption(text_of(dict_of(example).get("text")), "widget", 0.5))
         bases = card.get("base_model")
         tagged = [tag.removeprefix("base_model:adapter:") for tag in model.tags or [] if "base_model:adapter:" in tag]
-        named = [text_of(base, 200) for base in (bases if isinstance(bases, list) else [bases, *tagged])]
-        counted = count_in_prose(card.get("description") if isinstance(card.get("description"), str) else None)
+        named = [
+            text_of(base, 200)
+            for base in [*(bases if isinstance(bases, list) else [bases]), *tagged]
+            if isinstance(base, str)
+        ]
+        counted = count_in_prose(card.get("description"))
         shared: dict[str, Any] = {
             "source": self.name,
             "model_id": model.id,
@@ -184,7 +200,7 @@ class HuggingFace:
             Item(
                 item_id=f"huggingface:{model.id}:{path}",
                 name=clean_name(path),
-                download_url=f"{self.endpoint}/{model.id}/resolve/{model.sha}/{quote(path)}",
+                download_url=hf_hub_url(model.id, path, revision=model.sha, endpoint=self.endpoint),
                 refusal=None if path in paths else "a pickle: only safetensors is read, pickles can run code",
                 **shared,
             )
@@ -193,8 +209,10 @@ class HuggingFace:
 
     def enrich(self, item: Item) -> Item:
         """With size, SHA256 and security status of the file: a request a file that is new."""
-        with _errors(item.model_id):
-            found = self.api.get_paths_info(item.model_id, [self._path(item)], revision=item.version_id, expand=True)
+        found = _patiently(
+            lambda: self.api.get_paths_info(item.model_id, [self._path(item)], revision=item.version_id, expand=True),
+            item.model_id,
+        )
         if not found:
             return replace(item, missing="this file is no longer part of the model")
         file: Any = found[0]
@@ -229,32 +247,49 @@ class HuggingFace:
 
     def one(self, model_id: str, revision: str | None = None) -> list[Item]:
         """The items of one model. Raises FetchError."""
-        with _errors(model_id):
-            model = self.api.model_info(model_id, revision=revision, expand=EXPAND)  # type: ignore[arg-type]
-        return self._items(model)
+        return self._items(
+            _patiently(
+                lambda: self.api.model_info(model_id, revision=revision, expand=EXPAND),  # type: ignore[arg-type]
+                model_id,
+            )
+        )
 
     def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
-        """Download the file at its commit; the client resumes and checks the size, we hash and check the rest."""
-        path = self._path(item)
-        part = self.catalog.store.part(item)
-        staging = part.with_suffix(".hub")
-        with _errors(item.model_id):
-            downloaded = self.api.hf_hub_download(
-                item.model_id, path, revision=item.version_id, local_dir=staging, token=self.api.token
-            )
+        """Download the file at its commit.
+
+        By our own session, not by hf_hub_download: that one begins anew after a kill.
+        """
         try:
-            with open(downloaded, "rb") as file:
-                hashed = hash_stream(file, item.name, None, self.catalog.store.max_bytes)
-            sha256, tensors = hashed.results()
-            tell(hashed.bytes)
-            if item.claimed_sha256 and sha256 != item.claimed_sha256:
-                raise FetchError("the file that arrived has another SHA256 than the hub states", "failed")
-            shutil.move(downloaded, part)
-            return Outcome("stored", None, self.catalog.store.adopt(part, item.name, sha256, tensors))
-        except CheckpointError as error:
-            raise FetchError(str(error), "refused") from None
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            stored = self.catalog.store.download(self.session, item, tell)
+        except FetchError as error:
+            if re.search(r"\(HTTP 40[13]\)", str(error)):
+                raise _gated(item.model_id) from None
+            raise
+        if item.claimed_sha256 and stored.sha256 != item.claimed_sha256:
+            return Outcome("stored", "the hub states another SHA256 than the file's", stored)
+        return Outcome("stored", stored.note, stored)
+
+
+def _gated(what: str) -> FetchError:
+    return FetchError(
+        f"{what} is gated or private: ask for access on its page, and give that account's token (HF_TOKEN)", "failed"
+    )
+
+
+T = TypeVar("T")
+
+
+def _patiently(call: Callable[[], T], what: str, tries: int = 6) -> T:
+    """``call``, again after a wait where the hub is busy or out of reach: the client itself repeats listings alone."""
+    for attempt in range(tries):
+        try:
+            with _errors(what):
+                return call()
+        except FetchError as error:
+            if error.state != "failed" or error.wait is None or attempt == tries - 1:
+                raise
+            time.sleep(max(error.wait, PatientRetry.unit * min(BACKOFF[1], 2**attempt * random.uniform(1, 2))))
+    raise AssertionError("unreachable")
 
 
 @contextmanager
@@ -265,22 +300,28 @@ def _errors(what: str) -> Iterator[None]:
     try:
         yield
     except GatedRepoError:
-        raise FetchError(
-            f"{what} is gated: ask for access on its page, and give the token of that account (HF_TOKEN)", "failed"
-        ) from None
+        raise _gated(what) from None
     except DisabledRepoError:
         raise FetchError(f"{what} is disabled by the hub", "gone") from None
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
-        if isinstance(error, LocalEntryNotFoundError):
-            raise FetchError(f"{what} cannot be downloaded: the hub does not answer", "failed") from None
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
         raise FetchError(f"{what} is not there, or private", "gone") from None
     except HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        raise FetchError(f"{what}: the hub answers with an error (HTTP {status})", "failed") from None
+        status = getattr(error.response, "status_code", 0)
+        failure = FetchError(f"{what}: the hub answers with an error (HTTP {status})", "failed")
+        if status in RETRIED:
+            failure.wait = max(pause_asked(error.response.headers), _retry_after(error.response.headers))
+        raise failure from None
     except CrawlError as error:
         raise FetchError(str(error), "refused") from None
     except (httpx2.HTTPError, OSError, ValueError) as error:
-        raise FetchError(f"{what} cannot be had from the hub ({type(error).__name__})", "failed") from None
+        failure = FetchError(f"{what} cannot be had from the hub ({type(error).__name__})", "failed")
+        failure.wait = 0.0 if isinstance(error, httpx2.TransportError) else None
+        raise failure from None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    text = headers.get("Retry-After", "")
+    return min(MAX_WAIT, float(text)) if re.fullmatch(r"\d{1,9}", text) else 0.0
 
 
 def reference_of(text: str) -> dict[str, str] | None:

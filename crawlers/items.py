@@ -155,9 +155,10 @@ _N_IMAGES = re.compile(
 )
 
 
-def count_in_prose(description: str | None) -> TrainingImages | None:
+def count_in_prose(description: object) -> TrainingImages | None:
     """N0 as a model's description puts it ("trained on 23 images"), or None. HTML is stripped, never rendered."""
-    text = html.unescape(re.sub(r"<[^<>]{0,1000}>", " ", (description or "")[:50_000]))
+    prose = description[:50_000] if isinstance(description, str) else ""
+    text = html.unescape(re.sub(r"<[^<>]{0,1000}>", " ", prose))
     found = _N_IMAGES.search(re.sub(r"\s+", " ", text))
     number = int(found.group(1) or found.group(2)) if found else 0
     return TrainingImages(number, "description") if number > 0 else None

@@ -120,7 +120,7 @@ class Store:
             note = None
             if item.claimed_sha256 and sha256 != item.claimed_sha256:
                 if item.claimed_autov3 and tensors.startswith(item.claimed_autov3):
-                    note = "the source rewrote the header: its SHA256 is that of the file before, the tensors are right"
+                    note = "the source states another SHA256 but the right tensor hash: the header was rewritten"
                 else:
                     part.unlink()
                     again = self._complete(session, item, part, tell).results()

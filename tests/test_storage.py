@@ -9,8 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pytest
 
+from audit import storage
 from audit.errors import WorkspaceError
 from audit.schemas import TABLES
 from audit.storage import Workspace, whole_file
@@ -117,3 +119,54 @@ def test_a_workspace_that_another_process_is_creating_is_no_foreign_folder(tmp_p
     (tmp_path / ".abc.part").write_bytes(b"{")
     Workspace(tmp_path)
     assert (tmp_path / "workspace.json").is_file()
+
+
+def item(name: str, second: int, state: str = "listed") -> dict[str, object]:
+    return {"item_id": name, "state": state, "seen_at": datetime(2026, 1, 1, 0, 0, second, tzinfo=UTC)}
+
+
+def test_the_newest_row_of_an_item_holds_and_makes_its_captions_count(workspace: Workspace) -> None:
+    caption = {"item_id": "a", "rank": 1, "caption": "old", "seen_at": item("a", 1)["seen_at"]}
+    newer = caption | {"caption": "new", "seen_at": item("a", 2)["seen_at"]}
+    workspace.append("captions", [caption])
+    workspace.append("checkpoints", [item("a", 1), item("b", 1)])
+    workspace.append("captions", [newer])  # a crawl killed here has not changed anything yet
+    assert [row["caption"] for row in workspace.rows("SELECT * FROM captions")] == ["old"]
+    workspace.append("checkpoints", [item("a", 2, "stored")])
+    assert [row["caption"] for row in workspace.rows("SELECT * FROM captions")] == ["new"]
+    found = workspace.rows("SELECT item_id, state FROM checkpoints ORDER BY 1")
+    assert found == [{"item_id": "a", "state": "stored"}, {"item_id": "b", "state": "listed"}]
+    newest = workspace.newest("checkpoints", "item_id", ["a", "b", "c"])
+    assert {name: row["state"] for name, row in newest.items()} == {"a": "stored", "b": "listed"}
+
+
+def test_many_small_files_become_few_without_losing_a_row(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "MOST_LOOSE", 4)
+    monkeypatch.setattr(storage, "MOST_MERGED", 3)
+    for number in range(50):
+        workspace.append("checkpoints", [item(f"i{number}", number % 60)])
+        assert workspace.rows("SELECT count(*) AS n FROM checkpoints_rows")[0]["n"] == number + 1
+    assert len(workspace.keys("checkpoints")) <= 4 + 3
+    folder = workspace.root / "tables/checkpoints"
+    assert len(list(folder.glob("*.parquet"))) > 50  # a reader that has just listed the old ones can read on
+    monkeypatch.setattr(storage, "KEEP_REPLACED", -1.0)
+    for number in range(50, 60):
+        workspace.append("checkpoints", [item(f"i{number}", number)])
+        assert workspace.rows("SELECT count(*) AS n FROM checkpoints_rows")[0]["n"] == number + 1
+    assert len(list(folder.glob("*.parquet"))) < 30
+
+
+def test_a_merge_killed_before_its_list_is_written_changes_nothing(workspace: Workspace) -> None:
+    workspace.append("checkpoints", [item("a", 1)])
+    half_merged = pa.Table.from_pylist([item("a", 1), item("x", 1)], schema=TABLES["checkpoints"])
+    workspace.write("checkpoints", "merged-1", half_merged)
+    assert [row["item_id"] for row in workspace.rows("SELECT item_id FROM checkpoints_rows")] == ["a"]
+
+
+def test_a_workspace_of_an_older_version_is_refused(tmp_path: Path) -> None:
+    Workspace(tmp_path / "w")
+    (tmp_path / "w/workspace.json").write_text(json.dumps({"version": 1}))
+    with pytest.raises(WorkspaceError, match="older lora-audit"):
+        Workspace(tmp_path / "w")

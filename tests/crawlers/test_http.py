@@ -19,7 +19,7 @@ from crawlers.http import RateLimit, Session, Token, check_address, check_url, p
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http._Retry, "unit", 0.01)
+    monkeypatch.setattr(http.PatientRetry, "unit", 0.01)
 
 
 @pytest.fixture

@@ -1,0 +1,221 @@
+"""The Hugging Face crawler: the real client against a simulator of the hub."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub.utils import close_session
+
+from audit.errors import CrawlError, FetchError
+from audit.storage import Workspace
+from crawlers import http
+from crawlers.catalog import Catalog
+from crawlers.crawl import Counts, Crawl
+from crawlers.http import Token
+from crawlers.huggingface import HuggingFace, HuggingFaceQuery, reference_of
+from tests.simulators.civitai import tiny_lora
+from tests.simulators.hub import Hub
+
+CARD = {
+    "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5", "instance_prompt": "a photo of sks dog",
+    "widget": [{"text": "sks dog in a bucket", "output": {"url": "image_0.png"}}, "not an object"],
+    "license": "creativeml-openrail-m",
+}  # fmt: skip
+WEIGHTS = "pytorch_lora_weights.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def _short_waits_and_an_own_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(http.PatientRetry, "unit", 0.01)
+    yield
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    set_client_factory(default_client_factory)
+    close_session()
+
+
+def commit(number: int) -> str:
+    return hashlib.sha1(str(number).encode()).hexdigest()
+
+
+def publish(hub: Hub, number: int, **options: Any) -> bytes:
+    content = options.pop("content", None) or tiny_lora(number)
+    files = options.pop("files", None) or {WEIGHTS: content}
+    day = f"2026-03-{1 + number % 28:02d}T00:00:{number // 28:02d}.000Z"
+    hub.publish(
+        f"user{number % 3}/lora-{number}", options.pop("commit", commit(number)), files,
+        last_modified=options.pop("last_modified", day), tags=options.pop("tags", ["lora", "diffusers"]),
+        card=options.pop("card", CARD), **options,
+    )  # fmt: skip
+    return content
+
+
+def source(hub: Hub, catalog: Catalog, token: str | None = None, **query: Any) -> HuggingFace:
+    return HuggingFace(catalog, HuggingFaceQuery(**query), hub.url, Token(token) if token else None)
+
+
+def crawl(hub: Hub, workspace: Workspace, download: bool = True, limit: int | None = None, **options: Any) -> Counts:
+    catalog = Catalog(workspace)
+    return Crawl(source(hub, catalog, **options), catalog, download, limit).run()
+
+
+def rows(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    return {row["item_id"]: row for row in workspace.rows("SELECT * FROM checkpoints")}
+
+
+def test_files_arrive_with_what_the_card_says(workspace: Workspace) -> None:
+    with Hub.serve() as hub:
+        content = publish(hub, 1)
+        publish(hub, 2, tags=["text-generation"])
+        assert crawl(hub, workspace).states == {"stored": 1}
+        assert hub.counts["cdn-with-authorization"] == 0
+        page = f"{hub.url.rstrip('/')}/user1/lora-1"
+    [row] = rows(workspace).values()
+    assert (row["item_id"], row["version_id"]) == (f"huggingface:user1/lora-1:{WEIGHTS}", commit(1))
+    assert row["checkpoint_sha256"] == row["claimed_sha256"] == hashlib.sha256(content).hexdigest()
+    assert (row["uploader"], row["license"], row["page_url"]) == ("user1", "creativeml-openrail-m", page)
+    assert (row["base_model"], row["base_model_source"], row["family"]) == (CARD["base_model"], "base_model", "sd1")
+    found = workspace.rows("SELECT caption, source FROM captions ORDER BY rank")
+    assert found == [
+        {"caption": "a photo of sks dog", "source": "instance_prompt"},
+        {"caption": "sks dog in a bucket", "source": "widget"},
+    ]  # fmt: skip
+    assert Catalog(workspace).store.path(row["identity"]).read_bytes() == content
+
+
+def test_pages_bursts_and_a_second_run(workspace: Workspace) -> None:
+    with Hub.serve(page_size=40, burst_429_every=25) as hub:
+        for number in range(150):
+            publish(hub, number, content=tiny_lora(0))
+        first = crawl(hub, workspace, download=False)
+        assert hub.counts["429"] > 0
+        assert (first.states, len(rows(workspace))) == ({"listed": 150}, 150)
+        asked = hub.counts["paths-info"]
+        again = crawl(hub, workspace, download=False)
+        assert (again.new, hub.counts["paths-info"]) == (0, asked)
+        publish(hub, 200, last_modified="2026-04-01T00:00:00.000Z")
+        third = crawl(hub, workspace, download=False)
+        assert (third.new, third.items < 20) == (1, True)
+
+
+def test_an_interrupted_crawl_loses_nothing_and_asks_nothing_twice(workspace: Workspace) -> None:
+    with Hub.serve() as hub:
+        for number in range(120):
+            publish(hub, number, content=tiny_lora(0))
+        crawl(hub, workspace, download=False, limit=50)
+        assert (len(rows(workspace)), hub.counts["paths-info"]) == (50, 50)
+        crawl(hub, workspace, download=False)
+        assert (len(rows(workspace)), hub.counts["paths-info"]) == (120, 120)
+
+
+def test_a_new_commit_fetches_only_a_changed_file(workspace: Workspace) -> None:
+    with Hub.serve() as hub:
+        content = publish(hub, 1)
+        crawl(hub, workspace)
+        publish(hub, 1, content=content, commit=commit(77), last_modified="2026-05-01T00:00:00.000Z")
+        fetched = hub.counts["cdn"]
+        crawl(hub, workspace)
+        [row] = rows(workspace).values()
+        assert (row["version_id"], row["state"], hub.counts["cdn"]) == (commit(77), "stored", fetched)
+        publish(hub, 1, content=tiny_lora(5), commit=commit(78), last_modified="2026-05-02T00:00:00.000Z")
+        crawl(hub, workspace)
+        [row] = rows(workspace).values()
+        assert row["checkpoint_sha256"] == hashlib.sha256(tiny_lora(5)).hexdigest()
+
+
+def test_gated_and_private_and_unsafe_are_clear_records(workspace: Workspace) -> None:
+    with Hub.serve(token="hf_good") as hub:
+        publish(hub, 1, gated="manual", token_users=["hf_good"])
+        publish(hub, 2, security={WEIGHTS: "unsafe"})
+        publish(hub, 3)
+        crawl(hub, workspace)
+        found = {key.split(":")[1]: row for key, row in rows(workspace).items()}
+        assert found["user1/lora-1"]["state"] == "failed"
+        assert "ask for access on its page" in found["user1/lora-1"]["reason"]
+        assert (found["user2/lora-2"]["state"], found["user0/lora-3"]["state"]) == ("refused", "stored")
+        catalog = Catalog(workspace)
+        items = catalog.items([found["user1/lora-1"]])
+        assert Crawl(source(hub, catalog, "hf_good"), catalog).take(items, again=True).states == {"stored": 1}
+    for path in workspace.root.rglob("*"):
+        assert not path.is_file() or b"hf_good" not in path.read_bytes()
+
+
+def test_pickles_are_named_and_never_fetched(workspace: Workspace) -> None:
+    with Hub.serve() as hub:
+        publish(hub, 1, files={"pytorch_lora_weights.bin": b"\x80\x04"})
+        publish(hub, 2, files={WEIGHTS: b"PK\x03\x04" + b"\0" * 200})
+        assert crawl(hub, workspace).states == {"refused": 2}
+        assert hub.counts["resolve"] == 1
+    assert not list((workspace.root / "checkpoints").glob("*.safetensors"))
+
+
+def test_several_files_of_one_model_are_items_of_their_own(workspace: Workspace) -> None:
+    files = {f"step-{number}/x.safetensors": tiny_lora(number) for number in range(12)} | {WEIGHTS: tiny_lora(99)}
+    with Hub.serve() as hub:
+        publish(hub, 1, files=files)
+        assert crawl(hub, workspace).states == {"stored": 8}
+    assert f"huggingface:user1/lora-1:{WEIGHTS}" in rows(workspace)
+
+
+def test_deleted_models_are_marked_and_kept(workspace: Workspace) -> None:
+    with Hub.serve() as hub:
+        publish(hub, 1)
+        publish(hub, 2)
+        crawl(hub, workspace)
+        hub.remove("user1/lora-1")
+        catalog = Catalog(workspace)
+        found = catalog.find("source = 'huggingface'").to_pylist()
+        Crawl(source(hub, catalog), catalog, False).refresh(found)
+    states = {row["model_id"]: row["state"] for row in rows(workspace).values()}
+    assert states == {"user1/lora-1": "gone", "user2/lora-2": "stored"}
+
+
+def test_queries_reach_the_hub(workspace: Workspace) -> None:
+    with Hub.serve() as hub:
+        for number in range(6):
+            publish(hub, number)
+        since = datetime(2026, 3, 4, tzinfo=UTC)
+        crawl(hub, workspace, download=False, author="user1", since=since)
+    assert {row["model_id"] for row in rows(workspace).values()} == {"user1/lora-4"}
+
+
+def test_a_wrong_token_and_a_hub_that_is_away_stop_the_crawl(workspace: Workspace) -> None:
+    with Hub.serve(token="hf_good") as hub:
+        publish(hub, 1)
+        with pytest.raises(CrawlError, match="401") as caught:
+            crawl(hub, workspace, token="hf_wr0ng")
+        assert "wr0ng" not in str(caught.value)
+    catalog = Catalog(workspace)
+    with pytest.raises(FetchError, match="cannot be had"):
+        source(hub, catalog).one("user1/lora-1")
+
+
+def test_references_people_paste() -> None:
+    sha = commit(1)
+    assert reference_of("https://huggingface.co/o/n") == {"model_id": "o/n"}
+    assert reference_of(f"https://huggingface.co/o/n/tree/{sha}") == {"model_id": "o/n", "revision": sha}
+    assert reference_of(f"o/n@{sha}") == {"model_id": "o/n", "revision": sha}
+    assert reference_of("o/n") == {"model_id": "o/n"}
+    for text in ("https://evil.example/o/n", "just-a-name", "", "a/b/c", "../etc/passwd"):
+        assert reference_of(text) is None
+
+
+def test_an_endpoint_must_be_a_url(workspace: Workspace) -> None:
+    for endpoint in ("hub", "http://hub.example", "https://user@hub.example"):
+        with pytest.raises(CrawlError):
+            HuggingFace(Catalog(workspace), endpoint=endpoint)
+
+
+def test_a_broken_card_costs_only_its_claims(workspace: Workspace, tmp_path: Path) -> None:
+    card = {"base_model": 5, "instance_prompt": ["x"], "widget": "text", "license": {"a": 1}}
+    with Hub.serve() as hub:
+        publish(hub, 1, card=card)
+        assert crawl(hub, workspace).states == {"stored": 1}
+    [row] = rows(workspace).values()
+    assert (row["base_model"], row["family_source"]) == (None, "shapes")
