@@ -1,23 +1,17 @@
-"""The workspace: one folder with Parquet tables, the spool of unfinished audits, and reports.
+"""The workspace: Parquet tables, the spool of unfinished audits, and reports, on a disk or on object storage.
 
-Files are immutable and appear whole: they are written under a temporary name and renamed. The file name is the
-key of what is in it (an audit, a reference set), so writing the same thing again replaces it with itself.
+Files are immutable and appear whole (audit/files.py). A file's name is the key of what is in it (an audit, a reference
+set), so writing the same thing again replaces it with itself.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 import secrets
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -25,9 +19,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from audit.errors import WorkspaceError
+from audit.files import Files
 from audit.schemas import TABLES
 
 VERSION = 2
+MARKER = "workspace.json"
 # Rows of the catalog are never changed: a newer row of the same item takes the place of an older one in these views.
 # A checkpoints row is written after the captions of its item, with the same time, and so makes them count.
 NEWEST = {
@@ -52,89 +48,60 @@ def _sorted(tables: list[pa.Table]) -> pa.Table:
     return whole.sort_by(whole.column_names[0])
 
 
-def _replaced_by(listing: Path) -> list[str]:
-    """The keys in a merged file's list; none where another process has just removed it."""
-    try:
-        return [key for key in json.loads(listing.read_bytes()) if KEY.fullmatch(key)]
-    except FileNotFoundError:
-        return []
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at ``path`` only once it is complete and on disk.
-
-    Raises WorkspaceError where the disk is full or the folder cannot be written; nothing is left behind.
-    """
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise WorkspaceError(
-                f"no disk space to write {path}: free some, then run the same command again"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-            raise WorkspaceError(f"{path} cannot be written ({error.strerror}): choose another --workspace") from error
-        raise
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
 class Workspace:
-    """A folder of results. Opening creates it; raises WorkspaceError for one of a newer version."""
+    """Where everything is kept: a folder, or s3://bucket/prefix. Opening creates it.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        marker = root / "workspace.json"
-        if not marker.is_file():
-            # another process may be creating it at this moment: its unfinished marker is no content, and it may be done
-            content = root.is_dir() and any(not path.name.endswith(".part") for path in root.iterdir())
-            if content and not marker.is_file():
-                raise WorkspaceError(f"{root} is not a workspace and not empty: choose another --workspace")
-            with whole_file(marker) as file:
-                file.write(json.dumps({"version": VERSION}).encode())
+    Raises WorkspaceError for one of another version, or a folder of other things.
+    """
+
+    def __init__(self, location: str | Path) -> None:
+        self.files = Files(location)
+        marker = self.files.read(MARKER)
+        if marker is None:
+            # another process may be creating it at this moment
+            if self.files.list("") and self.files.read(MARKER) is None:
+                raise WorkspaceError(f"{self.files} is not a workspace and not empty: choose another --workspace")
+            self.files.write(MARKER, json.dumps({"version": VERSION}).encode())
+            marker = self.files.read(MARKER)
         try:
-            found = int(json.loads(marker.read_bytes())["version"])
+            found = int(json.loads(marker or b"")["version"])
         except (ValueError, KeyError, TypeError) as error:
-            raise WorkspaceError(f"{marker} is damaged: restore it, or choose another --workspace") from error
+            raise WorkspaceError(
+                f"{self.files}/{MARKER} is damaged: restore it, or choose another --workspace"
+            ) from error
         if found < VERSION:
             raise WorkspaceError(
-                f"{root} was written by an older lora-audit (workspace version {found}, this one knows {VERSION}): "
-                "choose another --workspace and run the audits again"
+                f"{self.files} was written by an older lora-audit (workspace version {found}, this one knows "
+                f"{VERSION}): choose another --workspace and run the audits again"
             )
         if found > VERSION:
             raise WorkspaceError(
-                f"{root} was written by a newer lora-audit (workspace version {found}, this one knows {VERSION}): "
-                "upgrade lora-audit, or choose another --workspace"
+                f"{self.files} was written by a newer lora-audit (workspace version {found}, this one knows "
+                f"{VERSION}): upgrade lora-audit, or choose another --workspace"
             )
 
-    def _table_folder(self, table: str) -> Path:
-        return self.root / "tables" / table
+    @property
+    def root(self) -> Path:
+        """Its folder. Raises WorkspaceError where it is on object storage."""
+        if self.files.local is None:
+            raise WorkspaceError(f"{self.files} is not a folder of this machine")
+        return self.files.local
 
-    def _table_file(self, table: str, key: str) -> Path:
+    def _key_of(self, table: str, key: str, suffix: str = "parquet") -> str:
         if table not in TABLES or not KEY.fullmatch(key):
             raise WorkspaceError(
                 f"{key!r} cannot name a file of table {table!r}: use letters, digits, '.', '_' and '-'"
             )
-        return self._table_folder(table) / f"{key}.parquet"
+        return f"tables/{table}/{key}.{suffix}"
 
     def write(self, table: str, key: str, rows: list[dict[str, Any]] | pa.Table) -> None:
         """Write ``rows`` as the one file of ``key`` in ``table``; with no rows, only remove what was there."""
-        path = self._table_file(table, key)
+        place = self._key_of(table, key)
         data = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=TABLES[table])
         if data.num_rows == 0:
-            path.unlink(missing_ok=True)
+            self.files.remove(place)
             return
-        with whole_file(path) as file:
+        with self.files.writing(place) as file:
             pq.write_table(data.cast(TABLES[table]), file, compression="zstd")
 
     def append(self, table: str, rows: list[dict[str, Any]]) -> None:
@@ -151,73 +118,75 @@ class Workspace:
         A reader sees either the old files or the new one: the new one counts from the moment its list of the files that
         it replaces is there. Those are removed at a later merge, so that a reader who has just listed them can read on.
         """
-        folder = self._table_folder(table)
-        for listing in sorted(folder.glob("*.json")):  # the oldest first: what a file replaces goes before it does
-            if listing.is_file() and time.time() - listing.stat().st_mtime > KEEP_REPLACED:
-                for key in _replaced_by(listing):
-                    (folder / f"{key}.parquet").unlink(missing_ok=True)
-                    (folder / f"{key}.json").unlink(missing_ok=True)
+        for entry in self.files.list(f"tables/{table}"):  # the oldest first: what a file replaces goes before it does
+            if entry.key.endswith(".json") and time.time() - entry.modified > KEEP_REPLACED:
+                for key in self._replaced_by(entry.key):
+                    self.files.remove(self._key_of(table, key))
+                    self.files.remove(self._key_of(table, key, "json"))
         key = _new_key(MERGED)
         schema = TABLES[table]
         with (
-            whole_file(folder / f"{key}.parquet") as file,
+            self.files.writing(self._key_of(table, key)) as file,
             pq.ParquetWriter(file, schema, compression="zstd") as merged,
         ):
             pending: list[pa.Table] = []
             for old in keys:  # at most some groups of rows in memory, which does not grow with the table
-                with pq.ParquetFile(folder / f"{old}.parquet") as source:
-                    for group in range(source.num_row_groups):
-                        pending.append(source.read_row_group(group).select(schema.names).cast(schema))
-                        if sum(map(len, pending)) >= ROWS_A_GROUP:
-                            merged.write_table(_sorted(pending))
-                            pending = []
+                source = pq.ParquetFile(self.files.path(self._key_of(table, old)), filesystem=self.files.system)
+                for group in range(source.num_row_groups):
+                    pending.append(source.read_row_group(group).select(schema.names).cast(schema))
+                    if sum(map(len, pending)) >= ROWS_A_GROUP:
+                        merged.write_table(_sorted(pending))
+                        pending = []
+                source.close()
             if pending:
                 merged.write_table(_sorted(pending))
-        with whole_file(folder / f"{key}.json") as file:
-            file.write(json.dumps(keys).encode())
+        self.files.write(self._key_of(table, key, "json"), json.dumps(keys).encode())
+
+    def _replaced_by(self, listing: str) -> list[str]:
+        """The keys in a merged file's list; none where another process has just removed it."""
+        return [key for key in json.loads(self.files.read(listing) or b"[]") if KEY.fullmatch(key)]
 
     def newest(self, table: str, column: str, values: list[str]) -> dict[str, dict[str, Any]]:
         """The newest row (by ``seen_at``) of each of ``values`` in ``column``, without reading the whole table."""
-        files = self._files(table)
-        if not files or not values:
+        if not values:
             return {}
         field = ds.field(column)
         wanted = (field >= min(values)) & (field <= max(values)) & field.isin(values)  # the bounds skip whole files
-        found = ds.dataset(files, schema=TABLES[table], format="parquet").to_table(
-            filter=wanted, batch_readahead=1, fragment_readahead=1
-        )
+        data = self._dataset(table)
+        found = data.to_table(filter=wanted, batch_readahead=1, fragment_readahead=1)
         rows = sorted(found.to_pylist(), key=lambda row: row["seen_at"])
         return {row[column]: row for row in rows}
 
     def has(self, table: str, key: str) -> bool:
         """Whether ``table`` has a file of ``key``."""
-        return self._table_file(table, key).is_file()
+        return self.files.exists(self._key_of(table, key))
 
     def remove(self, table: str, key: str) -> None:
         """Remove the file of ``key``; nothing happens where there is none."""
-        self._table_file(table, key).unlink(missing_ok=True)
+        self.files.remove(self._key_of(table, key))
 
     def keys(self, table: str) -> list[str]:
         """The keys of all files of ``table``."""
-        folder = self._table_folder(table)
-        found = {path.stem for path in folder.glob("*.parquet")}
-        listings = [path for path in folder.glob("*.json") if path.stem in found]
-        replaced = {key for listing in listings for key in _replaced_by(listing)}
-        unlisted = {key for key in found if key.startswith(MERGED)} - {listing.stem for listing in listings}
+        names = [entry.key.rpartition("/")[2] for entry in self.files.list(f"tables/{table}")]
+        found = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        listed = {name.removesuffix(".json") for name in names if name.endswith(".json")} & found
+        replaced = {key for name in listed for key in self._replaced_by(self._key_of(table, name, "json"))}
+        unlisted = {key for key in found if key.startswith(MERGED)} - listed
         return sorted(found - replaced - unlisted)
 
-    def _files(self, table: str) -> list[str]:
-        return [str(self._table_folder(table) / f"{key}.parquet") for key in self.keys(table)]
+    def _dataset(self, table: str) -> ds.Dataset:
+        paths = [self.files.path(self._key_of(table, key)) for key in self.keys(table)]
+        if not paths:
+            return ds.dataset(TABLES[table].empty_table())
+        return ds.dataset(paths, schema=TABLES[table], format="parquet", filesystem=self.files.system)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection with a view a table over its Parquet files; it cannot reach other files or hosts."""
         connection = duckdb.connect(
             config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         )
-        for name, schema in TABLES.items():
-            files = self._files(name)
-            data = ds.dataset(files, schema=schema, format="parquet") if files else schema.empty_table()
-            connection.register(f"{name}_rows" if name in NEWEST else name, data)
+        for name in TABLES:
+            connection.register(f"{name}_rows" if name in NEWEST else name, self._dataset(name))
         for name, sql in NEWEST.items():
             connection.execute(f"CREATE TEMP VIEW {name} AS {sql}")
         connection.execute("SET enable_external_access = false")
@@ -240,31 +209,32 @@ class Workspace:
         """The unfinished part of an audit."""
         if not KEY.fullmatch(audit_id):
             raise WorkspaceError(f"{audit_id!r} is not an audit id")
-        return Spool(self.root / "spool" / audit_id)
+        return Spool(self.files, f"spool/{audit_id}")
 
-    def report_path(self, audit_id: str) -> Path:
-        """Where the report page of an audit goes."""
+    def report_key(self, audit_id: str) -> str:
+        """The key of an audit's report page."""
         if not KEY.fullmatch(audit_id):
             raise WorkspaceError(f"{audit_id!r} is not an audit id")
-        return self.root / "reports" / f"{audit_id}.html"
+        return f"reports/{audit_id}.html"
 
 
 class Spool:
     """Sampled images of an unfinished audit, a whole Parquet file a batch, so that a run can go on where it stopped."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, files: Files, folder: str) -> None:
+        self.files, self.folder = files, folder
 
     def add(self, first: int, rows: pa.Table) -> None:
         """Keep one batch; ``first`` is the number of its first image."""
-        with whole_file(self.folder / f"{first:08d}.parquet") as file:
+        with self.files.writing(f"{self.folder}/{first:08d}.parquet") as file:
             pq.write_table(rows, file, compression="zstd")
 
     def read(self) -> pa.Table | None:
         """Everything kept so far, or None."""
-        files = sorted(str(path) for path in self.folder.glob("*.parquet"))
-        return pa.concat_tables([pq.read_table(file) for file in files]) if files else None
+        paths = [self.files.path(e.key) for e in self.files.list(self.folder) if e.key.endswith(".parquet")]
+        tables = [pq.ParquetFile(path, filesystem=self.files.system).read() for path in paths]
+        return pa.concat_tables(tables) if tables else None
 
     def discard(self) -> None:
         """Remove it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self.files.remove_folder(self.folder)

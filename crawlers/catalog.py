@@ -54,23 +54,27 @@ class OptOuts:
     Raises CrawlError where the file cannot be read or holds a line that says neither.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, text: str = "", name: str = "the opt-out list") -> None:
         self.entries: set[str] = set()
-        if path is None:
-            return
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise CrawlError(f"the opt-out list {path} cannot be read: {error}") from error
-        for number, line in enumerate(lines, start=1):
+        for number, line in enumerate(text.splitlines(), start=1):
             text = line.partition("#")[0].strip()
             if text and not OPT_OUT.fullmatch(text):
                 raise CrawlError(
-                    f"{path}, line {number}: {text[:80]!r} is neither SOURCE:model:ID nor SOURCE:user:NAME "
+                    f"{name}, line {number}: {text[:80]!r} is neither SOURCE:model:ID nor SOURCE:user:NAME "
                     "(sources: civitai, huggingface, folder)"
                 )
             if text:
                 self.entries.add(text.casefold())
+
+    @classmethod
+    def read(cls, workspace: Workspace, path: Path | None) -> OptOuts:
+        """The list in the file ``path``, else opt-out.txt of the workspace, else an empty one."""
+        name = str(path) if path else f"{workspace.files}/opt-out.txt"
+        try:
+            content = path.read_bytes() if path else workspace.files.read("opt-out.txt")
+            return cls((content or b"").decode(), name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise CrawlError(f"the opt-out list {name} cannot be read: {error}") from error
 
     def covers(self, source: str, model_id: str, uploader: str | None) -> bool:
         """Whether the model or its uploader has opted out."""
@@ -83,7 +87,7 @@ class Catalog:
 
     def __init__(self, workspace: Workspace, opt_outs: OptOuts | None = None) -> None:
         self.workspace = workspace
-        self.opt_outs = opt_outs or OptOuts(None)
+        self.opt_outs = opt_outs or OptOuts()
         self.store = Store(workspace)
 
     def known(self, item_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -183,8 +187,8 @@ class Catalog:
         return row, found.captions
 
     def _header(self, identity: str) -> Header | None:
-        path = self.store.path(identity)
-        return read_header(path) if path.is_file() else None
+        path = self.store.fetch(identity)
+        return read_header(path) if path else None
 
     @staticmethod
     def _attempts(item: Item, outcome: Outcome, before: dict[str, Any]) -> int:
@@ -241,7 +245,7 @@ class Catalog:
             self.record([(item_of(row), outcome) for row in gone], {row["item_id"]: row for row in gone})
             for identity in {row["identity"] for row in gone if row["identity"]}:
                 if not self.workspace.rows("SELECT 1 FROM checkpoints WHERE identity = ? LIMIT 1", [identity]):
-                    self.store.path(identity).unlink(missing_ok=True)
+                    self.store.remove(identity)
         return len(gone)
 
     def find(self, where: str = "TRUE", limit: int = 1000) -> pa.Table:
@@ -254,8 +258,8 @@ class Catalog:
         if not rows:
             raise FetchError(f"{item_id} is not in the catalog: see 'lora-audit catalog', or add it with 'catalog add'")
         row = rows[0]
-        path = self.store.path(row["identity"]) if row["identity"] else None
-        if path is None or not path.is_file():
+        path = self.store.fetch(row["identity"]) if row["identity"] else None
+        if path is None:
             why = f"{row['state']}: {row['reason']}" if row["reason"] else row["state"]
             raise FetchError(
                 f"{item_id} has no stored file ({why}): fetch it with "
@@ -267,9 +271,14 @@ class Catalog:
             row["name"],
             list(self.items([row])[0].captions),
             TrainingImages(count, row["training_images_source"]) if count else None,
-            self.workspace.root / "ground-truth" / truth if truth else None,
+            self._ground_truth(truth) if truth else None,
             [f"claims contradict each other: {text}" for text in row["contradictions"] or ()],
         )
+
+    def _ground_truth(self, name: str) -> Path:
+        """The folder of a training set; a copy in the cache where the workspace is on object storage."""
+        fetched = [self.workspace.files.fetch(entry.key) for entry in self.workspace.files.list(f"ground-truth/{name}")]
+        return fetched[0].parent
 
 
 def item_of(row: dict[str, Any], captions: Iterable[dict[str, Any]] = ()) -> Item:

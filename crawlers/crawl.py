@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from audit.errors import CrawlError, FetchError, WorkspaceError
-from audit.storage import Workspace, whole_file
+from audit.storage import Workspace
 from crawlers.catalog import Catalog, Outcome
 from crawlers.items import Item
 
@@ -84,26 +84,29 @@ class CrawlState:
 
     def __init__(self, workspace: Workspace, source: str, query: dict[str, Any]) -> None:
         text = json.dumps([source, query], sort_keys=True, default=str)
-        self.path = workspace.root / "crawls" / f"{source}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+        self.files = workspace.files
+        self.key = f"crawls/{source}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
         self.source, self.query = source, query
 
     def read(self) -> dict[str, Any]:
         """Where the last crawl of this query stopped; empty for the first. Raises WorkspaceError where damaged."""
-        if not self.path.is_file():
+        written = self.files.read(self.key)
+        if written is None:
             return {}
         try:
-            state = json.loads(self.path.read_bytes())["state"]
+            state = json.loads(written)["state"]
             if not isinstance(state, dict):
                 raise ValueError("no object")
         except (ValueError, KeyError, TypeError) as error:
-            raise WorkspaceError(f"{self.path} is damaged: remove it to crawl this query from its start") from error
+            raise WorkspaceError(
+                f"{self.files}/{self.key} is damaged: remove it to crawl this query from its start"
+            ) from error
         return state
 
     def write(self, state: dict[str, Any]) -> None:
         """Keep ``state``."""
-        with whole_file(self.path) as file:
-            document = {"source": self.source, "query": self.query, "state": state, "written_at": datetime.now(UTC)}
-            file.write(json.dumps(document, indent=1, default=str).encode())
+        document = {"source": self.source, "query": self.query, "state": state, "written_at": datetime.now(UTC)}
+        self.files.write(self.key, json.dumps(document, indent=1, default=str).encode())
 
 
 @dataclass

@@ -23,7 +23,7 @@ import requests
 from audit.errors import CheckpointError, FetchError
 from audit.models.checkpoint import Format, detect_format, identity_of, layout_of
 from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
-from audit.storage import Workspace, whole_file
+from audit.storage import Workspace
 from crawlers.http import Session, check_status, shown
 from crawlers.items import Item, clean_name
 
@@ -91,19 +91,31 @@ class Store:
     """The ``checkpoints`` folder of a workspace."""
 
     def __init__(self, workspace: Workspace, max_bytes: int = MAX_FILE_BYTES) -> None:
-        self.folder = workspace.root / "checkpoints"
+        self.files = workspace.files
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
 
-    def path(self, identity: str) -> Path:
-        """Where the file of ``identity`` is. Raises ValueError for anything but 64 hex digits."""
+    @staticmethod
+    def key(identity: str) -> str:
+        """The key of the file of ``identity``. Raises ValueError for anything but 64 hex digits."""
         if not re.fullmatch(r"[0-9a-f]{64}", identity):
             raise ValueError(f"{identity!r} is not an identity")
-        return self.folder / f"{identity}.safetensors"
+        return f"checkpoints/{identity}.safetensors"
+
+    def fetch(self, identity: str) -> Path | None:
+        """A local path of the file of ``identity``, None where it is not stored."""
+        try:
+            return self.files.fetch(self.key(identity))
+        except FileNotFoundError:
+            return None
+
+    def remove(self, identity: str) -> None:
+        """Remove the file of ``identity``."""
+        self.files.remove(self.key(identity))
 
     def part(self, item: Item) -> Path:
         """The unfinished download of ``item``."""
-        parts = self.folder / "parts"
+        parts = self.files.scratch / "checkpoints" / "parts"
         parts.mkdir(parents=True, exist_ok=True)
         key = json.dumps([item.item_id, item.version_id, item.claimed_sha256])
         return parts / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.part"
@@ -151,20 +163,17 @@ class Store:
             unknown = str(error).replace(str(part), clean_name(name))
             note = f"{note}; {unknown}" if note else unknown
         with self._lock:
-            target = self.path(identity)
-            if target.is_file():
+            if self.files.exists(self.key(identity)):
                 part.unlink()
             else:
-                _sync(part)
-                part.replace(target)
+                self.files.adopt(part, self.key(identity))
         return Stored(header, sha256, tensors_sha256, identity, kind, note)
 
     def _quarantine(self, part: Path, sha256: str, name: str, reason: str) -> None:
-        apart = self.folder / "quarantined"
-        apart.mkdir(parents=True, exist_ok=True)
-        with whole_file(apart / f"{sha256}.json") as file:
-            file.write(json.dumps({"name": name, "reason": reason, "bytes": part.stat().st_size}).encode())
-        part.replace(apart / f"{sha256}.bin")
+        apart = f"checkpoints/quarantined/{sha256}"
+        said = {"name": name, "reason": reason, "bytes": part.stat().st_size}
+        self.files.write(f"{apart}.json", json.dumps(said).encode())
+        self.files.adopt(part, f"{apart}.bin")
 
     def _complete(self, session: Session, item: Item, part: Path, tell: Callable[[int], None] | None) -> StreamingHash:
         """Append to ``part`` until it is the whole file; the hash of all its bytes."""
@@ -271,11 +280,6 @@ def _locked(part: Path) -> Iterator[Path]:
     finally:
         lock.unlink(missing_ok=True)
         os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def hash_stream(file: IO[bytes], name: str, to: IO[bytes] | None, max_bytes: int) -> StreamingHash:

@@ -10,14 +10,14 @@ import hashlib
 import json
 import tempfile
 import zipfile
-from pathlib import Path
 from typing import IO
 
 from audit.descriptors import open_image
 from audit.descriptors.base import to_png
 from audit.errors import FetchError
 from audit.extraction.captions import clean_text
-from audit.storage import Workspace, whole_file
+from audit.files import Files
+from audit.storage import Workspace
 from crawlers.http import Session, check_status, shown
 from crawlers.items import Item
 
@@ -37,14 +37,14 @@ def fetch_ground_truth(workspace: Workspace, session: Session, item: Item) -> st
     """
     assert item.ground_truth_url is not None
     key = hashlib.sha256(json.dumps([item.source, item.model_id, item.version_id]).encode()).hexdigest()[:32]
-    folder = workspace.root / "ground-truth" / key
-    if (folder / "source.json").is_file():
+    folder = f"ground-truth/{key}"
+    if workspace.files.exists(f"{folder}/source.json"):
         return key
     with tempfile.TemporaryFile() as archive:
         _download(session, item.ground_truth_url, archive)
-        pictures = unpack(archive, folder)
-    with whole_file(folder / "source.json") as file:  # written last: the folder is complete
-        file.write(json.dumps({"item_id": item.item_id, "license": item.license, "pictures": pictures}).encode())
+        pictures = unpack(archive, workspace.files, folder)
+    said = {"item_id": item.item_id, "license": item.license, "pictures": pictures}
+    workspace.files.write(f"{folder}/source.json", json.dumps(said).encode())  # written last: the folder is complete
     return key
 
 
@@ -61,19 +61,19 @@ def _download(session: Session, url: str, to: IO[bytes]) -> None:
             to.write(piece)
 
 
-def unpack(archive: IO[bytes], folder: Path) -> list[dict[str, str]]:
+def unpack(archive: IO[bytes], files: Files, folder: str) -> list[dict[str, str]]:
     """Write the pictures of a zip to ``folder`` as 0001.png and so on; each with its caption, where a .txt has it.
 
     Raises FetchError for what is no zip, is encrypted, exceeds a bound, or holds no picture.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
-            return _unpack(opened, folder)
+            return _unpack(opened, files, folder)
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
         raise FetchError(f"the training set is no readable zip ({str(error)[:100]})", "refused") from error
 
 
-def _unpack(opened: zipfile.ZipFile, folder: Path) -> list[dict[str, str]]:
+def _unpack(opened: zipfile.ZipFile, files: Files, folder: str) -> list[dict[str, str]]:
     members = [one for one in opened.infolist() if not one.is_dir()]
     if len(members) > MAX_MEMBERS:
         raise FetchError(f"the training set holds {len(members)} files, at most {MAX_MEMBERS} are read", "refused")
@@ -94,8 +94,7 @@ def _unpack(opened: zipfile.ZipFile, folder: Path) -> list[dict[str, str]]:
         except ValueError:
             continue
         number = f"{len(found) + 1:04d}.png"
-        with whole_file(folder / number) as file:
-            file.write(to_png(picture))
+        files.write(f"{folder}/{number}", to_png(picture))
         text = texts.get(member.filename.rpartition(".")[0])
         caption = _read(opened, text, 100_000).decode("utf-8", "replace") if text else ""
         found.append({"file": number, "caption": clean_text(caption)})

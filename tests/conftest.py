@@ -63,3 +63,10 @@ def hub(httpserver: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     return simulator
+
+
+def stored_bytes(workspace: Workspace, identity: str) -> bytes:
+    """The content of a stored checkpoint."""
+    content = workspace.files.read(f"checkpoints/{identity}.safetensors")
+    assert content is not None
+    return content

@@ -14,8 +14,9 @@ import pytest
 
 from audit import storage
 from audit.errors import WorkspaceError
+from audit.files import whole_file
 from audit.schemas import TABLES
-from audit.storage import Workspace, whole_file
+from audit.storage import Workspace
 
 ROW = {"audit_id": "a", "kind": "training", "images": 3, "average_similarity": 0.5,
        "extraction_rate_07": 0.1, "extraction_rate_06": 0.2, "ceiling": 0.9}  # fmt: skip
@@ -58,7 +59,7 @@ def test_keys_cannot_leave_the_workspace(workspace: Workspace, key: str) -> None
     with pytest.raises(WorkspaceError):
         workspace.spool(key)
     with pytest.raises(WorkspaceError):
-        workspace.report_path(key)
+        workspace.report_key(key)
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,10 +20,13 @@ EXIT_MATCHES_FOUND = 10
 EXIT_STOPPED = 130
 
 DESCRIPTOR_HELP = "sscd, nano, pdq, or the path of a TorchScript or ONNX file."
-DEFAULT_WORKSPACE = Path("lora-audit-workspace")
+DEFAULT_WORKSPACE = "lora-audit-workspace"
 
 WorkspaceOption = Annotated[
-    Path, typer.Option("--workspace", envvar="LORA_AUDIT_WORKSPACE", help="The folder that holds all results.")
+    str,
+    typer.Option(
+        "--workspace", envvar="LORA_AUDIT_WORKSPACE", help="Where all results are: a folder, or s3://bucket/prefix."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
 

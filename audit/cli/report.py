@@ -19,7 +19,9 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write the report page of a finished audit: one self-contained HTML file."""
+    from audit.files import whole_file
     from audit.report import collect, write_page
+    from audit.report.page import render
     from audit.storage import Workspace
 
     opened = Workspace(workspace)
@@ -27,4 +29,9 @@ def report(
     if as_json:
         print_json(facts.as_json())
         return
-    typer.echo(write_page(facts, output or opened.report_path(facts.row["audit_id"])))
+    if output is None:
+        typer.echo(write_page(facts, opened))
+        return
+    with whole_file(output) as file:
+        file.write(render(facts).encode())
+    typer.echo(output)

@@ -39,7 +39,7 @@ class ScanResult:
     """What a scan leaves: the facts, the page, and reference pictures that were passed over."""
 
     facts: AuditFacts
-    page: Path
+    page: str
     skipped: list[SkippedImage] = field(default_factory=list)
     was_known: bool = False
 
@@ -55,7 +55,7 @@ def run_scan(
     request: Request,
     references: list[str],
     descriptor_name: str,
-    workspace_path: Path,
+    workspace_path: str,
     device: str | None = None,
     batch_size: int = 0,
     training_images: Path | None = None,
@@ -85,7 +85,7 @@ def run_scan(
         for kind, pictures in known.items():
             engine.evaluate(plan, kind, pictures)
     facts = collect(workspace, plan.audit_id)
-    page = write_page(facts, workspace.report_path(plan.audit_id))
+    page = write_page(facts, workspace)
     return ScanResult(facts, page, skipped, not was_run)
 
 
@@ -162,14 +162,14 @@ def show(result: ScanResult) -> None:
         f"{row['images']} images, {row['evaluations']} network evaluations, {row['seconds_total']:.0f} s",
         highlight=False,
     )
-    out.print(f"report: {escape(str(result.page))}", highlight=False, soft_wrap=True)
+    out.print(f"report: {escape(result.page)}", highlight=False, soft_wrap=True)
 
 
 def finish(result: ScanResult, as_json: bool) -> None:
     """Print the result and leave with the exit code it calls for."""
     if as_json:
         skipped = [{"name": one.name, "reason": one.reason} for one in result.skipped]
-        print_json({**result.facts.as_json(), "report": str(result.page), "skipped_images": skipped})
+        print_json({**result.facts.as_json(), "report": result.page, "skipped_images": skipped})
     else:
         show(result)
     if result.facts.matched:

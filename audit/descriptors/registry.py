@@ -12,7 +12,7 @@ from audit.descriptors.base import Descriptor
 from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor
 from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import DescriptorError
-from audit.storage import whole_file
+from audit.files import whole_file
 
 NANO = Path(__file__).parent.parent / "testbed" / "assets" / "descriptor" / "nano_descriptor.torchscript.pt"
 NANO_THRESHOLD = 0.7

@@ -105,7 +105,7 @@ def find_audit(workspace: Workspace, beginning: str) -> str:
     if rows:
         raise WorkspaceError(f"{len(rows)} audits start with {beginning!r}: give more of the id")
     raise WorkspaceError(
-        f"no finished audit starts with {beginning!r} in {workspace.root}: see 'lora-audit query \"SELECT audit_id, "
+        f"no finished audit starts with {beginning!r} in {workspace.files}: see 'lora-audit query \"SELECT audit_id, "
         "checkpoint_name FROM audits\"'"
     )
 

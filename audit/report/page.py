@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audit import __version__
 from audit.report.facts import AuditFacts
-from audit.storage import whole_file
+from audit.storage import Workspace
 
 
 def data_url(png: bytes) -> str:
@@ -39,8 +38,8 @@ def render(facts: AuditFacts) -> str:
     )
 
 
-def write_page(facts: AuditFacts, path: Path) -> Path:
-    """Write the page to ``path``, whole or not at all."""
-    with whole_file(path) as file:
-        file.write(render(facts).encode())
-    return path
+def write_page(facts: AuditFacts, workspace: Workspace) -> str:
+    """Write the page into the workspace, whole or not at all; where it is."""
+    key = workspace.report_key(facts.row["audit_id"])
+    workspace.files.write(key, render(facts).encode())
+    return f"{workspace.files}/{key}"

@@ -23,6 +23,7 @@ from crawlers.catalog import Catalog, Outcome
 from crawlers.civitai import Civitai, CivitaiQuery, prompts_of, reference_of
 from crawlers.crawl import Counts, Crawl, estimate
 from crawlers.http import Token
+from tests.conftest import stored_bytes
 from tests.simulators.civitai import Civitai as Site
 from tests.simulators.civitai import Fault, SimFile, SimModel, SimVersion, make_models, tiny_lora
 
@@ -92,7 +93,7 @@ def test_rows_say_what_the_source_says(workspace: Workspace) -> None:
     assert captions(workspace) == [
         {"item_id": "civitai:11:21:31", "rank": 1, "caption": "sks style", "source": "trainedWords", "confidence": 0.8}
     ]
-    assert Catalog(workspace).store.path(row["identity"]).read_bytes() == content
+    assert stored_bytes(workspace, row["identity"]) == content
 
 
 GOOD = {
@@ -117,7 +118,7 @@ def test_good_files_arrive_whole_in_spite_of_faults(workspace: Workspace, fault:
     [row] = table(workspace)
     assert (row["state"], counts.states) == ("stored", {"stored": 1}), row["reason"]
     assert row["tensors_sha256"] == hashlib.sha256(_tensors(content)).hexdigest()
-    stored = Catalog(workspace).store.path(row["identity"]).read_bytes()
+    stored = stored_bytes(workspace, row["identity"])
     assert row["checkpoint_sha256"] == hashlib.sha256(stored).hexdigest()
     assert _tensors(stored) == _tensors(content)
     assert (GOOD[fault] or "") in (row["reason"] or "")
@@ -170,7 +171,7 @@ def test_a_download_goes_on_where_a_killed_one_stopped(workspace: Workspace) -> 
         [row] = table(workspace)
         assert row["checkpoint_sha256"] == hashlib.sha256(content).hexdigest()
     workspace.remove("checkpoints", workspace.keys("checkpoints")[0])
-    catalog.store.path(row["identity"]).unlink()
+    catalog.store.remove(row["identity"])
     with Site([one(content=content)]) as site:  # complete but not yet moved: the server says 416
         api = source(site, catalog)
         [item] = api.one(model_id="11")
@@ -276,7 +277,7 @@ def test_what_is_taken_down_archived_or_deleted_is_marked_and_kept(workspace: Wo
     for model, words in zip(models, ("taken down", "archived", "deleted"), strict=False):
         row = found[str(model.id)]
         assert (row["state"], words in row["reason"]) == ("gone", True)
-        assert catalog.store.path(row["identity"]).is_file()
+        assert catalog.store.fetch(row["identity"])
     assert {found[str(model.id)]["state"] for model in models[3:]} == {"stored"}
 
 

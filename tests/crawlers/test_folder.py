@@ -23,7 +23,7 @@ from audit.storage import Workspace
 from crawlers.catalog import Catalog, OptOuts
 from crawlers.crawl import Counts, Crawl
 from crawlers.folder import Folder
-from tests.conftest import KOHYA
+from tests.conftest import KOHYA, stored_bytes
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -64,7 +64,7 @@ def test_a_file_is_taken_in_with_what_its_sidecar_says(workspace: Workspace, upl
     assert (row["uploader"], row["family"], row["training_images"], row["tags"], row["nsfw"], row["page_url"]) == (
         "jane", "sd1", 7, ["x"], True, "https://example.org/1",
     )  # fmt: skip
-    assert Catalog(workspace).store.path(row["identity"]).read_bytes() == lora(1)
+    assert stored_bytes(workspace, row["identity"]) == lora(1)
     [caption] = workspace.rows("SELECT caption, source, confidence FROM captions")
     assert caption == {"caption": "a sks cat", "source": "sidecar", "confidence": 0.95}
 
@@ -79,7 +79,7 @@ def test_a_second_look_takes_only_what_is_new_or_changed(workspace: Workspace, u
     assert [row["caption"] for row in workspace.rows("SELECT * FROM captions")] == ["late"]
     (uploads / "b.safetensors").write_bytes(lora(3))
     assert look(workspace, uploads).new == 1
-    assert Catalog(workspace).store.path(rows(workspace)["b.safetensors"]["identity"]).read_bytes() == lora(3)
+    assert stored_bytes(workspace, rows(workspace)["b.safetensors"]["identity"]) == lora(3)
 
 
 def test_the_same_tensors_are_stored_once_with_every_place(workspace: Workspace, uploads: Path) -> None:
@@ -183,7 +183,7 @@ def test_opt_outs_hold_for_new_and_for_known_items(workspace: Workspace, uploads
     look(workspace, uploads)
     opted = tmp_path / "opt-out.txt"
     opted.write_text("# people who asked\nfolder:user:jane\n")
-    look(workspace, uploads, opt_outs=OptOuts(opted))
+    look(workspace, uploads, opt_outs=OptOuts.read(workspace, opted))
     found = {row["item_id"].rpartition(":")[2]: row for row in workspace.rows("SELECT * FROM checkpoints")}
     assert (found["a.safetensors"]["state"], found["a.safetensors"]["uploader"]) == ("opted-out", None)
     assert found["b.safetensors"]["state"] == "stored"
@@ -191,13 +191,13 @@ def test_opt_outs_hold_for_new_and_for_known_items(workspace: Workspace, uploads
     assert len(list((workspace.root / "checkpoints").glob("*.safetensors"))) == 1
     (uploads / "c.safetensors").write_bytes(lora(3))
     (uploads / "c.json").write_text('{"uploader": "JANE"}')
-    assert look(workspace, uploads, opt_outs=OptOuts(opted)).states == {"opted-out": 1}
+    assert look(workspace, uploads, opt_outs=OptOuts.read(workspace, opted)).states == {"opted-out": 1}
 
 
-def test_a_broken_opt_out_list_stops_the_crawl(tmp_path: Path) -> None:
+def test_a_broken_opt_out_list_stops_the_crawl(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "o.txt").write_text("jane\n")
     with pytest.raises(CrawlError, match="line 1"):
-        OptOuts(tmp_path / "o.txt")
+        OptOuts.read(workspace, tmp_path / "o.txt")
 
 
 def test_places_that_are_none_are_said(workspace: Workspace, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from crawlers.catalog import Catalog
 from crawlers.crawl import Counts, Crawl
 from crawlers.http import Token
 from crawlers.huggingface import HuggingFace, HuggingFaceQuery, reference_of
+from tests.conftest import stored_bytes
 from tests.simulators.civitai import tiny_lora
 from tests.simulators.hub import Hub
 
@@ -86,7 +87,7 @@ def test_files_arrive_with_what_the_card_says(workspace: Workspace) -> None:
         {"caption": "a photo of sks dog", "source": "instance_prompt"},
         {"caption": "sks dog in a bucket", "source": "widget"},
     ]  # fmt: skip
-    assert Catalog(workspace).store.path(row["identity"]).read_bytes() == content
+    assert stored_bytes(workspace, row["identity"]) == content
 
 
 def test_pages_bursts_and_a_second_run(workspace: Workspace) -> None:

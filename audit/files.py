@@ -1,0 +1,252 @@
+"""A folder of whole, immutable files: on a local or shared disk, or below a prefix of S3-compatible storage.
+
+A file appears complete or not at all. On a disk it is written under a temporary name, synced and renamed; on S3 it is
+prepared in a temporary file and sent as one object. Keys are relative paths with "/".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from pyarrow import fs
+
+from audit.errors import WorkspaceError
+
+T = TypeVar("T")
+S3_TRIES = 5
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file of a folder: its key, bytes, and time of writing (Unix seconds)."""
+
+    key: str
+    size: int
+    modified: float
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that appears at ``path`` only once it is complete and on disk.
+
+    Raises WorkspaceError where the disk is full or the folder cannot be written; nothing is left behind.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        temporary = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise WorkspaceError(
+                f"no disk space to write {path}: free some, then run the same command again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+            raise WorkspaceError(f"{path} cannot be written ({error.strerror}): choose another --workspace") from error
+        raise
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def is_remote(location: str) -> bool:
+    """Whether ``location`` is a URL of object storage."""
+    return location.startswith("s3://")
+
+
+def s3_filesystem(location: str) -> tuple[fs.FileSystem, str]:
+    """Arrow's S3 file system and the path "bucket/prefix" of ``s3://bucket/prefix?endpoint_override=...``.
+
+    Credentials are Arrow's usual ones (environment, profile, instance role), or KEY:SECRET@ in the URL. The options
+    endpoint_override, scheme, region and allow_bucket_creation are Arrow's. Raises WorkspaceError for others.
+    """
+    parts = urlsplit(location)
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    unknown = set(options) - {"endpoint_override", "scheme", "region", "allow_bucket_creation"}
+    if unknown or not parts.hostname:
+        raise WorkspaceError(f"{shown(location)} is not understood ({', '.join(sorted(unknown)) or 'no bucket'})")
+    arguments: dict[str, Any] = {
+        name: options[name] for name in ("endpoint_override", "scheme", "region") if name in options
+    }
+    if parts.username:
+        arguments |= {"access_key": unquote(parts.username), "secret_key": unquote(parts.password or "")}
+    arguments["allow_bucket_creation"] = options.get("allow_bucket_creation") == "true"
+    retry = fs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES)
+    try:
+        system = fs.S3FileSystem(retry_strategy=retry, connect_timeout=10, request_timeout=60, **arguments)
+    except (OSError, ValueError) as error:
+        raise WorkspaceError(f"{shown(location)} cannot be opened: {str(error)[:300]}") from error
+    return system, f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
+
+
+def shown(location: str) -> str:
+    """A location without credentials and options, for messages and tables."""
+    if not is_remote(location):
+        return location
+    parts = urlsplit(location)
+    return f"s3://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+class Files:
+    """The files below ``location``; the folder need not exist yet. ``local`` is its path, None on object storage."""
+
+    def __init__(self, location: str | Path) -> None:
+        self.location = str(location)
+        self.local: Path | None = None
+        if is_remote(self.location):
+            self.system, self.base = s3_filesystem(self.location)
+        else:
+            self.local = Path(location)
+            self.system, self.base = fs.LocalFileSystem(), str(self.local)
+
+    def __str__(self) -> str:
+        return shown(self.location)
+
+    def path(self, key: str) -> str:
+        """The path of ``key`` for ``system``."""
+        return f"{self.base}/{key}"
+
+    @contextmanager
+    def writing(self, key: str) -> Iterator[IO[bytes]]:
+        """A binary file that appears under ``key`` once it is complete. Raises WorkspaceError where it cannot."""
+        if self.local is not None:
+            with whole_file(self.local / key) as file:
+                yield file
+            return
+        with tempfile.TemporaryFile() as file:
+            yield file
+            file.seek(0)
+            self._patiently(lambda: self._send(file, key), key)
+
+    def _send(self, file: IO[bytes], key: str) -> None:
+        file.seek(0)
+        with self.system.open_output_stream(self.path(key)) as stream:
+            shutil.copyfileobj(file, stream, 8 << 20)
+
+    def _patiently(self, call: Callable[[], T], key: str) -> T:
+        """``call`` again where the storage fails in passing, beyond Arrow's own retries."""
+        for attempt in range(3):
+            try:
+                return call()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if attempt == 2:
+                    raise WorkspaceError(f"{self}/{key} cannot be reached: {str(error)[:300]}") from error
+                time.sleep(2.0**attempt)
+        raise AssertionError("unreachable")
+
+    def write(self, key: str, content: bytes) -> None:
+        """Write ``content`` as the whole file ``key``."""
+        with self.writing(key) as file:
+            file.write(content)
+
+    def read(self, key: str) -> bytes | None:
+        """The content of ``key``, None where there is none."""
+        try:
+            if self.local is not None:
+                return (self.local / key).read_bytes()
+            return self._patiently(lambda: self._receive(key), key)
+        except FileNotFoundError:
+            return None
+
+    def _receive(self, key: str) -> bytes:
+        with self.system.open_input_stream(self.path(key)) as stream:
+            return bytes(stream.read())
+
+    def exists(self, key: str) -> bool:
+        """Whether there is a file ``key``."""
+        if self.local is not None:
+            return (self.local / key).is_file()
+        found = self._patiently(lambda: self.system.get_file_info(self.path(key)), key)
+        return bool(found.type == fs.FileType.File)
+
+    def list(self, folder: str, recursive: bool = False) -> list[Entry]:
+        """The files of ``folder`` in order of their keys; those whose name starts with "." are left out."""
+        selector = fs.FileSelector(
+            self.path(folder) if folder else self.base, recursive=recursive, allow_not_found=True
+        )
+        found = self._patiently(lambda: self.system.get_file_info(selector), folder)
+        cut = len(self.base) + 1
+        entries = [
+            Entry(info.path[cut:], info.size, (info.mtime_ns or 0) / 1e9)
+            for info in found
+            if info.type == fs.FileType.File and not info.base_name.startswith(".")
+        ]
+        return sorted(entries, key=lambda entry: entry.key)
+
+    def remove(self, key: str) -> None:
+        """Remove the file ``key``; nothing happens where there is none."""
+        if self.local is not None:
+            (self.local / key).unlink(missing_ok=True)
+            return
+        try:
+            self._patiently(lambda: self.system.delete_file(self.path(key)), key)
+        except FileNotFoundError:
+            return
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove ``folder`` and everything in it; nothing happens where there is none."""
+        if self.local is not None:
+            shutil.rmtree(self.local / folder, ignore_errors=True)
+            return
+        for entry in self.list(folder, recursive=True):
+            self.remove(entry.key)
+
+    def adopt(self, path: Path, key: str) -> None:
+        """Move the complete local file ``path`` to ``key``."""
+        if self.local is not None:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            target = self.local / key
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
+            return
+        with path.open("rb") as file:
+            self._patiently(lambda: self._send(file, key), key)
+        path.unlink()
+
+    def fetch(self, key: str) -> Path:
+        """A local file with the content of ``key``: itself on a disk, else a copy in the cache.
+
+        Keys of fetched files must name their content: a copy is never asked for again. Raises FileNotFoundError.
+        """
+        if self.local is not None:
+            path = self.local / key
+            if not path.is_file():
+                raise FileNotFoundError(key)
+            return path
+        copy = self.scratch / key
+        if not copy.is_file():
+            with whole_file(copy) as file:
+                self._patiently(lambda: self._copy(key, file), key)
+        return copy
+
+    def _copy(self, key: str, file: IO[bytes]) -> None:
+        file.seek(0)
+        file.truncate()
+        with self.system.open_input_stream(self.path(key)) as stream:
+            shutil.copyfileobj(stream, file, 8 << 20)
+
+    @property
+    def scratch(self) -> Path:
+        """A local folder for unfinished files and copies: the folder itself on a disk, else a cache."""
+        if self.local is not None:
+            return self.local
+        cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return Path(cache) / "lora-audit" / self.base.replace("/", "_")
