@@ -55,8 +55,8 @@ class Settings:
     method: Method = _setting(Method.model_guidance, "How sampling is steered: direct, cfg or model-guidance.")
     w: float | None = _setting(
         None,
-        "Guidance weight: a number, or auto: images take turns at several weights and the clusters tell which fit "
-        "(3 for cfg). The paper: 5 for LoRA, 3 for DreamBooth on Stable Diffusion.",
+        "Guidance weight: a number, or auto: by how far fine-tuning has moved the predictions (3 for cfg). The paper: "
+        "5 for LoRA, 3 for DreamBooth on Stable Diffusion.",
     )
     k: float = _setting(0.0, "Correction term of model guidance (the paper: -0.02 for DreamBooth, 0 for LoRA).")
     base_caption: BaseCaption = _setting(

@@ -142,9 +142,7 @@ def main(
         mine = load_descriptor("nano")
         clock.wrap(mine, "describe", "descriptor")
         for number in range(rounds):
-            sampler = Sampler(
-                pair, make_guidance(settings), [CAPTION], settings.solver, steps, seed=number, weights=[W]
-            )
+            sampler = Sampler(pair, make_guidance(settings), [CAPTION], settings.solver, steps, seed=number, w=W)
             spool = workspace.spool(f"round-{number}")
             clock.wrap(spool, "add", "storing")
             extract = Extract(sampler, mine, spool, f"round-{number}", images, pixels=True)

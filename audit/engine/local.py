@@ -21,7 +21,7 @@ from audit.descriptors.base import stacked
 from audit.engine.plan import Plan
 from audit.evaluation import score
 from audit.extraction.extract import Extract, vectors_of
-from audit.extraction.guidance import make_guidance, weights_of
+from audit.extraction.guidance import make_guidance, weight_of
 from audit.extraction.sampling import Sampler
 from audit.matching import match_extractions
 from audit.models.base import load_base
@@ -71,7 +71,7 @@ class LocalEngine:
             steps=plan.settings.steps,
             seed=plan.settings.seed,
             batch_size=self.batch_size,
-            weights=weights_of(plan.settings),
+            w=weight_of(plan.settings, pair.effect.prediction),
         )
         spool = self.workspace.spool(audit_id)
         pixels = plan.settings.stored_images is not StoredImages.hashes_only

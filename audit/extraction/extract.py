@@ -63,7 +63,7 @@ class Extract:
                 "index": batch.indices,
                 "seed": [image_seed(self.sampler.seed, index) for index in batch.indices],
                 "caption": [self.sampler.caption_of(index) for index in batch.indices],
-                "w": [self.sampler.weight_of(index) for index in batch.indices],
+                "w": [self.sampler.w] * len(batch.indices),
                 "descriptor": list(vectors),
                 "pdq": [packed for packed, _ in hashes],
                 "pdq_quality": [quality for _, quality in hashes],

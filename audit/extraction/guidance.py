@@ -6,7 +6,8 @@ correction term eps = eps_q + k eps_base. Weights that sum to 1 combine eps-, v-
 given x_t; the k term does not and is applied in eps.
 
 Choosing w: the paper uses 3 for DreamBooth and 5 for LoRA on Stable Diffusion; a strongly memorising checkpoint
-wants less (1.5 to 2), and images that look burnt or all alike are the sign of too much.
+wants less (1.5 to 2), and images that look burnt or all alike are the sign of too much. ``auto_weight`` tells how
+strongly by how far fine-tuning has moved the predictions.
 """
 
 from __future__ import annotations
@@ -39,16 +40,13 @@ class Conditioning:
         )
 
 
-Weight = float | torch.Tensor  # of guidance: one for all images, or [N, 1, 1, 1]
-
-
 class Guidance(Protocol):
     """One prediction [N, C, H, W] from the pair at noisy latents ``x`` and timestep ``t`` under weight ``w``."""
 
     evaluations: ClassVar[int]
 
     def predict(
-        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: Weight
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
     ) -> torch.Tensor:
         """``alpha`` is the square root of alpha-bar at ``t``; the answer is of the pair's prediction type."""
 
@@ -60,7 +58,7 @@ class Direct:
     evaluations: ClassVar[int] = 1
 
     def predict(
-        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: Weight
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
     ) -> torch.Tensor:
         """eps_ft(x_t, c)."""
         return pair.predict_tuned(x, t, conditioning.tuned_caption)
@@ -73,7 +71,7 @@ class ClassifierFree:
     evaluations: ClassVar[int] = 2
 
     def predict(
-        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: Weight
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
     ) -> torch.Tensor:
         """eps_ft(x_t) + w (eps_ft(x_t, c) - eps_ft(x_t))."""
         states = torch.cat([conditioning.tuned_empty, conditioning.tuned_caption])
@@ -90,7 +88,7 @@ class ModelGuidance:
     evaluations: ClassVar[int] = 2
 
     def predict(
-        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: Weight
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
     ) -> torch.Tensor:
         """eps_base(x_t) + w (eps_ft(x_t, c) - eps_base(x_t)) + k eps_base(x_t)."""
         own = self.base_caption is BaseCaption.same
@@ -99,13 +97,13 @@ class ModelGuidance:
         return combine(base, tuned, x, alpha, w, self.k, pair.prediction_type)
 
 
-def extrapolate(start: torch.Tensor, end: torch.Tensor, w: Weight) -> torch.Tensor:
-    """start + w (end - start), with one weight for all images or one each."""
-    return torch.lerp(start, end, w.to(start) if isinstance(w, torch.Tensor) else w)
+def extrapolate(start: torch.Tensor, end: torch.Tensor, w: float) -> torch.Tensor:
+    """start + w (end - start)."""
+    return torch.lerp(start, end, w)
 
 
 def combine(
-    base: torch.Tensor, tuned: torch.Tensor, x: torch.Tensor, alpha: float, w: Weight, k: float, prediction_type: str
+    base: torch.Tensor, tuned: torch.Tensor, x: torch.Tensor, alpha: float, w: float, k: float, prediction_type: str
 ) -> torch.Tensor:
     """Model guidance of two predictions of ``prediction_type`` at x_t = alpha x_0 + sigma eps.
 
@@ -126,9 +124,6 @@ def combine(
     raise ValueError(f"unknown prediction type {prediction_type!r}")
 
 
-AUTO_WEIGHTS = (1.5, 2.0, 3.0)
-
-
 def make_guidance(settings: Settings) -> Guidance:
     """The guidance that ``settings`` describe."""
     if settings.method is Method.direct:
@@ -138,8 +133,19 @@ def make_guidance(settings: Settings) -> Guidance:
     return ModelGuidance(settings.k, settings.base_caption)
 
 
-def weights_of(settings: Settings) -> tuple[float, ...]:
-    """The guidance weights that images take in turn: the one that is set, or AUTO_WEIGHTS."""
+def weight_of(settings: Settings, prediction_change: float) -> float | None:
+    """The guidance weight: the one that is set, else CFG's or ``auto_weight``; None for direct sampling."""
+    if settings.method is Method.direct:
+        return None
     if settings.w is not None:
-        return (settings.w,)
-    return (CFG_WEIGHT,) if settings.method is Method.cfg else AUTO_WEIGHTS
+        return settings.w
+    return CFG_WEIGHT if settings.method is Method.cfg else auto_weight(prediction_change)
+
+
+def auto_weight(prediction_change: float) -> float:
+    """w = 1 + 1.45 / change^2, from 1.25 to 5, for the relative change of the prediction (``Effect.prediction``).
+
+    The further fine-tuning has moved the predictions, the nearer lambda is to 1 and w = 1 / lambda to 1; a gentle
+    fine-tune wants the paper's 5. Fitted on the tuning sets of the testbed (docs/results.md).
+    """
+    return round(min(5.0, max(1.25, 1 + 1.45 / max(prediction_change, 1e-3) ** 2)), 2)

@@ -11,7 +11,7 @@ import torch
 
 from audit.config import Solver
 from audit.errors import SamplingError
-from audit.extraction.guidance import Conditioning, Direct, Guidance, Weight
+from audit.extraction.guidance import Conditioning, Guidance
 from audit.models.pair import ModelPair
 
 CPU_BATCH = 32
@@ -42,10 +42,9 @@ def image_seed(seed: int, index: int) -> int:
 
 
 class Sampler:
-    """Samples image ``i`` always from the same noise, caption and weight, whatever the batch it falls into.
+    """Samples image ``i`` always from the same noise and caption, whatever the batch it falls into.
 
-    Caption ``i mod len(captions)`` is image i's and the guidance weights take turns with every round of captions, so
-    that captions and weights share any budget evenly. When memory runs out the
+    Caption ``i mod len(captions)`` is image i's, so that captions share any budget evenly. When memory runs out the
     batch is halved and tried again; SamplingError is raised where a single image does not fit, and where the
     network answers with numbers that are not finite.
     """
@@ -59,9 +58,9 @@ class Sampler:
         steps: int = 15,
         seed: int = 0,
         batch_size: int = 0,
-        weights: Sequence[float] = (2.0,),
+        w: float | None = 2.0,
     ) -> None:
-        self.pair, self.guidance, self.captions, self.weights = pair, guidance, list(captions), tuple(weights)
+        self.pair, self.guidance, self.captions, self.w = pair, guidance, list(captions), w
         self.solver, self.steps, self.seed = solver, steps, seed
         self.batch_size = batch_size or (GPU_BATCH if pair.device.type == "cuda" else CPU_BATCH)
         count = len(self.captions)
@@ -75,14 +74,6 @@ class Sampler:
     def caption_of(self, index: int) -> str:
         """The caption image ``index`` is sampled with."""
         return self.captions[index % len(self.captions)]
-
-    def weight_of(self, index: int) -> float | None:
-        """The guidance weight image ``index`` is sampled with; None where the guidance has none."""
-        return None if isinstance(self.guidance, Direct) else self.weights[self.turn_of(index)]
-
-    def turn_of(self, index: int) -> int:
-        """The number of image ``index``'s weight in ``weights``."""
-        return index // len(self.captions) % len(self.weights)
 
     def noise(self, index: int) -> torch.Tensor:
         """The starting noise float32 [1, C, H, W] of one image; drawn on the CPU so that every device has the same."""
@@ -128,10 +119,7 @@ class Sampler:
         conditioning = self.conditioning.select(rows)
         noise = torch.cat([self.noise(index) for index in indices]).to(pair.device, pair.dtype)
         x = (noise * scheduler.init_noise_sigma).contiguous(memory_format=torch.channels_last)
-        w: Weight = self.weights[0]
-        if len(self.weights) > 1:
-            turns = [self.turn_of(index) for index in indices]
-            w = torch.tensor(self.weights, device=pair.device)[turns].view(-1, 1, 1, 1)
+        w = 1.0 if self.w is None else self.w
         alphas = scheduler.alphas_cumprod[scheduler.timesteps.long()].sqrt().tolist()
         for timestep, on, alpha in zip(scheduler.timesteps, on_device, alphas, strict=True):
             model_input = scheduler.scale_model_input(x, timestep)

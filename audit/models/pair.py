@@ -107,13 +107,23 @@ class ModelPair:
 
     @torch.inference_mode()
     def _prediction_change(self, checkpoint: Checkpoint) -> float:
-        """Relative change of the prediction on seeded noise at a middle timestep, with the empty caption."""
+        """Relative change of the prediction, as v, on seeded noise at a middle timestep, with the empty caption.
+
+        As v, so that models that predict eps or x_0 have comparable numbers: v = (eps - sigma x_t) / alpha, and
+        v = (alpha x_t - x_0) / sigma (Salimans and Ho, arXiv 2202.00512).
+        """
         noise = torch.randn(2, *self.latent_shape, generator=torch.Generator().manual_seed(0))
         latents = noise.to(self.device, self.dtype)
         steps = self.scheduler.config.num_train_timesteps
         timestep = torch.tensor(steps // 2, device=self.device)
         base = self.predict_base(latents, timestep, self.encode([""] * 2, tuned=False)).float()
         tuned = self.predict_tuned(latents, timestep, self.encode([""] * 2, tuned=True)).float()
+        alpha = float(self.scheduler.alphas_cumprod[steps // 2]) ** 0.5
+        sigma = (1 - alpha**2) ** 0.5
+        if self.prediction_type == "epsilon":
+            base, tuned = ((eps - sigma * latents.float()) / alpha for eps in (base, tuned))
+        elif self.prediction_type == "sample":
+            base, tuned = ((alpha * latents.float() - x0) / sigma for x0 in (base, tuned))
         change = float((tuned - base).norm() / base.norm().clamp(min=1e-12))
         if not change > 1e-6:
             raise NoEffectError(

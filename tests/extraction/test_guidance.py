@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from audit.config import BaseCaption, Solver
-from audit.extraction.guidance import ClassifierFree, Direct, Guidance, ModelGuidance, combine
+from audit.config import BaseCaption, Method, Settings, Solver
+from audit.extraction.guidance import ClassifierFree, Direct, Guidance, ModelGuidance, auto_weight, combine, weight_of
 from audit.extraction.sampling import Sampler
 from audit.models.pair import ModelPair
 from tests.conftest import CAPTION
@@ -81,3 +81,15 @@ def test_a_step_costs_what_it_declares_and_encodes_no_text(
             hook.remove()
     assert guidance.evaluations == cost
     assert sum(evaluated) == 4 * 3 * cost
+
+
+def test_the_automatic_weight_falls_from_the_papers_to_one_as_the_fine_tune_grows_stronger() -> None:
+    changes = [0.01, 0.3, 0.6, 0.85, 1.2, 1.7, 3.0]
+    weights = [auto_weight(change) for change in changes]
+    assert weights == sorted(weights, reverse=True)
+    assert (weights[0], weights[-1]) == (5.0, 1.25)
+    assert auto_weight(1.2) == 2.01
+    assert weight_of(Settings(), 1.2) == 2.01
+    assert weight_of(Settings(w=4.0), 1.2) == 4.0
+    assert weight_of(Settings(method=Method.cfg), 1.2) == 3.0
+    assert weight_of(Settings(method=Method.direct), 1.2) is None

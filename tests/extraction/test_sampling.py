@@ -20,7 +20,7 @@ from tests.conftest import CAPTION
 def test_direct_and_cfg_are_the_images_of_diffusers_pipeline(
     kohya_pair: ModelPair, solver: Solver, guidance: Guidance, scale: float
 ) -> None:
-    sampler = Sampler(kohya_pair, guidance, [CAPTION], solver, steps=8, weights=[scale])
+    sampler = Sampler(kohya_pair, guidance, [CAPTION], solver, steps=8, w=scale)
     pipeline = StableDiffusionPipeline(
         vae=kohya_pair.vae,
         text_encoder=kohya_pair.tuned_text,
@@ -43,17 +43,6 @@ def test_direct_and_cfg_are_the_images_of_diffusers_pipeline(
             [CAPTION] * 3, latents=noise, guidance_scale=scale, num_inference_steps=8, output_type="np"
         ).images
     assert np.abs(kohya_pair.decode(ours).astype(int) - (pixels * 255).round().astype(int)).max() <= 1
-
-
-def test_weights_take_turns_with_every_round_of_captions(kohya_pair: ModelPair) -> None:
-    sampler = Sampler(kohya_pair, ModelGuidance(), ["a", "b"], steps=3, weights=[1.5, 3.0])
-    assert [sampler.weight_of(index) for index in range(5)] == [1.5, 1.5, 3.0, 3.0, 1.5]
-    assert Sampler(kohya_pair, Direct(), ["a"]).weight_of(0) is None
-    together = sampler.latents([0, 2])
-    for row, (index, w) in enumerate([(0, 1.5), (2, 3.0)]):
-        alone = Sampler(kohya_pair, ModelGuidance(), ["a", "b"], steps=3, weights=[w]).latents([index])
-        torch.testing.assert_close(together[row], alone[0], atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(sampler.latents([0]), Sampler(kohya_pair, ModelGuidance(), ["a"], steps=3).latents([0]))
 
 
 def test_an_image_is_the_same_in_every_batch(kohya_pair: ModelPair) -> None:
@@ -108,7 +97,7 @@ def test_memory_for_not_one_image_is_a_clear_error(kohya_pair: ModelPair) -> Non
 
 def test_numbers_that_are_not_finite_are_a_clear_error(kohya_pair: ModelPair) -> None:
     with pytest.raises(SamplingError, match="not finite"):
-        list(Sampler(kohya_pair, ModelGuidance(), [CAPTION], steps=3, weights=[1e30]).batches([0]))
+        list(Sampler(kohya_pair, ModelGuidance(), [CAPTION], steps=3, w=1e30).batches([0]))
 
 
 def test_another_error_of_the_network_is_not_taken_for_memory(kohya_pair: ModelPair) -> None:
