@@ -193,6 +193,20 @@ EVALUATIONS = _schema(
     ("ceiling", pa.float64(), "mean cosine of the pictures and their reconstructions by the base's codec"),
 )
 
+FAILURES = _schema(
+    "One row a failed attempt at an audit in a run.",
+    ("audit_id", pa.string(), "the audit that was tried"),
+    ("item_id", pa.string(), "the item of the catalog"),
+    ("name", pa.string(), "file name of the checkpoint"),
+    ("stage", pa.string(), "load, extract, cluster, match, report or plan"),
+    ("kind", pa.string(), "input, worker-died, node-died, deadline, out-of-memory, storage or error"),
+    ("reason", pa.string(), "what happened, in words"),
+    ("counted", pa.bool_(), "whether it counts towards quarantine: not where a node was lost, or work was got done"),
+    ("state", pa.string(), "retry, failed (of no use to try again) or quarantined; forgiven after failures --retry"),
+    ("run_id", pa.string(), "the run"),
+    ("failed_at", pa.timestamp("us", "UTC"), "when"),
+)
+
 TABLES: dict[str, pa.Schema] = {
     "checkpoints": CHECKPOINTS,
     "captions": CAPTIONS,
@@ -202,4 +216,14 @@ TABLES: dict[str, pa.Schema] = {
     "references": REFERENCES,
     "matches": MATCHES,
     "evaluations": EVALUATIONS,
+    "failures": FAILURES,
+}
+
+# The columns whose values, joined with ".", are the key of an audit's file in these tables.
+KEY_COLUMNS = {
+    "audits": ("audit_id",),
+    "generations": ("audit_id",),
+    "extractions": ("audit_id",),
+    "matches": ("audit_id", "reference_set"),
+    "evaluations": ("audit_id", "kind"),
 }

@@ -15,12 +15,13 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from audit.errors import WorkspaceError
 from audit.files import Files
-from audit.schemas import TABLES
+from audit.schemas import KEY_COLUMNS, TABLES
 
 VERSION = 2
 MARKER = "workspace.json"
@@ -46,6 +47,14 @@ def _sorted(tables: list[pa.Table]) -> pa.Table:
     """One table in the order of its first column, so that a reader who wants few of its values skips most groups."""
     whole = pa.concat_tables(tables).combine_chunks()
     return whole.sort_by(whole.column_names[0])
+
+
+def _without(rows: pa.Table, columns: tuple[str, ...], key: str | None) -> pa.Table:
+    """``rows`` but those whose ``columns``, joined with ".", are ``key``."""
+    if key is None:
+        return rows
+    joined = pc.binary_join_element_wise(*(rows[name] for name in columns), ".")
+    return rows.filter(pc.not_equal(joined, key))
 
 
 class Workspace:
@@ -97,6 +106,10 @@ class Workspace:
     def write(self, table: str, key: str, rows: list[dict[str, Any]] | pa.Table) -> None:
         """Write ``rows`` as the one file of ``key`` in ``table``; with no rows, only remove what was there."""
         place = self._key_of(table, key)
+        if table in KEY_COLUMNS:
+            for name, replaced in self._active(table).items():
+                if key in replaced:  # its rows are in a merged file: they leave it first
+                    self._merge(table, [name], without=key)
         data = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=TABLES[table])
         if data.num_rows == 0:
             self.files.remove(place)
@@ -107,44 +120,64 @@ class Workspace:
     def append(self, table: str, rows: list[dict[str, Any]]) -> None:
         """Write ``rows`` as a new file of ``table`` beside the others; many small ones become one."""
         self.write(table, _new_key(LOOSE), rows)
-        for kind, most in ((LOOSE, MOST_LOOSE), (MERGED, MOST_MERGED)):
-            keys = [key for key in self.keys(table) if key.startswith(kind)]
-            if len(keys) >= most:
-                self._merge(table, keys)
+        if len([key for key in self.keys(table) if key.startswith(LOOSE)]) >= MOST_LOOSE:
+            self.compact(table)
 
-    def _merge(self, table: str, keys: list[str]) -> None:
-        """Make one file of those of ``keys``.
+    def compact(self, table: str) -> int:
+        """Make one file of the small ones of ``table``, and of merged ones when they are many; how many went into one.
 
-        A reader sees either the old files or the new one: the new one counts from the moment its list of the files that
-        it replaces is there. Those are removed at a later merge, so that a reader who has just listed them can read on.
+        A reader sees either the old files or the new one: a merged file counts from the moment its list of the files
+        that it replaces is there. Those are removed at a later call, so that a reader who has just listed them can
+        read on. One process at a time compacts a table.
         """
-        for entry in self.files.list(f"tables/{table}"):  # the oldest first: what a file replaces goes before it does
-            if entry.key.endswith(".json") and time.time() - entry.modified > KEEP_REPLACED:
-                for key in self._replaced_by(entry.key):
+        keys = self.keys(table)
+        listings = self._listings(table)
+        written = {entry.key.rpartition("/")[2]: entry.modified for entry in self.files.list(f"tables/{table}")}
+        for name in sorted(listings):  # the oldest first: what a file replaces goes before it does
+            if time.time() - written.get(f"{name}.json", time.time()) > KEEP_REPLACED:
+                for key in set(listings[name]) - set(keys):
                     self.files.remove(self._key_of(table, key))
                     self.files.remove(self._key_of(table, key, "json"))
-        key = _new_key(MERGED)
-        schema = TABLES[table]
+        small = [key for key in keys if not key.startswith(MERGED)]
+        merged = [key for key in keys if key.startswith(MERGED)]
+        if table == "references" or (len(small) < 2 and len(merged) < MOST_MERGED):
+            return 0
+        self._merge(table, small + (merged if len(merged) >= MOST_MERGED else []))
+        return len(small)
+
+    def _merge(self, table: str, keys: list[str], without: str | None = None) -> None:
+        """Write the rows of ``keys``, but those of the key ``without``, as one merged file that replaces them."""
+        listings = self._listings(table)
+        replaced = {*keys, *(key for name in keys for key in listings.get(name, []))} - {without}
+        name, schema = _new_key(MERGED), TABLES[table]
         with (
-            self.files.writing(self._key_of(table, key)) as file,
-            pq.ParquetWriter(file, schema, compression="zstd") as merged,
+            self.files.writing(self._key_of(table, name)) as file,
+            pq.ParquetWriter(file, schema, compression="zstd") as target,
         ):
             pending: list[pa.Table] = []
             for old in keys:  # at most some groups of rows in memory, which does not grow with the table
                 source = pq.ParquetFile(self.files.path(self._key_of(table, old)), filesystem=self.files.system)
                 for group in range(source.num_row_groups):
-                    pending.append(source.read_row_group(group).select(schema.names).cast(schema))
+                    rows = source.read_row_group(group).select(schema.names).cast(schema)
+                    pending.append(_without(rows, KEY_COLUMNS.get(table, ()), without))
                     if sum(map(len, pending)) >= ROWS_A_GROUP:
-                        merged.write_table(_sorted(pending))
+                        target.write_table(_sorted(pending))
                         pending = []
                 source.close()
             if pending:
-                merged.write_table(_sorted(pending))
-        self.files.write(self._key_of(table, key, "json"), json.dumps(keys).encode())
+                target.write_table(_sorted(pending))
+        self.files.write(self._key_of(table, name, "json"), json.dumps(sorted(replaced)).encode())
 
-    def _replaced_by(self, listing: str) -> list[str]:
-        """The keys in a merged file's list; none where another process has just removed it."""
-        return [key for key in json.loads(self.files.read(listing) or b"[]") if KEY.fullmatch(key)]
+    def _listings(self, table: str) -> dict[str, list[str]]:
+        """The keys that each merged file replaces, of those whose file is there."""
+        names = {entry.key.rpartition("/")[2] for entry in self.files.list(f"tables/{table}")}
+        found = {}
+        for name in names:
+            stem = name.removesuffix(".json")
+            if name != stem and f"{stem}.parquet" in names:
+                content = self.files.read(self._key_of(table, stem, "json"))  # None: another process has removed it
+                found[stem] = [key for key in json.loads(content or b"[]") if KEY.fullmatch(key)]
+        return found
 
     def newest(self, table: str, column: str, values: list[str]) -> dict[str, dict[str, Any]]:
         """The newest row (by ``seen_at``) of each of ``values`` in ``column``, without reading the whole table."""
@@ -159,7 +192,9 @@ class Workspace:
 
     def has(self, table: str, key: str) -> bool:
         """Whether ``table`` has a file of ``key``."""
-        return self.files.exists(self._key_of(table, key))
+        if self.files.exists(self._key_of(table, key)):
+            return True
+        return any(key in replaced for replaced in self._active(table).values())
 
     def remove(self, table: str, key: str) -> None:
         """Remove the file of ``key``; nothing happens where there is none."""
@@ -169,10 +204,15 @@ class Workspace:
         """The keys of all files of ``table``."""
         names = [entry.key.rpartition("/")[2] for entry in self.files.list(f"tables/{table}")]
         found = {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
-        listed = {name.removesuffix(".json") for name in names if name.endswith(".json")} & found
-        replaced = {key for name in listed for key in self._replaced_by(self._key_of(table, name, "json"))}
-        unlisted = {key for key in found if key.startswith(MERGED)} - listed
-        return sorted(found - replaced - unlisted)
+        active = self._active(table) if any(name.endswith(".json") for name in names) else {}
+        replaced = {key for keys in active.values() for key in keys}
+        return sorted(key for key in found - replaced if key in active or not key.startswith(MERGED))
+
+    def _active(self, table: str) -> dict[str, list[str]]:
+        """The merged files that count, with the keys they replace."""
+        listings = self._listings(table)
+        replaced = {key for keys in listings.values() for key in keys}
+        return {name: keys for name, keys in listings.items() if name not in replaced}
 
     def _dataset(self, table: str) -> ds.Dataset:
         paths = [self.files.path(self._key_of(table, key)) for key in self.keys(table)]

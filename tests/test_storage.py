@@ -171,3 +171,23 @@ def test_a_workspace_of_an_older_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w/workspace.json").write_text(json.dumps({"version": 1}))
     with pytest.raises(WorkspaceError, match="older lora-audit"):
         Workspace(tmp_path / "w")
+
+
+def test_audit_files_are_compacted_found_and_can_be_written_again(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(5):
+        workspace.write("evaluations", f"a{number}.training", [ROW | {"audit_id": f"a{number}", "images": number}])
+    assert workspace.compact("evaluations") == 5
+    assert len(workspace.keys("evaluations")) == 1
+    assert workspace.has("evaluations", "a3.training")
+    assert not workspace.has("evaluations", "a9.training")
+    workspace.write("evaluations", "a3.training", [ROW | {"audit_id": "a3", "images": 33}])
+    monkeypatch.setattr(storage, "KEEP_REPLACED", -1.0)
+    for _ in range(3):  # the old files are removed, and nothing comes back
+        found = workspace.rows("SELECT audit_id, images FROM evaluations ORDER BY 1")
+        assert [(row["audit_id"], row["images"]) for row in found] == [
+            ("a0", 0), ("a1", 1), ("a2", 2), ("a3", 33), ("a4", 4),
+        ]  # fmt: skip
+        workspace.compact("evaluations")
+    assert len(list((workspace.root / "tables/evaluations").glob("*.parquet"))) <= 3
