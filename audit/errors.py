@@ -5,6 +5,10 @@ class AuditError(Exception):
     """Something a user can mend; the command line prints the message and exits with 2."""
 
 
+class ConfigError(AuditError):
+    """A configuration file, variable or option that says something that cannot be."""
+
+
 class CheckpointError(AuditError):
     """A checkpoint or base model file that cannot be read, is not safe to read, or does not fit."""
 

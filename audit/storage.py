@@ -275,6 +275,15 @@ class Spool:
         tables = [pq.ParquetFile(path, filesystem=self.files.system).read() for path in paths]
         return pa.concat_tables(tables) if tables else None
 
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Say that everything is there, with ``facts`` about it."""
+        self.files.write(f"{self.folder}/finished.json", json.dumps(facts).encode())
+
+    def finished(self) -> dict[str, Any] | None:
+        """The facts that ``finish`` was given, None where it was not called."""
+        content = self.files.read(f"{self.folder}/finished.json")
+        return json.loads(content) if content else None
+
     def discard(self) -> None:
         """Remove it."""
         self.files.remove_folder(self.folder)

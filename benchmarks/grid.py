@@ -62,11 +62,11 @@ def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
     """The rows of a job, one a setting and clustering."""
     import torch
 
-    from audit.engine.local import LocalEngine
+    from audit.engine.auditor import Auditor
     from audit.storage import Workspace
 
     torch.set_num_threads(threads)
-    engine = LocalEngine(Workspace(job.workspace))
+    engine = Auditor(Workspace(job.workspace))
     return [row for settings in job.settings for row in _rows(job, engine, settings)]
 
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from audit.cli import catalog, crawl, demo, query, references, report, scan
+from audit.cli import catalog, crawl, demo, operate, query, references, report, run, scan
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 
 app = typer.Typer(
@@ -27,6 +27,12 @@ app.command("scan")(scan.scan)
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
 app.command("query")(query.query)
+app.command("run")(run.run)
+app.command("status")(operate.status)
+app.command("failures")(operate.failures)
+app.command("verify")(operate.verify)
+app.command("compact")(operate.compact)
+app.add_typer(operate.config_app, name="config")
 app.add_typer(references.app, name="references")
 app.add_typer(crawl.app, name="crawl")
 app.add_typer(catalog.app, name="catalog")

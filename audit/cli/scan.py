@@ -26,8 +26,8 @@ from audit.config import BaseCaption, Clustering, Method, Settings, Solver, Stor
 
 if TYPE_CHECKING:
     from audit.descriptors import Descriptor
-    from audit.engine.local import Progress
     from audit.engine.plan import Request
+    from audit.engine.stages import Progress
     from audit.matching import ReferenceSets, SkippedImage
     from audit.report import AuditFacts
 
@@ -63,7 +63,7 @@ def run_scan(
     store_thumbnails: bool = True,
 ) -> ScanResult:
     """Plan, audit, match, evaluate and report. Everything that can be refused is refused before sampling starts."""
-    from audit.engine.local import LocalEngine
+    from audit.engine.auditor import Auditor
     from audit.engine.plan import make_plan
     from audit.matching import ReferenceSets
     from audit.matching.references import known_pictures
@@ -79,7 +79,7 @@ def run_scan(
     sets = ReferenceSets(workspace)
     with progress_display(out) as progress:
         names, skipped = _reference_sets(sets, references, plan.descriptor, store_thumbnails, progress)
-        engine = LocalEngine(workspace, where, batch_size, progress)
+        engine = Auditor(workspace, where, batch_size, progress)
         was_run = engine.audit(plan)
         engine.match(plan, names)
         for kind, pictures in known.items():

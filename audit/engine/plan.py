@@ -56,25 +56,52 @@ class Plan:
     @property
     def audit_id(self) -> str:
         """32 hex digits: a hash of the tensors, the base and every setting that changes the result."""
-        depends_on = {
-            "algorithm": ALGORITHM_VERSION,
-            "checkpoint": self.checkpoint.identity,
-            "base": self.base.revision,
-            "captions": [caption.text for caption in self.captions],
-            "n0": self.training_images.count,
-            "n0_known": self.training_images.source != "default",
-            "settings": self.settings.as_dict(),
-            "descriptor": self.descriptor.name,
-        }
-        return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+        return audit_id_of(
+            self.checkpoint.identity,
+            self.base.revision,
+            self.captions,
+            self.training_images,
+            self.settings,
+            self.descriptor.name,
+        )
 
 
-def make_plan(request: Request, descriptor_name: str, device: str = "cpu") -> Plan:
-    """Open the request's files, choose what it leaves open, load the descriptor. Raises AuditError for bad input."""
+def audit_id_of(
+    identity: str,
+    base_revision: str,
+    captions: list[Caption],
+    training_images: TrainingImages,
+    settings: Settings,
+    descriptor_name: str,
+) -> str:
+    """32 hex digits: a hash of everything that an audit's result depends on."""
+    depends_on = {
+        "algorithm": ALGORITHM_VERSION,
+        "checkpoint": identity,
+        "base": base_revision,
+        "captions": [caption.text for caption in captions],
+        "n0": training_images.count,
+        "n0_known": training_images.source != "default",
+        "settings": settings.as_dict(),
+        "descriptor": descriptor_name,
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def make_plan(
+    request: Request,
+    descriptor: Descriptor | str,
+    device: str = "cpu",
+    base: BaseLocation | None = None,
+) -> Plan:
+    """Open the request's files, choose what it leaves open, load the descriptor. Raises AuditError for bad input.
+
+    ``descriptor`` and ``base`` can be given where they are loaded and located already.
+    """
     checkpoint = open_checkpoint(request.checkpoint)
     if request.name:
         checkpoint = replace(checkpoint, label=request.name)
-    base = locate_base(request.base, request.base_config)
+    base = base or locate_base(request.base, request.base_config)
     captions, caption_warnings = choose_captions(
         request.captions, request.caption_file, checkpoint.metadata, request.known_captions
     )
@@ -82,5 +109,5 @@ def make_plan(request: Request, descriptor_name: str, device: str = "cpu") -> Pl
         request.n0, checkpoint.metadata, request.known_training_images
     )
     warnings = caption_warnings + count_warnings + request.known_warnings
-    descriptor = load_descriptor(descriptor_name, device)
-    return Plan(checkpoint, base, captions, training_images, request.settings, descriptor, warnings)
+    loaded = load_descriptor(descriptor, device) if isinstance(descriptor, str) else descriptor
+    return Plan(checkpoint, base, captions, training_images, request.settings, loaded, warnings)

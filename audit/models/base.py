@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ DEFAULT_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5
 class BaseModel:
     """The public model a checkpoint started from, in float32 on the CPU.
 
-    ``revision`` identifies the weights: the hub's commit, or a SHA256 of the local files.
+    ``revision`` identifies the weights: the hub's commit, or a SHA256 of the local files. ``placed`` holds copies
+    of its parts on devices, so that they are made once for all checkpoints.
     """
 
     name: str
@@ -40,6 +42,17 @@ class BaseModel:
     text_encoder: Any
     tokenizer: Any
     scheduler: Any
+    placed: dict[tuple[str, str, torch.dtype], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def part_on(self, part: str, device: torch.device, dtype: torch.dtype) -> Any:
+        """The network ``part`` in ``dtype`` and channels-last on ``device``; the float32 one stays on the CPU."""
+        network = getattr(self, part)
+        if device.type == "cpu" and dtype is torch.float32:
+            return network.to(memory_format=torch.channels_last).eval()
+        key = part, str(device), dtype
+        if key not in self.placed:
+            self.placed[key] = copy.deepcopy(network).to(device, dtype, memory_format=torch.channels_last).eval()
+        return self.placed[key]
 
 
 @dataclass(frozen=True)

@@ -37,15 +37,16 @@ class ModelPair:
         self.tokenizer = base.tokenizer
         tuned_unet, tuned_text = tuned_networks(base, checkpoint, lora_scale)
         weights = _weight_change([(base.unet, tuned_unet), (base.text_encoder, tuned_text)], checkpoint)
-        self.base_unet = self._place(base.unet)
-        self.tuned_unet = self._place(tuned_unet)
-        self.base_text = self._place(base.text_encoder)
+        self.base_unet = base.part_on("unet", self.device, self.dtype)
+        self.tuned_unet = self.base_unet if tuned_unet is base.unet else self._place(tuned_unet)
+        self.base_text = base.part_on("text_encoder", self.device, self.dtype)
         self.tuned_text = self.base_text if tuned_text is base.text_encoder else self._place(tuned_text)
-        self.vae = self._place(base.vae, torch.float32 if base.vae.config.force_upcast else self.dtype)
+        exact = torch.float32 if base.vae.config.force_upcast else self.dtype
+        self.vae = base.part_on("vae", self.device, exact)
         self.effect = Effect(weights, self._prediction_change(checkpoint))
 
-    def _place(self, network: Any, dtype: torch.dtype | None = None) -> Any:
-        return network.to(self.device, dtype or self.dtype, memory_format=torch.channels_last).eval()
+    def _place(self, network: Any) -> Any:
+        return network.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -1,0 +1,242 @@
+"""`lora-audit status`, `failures`, `verify`, `compact` and `config show`: what an operator asks of a workspace."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, print_json, progress_display
+from audit.cli.run import ConfigFile, Set, overrides_of
+
+if TYPE_CHECKING:
+    from audit.storage import Workspace
+
+config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
+EXIT_DAMAGED = 1
+
+
+def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+    """What the workspace holds, and what runs are doing."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from audit.engine.run import is_alive, read_runs
+    from audit.storage import Workspace
+
+    opened = Workspace(workspace)
+    catalog = opened.rows("SELECT source, state, count(*) AS items FROM checkpoints GROUP BY ALL ORDER BY ALL")
+    audits = opened.rows(
+        "SELECT count(*) AS audits, coalesce(sum(images), 0)::BIGINT AS images, max(finished_at) AS last FROM audits"
+    )[0]
+    matched = opened.rows("SELECT count(DISTINCT audit_id) AS n FROM matches WHERE is_match")[0]["n"]
+    failing = opened.rows(f"SELECT state, count(*) AS audits FROM ({LATEST_FAILURES}) GROUP BY ALL ORDER BY ALL")
+    runs = [{**asdict(run), "alive": is_alive(run)} for run in read_runs(opened)[:10]]
+    found = {"catalog": catalog, **audits, "matched_audits": matched, "failures": failing, "runs": runs}
+    if as_json:
+        print_json(found)
+        return
+    out = Console()
+    table = Table("source", "state", "items", title="catalog")
+    for row in catalog:
+        table.add_row(row["source"], row["state"], str(row["items"]))
+    out.print(table)
+    last = f", the last at {audits['last']:%Y-%m-%d %H:%M} UTC" if audits["last"] else ""
+    out.print(f"{audits['audits']} audits, {matched} with matches, {audits['images']} images{last}", highlight=False)
+    for row in failing:
+        out.print(f"{row['audits']} {row['state']} (lora-audit failures)", highlight=False)
+    for run in runs:
+        sign = "running" if run["alive"] else ("lost" if run["state"] == "running" else run["state"])
+        begun = datetime.fromtimestamp(run["started_at"], UTC)
+        out.print(
+            f"run {run['run_id']} on {escape(run['host'])}, shard {run['shard']}, since {begun:%Y-%m-%d %H:%M} UTC: "
+            f"{sign}, {run['finished']} done, {run['failed']} failed, {run['quarantined']} quarantined, "
+            f"{run['waiting']} waiting, {run['workers']} workers", highlight=False,
+        )  # fmt: skip
+
+
+# The last word on every audit that has failed and has no result.
+LATEST_FAILURES = """SELECT * FROM failures AS f WHERE state <> 'forgiven'
+    AND audit_id NOT IN (SELECT audit_id FROM audits)
+    AND failed_at > coalesce((SELECT max(failed_at) FROM failures AS g WHERE g.audit_id = f.audit_id
+        AND g.state = 'forgiven'), TIMESTAMPTZ 'epoch')
+    QUALIFY row_number() OVER (PARTITION BY audit_id ORDER BY failed_at DESC) = 1"""
+
+
+def failures(
+    retry: Annotated[bool, typer.Option("--retry", help="Let the next run try all of these again.")] = False,
+    kind: Annotated[
+        str | None, typer.Option(help="Only these: input, worker-died, deadline, out-of-memory, storage, error.")
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Audits that failed, grouped by reason."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from audit.storage import Workspace
+
+    opened = Workspace(workspace)
+    rows = [row for row in opened.rows(LATEST_FAILURES) if kind in (None, row["kind"])]
+    if retry and rows:
+        now = datetime.now(UTC)
+        opened.append("failures", [row | {"state": "forgiven", "failed_at": now} for row in rows])
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["state"], row["kind"], _general(row["reason"])), []).append(row)
+    ordered = sorted(groups.items(), key=lambda pair: -len(pair[1]))
+    if as_json:
+        print_json({
+            "forgiven": len(rows) if retry else 0,
+            "groups": [
+                {"state": state, "kind": why, "reason": reason, "audits": len(members),
+                 "items": [row["item_id"] for row in members[:100]]}
+                for (state, why, reason), members in ordered
+            ],
+        })  # fmt: skip
+        return
+    if not rows:
+        typer.echo("no audit has failed")
+        return
+    table = Table("audits", "state", "kind", "reason", "such as")
+    for (state, why, reason), members in ordered:
+        table.add_row(str(len(members)), state, why, escape(reason[:200]), escape(members[0]["item_id"]))
+    Console().print(table)
+    if retry:
+        typer.echo(f"{len(rows)} audits will be tried again by the next run")
+
+
+def _general(reason: str) -> str:
+    """A reason without what differs from case to case: quoted names, paths and numbers."""
+    return re.sub(r"'[^']*'|\S*/\S+|\b[0-9a-f]{12,}\b|\d+", "*", reason)[:200]
+
+
+def compact(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+    """Merge the small files of every table, and remove what earlier merges have replaced."""
+    from audit.schemas import TABLES
+    from audit.storage import Workspace
+
+    opened = Workspace(workspace)
+    merged = {table: opened.compact(table) for table in TABLES}
+    files = {table: len(opened.keys(table)) for table in TABLES}
+    if as_json:
+        print_json({"merged": merged, "files": files})
+        return
+    for table in TABLES:
+        typer.echo(f"{table}: {merged[table]} files merged, {files[table]} now")
+
+
+def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+    """Check every stored file against its recorded hash, every row against what it refers to. Exit code 1: damage."""
+    from audit.storage import Workspace
+
+    opened = Workspace(workspace)
+    out = console()
+    problems: list[dict[str, str]] = []
+    with progress_display(out) as progress:
+        _verify_checkpoints(opened, problems, progress)
+        _verify_rows(opened, problems)
+        _verify_files(opened, problems)
+    if as_json:
+        print_json({"problems": problems})
+    else:
+        for one in problems[:100]:
+            typer.echo(f"{one['where']}: {one['problem']}")
+        typer.echo(f"{len(problems)} problems" if problems else "everything is as recorded")
+    if problems:
+        raise typer.Exit(EXIT_DAMAGED)
+
+
+def _verify_checkpoints(workspace: Workspace, problems: list[dict[str, str]], progress: Any) -> None:
+    from audit.errors import CheckpointError
+    from audit.models.checkpoint import hash_file, identity_of, layout_of
+    from audit.models.safetensors_header import read_header
+
+    recorded = workspace.rows(
+        "SELECT identity, list(DISTINCT checkpoint_sha256) AS hashes FROM checkpoints "
+        "WHERE identity IS NOT NULL AND source <> 'file' AND state <> 'opted-out' GROUP BY identity"
+    )
+    for number, row in enumerate(recorded):
+        progress("verifying", number, len(recorded))
+        key = f"checkpoints/{row['identity']}.safetensors"
+        try:
+            path = workspace.files.fetch(key)
+            header = read_header(path)
+            sha256, tensors = hash_file(path, header)
+        except FileNotFoundError:
+            problems.append({"where": key, "problem": "the file is missing"})
+            continue
+        except CheckpointError as error:
+            problems.append({"where": key, "problem": str(error)})
+            continue
+        if identity_of(tensors, layout_of(header)) != row["identity"]:
+            problems.append({"where": key, "problem": "its tensors are not those that were recorded"})
+        elif sha256 not in row["hashes"]:
+            problems.append({"where": key, "problem": "its header is not one that was recorded"})
+    progress("verifying", len(recorded), len(recorded))
+
+
+_RULES = {
+    "audits without their checkpoint": "SELECT audit_id FROM audits WHERE checkpoint_sha256 NOT IN "
+    "(SELECT checkpoint_sha256 FROM checkpoints WHERE checkpoint_sha256 IS NOT NULL)",
+    "audits that lack generations": "SELECT a.audit_id FROM audits AS a LEFT JOIN (SELECT audit_id, count(*) AS n, "
+    'count(DISTINCT "index") AS d FROM generations GROUP BY audit_id) AS g USING (audit_id) '
+    "WHERE g.n IS DISTINCT FROM a.images OR g.d IS DISTINCT FROM a.images",
+    "audits without extractions": "SELECT audit_id FROM audits ANTI JOIN extractions USING (audit_id)",
+    "audits that are there twice": "SELECT audit_id FROM audits GROUP BY audit_id HAVING count(*) > 1",
+    "extractions whose image was never sampled": "SELECT e.audit_id FROM extractions AS e ANTI JOIN generations AS g "
+    'ON e.audit_id = g.audit_id AND e."index" = g."index"',
+    "matches without their extraction": "SELECT m.audit_id FROM matches AS m ANTI JOIN extractions AS e "
+    "ON m.audit_id = e.audit_id AND m.rank = e.rank",
+}
+
+
+def _verify_rows(workspace: Workspace, problems: list[dict[str, str]]) -> None:
+    for problem, sql in _RULES.items():
+        for row in workspace.rows(f"SELECT DISTINCT audit_id FROM ({sql}) LIMIT 100"):
+            problems.append({"where": f"audit {row['audit_id']}", "problem": problem})
+
+
+def _verify_files(workspace: Workspace, problems: list[dict[str, str]]) -> None:
+    """Ground truth against its list, quarantined files against their names."""
+    for entry in workspace.files.list("checkpoints/quarantined"):
+        if entry.key.endswith(".bin"):
+            digest = hashlib.sha256(workspace.files.read(entry.key) or b"").hexdigest()
+            if not entry.key.endswith(f"/{digest}.bin"):
+                problems.append({"where": entry.key, "problem": "its content is not what its name says"})
+    for entry in workspace.files.list("ground-truth", recursive=True):
+        if entry.key.endswith("/source.json"):
+            said = json.loads(workspace.files.read(entry.key) or b"{}")
+            folder = entry.key.removesuffix("/source.json")
+            for picture in said.get("pictures", []):
+                if not workspace.files.exists(f"{folder}/{picture['file']}"):
+                    problems.append({"where": f"{folder}/{picture['file']}", "problem": "the file is missing"})
+
+
+@config_app.command("show")
+def config_show(config: ConfigFile = None, sets: Set = None, as_json: JsonOption = False) -> None:
+    """The configuration in force, with what every setting means: file, environment and --set taken together."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from audit.config import PREFIX, leaves, load_config
+
+    loaded = load_config(config, None, overrides_of(sets))
+    if as_json:
+        print_json(asdict(loaded))
+        return
+    table = Table("setting", "value", "meaning", "environment")
+    for dotted, (value, text) in leaves(loaded):
+        shown = "auto" if dotted == "settings.w" and value is None else ("" if value is None else str(value))
+        variable = PREFIX + dotted.upper().replace(".", "__")
+        table.add_row(dotted, escape(shown), escape(text), variable)
+    Console().print(table)

@@ -1,0 +1,199 @@
+"""`lora-audit run`: audit what the catalog holds, on this machine or on a Ray cluster."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from audit.cli.common import EXIT_MATCHES_FOUND, JsonOption, console, print_json
+from audit.config import EngineName, Priority, RunSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from audit.engine.run import Run, RunState
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", envvar="LORA_AUDIT_CONFIG", help="A TOML or YAML file.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as settings.steps=25.")
+]
+Where = Annotated[
+    str | None, typer.Option("--workspace", help="Where all results are: a folder, or s3://bucket/prefix.")
+]
+
+
+def _run(name: str, **limits: Any) -> Any:
+    return typer.Option(help=str(RunSettings.__dataclass_fields__[name].metadata["help"]), **limits)
+
+
+def overrides_of(sets: list[str] | None, **named: Any) -> dict[str, Any]:
+    """Dotted settings from --set and from options of their own. Raises typer.BadParameter."""
+    found: dict[str, Any] = {}
+    for one in sets or []:
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise typer.BadParameter(f"{one!r}: write NAME=VALUE", param_hint="--set")
+        found[name.strip()] = value.strip()
+    return found | {name.replace("__", "."): value for name, value in named.items() if value is not None}
+
+
+def run(
+    config: ConfigFile = None,
+    engine: Annotated[EngineName | None, _run("engine")] = None,
+    address: Annotated[str | None, _run("address")] = None,
+    where: Annotated[str | None, _run("where", metavar="SQL")] = None,
+    limit: Annotated[int | None, _run("limit", min=1)] = None,
+    shard: Annotated[str | None, _run("shard", metavar="I/N")] = None,
+    max_gpu_hours: Annotated[float | None, _run("max_gpu_hours", min=0)] = None,
+    priority: Annotated[Priority | None, _run("priority")] = None,
+    references: Annotated[
+        list[str] | None, typer.Option(help="A reference set of the workspace to match with. Repeat for several.")
+    ] = None,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FAMILY=SOURCE", help="The base model of a family: sd1=owner/name@COMMIT, or a folder."),
+    ] = None,
+    descriptor: Annotated[str | None, typer.Option(help="sscd, nano, pdq, or a file. [default: sscd]")] = None,
+    min_workers: Annotated[int | None, _run("min_workers", min=0)] = None,
+    max_workers: Annotated[int | None, _run("max_workers", min=1)] = None,
+    gpus_per_worker: Annotated[float | None, _run("gpus_per_worker", min=0)] = None,
+    cpus_per_worker: Annotated[float | None, _run("cpus_per_worker", min=0)] = None,
+    metrics_port: Annotated[int | None, _run("metrics_port", min=0, max=65535)] = None,
+    sets: Set = None,
+    workspace: Where = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Audit everything in the catalog that has no result yet under the configuration.
+
+    It can be stopped, killed and run again at any time: what is done is kept, and partial audits go on where they were.
+    SIGTERM drains: nothing new begins, running audits have --set run.drain_seconds to finish, exit code 0.
+
+    [bold]Example[/bold]: lora-audit run --engine ray --base sd1=stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
+    --references portfolio --where "source = 'folder'"
+    """
+    from audit import metrics
+    from audit.config import load_config
+    from audit.engine.run import Run
+    from audit.errors import ConfigError
+
+    named: dict[str, Any] = {
+        "run__engine": engine, "run__address": address, "run__where": where, "run__limit": limit, "run__shard": shard,
+        "run__max_gpu_hours": max_gpu_hours, "run__priority": priority, "run__min_workers": min_workers,
+        "run__max_workers": max_workers, "run__gpus_per_worker": gpus_per_worker,
+        "run__cpus_per_worker": cpus_per_worker, "run__metrics_port": metrics_port,
+        "references": tuple(references) if references else None, "descriptor": descriptor, "workspace": workspace,
+    }  # fmt: skip
+    overrides = overrides_of(sets, **named)
+    for one in base or []:
+        family, equals, source = one.partition("=")
+        if not equals or not source:
+            raise typer.BadParameter(f"{one!r}: write FAMILY=SOURCE, such as sd1=folder", param_hint="--base")
+        overrides[f"bases.{family}"] = source
+    loaded = load_config(config, None, overrides)
+    if not loaded.bases:
+        raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
+    if loaded.run.metrics_port is not None:
+        port = metrics.serve(loaded.run.metrics_port)
+        console().print(f"metrics on port {port}", highlight=False)
+    out = console()
+    display = _Display(out)
+    running = Run(loaded, display.tell)
+    handlers = _drain_on_signals(running)
+    try:
+        with display:
+            state = running.run()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if as_json:
+        print_json(asdict(state))
+    else:
+        show_state(out, state)
+    if state.matched_audits:
+        raise typer.Exit(EXIT_MATCHES_FOUND)
+
+
+def _drain_on_signals(running: Run) -> dict[int, Any]:
+    """SIGTERM and the first SIGINT drain; a second SIGINT interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        running.stop.set()
+        console().print("draining: running audits finish or keep what they have; nothing new begins")
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    for number in before:
+        signal.signal(number, drain)
+    return before
+
+
+class _Display:
+    """Progress at a terminal, else a log line every 10 seconds."""
+
+    def __init__(self, out: Console) -> None:
+        self.out = out
+        self._printed = 0.0
+        self._started = time.monotonic()
+        self._bar: Any = None
+
+    def __enter__(self) -> _Display:
+        if self.out.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=self.out)
+            self._bar.start()
+            self._audits = self._bar.add_task("audits", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def tell(self, state: RunState) -> None:
+        """Show ``state``."""
+        ended = state.finished + state.failed + state.quarantined
+        if self._bar:
+            self._bar.update(
+                self._audits, completed=ended, total=ended + state.waiting + state.running,
+                description=self._line(state),
+            )  # fmt: skip
+        elif time.monotonic() - self._printed >= 10 or not state.running + state.waiting:
+            self._printed = time.monotonic()
+            self.out.print(self._line(state), highlight=False)
+
+    def _line(self, state: RunState) -> str:
+        seconds = max(1e-9, time.monotonic() - self._started)
+        use = state.busy_seconds / seconds / max(1, state.workers)
+        ended = state.finished + state.failed + state.quarantined
+        left = state.waiting + state.running
+        rest = f", {left * seconds / ended:.0f} s left" if ended and left else ""
+        return (
+            f"{state.finished} done, {state.failed} failed, {state.quarantined} quarantined, {left} to go; "
+            f"{state.workers} workers {min(1.0, use):.0%} busy, {state.images / seconds:.1f} images/s{rest}"
+        )
+
+
+def show_state(out: Console, state: RunState) -> None:
+    """The end of a run, for a person."""
+    from rich.markup import escape
+
+    out.print(
+        f"{state.finished} audits done, {state.matched_audits} with matches ({state.matches} pictures), "
+        f"{state.failed} failed, {state.quarantined} quarantined, {state.retries} tried again; "
+        f"{state.images} images, {state.gpu_hours:.2f} worker hours",
+        highlight=False,
+    )  # fmt: skip
+    for reason, count in state.skipped.items():
+        out.print(f"[yellow]{count} skipped[/yellow]: {escape(reason)}", highlight=False)
+    if state.failed or state.quarantined:
+        out.print("reasons: lora-audit failures", highlight=False)

@@ -1,0 +1,272 @@
+"""A run: everything in the catalog that has no result yet, through an engine, with what happens recorded as it happens.
+
+What must survive the driver is in the workspace: results (by the stages), failed attempts (the failures table), and the
+run itself in ``runs/``, which is also the lease that keeps a second run of the same shard away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from audit import metrics
+from audit.config import Config, EngineName
+from audit.engine.audit_tasks import Due, Skipped, StageConfig, make_extract, make_finish
+from audit.engine.local import LocalEngine
+from audit.engine.work import Event, Task
+from audit.errors import WorkspaceError
+from audit.storage import Workspace
+
+HEARTBEAT = 10.0  # s
+STALE = 60.0  # s without a heartbeat after which a run counts as dead
+
+
+@dataclass
+class RunState:
+    """What a run has done so far; it is written to ``runs/`` with every heartbeat."""
+
+    run_id: str
+    shard: str
+    host: str
+    pid: int
+    started_at: float
+    config: dict[str, Any]
+    state: str = "running"
+    heartbeat_at: float = 0.0
+    finished: int = 0
+    failed: int = 0
+    quarantined: int = 0
+    retries: int = 0
+    matches: int = 0
+    matched_audits: int = 0
+    images: int = 0
+    evaluations: int = 0
+    busy_seconds: float = 0.0
+    gpu_hours: float = 0.0
+    waiting: int = 0
+    running: int = 0
+    workers: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+def read_runs(workspace: Workspace) -> list[RunState]:
+    """The runs of a workspace, the newest first."""
+    found = []
+    for entry in workspace.files.list("runs"):
+        content = workspace.files.read(entry.key)
+        if entry.key.endswith(".json") and content:
+            found.append(RunState(**json.loads(content)))
+    return sorted(found, key=lambda run: -run.started_at)
+
+
+def is_alive(run: RunState) -> bool:
+    """Whether a run says that it is running, and has said so lately."""
+    return run.state == "running" and time.time() - run.heartbeat_at < STALE
+
+
+class Run:
+    """One run. ``tell`` hears of its state at every event."""
+
+    def __init__(self, config: Config, tell: Callable[[RunState], None] | None = None) -> None:
+        self.config, self.tell = config, tell or (lambda state: None)
+        self.workspace = Workspace(config.workspace)
+        self.stop = threading.Event()
+        self.skipped = Skipped({})
+        now = time.time()
+        self.state = RunState(
+            run_id=f"{int(now)}-{secrets.token_hex(4)}",
+            shard=config.run.shard,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=now,
+            config=_plain(asdict(config)),
+            heartbeat_at=now,
+        )
+        self._lock = threading.Lock()
+
+    def run(self) -> RunState:
+        """Do the work; the final state. Raises AuditError where it cannot begin, and where results cannot be kept."""
+        self._take_lease()
+        beating = threading.Thread(target=self._beat, daemon=True)
+        done = threading.Event()
+        self._done = done
+        beating.start()
+        try:
+            self._work()
+            self.state.state = "stopped" if self.stop.is_set() else "done"
+        except BaseException:
+            self.state.state = "broken"
+            raise
+        finally:
+            done.set()
+            self._write()
+        return self.state
+
+    def _take_lease(self) -> None:
+        for other in read_runs(self.workspace):
+            if is_alive(other) and other.shard.partition("/")[2] == self.state.shard.partition("/")[2]:
+                if other.shard == self.state.shard:
+                    raise WorkspaceError(
+                        f"run {other.run_id} on {other.host} (process {other.pid}) works on {self.workspace.files} "
+                        f"(shard {other.shard}): wait for it, stop it, or share the work with --shard. A run that was "
+                        f"killed counts as gone {STALE:.0f} s after its last sign of life"
+                    )
+            elif is_alive(other):
+                raise WorkspaceError(
+                    f"run {other.run_id} shares the work of {self.workspace.files} in another way (shard "
+                    f"{other.shard}): use the same number of shards"
+                )
+        self._write()
+
+    def _beat(self) -> None:
+        while not self._done.wait(HEARTBEAT):
+            self._write()
+
+    def _write(self) -> None:
+        with self._lock:
+            self.state.heartbeat_at = time.time()
+            document = json.dumps(asdict(self.state)).encode()
+        self.workspace.files.write(f"runs/{self.state.run_id}.json", document)
+
+    def _work(self) -> None:
+        config = self.config
+        stage = StageConfig(
+            config.workspace if "://" in config.workspace else os.path.abspath(config.workspace),
+            config.settings, config.descriptor, config.references, None, config.run.batch_size,
+        )  # fmt: skip
+        failed_before, given_up = self._failures()
+        due = Due(self.workspace, config, self.skipped, given_up)
+        engine = self._engine()
+        for event in engine.run(iter(due), make_extract(stage), make_finish(stage), self.stop, failed_before):
+            self._take(event)
+            self._count(due)
+            self.state.workers = engine.workers
+            self.state.skipped = dict(self.skipped.counts)
+            metrics.workers.set(engine.workers)
+            self.tell(self.state)
+            hours = config.run.max_gpu_hours
+            if hours is not None and self.state.gpu_hours >= hours:
+                self.stop.set()
+        self.state.skipped = dict(self.skipped.counts)
+        for count in self.state.skipped.values():
+            metrics.audits.labels("skipped").inc(count)
+        self.compact()
+
+    def _count(self, due: Due) -> None:
+        state = self.state
+        ended = due.passed + state.finished + state.failed + state.quarantined + sum(self.skipped.counts.values())
+        left = due.total - ended - state.running
+        taken = state.finished + state.failed + state.quarantined + state.running
+        if self.config.run.limit is not None:
+            left = min(left, self.config.run.limit - taken)
+        state.waiting = max(0, left)
+        metrics.queue_length.set(state.waiting)
+
+    def _engine(self) -> Any:
+        run = self.config.run
+        if run.engine is EngineName.local:
+            return LocalEngine(run.attempts)
+        from audit.engine.ray import RayEngine, RayOptions
+
+        options = RayOptions(
+            run.address, run.min_workers, run.max_workers, run.gpus_per_worker, run.cpus_per_worker,
+            attempts=run.attempts, extract_deadline=run.extract_deadline, finish_deadline=run.finish_deadline,
+            drain_seconds=run.drain_seconds,
+        )  # fmt: skip
+        return RayEngine(options, lambda task: len(self.workspace.files.list(f"spool/{task.key}")))
+
+    def _failures(self) -> tuple[dict[str, int], set[str]]:
+        """Counted attempts by audit, and the audits that are not to be tried again."""
+        rows = self.workspace.rows(
+            """SELECT audit_id, count(*) FILTER (WHERE counted) AS attempts, bool_or(state <> 'retry') AS over
+            FROM failures AS f WHERE failed_at > coalesce((SELECT max(failed_at) FROM failures AS g
+                WHERE g.audit_id = f.audit_id AND g.state = 'forgiven'), TIMESTAMPTZ 'epoch')
+            GROUP BY audit_id"""
+        )
+        over = {row["audit_id"] for row in rows if row["over"]}
+        metrics.quarantined.set(len(over))
+        return {row["audit_id"]: row["attempts"] for row in rows}, over
+
+    def _take(self, event: Event) -> None:
+        state, measured = self.state, event.measured
+        if event.what == "started":
+            state.running += 1
+        elif event.what == "extracted":
+            self._busy(measured.get("busy", 0.0))
+        elif event.what == "finished":
+            state.running -= 1
+            state.finished += 1
+            self._measured(measured)
+            metrics.audits.labels("finished").inc()
+            metrics.last_finished.set_to_current_time()
+            if state.finished % self.config.run.compact_every == 0:
+                self.compact()
+        else:
+            state.running -= 1
+            self._failed(event)
+        metrics.running.set(state.running)
+
+    def _busy(self, seconds: float) -> None:
+        self.state.busy_seconds += seconds
+        self.state.gpu_hours += seconds * (self.config.run.gpus_per_worker or 1.0) / 3600
+        metrics.busy_seconds.inc(seconds)
+
+    def _measured(self, measured: dict[str, Any]) -> None:
+        state = self.state
+        for name in metrics.STAGES:
+            metrics.stage_seconds.labels(name).observe(measured.get(name, 0.0))
+        if "busy" not in measured:  # the local engine's workers are this process
+            self._busy(measured.get("load", 0.0) + measured.get("extract", 0.0))
+        state.images += measured.get("images", 0)
+        state.evaluations += measured.get("evaluations", 0)
+        state.matches += measured.get("matches", 0)
+        state.matched_audits += measured.get("matches", 0) > 0
+        metrics.images.inc(measured.get("images", 0))
+        metrics.evaluations.inc(measured.get("evaluations", 0))
+        metrics.matches.inc(measured.get("matches", 0))
+        metrics.gpu_memory.set(max(measured.get("memory", 0), metrics.gpu_memory._value.get()))
+
+    def _failed(self, event: Event) -> None:
+        state = self.state
+        if event.what == "retry":
+            state.retries += 1
+            metrics.retries.labels(event.kind if event.kind in metrics.RETRY_REASONS else "error").inc()
+        else:
+            state.failed += event.what == "failed"
+            state.quarantined += event.what == "quarantined"
+            metrics.audits.labels(event.what).inc()
+            metrics.quarantined.inc()
+        self.workspace.append("failures", [self._failure_row(event.task, event)])
+
+    def _failure_row(self, task: Task, event: Event) -> dict[str, Any]:
+        return {
+            "audit_id": task.key,
+            "item_id": task.payload.item_id,
+            "name": task.payload.name,
+            "stage": event.stage,
+            "kind": event.kind,
+            "reason": event.reason,
+            "counted": event.counted,
+            "state": "retry" if event.what == "retry" else event.what,
+            "run_id": self.state.run_id,
+            "failed_at": datetime.now(UTC),
+        }
+
+    def compact(self) -> dict[str, int]:
+        """Merge the small files of the tables that grow with audits; by the first shard alone."""
+        if not self.state.shard.startswith("0/"):
+            return {}
+        tables = ("audits", "generations", "extractions", "matches", "evaluations", "failures")
+        return {table: self.workspace.compact(table) for table in tables}
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
