@@ -1,6 +1,6 @@
 """The Ray engine: workers are actors pinned to GPUs, finishing runs as CPU tasks beside them.
 
-Ray places, restarts and autoscales; what is decided here is which task a worker gets (one of the base model it holds),
+Ray places, isolates and autoscales; what is decided here is which task a worker gets (one of the base model it holds),
 how often a task is tried, and when a worker counts as hung.
 """
 
@@ -27,6 +27,8 @@ from ray.exceptions import (
 from audit.engine.work import Event, Progress, Queue, Stage, Task
 from audit.errors import AuditError, ConfigError, WorkspaceError
 
+NODE_DIED = "its node has died"  # how Ray words an actor's death with its node
+MOST_TRIES = 20  # whatever the reason, a task is not tried more often in a run
 POLL = 0.5  # s between looks at deadlines and at the size of the cluster
 
 
@@ -47,7 +49,9 @@ class RayOptions:
     ahead: int = 256
 
 
-@ray.remote(max_restarts=-1, max_task_retries=0, concurrency_groups={"prepare": 1, "process": 1})
+# A worker that died is replaced by a new one, not restarted in place: a call to an actor that is just restarting fails,
+# and would count against a task that has nothing to do with the crash.
+@ray.remote(max_restarts=0, max_task_retries=0, concurrency_groups={"prepare": 1, "process": 1})
 class Worker:
     """Holds one stage in memory. ``prepare`` runs beside ``process``: the next checkpoint is read meanwhile."""
 
@@ -127,6 +131,7 @@ class RayEngine:
         self._slots: list[_Slot] = []
         self._finishing: dict[Any, tuple[Task, dict[str, Any], float]] = {}
         self._reached: dict[str, int] = {}
+        self._tries: dict[str, int] = {}
 
     @property
     def workers(self) -> int:
@@ -232,7 +237,7 @@ class RayEngine:
                     yield Event("extracted", task, measured={"busy": busy})
                 else:
                     if kind in ("worker-died", "node-died"):
-                        slot.group = None
+                        self._lose(slot, queue)
                     yield self._failed(queue, task, kind, value, "extract", failed_before)
             else:
                 task, measured, _ = self._finishing.pop(ref)
@@ -241,6 +246,13 @@ class RayEngine:
                     yield Event("finished", task, measured=measured | value)
                 else:
                     yield self._failed(queue, task, kind, value, "finish", failed_before)
+
+    def _lose(self, slot: _Slot, queue: Queue) -> None:
+        """Give up a worker; what it was to do next goes back into the queue."""
+        ray.kill(slot.actor)
+        self._slots.remove(slot)
+        if slot.following:
+            queue.put(slot.following, first=True)
 
     @staticmethod
     def _result(ref: Any) -> tuple[str, Any]:
@@ -253,7 +265,7 @@ class RayEngine:
             return "out-of-memory", _text(error)
         except (ActorDiedError, ActorUnavailableError, WorkerCrashedError, ObjectLostError) as error:
             text = _text(error)
-            return ("node-died" if "node" in text.lower() and "died" in text.lower() else "worker-died"), text
+            return ("node-died" if NODE_DIED in text else "worker-died"), text
         except RayTaskError as error:
             return "error", _text(error)
         except RayError as error:
@@ -265,8 +277,11 @@ class RayEngine:
         if kind == "input":
             return Event("failed", task, kind, reason, stage, True)
         reached = self.progress(task)
+        tries = self._tries[task.key] = self._tries.get(task.key, 0) + 1
         counted = kind != "node-died" and reached <= self._reached.get(task.key, 0)
         self._reached[task.key] = reached
+        if tries >= MOST_TRIES:
+            return Event("quarantined", task, kind, f"tried {tries} times; {reason}", stage, True)
         if counted:
             failed_before[task.key] = failed_before.get(task.key, 0) + 1
             if failed_before[task.key] >= self.options.attempts:
@@ -279,10 +294,7 @@ class RayEngine:
         for slot in list(self._slots):
             if slot.running is not None and now - slot.since > self.options.extract_deadline:
                 assert slot.task is not None
-                ray.kill(slot.actor)
-                self._slots.remove(slot)
-                if slot.following:
-                    queue.put(slot.following, first=True)
+                self._lose(slot, queue)
                 reason = f"no result after {self.options.extract_deadline:.0f} s: the worker was killed"
                 yield self._failed(queue, slot.task, "deadline", reason, "extract", failed_before)
         for ref, (task, _, since) in list(self._finishing.items()):

@@ -1,0 +1,205 @@
+"""Both engines on stages without a model: order, failures, retries, quarantine, deadlines, draining, devices."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from audit.engine.local import LocalEngine
+from audit.engine.ray import RayEngine, RayOptions
+from audit.engine.work import Event, Queue, Task
+from tests.engine import work
+from tests.engine.work import Extract, Finish, tasks
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A real Ray on this machine with four logical GPUs."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    ray.cloudpickle.register_pickle_by_value(work)
+    ray.init(num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+def run(engine: LocalEngine | RayEngine, work_: Iterator[Task], stop: threading.Event | None = None) -> list[Event]:
+    return list(engine.run(work_, Extract, Finish, stop or threading.Event(), {}))
+
+
+def outcomes(events: list[Event]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for event in events:
+        if event.what not in ("started", "extracted"):
+            found.setdefault(event.task.key, []).append(event.what)
+    return found
+
+
+def quick(**options: object) -> RayEngine:
+    return RayEngine(RayOptions(gpus_per_worker=0, cpus_per_worker=0.5, **options))  # type: ignore[arg-type]
+
+
+def test_the_local_engine_runs_everything_and_costs_a_bad_task_alone(tmp_path: Path) -> None:
+    events = run(LocalEngine(attempts=3), tasks(tmp_path, "ok", "input", "error-once", "error", "memory-once", "ok"))
+    assert outcomes(events) == {
+        "t0000": ["finished"], "t0001": ["failed"], "t0002": ["retry", "finished"],
+        "t0003": ["retry", "retry", "quarantined"], "t0004": ["retry", "finished"], "t0005": ["finished"],
+    }  # fmt: skip
+    assert {event.kind for event in events if event.task.key == "t0004"} == {"", "out-of-memory"}
+
+
+def test_the_local_engine_stops_after_the_running_task(tmp_path: Path) -> None:
+    stop = threading.Event()
+    events = []
+    for event in LocalEngine().run(tasks(tmp_path, *["ok"] * 5), Extract, Finish, stop, {}):
+        events.append(event)
+        stop.set()
+    assert list(outcomes(events)) == ["t0000"]
+
+
+def test_every_task_is_finished_once_on_ray(cluster: None, tmp_path: Path) -> None:
+    events = run(quick(max_workers=3), tasks(tmp_path, *["ok"] * 40))
+    assert outcomes(events) == {f"t{number:04d}": ["finished"] for number in range(40)}
+    assert {path.read_text() for path in tmp_path.glob("*.done")} == {"x"}
+    assert list(tmp_path.glob("*.prepared"))  # read ahead while the worker was busy
+
+
+def test_failures_of_every_kind_cost_one_task_alone(cluster: None, tmp_path: Path) -> None:
+    behaviours = [
+        "ok",
+        "input",
+        "error",
+        "crash",
+        "crash-once",
+        "error-once",
+        "memory-once",
+        "storage-once",
+        "ok",
+        "ok",
+    ]
+    events = run(quick(max_workers=2), tasks(tmp_path, *behaviours))
+    found = outcomes(events)
+    assert found["t0001"] == ["failed"]
+    assert found["t0002"] == found["t0003"] == ["retry", "retry", "quarantined"]
+    for key in ("t0004", "t0005", "t0006", "t0007"):
+        assert found[key] == ["retry", "finished"]
+    for key in ("t0000", "t0008", "t0009"):
+        assert found[key][-1] == "finished"
+    kinds = {event.task.key: event.kind for event in events if event.what in ("retry", "failed", "quarantined")}
+    assert kinds == {
+        "t0001": "input", "t0002": "error", "t0003": "worker-died", "t0004": "worker-died", "t0005": "error",
+        "t0006": "out-of-memory", "t0007": "storage",
+    }  # fmt: skip
+
+
+def test_a_crash_while_finishing_is_retried_and_quarantined(cluster: None, tmp_path: Path) -> None:
+    found = outcomes(run(quick(max_workers=1), tasks(tmp_path, "finish-crash", "ok")))
+    assert found == {"t0000": ["retry", "retry", "quarantined"], "t0001": ["finished"]}
+
+
+def test_attempts_of_earlier_runs_count(cluster: None, tmp_path: Path) -> None:
+    engine = quick(max_workers=1)
+    events = list(engine.run(tasks(tmp_path, "crash", "ok"), Extract, Finish, threading.Event(), {"t0000": 2}))
+    assert outcomes(events) == {"t0000": ["quarantined"], "t0001": ["finished"]}
+
+
+def test_an_attempt_that_got_work_done_does_not_count(cluster: None, tmp_path: Path) -> None:
+    def progress(task: Task) -> int:
+        return len((tmp_path / f"{task.key}.tries").read_text().splitlines())
+
+    engine = RayEngine(RayOptions(gpus_per_worker=0, cpus_per_worker=0.5, max_workers=1, attempts=1), progress)
+    events = run(engine, tasks(tmp_path, "crash-once"))
+    assert outcomes(events) == {"t0000": ["retry", "finished"]}
+    assert [event.counted for event in events if event.what == "retry"] == [False]
+
+
+def test_a_hung_worker_is_killed_at_the_deadline(cluster: None, tmp_path: Path) -> None:
+    events = run(quick(max_workers=2, extract_deadline=6.0), tasks(tmp_path, "hang-once", "ok", "ok"))
+    assert outcomes(events)["t0000"] == ["retry", "finished"]
+    assert [event.kind for event in events if event.what == "retry"] == ["deadline"]
+
+
+def test_stopping_drains(cluster: None, tmp_path: Path) -> None:
+    stop = threading.Event()
+    events = []
+    for event in quick(max_workers=2).run(tasks(tmp_path, *["ok"] * 30, seconds=1.0), Extract, Finish, stop, {}):
+        events.append(event)
+        if event.what == "finished":
+            stop.set()
+    counts = Counter(event.what for event in events)
+    assert counts["started"] == counts["finished"] <= 6
+
+
+def test_draining_has_an_end(cluster: None, tmp_path: Path) -> None:
+    stop = threading.Event()
+    started = 0.0
+    for event in quick(max_workers=1, drain_seconds=2.0).run(tasks(tmp_path, "hang"), Extract, Finish, stop, {}):
+        if event.what == "started":
+            stop.set()
+            started = time.monotonic()
+    assert 1 < time.monotonic() - started < 30
+
+
+def test_each_worker_sees_its_own_device_alone(cluster: None, tmp_path: Path) -> None:
+    engine = RayEngine(RayOptions(gpus_per_worker=1, cpus_per_worker=1, min_workers=4))
+    events = run(engine, tasks(tmp_path, *["ok"] * 24, seconds=0.3))
+    seen: dict[int, set[tuple[str, ...]]] = {}
+    for event in events:
+        if event.what == "finished":
+            gpus = tuple(str(gpu) for gpu in event.measured["gpus"])
+            assert event.measured["visible"] == ",".join(gpus)
+            seen.setdefault(event.measured["pid"], set()).add(gpus)
+    assert len(seen) == 4
+    assert sorted(next(iter(gpus)) for gpus in seen.values()) == [("0",), ("1",), ("2",), ("3",)]
+
+
+def test_fractions_of_a_gpu_share_it(cluster: None, tmp_path: Path) -> None:
+    engine = RayEngine(RayOptions(gpus_per_worker=0.5, cpus_per_worker=0.5, min_workers=6, max_workers=6))
+    events = run(engine, tasks(tmp_path, *["ok"] * 30, seconds=0.3))
+    devices = {event.measured["pid"]: event.measured["gpus"][0] for event in events if event.what == "finished"}
+    assert len(devices) == 6
+    assert max(Counter(devices.values()).values()) == 2
+
+
+def test_a_worker_keeps_its_base_model_as_long_as_there_is_work_for_it(cluster: None, tmp_path: Path) -> None:
+    events = run(quick(min_workers=2, max_workers=2), tasks(tmp_path, *["ok"] * 40, groups=4, seconds=0.05))
+    last = {event.measured["pid"]: event.measured["switches"] for event in events if event.what == "finished"}
+    assert sum(last.values()) <= 6  # 40 tasks of four base models on two workers
+
+
+def test_memory_does_not_grow_with_the_work() -> None:
+    read = 0
+
+    def endless() -> Iterator[Task]:
+        nonlocal read
+        while True:
+            read += 1
+            yield Task(str(read), "g", None)
+
+    queue = Queue(endless(), ahead=100)
+    for _ in range(1000):
+        queue.take("g")
+    assert read <= 1100
+
+
+def test_a_lost_worker_process_is_replaced(cluster: None, tmp_path: Path) -> None:
+    killed = False
+    events = []
+    for event in quick(max_workers=2).run(
+        tasks(tmp_path, *["ok"] * 20, seconds=0.5), Extract, Finish, threading.Event(), {}
+    ):
+        events.append(event)
+        if event.what == "finished" and not killed:
+            os.kill(event.measured["pid"], signal.SIGKILL)
+            killed = True
+    found = outcomes(events)
+    assert len(found) == 20
+    assert all(whats[-1] == "finished" for whats in found.values())
+    assert {path.read_text() for path in tmp_path.glob("*.done")} == {"x"}
