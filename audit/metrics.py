@@ -7,7 +7,11 @@ what comes from outside (names, reasons, users) is never a label.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from audit.errors import ConfigError
 
 REGISTRY = CollectorRegistry()
 
@@ -66,8 +70,11 @@ for _source in SOURCES[:3]:
 
 
 def serve(port: int) -> int:
-    """Serve the metrics on ``port`` of all interfaces (0: a free one); the port. Raises OSError where it is taken."""
-    server, _ = start_http_server(port, registry=REGISTRY)
+    """Serve the metrics on ``port`` of all interfaces (0: a free one); the port. Raises ConfigError if it is taken."""
+    try:
+        server, _ = start_http_server(port, registry=REGISTRY)
+    except OSError as error:
+        raise ConfigError(f"metrics cannot be served on port {port}: {error.strerror}; choose another") from error
     return int(server.server_address[1])
 
 
@@ -76,3 +83,8 @@ def status_kind(status: int) -> str:
     if status == 429:
         return "429"
     return f"{status // 100}xx" if 200 <= status < 600 else "no-answer"
+
+
+def count_request(source: str) -> Callable[[int], None]:
+    """A function that counts one request of ``source`` by its status, 0 for no answer."""
+    return lambda status: crawl_requests.labels(source, status_kind(status)).inc()

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from audit import metrics
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from crawlers.catalog import Catalog, Outcome
@@ -81,7 +82,9 @@ class Civitai:
         if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
             raise CrawlError(f"{endpoint!r} is not the URL of an API: give one such as {ENDPOINT}")
         self.host = f"{parts.scheme}://{parts.netloc}"
-        self.session = Session([parts.netloc], token, requests_per_second, allow_private, retries)
+        self.session = Session(
+            [parts.netloc], token, requests_per_second, allow_private, retries, count=metrics.count_request(self.name)
+        )
         self.prompts, self.ground_truth = prompts, ground_truth
         self._prompts: tuple[str, list[str]] = "", []  # of the version asked for last: its files come together
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from audit import metrics
 from audit.errors import CrawlError, FetchError, WorkspaceError
 from audit.storage import Workspace
 from crawlers.catalog import Catalog, Outcome
@@ -203,6 +204,7 @@ class Crawl:
         self.catalog.record(outcomes, known)
         for _, outcome in outcomes:
             counts.add(outcome)
+            metrics.crawl_items.labels(self.source.name, outcome.state).inc()
 
     def _fetch_all(self, items: list[Item], known: dict[str, dict[str, Any]], counts: Counts) -> None:
         if not items:
@@ -212,6 +214,7 @@ class Crawl:
 
         def tell(arrived: int) -> None:
             counts.bytes += arrived
+            metrics.crawl_bytes.labels(self.source.name).inc(arrived)
 
         with ThreadPoolExecutor(self.downloads) as pool:
             waiting: dict[Future[Outcome], Item] = {pool.submit(self.fetch_one, item, tell): item for item in items}

@@ -15,7 +15,7 @@ import socket
 import stat
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -169,8 +169,10 @@ class PatientRetry(Retry):
 class _Adapter(HTTPAdapter):
     """Applies the rate limit, and checks scheme and peer address of every hop, redirects included."""
 
-    def __init__(self, limit: RateLimit, allow_private: bool, retry: Retry, connections: int) -> None:
-        self.limit, self.allow_private = limit, allow_private
+    def __init__(
+        self, limit: RateLimit, allow_private: bool, retry: Retry, connections: int, count: Callable[[int], None]
+    ) -> None:
+        self.limit, self.allow_private, self.count = limit, allow_private, count
         super().__init__(max_retries=retry, pool_connections=16, pool_maxsize=connections)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
@@ -184,7 +186,12 @@ class _Adapter(HTTPAdapter):
         check_url(url)
         host = urlsplit(url).netloc
         self.limit.wait(host)
-        response = super().send(request, *args, **options)
+        try:
+            response = super().send(request, *args, **options)
+        except (requests.RequestException, CrawlError):
+            self.count(0)
+            raise
+        self.count(response.status_code)
         self.limit.note(host, response.headers)
         return response
 
@@ -215,7 +222,8 @@ class Session:
     """HTTP for one source. ``hosts`` (host or host:port) are the only ones asked; their redirects may lead elsewhere.
 
     The token goes to those hosts alone, in a header; requests drops it where a redirect changes the host. Proxies and
-    netrc of the environment are not used. Safe between threads.
+    netrc of the environment are not used. ``count`` hears of the last status of every request, 0 for no answer. Safe
+    between threads.
     """
 
     def __init__(
@@ -227,6 +235,7 @@ class Session:
         retries: int = 6,
         timeout: tuple[float, float] = (10.0, 60.0),
         connections: int = 8,
+        count: Callable[[int], None] = lambda status: None,
     ) -> None:
         self.hosts = frozenset(hosts)
         self.timeout = timeout
@@ -241,7 +250,7 @@ class Session:
         self._session.trust_env = False
         self._session.max_redirects = 5
         self._session.headers["User-Agent"] = USER_AGENT
-        adapter = _Adapter(self.limit, private, retry, connections)
+        adapter = _Adapter(self.limit, private, retry, connections, count)
         self._session.mount("https://", adapter)
         self._session.mount("http://", adapter)
         self._authorization = {"Authorization": f"Bearer {token.value}"} if token else {}

@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
+from audit import metrics
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.models.base import HUB_ID
@@ -93,10 +94,12 @@ class HuggingFace:
             library_name=agent[0],
             library_version=agent[2],
         )
-        self.session = Session([parts.netloc], token, 10.0, allow_private)
+        self.session = Session([parts.netloc], token, 10.0, allow_private, count=metrics.count_request(self.name))
 
     def _client_factory(self, allow_private: bool) -> Callable[[], Any]:
         """The client's own factory with a check of every request, redirects included, before it is sent."""
+
+        count = metrics.count_request(self.name)
 
         def check(request: Any) -> None:
             self._requests += 1
@@ -109,6 +112,7 @@ class HuggingFace:
             client = default_client_factory()
             hooks = client.event_hooks
             hooks["request"] = [*hooks["request"], check]
+            hooks["response"] = [*hooks["response"], lambda response: count(response.status_code)]
             client.event_hooks = hooks
             client.timeout = 60.0
             return client

@@ -42,6 +42,9 @@ OptOut = Annotated[
 TokenFile = Annotated[Path | None, typer.Option(help="A file (mode 0600) with the token, instead of the environment.")]
 Downloads = Annotated[int, typer.Option(min=1, max=32, help="Files downloaded at once.")]
 MaxFile = Annotated[str, typer.Option(metavar="SIZE", help="Largest file that is downloaded, such as 500M or 8G.")]
+MetricsPort = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics on this port while it crawls.")
+]
 AllowPrivate = Annotated[bool, typer.Option("--allow-private", help="Talk to hosts with private addresses, too.")]
 
 
@@ -63,6 +66,14 @@ def open_catalog(workspace: str, opt_out: Path | None, max_file: str = "8G") -> 
     catalog = Catalog(opened, OptOuts.read(opened, opt_out))
     catalog.store.max_bytes = size_of(max_file)
     return catalog
+
+
+def serve_metrics(port: int | None) -> None:
+    """Serve the metrics, where a port is given."""
+    from audit import metrics
+
+    if port is not None:
+        console().print(f"metrics on port {metrics.serve(port)}", highlight=False)
 
 
 def run_crawl(
@@ -149,6 +160,7 @@ def civitai(
     max_file: MaxFile = "8G",
     opt_out: OptOut = None,
     allow_private: AllowPrivate = False,
+    metrics_port: MetricsPort = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
@@ -161,6 +173,7 @@ def civitai(
 
     _one_of(sort, SORTS, "--sort")
     _one_of(prompts, PROMPTS, "--prompts")
+    serve_metrics(metrics_port)
     catalog = open_catalog(workspace, opt_out, max_file)
     asked = CivitaiQuery(
         query, tag, username, tuple(base_model or ()), tuple(type_ or ADAPTERS), sort, nsfw, _utc(since)
@@ -192,6 +205,7 @@ def huggingface(
     max_file: MaxFile = "8G",
     opt_out: OptOut = None,
     allow_private: AllowPrivate = False,
+    metrics_port: MetricsPort = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
@@ -203,6 +217,7 @@ def huggingface(
     from crawlers.http import read_token
     from crawlers.huggingface import HuggingFace, HuggingFaceQuery
 
+    serve_metrics(metrics_port)
     catalog = open_catalog(workspace, opt_out, max_file)
     asked = HuggingFaceQuery(tuple(filter_ or ("lora",)), author, search, _utc(since))
     source = HuggingFace(catalog, asked, endpoint, read_token("HF_TOKEN", token_file), allow_private)
@@ -223,6 +238,7 @@ def folder(
     downloads: Downloads = 4,
     max_file: MaxFile = "8G",
     opt_out: OptOut = None,
+    metrics_port: MetricsPort = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
@@ -232,6 +248,7 @@ def folder(
     """
     from crawlers.folder import Folder
 
+    serve_metrics(metrics_port)
     catalog = open_catalog(workspace, opt_out, max_file)
     source = Folder(catalog, location, settle)
     while True:

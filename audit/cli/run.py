@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -78,7 +80,7 @@ def run(
     [bold]Example[/bold]: lora-audit run --engine ray --base sd1=stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
     --references portfolio --where "source = 'folder'"
     """
-    from audit import metrics
+    from audit.cli.crawl import serve_metrics
     from audit.config import load_config
     from audit.engine.run import Run
     from audit.errors import ConfigError
@@ -99,15 +101,13 @@ def run(
     loaded = load_config(config, None, overrides)
     if not loaded.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
-    if loaded.run.metrics_port is not None:
-        port = metrics.serve(loaded.run.metrics_port)
-        console().print(f"metrics on port {port}", highlight=False)
+    serve_metrics(loaded.run.metrics_port)
     out = console()
     display = _Display(out)
     running = Run(loaded, display.tell)
     handlers = _drain_on_signals(running)
     try:
-        with display:
+        with display, redirect_stdout(sys.stderr):  # Ray prints to stdout, which is for --json
             state = running.run()
     finally:
         for number, handler in handlers.items():

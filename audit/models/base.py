@@ -45,10 +45,10 @@ class BaseModel:
     placed: dict[tuple[str, str, torch.dtype], Any] = field(default_factory=dict, repr=False, compare=False)
 
     def part_on(self, part: str, device: torch.device, dtype: torch.dtype) -> Any:
-        """The network ``part`` in ``dtype`` and channels-last on ``device``; the float32 one stays on the CPU."""
+        """The network ``part`` in ``dtype`` on ``device``; the float32 one stays on the CPU. All are channels-last."""
         network = getattr(self, part)
         if device.type == "cpu" and dtype is torch.float32:
-            return network.to(memory_format=torch.channels_last).eval()
+            return network
         key = part, str(device), dtype
         if key not in self.placed:
             self.placed[key] = copy.deepcopy(network).to(device, dtype, memory_format=torch.channels_last).eval()
@@ -195,7 +195,10 @@ def _from_file(location: BaseLocation) -> BaseModel:
 
 
 def _base_of(pipeline: Any, location: BaseLocation) -> BaseModel:
-    parts = {part: getattr(pipeline, part).requires_grad_(False).eval() for part in WEIGHT_FILES}
+    parts = {
+        part: getattr(pipeline, part).requires_grad_(False).to(memory_format=torch.channels_last).eval()
+        for part in WEIGHT_FILES
+    }
     if parts["unet"].config.in_channels != parts["vae"].config.latent_channels:
         raise CheckpointError(
             f"{location.name}: its UNet takes {parts['unet'].config.in_channels} channels, its latents have "
