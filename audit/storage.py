@@ -275,6 +275,20 @@ class Spool:
         tables = [pq.ParquetFile(path, filesystem=self.files.system).read() for path in paths]
         return pa.concat_tables(tables) if tables else None
 
+    def begin(self) -> None:
+        """Say that a worker begins; it is remembered until ``take_begun``."""
+        self.files.write(f"{self.folder}/begun.json", b"{}")
+
+    def take_begun(self) -> bool:
+        """Whether a worker has begun since the last call."""
+        begun = self.files.exists(f"{self.folder}/begun.json")
+        self.files.remove(f"{self.folder}/begun.json")
+        return begun
+
+    def batches(self) -> int:
+        """How many batches are kept."""
+        return sum(entry.key.endswith(".parquet") for entry in self.files.list(self.folder))
+
     def finish(self, facts: dict[str, Any]) -> None:
         """Say that everything is there, with ``facts`` about it."""
         self.files.write(f"{self.folder}/finished.json", json.dumps(facts).encode())

@@ -243,8 +243,10 @@ class ExtractStage:
 
     def process(self, task: Task) -> dict[str, Any]:
         """Sample into the spool."""
+        spool = self.extraction.workspace.spool(task.key)
+        spool.begin()
         plan = self.plans.get(task)
-        if self.extraction.workspace.spool(task.key).finished() is not None:
+        if spool.finished() is not None:
             return {"load": 0.0, "extract": 0.0, "images": 0, "evaluations": 0, "memory": 0}
         done = self.extraction.run(plan)
         return {

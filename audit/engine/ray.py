@@ -127,7 +127,7 @@ class RayEngine:
 
     def __init__(self, options: RayOptions | None = None, progress: Progress | None = None) -> None:
         self.options = options or RayOptions()
-        self.progress = progress or (lambda task: 0)
+        self.progress = progress or (lambda task: (True, 0))
         self._slots: list[_Slot] = []
         self._finishing: dict[Any, tuple[Task, dict[str, Any], float]] = {}
         self._reached: dict[str, int] = {}
@@ -276,9 +276,10 @@ class RayEngine:
     ) -> Event:
         if kind == "input":
             return Event("failed", task, kind, reason, stage, True)
-        reached = self.progress(task)
+        begun, reached = self.progress(task)
         tries = self._tries[task.key] = self._tries.get(task.key, 0) + 1
-        counted = kind != "node-died" and reached <= self._reached.get(task.key, 0)
+        begun |= kind not in ("worker-died", "deadline")  # an answer came: it had begun
+        counted = kind != "node-died" and begun and reached <= self._reached.get(task.key, 0)
         self._reached[task.key] = reached
         if tries >= MOST_TRIES:
             return Event("quarantined", task, kind, f"tried {tries} times; {reason}", stage, True)

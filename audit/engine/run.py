@@ -181,7 +181,11 @@ class Run:
             attempts=run.attempts, extract_deadline=run.extract_deadline, finish_deadline=run.finish_deadline,
             drain_seconds=run.drain_seconds,
         )  # fmt: skip
-        return RayEngine(options, lambda task: len(self.workspace.files.list(f"spool/{task.key}")))
+        return RayEngine(options, self._progress)
+
+    def _progress(self, task: Task) -> tuple[bool, int]:
+        spool = self.workspace.spool(task.key)
+        return spool.take_begun(), spool.batches()
 
     def _failures(self) -> tuple[dict[str, int], set[str]]:
         """Counted attempts by audit, and the audits that are not to be tried again."""

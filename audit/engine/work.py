@@ -47,10 +47,10 @@ class Stage(Protocol):
 
 
 class Progress(Protocol):
-    """How far a task has got, as something that grows: whether an attempt was worth it."""
+    """How far a task has got when its worker died: whether it is to blame."""
 
-    def __call__(self, task: Task) -> int:
-        """A number that grows with the work that survives."""
+    def __call__(self, task: Task) -> tuple[bool, int]:
+        """Whether its stage had begun since the last call, and a number that grows with the work that survives."""
 
 
 class Queue:

@@ -111,13 +111,19 @@ def test_attempts_of_earlier_runs_count(cluster: None, tmp_path: Path) -> None:
 
 
 def test_an_attempt_that_got_work_done_does_not_count(cluster: None, tmp_path: Path) -> None:
-    def progress(task: Task) -> int:
-        return len((tmp_path / f"{task.key}.tries").read_text().splitlines())
+    def progress(task: Task) -> tuple[bool, int]:
+        return True, len((tmp_path / f"{task.key}.tries").read_text().splitlines())
 
     engine = RayEngine(RayOptions(gpus_per_worker=0, cpus_per_worker=0.5, max_workers=1, attempts=1), progress)
     events = run(engine, tasks(tmp_path, "crash-once"))
     assert outcomes(events) == {"t0000": ["retry", "finished"]}
     assert [event.counted for event in events if event.what == "retry"] == [False]
+
+
+def test_a_worker_that_dies_before_it_begins_counts_against_nobody(cluster: None, tmp_path: Path) -> None:
+    options = RayOptions(gpus_per_worker=0, cpus_per_worker=0.5, max_workers=1, attempts=1)
+    engine = RayEngine(options, lambda task: (False, 0))
+    assert outcomes(run(engine, tasks(tmp_path, "crash-once"))) == {"t0000": ["retry", "finished"]}
 
 
 def test_a_hung_worker_is_killed_at_the_deadline(cluster: None, tmp_path: Path) -> None:

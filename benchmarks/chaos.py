@@ -1,0 +1,61 @@
+"""A hundred nano audits on a Ray cluster of three nodes while something is killed every 10 to 20 seconds.
+
+    python -m benchmarks.chaos [--audits 100] [--json FILE]
+
+Workers, nodes and the driver are killed in turn and by chance; the driver is started again each time. Fails where the
+tables at the end differ, apart from times, from those of an undisturbed run over the same checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tests.engine.chaos import Chaos
+from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
+
+SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
+
+
+def main(
+    audits: Annotated[int, typer.Option(help="Checkpoints to audit.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of what is killed when.")] = 0,
+    most_seconds: Annotated[float, typer.Option(help="Give up after this time.")] = 3600.0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON.")] = None,
+) -> None:
+    """Run undisturbed, run in chaos, compare."""
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        make_uploads(place / "uploads", audits)
+        quiet = make_workspace(place / "quiet", place / "uploads")
+        started = time.monotonic()
+        subprocess.run(
+            command(quiet.root, settings=SETTINGS), env=environment(), check=False, stdout=subprocess.DEVNULL
+        )
+        undisturbed = time.monotonic() - started
+        workspace = make_workspace(place / "chaos", place / "uploads")
+        chaos = Chaos(workspace, every=(10.0, 20.0), seed=seed, settings=SETTINGS)
+        started = time.monotonic()
+        chaos.run(most_seconds)
+        seconds = time.monotonic() - started
+        ours, theirs = tables(workspace), tables(quiet)
+        attempts = workspace.rows("SELECT kind, counted, count(*) AS n FROM failures GROUP BY ALL ORDER BY ALL")
+    outcome = {
+        "audits": len(ours["audits"]), "killed": chaos.killed, "failed_attempts": attempts, "seconds": seconds,
+        "undisturbed_seconds": undisturbed, "equal": ours == theirs,
+    }  # fmt: skip
+    print(json.dumps(outcome, indent=2))
+    if json_file:
+        json_file.write_text(json.dumps(outcome, indent=2) + "\n")
+    if ours != theirs:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,29 @@
+"""A short chaos run; benchmarks/chaos.py runs the long one."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from audit.storage import Workspace
+from tests.engine.chaos import Chaos
+from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
+
+AUDITS = 20
+SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
+
+
+def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+    make_uploads(tmp_path / "uploads", AUDITS)
+    quiet = make_workspace(tmp_path / "quiet", tmp_path / "uploads")
+    subprocess.run(
+        command(quiet.root, settings=SETTINGS), capture_output=True, env=environment(), timeout=200, check=False
+    )
+    workspace: Workspace = make_workspace(tmp_path / "chaos", tmp_path / "uploads")
+    chaos = Chaos(workspace, every=(10.0, 15.0), seed=3, settings=SETTINGS)
+    state = chaos.run(most_seconds=270)
+    assert state["state"] == "done"
+    assert all(chaos.killed.values()), chaos.killed
+    found = tables(workspace)
+    assert len(found["audits"]) == AUDITS
+    assert found == tables(quiet)
