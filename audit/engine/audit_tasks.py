@@ -54,13 +54,20 @@ class Skipped:
 class Due:
     """The audits that the configuration asks for and the workspace does not have, read from the catalog in chunks.
 
-    The same tensors seen in several places are one audit, with the captions of all of them.
+    The same tensors seen in several places are one audit, with the captions of all of them. ``given_up`` are not tried
+    again, and ``suspects``, whose worker has died before, come last: who is hit by chance is not hit again at every
+    start, and who crashes keeps nobody waiting.
     """
 
     def __init__(
-        self, workspace: Workspace, config: Config, skipped: Skipped, given_up: Set[str] = frozenset()
+        self,
+        workspace: Workspace,
+        config: Config,
+        skipped: Skipped,
+        given_up: Set[str] = frozenset(),
+        suspects: Set[str] = frozenset(),
     ) -> None:
-        self.given_up = given_up
+        self.given_up, self.suspects = given_up, suspects
         self.workspace, self.config, self.skipped = workspace, config, skipped
         part, _, parts = config.run.shard.partition("/")
         if not (part.isdigit() and parts.isdigit() and int(part) < int(parts)):
@@ -73,6 +80,7 @@ class Due:
 
     def __iter__(self) -> Iterator[Task]:
         taken = 0
+        held: list[Task] = []
         limit = self.config.run.limit
         for tasks in self._chunks():
             known = self.workspace.rows(
@@ -86,8 +94,12 @@ class Due:
                 if task.key in done or task.key in self.given_up:
                     self.passed += 1
                     continue
+                if task.key in self.suspects:
+                    held.append(task)
+                    continue
                 taken += 1
                 yield task
+        yield from held if limit is None else held[: limit - taken]
 
     def _identities(self) -> list[str]:
         """The networks to audit: stored, of a known format, within the shard; uploads first, then by base model."""

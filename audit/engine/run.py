@@ -143,7 +143,7 @@ class Run:
             config.settings, config.descriptor, config.references, None, config.run.batch_size,
         )  # fmt: skip
         failed_before, given_up = self._failures()
-        due = Due(self.workspace, config, self.skipped, given_up)
+        due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys())
         engine = self._engine()
         for event in engine.run(iter(due), make_extract(stage), make_finish(stage), self.stop, failed_before):
             self._take(event)
