@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from audit.models.safetensors_header import Header, read_header
 from audit.storage import Workspace
 from crawlers.items import Claim, Item, conclude
 from crawlers.store import Store, Stored
+from crawlers.training_data import GroundTruth
 
 OPT_OUT = re.compile(r"(civitai|huggingface|folder):(model|user):(\S.{0,200})")
 MAX_ATTEMPTS = 5
@@ -33,7 +34,7 @@ class Outcome:
     state: str
     reason: str | None = None
     stored: Stored | None = None
-    ground_truth: str | None = None
+    ground_truth: GroundTruth | None = None
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,14 @@ class Catalog:
         header = stored.header if stored else None
         if kept and before.get("identity"):
             header = self._header(before["identity"])
+        truth = outcome.ground_truth
+        if truth:  # pictures that were counted, captions that were trained with
+            item = replace(
+                item,
+                known_fingerprint=item.fingerprint,
+                training_images=(*item.training_images, TrainingImages(truth.pictures, "training-data")),
+                captions=(*item.captions, *(Caption(text, "training-data", 0.95) for text in truth.captions)),
+            )
         found = conclude(item, header)
         count = found.training_images
         row = {
@@ -162,7 +171,7 @@ class Catalog:
             "training_images_source": count.source if count else None,
             "contradictions": found.contradictions,
             "claims": json.dumps(found.claims),
-            "ground_truth": outcome.ground_truth or before.get("ground_truth"),
+            "ground_truth": truth.folder if truth else before.get("ground_truth"),
             "claimed_bytes": item.claimed_bytes,
             "claimed_sha256": item.claimed_sha256,
             "claimed_autov3": item.claimed_autov3,
@@ -207,6 +216,8 @@ class Catalog:
         if row is None:
             return "fetch" if download else Outcome("listed")
         if row["state"] == "stored" and self._same_file(item, row):
+            if download and item.ground_truth_url and not row["ground_truth"] and not same:
+                return "fetch"  # its training set is asked for now
             return "nothing" if same else Outcome("stored", row["reason"])
         if same:
             tired = row["state"] == "failed" and row["attempts"] >= MAX_ATTEMPTS and not again

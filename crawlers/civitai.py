@@ -182,8 +182,13 @@ class Civitai:
         return [self._file(shared, file) for file in weights if re.fullmatch(r"\d{1,18}", text_of(file.get("id"), 40))]
 
     def _may_use(self, model: dict[str, Any]) -> bool:
-        """Training data is taken where it was asked for, and the model depicts no real person and no minor."""
-        return self.ground_truth and model.get("poi") is not True and model.get("minor") is not True
+        """Training data is taken where it was asked for, some use beyond looking is allowed (allowCommercialUse), and
+        the model depicts no real person and no minor.
+        """
+        allowed = model.get("allowCommercialUse")
+        allowed = [allowed] if isinstance(allowed, str) else list_of(allowed)
+        permitted = any(isinstance(use, str) and use not in ("", "None") for use in allowed)
+        return self.ground_truth and permitted and model.get("poi") is not True and model.get("minor") is not True
 
     def _allowed_url(self, file: dict[str, Any]) -> str:
         return file["downloadUrl"] if isinstance(file.get("downloadUrl"), str) else ""
@@ -242,10 +247,13 @@ class Civitai:
         if not item.download_url:
             raise FetchError("the source gives no download URL", "failed")
         stored = self.catalog.store.download(self.session, item, tell)
-        found = None
+        note, found = stored.note, None
         if item.ground_truth_url:
-            found = fetch_ground_truth(self.catalog.workspace, self.session, item)
-        return Outcome("stored", stored.note, stored, found)
+            try:
+                found = fetch_ground_truth(self.catalog.workspace, self.session, item)
+            except FetchError as error:  # costs the training set, not the checkpoint
+                note = "; ".join(filter(None, (note, f"its training set was not taken: {error}")))
+        return Outcome("stored", note, stored, found)
 
     def one(self, model_id: str | None = None, version_id: str | None = None, digest: str | None = None) -> list[Item]:
         """The items of a model, of one of its versions, or of the version that has a file with the hash ``digest``."""

@@ -10,6 +10,7 @@ import hashlib
 import json
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from typing import IO
 
 from audit.descriptors import open_image
@@ -30,22 +31,37 @@ MAX_RATIO = 200  # unpacked to packed; pictures hardly compress at all
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
-def fetch_ground_truth(workspace: Workspace, session: Session, item: Item) -> str:
-    """Download and unpack the training set of ``item``; the name of its folder in ``ground-truth/``.
+@dataclass(frozen=True)
+class GroundTruth:
+    """A training set: its folder in ``ground-truth/``, how many pictures it has, and their captions, each once."""
+
+    folder: str
+    pictures: int
+    captions: tuple[str, ...]
+
+
+def fetch_ground_truth(workspace: Workspace, session: Session, item: Item) -> GroundTruth:
+    """Download and unpack the training set of ``item``, unless it is there.
 
     Raises FetchError where it is no zip of pictures within the bounds.
     """
     assert item.ground_truth_url is not None
     key = hashlib.sha256(json.dumps([item.source, item.model_id, item.version_id]).encode()).hexdigest()[:32]
     folder = f"ground-truth/{key}"
-    if workspace.files.exists(f"{folder}/source.json"):
-        return key
+    known = workspace.files.read(f"{folder}/source.json")
+    if known is not None:
+        return _ground_truth(key, json.loads(known)["pictures"])
     with tempfile.TemporaryFile() as archive:
         _download(session, item.ground_truth_url, archive)
         pictures = unpack(archive, workspace.files, folder)
     said = {"item_id": item.item_id, "license": item.license, "pictures": pictures}
     workspace.files.write(f"{folder}/source.json", json.dumps(said).encode())  # written last: the folder is complete
-    return key
+    return _ground_truth(key, pictures)
+
+
+def _ground_truth(key: str, pictures: list[dict[str, str]]) -> GroundTruth:
+    captions = dict.fromkeys(picture["caption"] for picture in pictures if picture["caption"])
+    return GroundTruth(key, len(pictures), tuple(captions)[:100])
 
 
 def _download(session: Session, url: str, to: IO[bytes]) -> None:

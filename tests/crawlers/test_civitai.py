@@ -24,6 +24,7 @@ from crawlers.civitai import Civitai, CivitaiQuery, prompts_of, reference_of
 from crawlers.crawl import Counts, Crawl, estimate
 from crawlers.http import Token
 from tests.conftest import stored_bytes
+from tests.crawlers.test_training_data import packed, png
 from tests.simulators.civitai import Civitai as Site
 from tests.simulators.civitai import Fault, SimFile, SimModel, SimVersion, make_models, tiny_lora
 
@@ -350,14 +351,43 @@ def test_the_same_tensors_from_two_models_are_stored_once(workspace: Workspace) 
     assert len(list((workspace.root / "checkpoints").glob("*.safetensors"))) == 1
 
 
-def test_published_training_sets_become_ground_truth_only_when_asked(workspace: Workspace) -> None:
-    with Site(make_models(20)) as site:
+def with_training_set(content: bytes, **changes: Any) -> SimModel:
+    model = one()
+    model.versions[0].files.append(SimFile(39, "set.zip", content, type="Training Data", primary=False, format="Other"))
+    return replace(model, **changes)
+
+
+def training_zip(pictures: int) -> bytes:
+    files = {f"../{number}.png": png("red", 8 + number) for number in range(pictures)}
+    return packed(files | {"../0.txt": b"sks style, a boat"}).getvalue()
+
+
+def test_published_training_sets_become_ground_truth_only_when_asked_and_allowed(workspace: Workspace) -> None:
+    with Site([with_training_set(training_zip(4))]) as site:
         crawl(site, workspace)
-        assert {row["ground_truth"] for row in table(workspace)} == {None}
-        other = Workspace(workspace.root.parent / "other")
-        crawl(site, other, ground_truth=True)
-    found = [row for row in table(other) if row["ground_truth"] or "training" in (row["reason"] or "")]
-    assert found
+        assert table(workspace)[0]["ground_truth"] is None
+        workspace.files.remove_folder("crawls")
+        crawl(site, workspace, ground_truth=True)  # asked for later: it is fetched then
+    [row] = table(workspace)
+    assert (row["training_images"], row["training_images_source"]) == (4, "training-data")
+    assert "N0: 4 (training-data), 23 (description)" in row["contradictions"]
+    assert captions(workspace)[0]["caption"] in ("sks style", "sks style, a boat")
+    entry = Catalog(workspace).entry(row["item_id"])
+    assert entry.ground_truth is not None
+    assert len(list(entry.ground_truth.glob("*.png"))) == 4
+    for changes in ({"poi": True}, {"minor": True}, {"allow_commercial_use": []}):
+        other = Workspace(workspace.root.parent / f"other-{next(iter(changes))}")
+        with Site([with_training_set(training_zip(4), **changes)]) as site:
+            crawl(site, other, ground_truth=True)
+        assert [(row["state"], row["ground_truth"]) for row in table(other)] == [("stored", None)]
+
+
+def test_a_bad_training_set_does_not_cost_the_checkpoint(workspace: Workspace) -> None:
+    with Site([with_training_set(b"no zip at all")]) as site:
+        crawl(site, workspace, ground_truth=True)
+    [row] = table(workspace)
+    assert (row["state"], row["ground_truth"]) == ("stored", None)
+    assert "its training set was not taken" in row["reason"]
 
 
 def test_references_people_paste() -> None:
