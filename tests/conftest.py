@@ -11,6 +11,7 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 
 import pytest
 import torch
+from hypothesis import settings
 from pytest_httpserver import HTTPServer
 
 from audit.descriptors import Descriptor, load_descriptor
@@ -20,6 +21,8 @@ from audit.models.pair import ModelPair
 from audit.storage import Workspace
 from audit.testbed.sets import ASSETS
 from tests.simulators.hub import Hub
+
+settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # pytest --hypothesis-profile fuzz
 
 BASE = ASSETS / "base"
 KOHYA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"

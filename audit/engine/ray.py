@@ -28,6 +28,7 @@ from audit.engine.work import Event, Progress, Queue, Stage, Task
 from audit.errors import AuditError, ConfigError, WorkspaceError
 
 NODE_DIED = "its node has died"  # how Ray words an actor's death with its node
+MOST_STORAGE_FAILURES = 10  # in a row: the storage is at fault, no task is, and going on makes no sense
 MOST_TRIES = 20  # whatever the reason, a task is not tried more often in a run
 POLL = 0.5  # s between looks at deadlines and at the size of the cluster
 
@@ -132,6 +133,7 @@ class RayEngine:
         self._finishing: dict[Any, tuple[Task, dict[str, Any], float]] = {}
         self._reached: dict[str, int] = {}
         self._tries: dict[str, int] = {}
+        self._storage_failures = 0
 
     @property
     def workers(self) -> int:
@@ -243,6 +245,7 @@ class RayEngine:
                 task, measured, _ = self._finishing.pop(ref)
                 kind, value = self._result(ref)
                 if kind == "done":
+                    self._storage_failures = 0
                     yield Event("finished", task, measured=measured | value)
                 else:
                     yield self._failed(queue, task, kind, value, "finish", failed_before)
@@ -274,12 +277,16 @@ class RayEngine:
     def _failed(
         self, queue: Queue, task: Task, kind: str, reason: str, stage: str, failed_before: dict[str, int]
     ) -> Event:
+        if kind == "storage":
+            self._storage_failures += 1
+            if self._storage_failures >= MOST_STORAGE_FAILURES:
+                raise WorkspaceError(f"results cannot be kept, {MOST_STORAGE_FAILURES} times in a row: {reason}")
         if kind == "input":
             return Event("failed", task, kind, reason, stage, True)
         begun, reached = self.progress(task)
         tries = self._tries[task.key] = self._tries.get(task.key, 0) + 1
         begun |= kind not in ("worker-died", "deadline")  # an answer came: it had begun
-        counted = kind != "node-died" and begun and reached <= self._reached.get(task.key, 0)
+        counted = kind not in ("node-died", "storage") and begun and reached <= self._reached.get(task.key, 0)
         self._reached[task.key] = reached
         if tries >= MOST_TRIES:
             return Event("quarantined", task, kind, f"tried {tries} times; {reason}", stage, True)

@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import yaml
 
 from audit import metrics
 from tests.deploy.test_deploy import ROOT, uncommented, walk
+from tests.engine.fleet import make_uploads, make_workspace, start
 
 FOLDER = ROOT / "dashboards"
 NAMES = ["overview", "throughput-and-cost", "failures", "crawl", "matches"]
@@ -171,10 +173,7 @@ def test_promtool_accepts_the_configuration(variant: str, tmp_path: Path) -> Non
 
 
 def start_exporter(folder: Path) -> tuple[int, Callable[[], object]]:
-    """A port that serves the metrics of work being done, and what stops it.
-
-    To be a real run instead: start ``lora-audit run --metrics-port PORT`` in a subprocess here.
-    """
+    """A port that serves all metrics as if much work were being done, and what stops it."""
     stopped = threading.Event()
 
     def work() -> None:
@@ -221,7 +220,13 @@ Query = Callable[[str], list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def query(exporter: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Query]:
     """Asks a Prometheus that has scraped the exporter for some seconds."""
-    folder = tmp_path_factory.mktemp("prometheus")
+    with prometheus(exporter, tmp_path_factory.mktemp("prometheus")) as ask:
+        yield ask
+
+
+@contextmanager
+def prometheus(exporter: int, folder: Path) -> Iterator[Query]:
+    """A real Prometheus that scrapes a port; it is asked once it has done so five times."""
     config = {
         "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
         "rule_files": [str(FOLDER / "alerts.yaml")],
@@ -292,3 +297,30 @@ def test_prometheus_evaluates_the_rules(query: Query) -> None:
     pending = {each["metric"]["alertname"] for each in query('ALERTS{alertstate=~"pending|firing"}')}
     assert {"HighFailureRatio", "CrawlRateLimited", "CrawlErrors"} <= pending
     assert not pending & {"RunStalled", "NoWorkers", "MetricsDown"}
+
+
+def test_a_real_run_is_seen_as_it_is(tmp_path: Path) -> None:
+    """Prometheus scrapes `lora-audit run` itself, over real audits; its figures agree with the run's own count."""
+    needs_prometheus("prometheus")
+    make_uploads(tmp_path / "uploads", 6, broken=1)
+    workspace = make_workspace(tmp_path / "w", tmp_path / "uploads")
+    sets = ("settings.steps=15", "settings.images_per_training_image=20")
+    running = start(workspace.root, "--json", "--metrics-port", "0", settings=sets)
+    assert running.stderr is not None
+    port = int(running.stderr.readline().split()[-1])
+    with prometheus(port, tmp_path) as ask:
+        out, errors = running.communicate(timeout=200)
+        state = json.loads(out)
+        assert (state["finished"], state["failed"]) == (6, 1), errors
+
+        def last(metric: str) -> float:
+            (result,) = ask(f"max_over_time({metric}[5m])")
+            return float(result["value"][1])
+
+        # the last scrape can be a second older than the end
+        assert 5 <= last('lora_audit_audits_total{outcome="finished"}') <= 6
+        assert last("lora_audit_workers") == 1
+        assert last("lora_audit_queue_length") >= 4
+        assert 5 / 6 * state["images"] <= last("lora_audit_images_total") <= state["images"]
+        assert last('lora_audit_stage_seconds_count{stage="extract"}') >= 5
+        assert last("lora_audit_gpu_memory_bytes") > 1e8

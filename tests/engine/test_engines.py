@@ -16,6 +16,7 @@ import ray
 from audit.engine.local import LocalEngine
 from audit.engine.ray import RayEngine, RayOptions
 from audit.engine.work import Event, Queue, Task
+from audit.errors import WorkspaceError
 from tests.engine import work
 from tests.engine.work import Extract, Finish, tasks
 
@@ -124,6 +125,15 @@ def test_a_worker_that_dies_before_it_begins_counts_against_nobody(cluster: None
     options = RayOptions(gpus_per_worker=0, cpus_per_worker=0.5, max_workers=1, attempts=1)
     engine = RayEngine(options, lambda task: (False, 0))
     assert outcomes(run(engine, tasks(tmp_path, "crash-once"))) == {"t0000": ["retry", "finished"]}
+
+
+def test_storage_that_is_away_ends_the_run_and_blames_no_task(cluster: None, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    with pytest.raises(WorkspaceError, match="in a row"):
+        seen.extend(
+            quick(max_workers=1).run(tasks(tmp_path, "storage", "storage"), Extract, Finish, threading.Event(), {})
+        )
+    assert not [event for event in seen if event.what == "quarantined"]
 
 
 def test_a_hung_worker_is_killed_at_the_deadline(cluster: None, tmp_path: Path) -> None:

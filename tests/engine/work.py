@@ -61,7 +61,7 @@ class Extract:
             raise RuntimeError("something broke")
         if payload.do == "memory-once" and first:
             raise MemoryError("full")
-        if payload.do == "storage-once" and first:
+        if payload.do == "storage" or (payload.do == "storage-once" and first):
             raise WorkspaceError("the storage was away")
         import ray
 
