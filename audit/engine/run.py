@@ -245,6 +245,8 @@ class Run:
             metrics.retries.labels(event.kind if event.kind in metrics.RETRY_REASONS else "error").inc()
         else:
             state.failed += event.what == "failed"
+            if event.what == "failed":  # of no use to go on with; what a quarantined one has is kept
+                self.workspace.spool(event.task.key).discard()
             state.quarantined += event.what == "quarantined"
             metrics.audits.labels(event.what).inc()
             metrics.quarantined.inc()

@@ -114,7 +114,7 @@ def test_the_papers_clustering_can_be_chosen(workspace: Workspace) -> None:
 def test_a_caption_that_is_too_long_is_cut_and_said(workspace: Workspace) -> None:
     plan = plan_for(captions=[CAPTION + " and more" * 40])
     Auditor(workspace).audit(plan)
-    (row,) = workspace.rows("SELECT warnings FROM audits")
+    (row,) = workspace.rows("SELECT warnings, captions FROM audits")
     assert any("its end was cut off" in warning for warning in row["warnings"])
     assert [caption["truncated"] for caption in row["captions"]] == [True]
 

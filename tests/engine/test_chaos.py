@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from audit.storage import Workspace
 from tests.engine.chaos import Chaos
 from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
@@ -13,6 +15,7 @@ AUDITS = 20
 SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
 
 
+@pytest.mark.timeout(600)
 def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     make_uploads(tmp_path / "uploads", AUDITS)
     quiet = make_workspace(tmp_path / "quiet", tmp_path / "uploads")
@@ -21,7 +24,7 @@ def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path:
     )
     workspace: Workspace = make_workspace(tmp_path / "chaos", tmp_path / "uploads")
     chaos = Chaos(workspace, every=(10.0, 15.0), seed=3, settings=SETTINGS)
-    state = chaos.run(most_seconds=270)
+    state = chaos.run(most_seconds=500)
     assert state["state"] == "done"
     assert all(chaos.killed.values()), chaos.killed
     found = tables(workspace)
