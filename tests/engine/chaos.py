@@ -28,7 +28,7 @@ class Chaos:
         self.workspace, self.every, self.settings = workspace, every, settings
         self.choose = random.Random(seed)
         self.killed: dict[str, int] = {"worker": 0, "node": 0, "driver": 0}
-        os.environ["RAY_AUTH_MODE"] = "disabled"
+        os.environ |= environment()  # the nodes' workers, too, have one thread each
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         self.others = [self.cluster.add_node(num_cpus=1) for _ in range(nodes - 1)]
         self.driver: subprocess.Popen[str] | None = None
