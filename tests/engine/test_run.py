@@ -128,6 +128,12 @@ def test_sigterm_drains_and_exits_with_0(fresh: Workspace, undisturbed: Workspac
     assert tables(fresh) == tables(undisturbed)
 
 
+def test_a_budget_of_gpu_hours_ends_the_run(fresh: Workspace) -> None:
+    state = finished(start(fresh.root, "--json", "--max-gpu-hours", "0.000001"))
+    assert (state["state"], state["finished"]) == ("stopped", 1)
+    assert state["waiting"] == AUDITS
+
+
 def test_shards_share_the_work(fresh: Workspace, undisturbed: Workspace) -> None:
     both = [start(fresh.root, "--json", "--shard", f"{number}/2") for number in range(2)]
     states = [finished(one) for one in both]
