@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,18 @@ from tests.engine.chaos import Chaos
 from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
 
 SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
+
+
+def differences(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """The first few rows and columns that differ, in words."""
+    found = []
+    for table, rows in ours.items():
+        if len(rows) != len(theirs[table]):
+            found.append(f"{table}: {len(rows)} rows, {len(theirs[table])} undisturbed")
+        for one, other in zip(rows, theirs[table], strict=False):
+            found += [f"{table}.{name}: {str(one[name])[:80]}, {str(other[name])[:80]} undisturbed"
+                      for name in one if one[name] != other[name]]  # fmt: skip
+    return found[:20]
 
 
 def main(
@@ -48,7 +60,7 @@ def main(
         attempts = workspace.rows("SELECT kind, counted, count(*) AS n FROM failures GROUP BY ALL ORDER BY ALL")
     outcome = {
         "audits": len(ours["audits"]), "killed": chaos.killed, "failed_attempts": attempts, "seconds": seconds,
-        "undisturbed_seconds": undisturbed, "equal": ours == theirs,
+        "undisturbed_seconds": undisturbed, "equal": ours == theirs, "differences": differences(ours, theirs),
     }  # fmt: skip
     print(json.dumps(outcome, indent=2))
     if json_file:

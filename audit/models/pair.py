@@ -43,7 +43,8 @@ class ModelPair:
         self.tuned_text = self.base_text if tuned_text is base.text_encoder else self._place(tuned_text)
         exact = torch.float32 if base.vae.config.force_upcast else self.dtype
         self.vae = base.part_on("vae", self.device, exact)
-        self.effect = Effect(weights, self._prediction_change(checkpoint))
+        # six digits: the last bits of a norm depend on threads and memory layout, and an audit is to repeat exactly
+        self.effect = Effect(float(f"{weights:.6g}"), float(f"{self._prediction_change(checkpoint):.6g}"))
 
     def _place(self, network: Any) -> Any:
         return network.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
