@@ -21,6 +21,7 @@ from pyarrow import fs
 
 from audit.errors import CheckpointError, CrawlError, FetchError
 from audit.extraction.captions import Caption, TrainingImages
+from audit.files import is_remote, s3_filesystem, shown
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Page
 from crawlers.items import Claim, Item, clean_name, list_of, text_of
@@ -38,16 +39,16 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
     Raises CrawlError where it does not exist or cannot be reached.
     """
     try:
-        if "://" in location:
-            system, path = fs.FileSystem.from_uri(location)
+        if is_remote(location):
+            system, path = s3_filesystem(location)
         else:
             system, path = fs.LocalFileSystem(), str(Path(location).resolve())
         kind = system.get_file_info(path).type
         found = system.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=False))
     except (OSError, ValueError) as error:
-        raise CrawlError(f"{location.partition('?')[0]} cannot be opened: {str(error)[:200]}") from error
+        raise CrawlError(f"{shown(location)} cannot be opened: {str(error)[:200]}") from error
     if kind != fs.FileType.Directory and not found:
-        raise CrawlError(f"{location.partition('?')[0]} is not a folder, or holds nothing")
+        raise CrawlError(f"{shown(location)} is not a folder, or holds nothing")
     return system, path.rstrip("/")
 
 
@@ -76,7 +77,7 @@ class Folder:
         try:
             found = self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True, recursive=True))
         except OSError as error:
-            raise FetchError(f"{self.location.partition('?')[0]} cannot be listed: {str(error)[:200]}") from error
+            raise FetchError(f"{shown(self.location)} cannot be listed: {str(error)[:200]}") from error
         files = {info.path[len(self.root) :].lstrip("/"): info for info in found if info.type == fs.FileType.File}
         return {path: info for path, info in files.items() if not any(p.startswith(".") for p in path.split("/"))}
 

@@ -93,3 +93,11 @@ def test_config_show_prints_what_is_in_force(tmp_path: Path) -> None:
                str(tmp_path / "a.toml"), "--set", "settings.steps=7", "--json"]  # fmt: skip
     shown = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
     assert (shown["settings"]["steps"], shown["run"]["engine"], shown["run"]["attempts"]) == (7, "ray", 3)
+
+
+def test_credentials_of_a_workspace_are_not_shown() -> None:
+    command = [sys.executable, "-c", "from audit.cli import main; main()", "config", "show", "--set",
+               "workspace=s3://KEY:SECRET@bucket/x?region=r", "--json"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert "SECRET" not in done.stdout
+    assert json.loads(done.stdout)["workspace"] == "s3://bucket/x"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -229,8 +229,10 @@ def config_show(config: ConfigFile = None, sets: Set = None, as_json: JsonOption
     from rich.table import Table
 
     from audit.config import PREFIX, leaves, load_config
+    from audit.files import shown as location_shown
 
     loaded = load_config(config, None, overrides_of(sets))
+    loaded = replace(loaded, workspace=location_shown(loaded.workspace))
     if as_json:
         print_json(asdict(loaded))
         return

@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from audit.engine.audit_tasks import Due, Skipped, StageConfig, make_extract, ma
 from audit.engine.local import LocalEngine
 from audit.engine.work import Event, Task
 from audit.errors import WorkspaceError
+from audit.files import shown
 from audit.storage import Workspace
 
 HEARTBEAT = 10.0  # s
@@ -87,7 +88,7 @@ class Run:
             host=socket.gethostname(),
             pid=os.getpid(),
             started_at=now,
-            config=_plain(asdict(config)),
+            config=_plain(asdict(replace(config, workspace=shown(config.workspace)))),
             heartbeat_at=now,
         )
         self._lock = threading.Lock()
