@@ -84,6 +84,11 @@ class Settings:
         StoredImages.extractions,
         "Images kept: extractions, all, or hashes-only (no pixels leave memory: only descriptors and hashes are kept).",
     )
+    adapter: str | None = _setting(None, "Which adapter of a file that holds several by name.")
+    resolution: int | None = _setting(None, "Side of the sampled images in pixels; by default the base model's own.")
+    embedded_guidance: float = _setting(
+        3.5, "Guidance weight that guidance-distilled models (FLUX.1 dev) take as an input; others have none."
+    )
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for hashing and storing."""

@@ -65,13 +65,13 @@ class PlainLoop:
         for first in range(0, images, REFERENCE_BATCH):
             caption = self.tuned.encode_prompt(CAPTION, "cpu", REFERENCE_BATCH, False)[0]
             empty = self.base.encode_prompt("", "cpu", REFERENCE_BATCH, False)[0]
-            unet = self.base.unet.config
+            unet = self.base.denoiser.config
             x = torch.randn(REFERENCE_BATCH, unet.in_channels, unet.sample_size, unet.sample_size)
             for t in self.scheduler.timesteps:
-                base = self.base.unet(x, t, encoder_hidden_states=empty).sample
+                base = self.base.denoiser(x, t, encoder_hidden_states=empty).sample
                 tuned = self.tuned.unet(x, t, encoder_hidden_states=caption).sample
                 x = self.scheduler.step(base + W * (tuned - base), t, x).prev_sample
-            pixels = self.base.vae.decode(x / self.base.vae.config.scaling_factor).sample
+            pixels = self.base.pipeline.vae.decode(x / self.base.pipeline.vae.config.scaling_factor).sample
             for number, picture in enumerate(self.base.image_processor.postprocess(pixels, output_type="pil")):
                 path = self.folder / f"{first + number}.png"
                 picture.save(path)

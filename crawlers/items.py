@@ -19,7 +19,7 @@ from audit.extraction.captions import (
     rank_captions,
     training_image_claims,
 )
-from audit.models.family import Family, family_of_name, family_of_shapes
+from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.safetensors_header import Header
 
 MAX_ID = 300
@@ -103,7 +103,8 @@ def conclude(item: Item, header: Header | None) -> Conclusions:
     named = [claim for claim in families if claim.value != Family.other]
     shapes = family_of_shapes(header.tensors) if header else None
     if shapes:
-        named = [Claim(shapes, "shapes"), *named]
+        closer = next((claim.value for claim in named if agree(shapes, Family(claim.value))), shapes)
+        named = [Claim(closer, "shapes"), *named]
     found = Conclusions(
         captions=rank_captions([*item.captions, *captions_from_metadata(metadata)]),
         base_model=bases[0] if bases else None,

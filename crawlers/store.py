@@ -21,7 +21,8 @@ from typing import IO
 import requests
 
 from audit.errors import CheckpointError, FetchError
-from audit.models.checkpoint import Format, detect_format, identity_of, layout_of
+from audit.models.checkpoint import identity_of, layout_of
+from audit.models.formats.detect import Format, detect_format
 from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
 from audit.storage import Workspace
 from crawlers.http import Session, check_status, shown

@@ -239,6 +239,9 @@ def scan(
         "images_per_training_image"
     ),
     lora_scale: Annotated[float, _setting("lora_scale")] = default_of("lora_scale"),
+    adapter: Annotated[str | None, _setting("adapter", metavar="NAME")] = default_of("adapter"),
+    resolution: Annotated[int | None, _setting("resolution", min=16)] = default_of("resolution"),
+    embedded_guidance: Annotated[float, _setting("embedded_guidance")] = default_of("embedded_guidance"),
     clustering: Annotated[Clustering, _setting("clustering")] = default_of("clustering"),
     stored_images: Annotated[StoredImages, _setting("stored_images")] = default_of("stored_images"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cuda where there is one]")] = None,
@@ -271,6 +274,9 @@ def scan(
         lora_scale,
         clustering,
         stored_images,
+        adapter,
+        resolution,
+        embedded_guidance,
     )
     request = Request(Path(file), base, base_config, caption or [], caption_file, n0, settings)
     if ITEM.fullmatch(file) and not request.checkpoint.exists():

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,14 +63,17 @@ class Extraction:
         self.workspace, self.device, self.batch_size = workspace, device, batch_size
         self.progress = progress or (lambda stage, done, total: None)
         self._base: tuple[str, BaseModel] | None = None
-        self._pair: tuple[tuple[str, str, float], ModelPair] | None = None
+        self._pair: tuple[tuple[str, str, tuple[Any, ...]], ModelPair] | None = None
 
     def run(self, plan: Plan) -> Extracted:
         """Sample what the spool lacks. Raises AuditError."""
         started = time.monotonic()
         pair = self.pair(plan)
         loading = time.monotonic() - started
-        warnings = list(plan.warnings)
+        warnings = [*plan.warnings, *pair.warnings]
+        missing = [token for token in pair.tokens if not any(token in caption.text for caption in plan.captions)]
+        if missing:
+            warnings.append(f"the file brings tokens that are in no caption: {', '.join(missing[:10])[:200]}")
         truncated = [caption.text for caption in plan.captions if pair.is_truncated(caption.text)]
         warnings += [
             f"the caption {text[:60]!r}... is longer than the {pair.caption_tokens} tokens the text encoder takes: "
@@ -106,14 +110,16 @@ class Extraction:
 
     def pair(self, plan: Plan) -> ModelPair:
         """The base and the fine-tuned networks of ``plan``, loaded unless they are those of the last one."""
-        key = plan.checkpoint.identity, plan.base.revision, plan.settings.lora_scale
+        settings = plan.settings
+        options = settings.lora_scale, settings.adapter, settings.resolution, settings.embedded_guidance
+        key = plan.checkpoint.identity, plan.base.revision, options
         if self._pair is None or self._pair[0] != key:
             self.progress("loading", 0, 1)
             self._pair = None  # the old fine-tuned side goes before the new one comes
             if self._base is None or self._base[0] != plan.base.revision:
                 self._base = None
                 self._base = plan.base.revision, load_base(plan.base)
-            self._pair = key, ModelPair(self._base[1], plan.checkpoint, self.device, plan.settings.lora_scale)
+            self._pair = key, ModelPair(self._base[1], plan.checkpoint, self.device, *options)
             self.progress("loading", 1, 1)
         return self._pair[1]
 
@@ -258,7 +264,7 @@ def evaluate(workspace: Workspace, plan: Plan, pair: ModelPair, kind: str, pictu
     """Score a finished audit against known ``pictures``; ``kind`` is "training" or "control"."""
     known = plan.descriptor.describe(pictures)
     _, height, width = pair.latent_shape
-    factor = 2 ** (len(pair.vae.config.block_out_channels) - 1)
+    factor = pair.base.vae_scale_factor
     images = stacked(pictures, (width * factor, height * factor))
     ceiling = plan.descriptor.describe(pair.reconstruct(images)) * plan.descriptor.describe(images)
     extracted = workspace.select("SELECT descriptor FROM extractions WHERE audit_id = ?", [plan.audit_id])

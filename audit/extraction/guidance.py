@@ -2,8 +2,11 @@
 
 Fine-tuning moves the learnt distribution from the base p towards the training data q: p_ft ~ p^(1 - lambda) q^lambda.
 So the score of q is an extrapolation, eps_q = eps_base + w (eps_ft - eps_base) with w = 1 / lambda, and with the
-correction term eps = eps_q + k eps_base. Weights that sum to 1 combine eps-, v- and x0-predictions alike for a
-given x_t; the k term does not and is applied in eps.
+correction term eps = eps_q + k eps_base. Weights that sum to 1 combine eps-, v-, x0- and flow-predictions alike for a
+given x_t, each being linear in the others; the k term does not and is applied in eps.
+
+Flow matching (x_t = (1 - t) x_0 + t eps, velocity u = eps - x_0, arXiv 2210.02747) is the case alpha = 1 - t,
+sigma = t: eps = x_t + (1 - t) u, so that u_q = u_base + w (u_ft - u_base) is model guidance for flow models.
 
 Choosing w: the paper uses 3 for DreamBooth and 5 for LoRA on Stable Diffusion; a strongly memorising checkpoint
 wants less (1.5 to 2), and images that look burnt or all alike are the sign of too much. ``auto_weight`` tells how
@@ -18,6 +21,7 @@ from typing import ClassVar, Protocol
 import torch
 
 from audit.config import BaseCaption, Method, Settings
+from audit.models.families.base import Condition
 from audit.models.pair import ModelPair
 
 MIN_ALPHA = 0.01
@@ -26,18 +30,17 @@ CFG_WEIGHT = 3.0  # the paper's
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Text states [N, tokens, width] of one batch, encoded once before the loop."""
+    """The conditions of one batch, encoded once before the loop."""
 
-    tuned_caption: torch.Tensor
-    tuned_empty: torch.Tensor
-    base_caption: torch.Tensor
-    base_empty: torch.Tensor
+    tuned_caption: Condition
+    tuned_empty: Condition
+    base_caption: Condition
+    base_empty: Condition
 
     def select(self, rows: torch.Tensor) -> Conditioning:
-        """The states of captions ``rows`` (int64 [M])."""
-        return Conditioning(
-            self.tuned_caption[rows], self.tuned_empty[rows], self.base_caption[rows], self.base_empty[rows]
-        )
+        """Those of captions ``rows`` (int64 [M])."""
+        parts = (self.tuned_caption, self.tuned_empty, self.base_caption, self.base_empty)
+        return Conditioning(*(part.select(rows) for part in parts))
 
 
 class Guidance(Protocol):
@@ -48,7 +51,7 @@ class Guidance(Protocol):
     def predict(
         self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
     ) -> torch.Tensor:
-        """``alpha`` is the square root of alpha-bar at ``t``; the answer is of the pair's prediction type."""
+        """``alpha`` is x_0's share of x_t: the square root of alpha-bar, or 1 - t; the answer is of the pair's type."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ class ClassifierFree:
         self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
     ) -> torch.Tensor:
         """eps_ft(x_t) + w (eps_ft(x_t, c) - eps_ft(x_t))."""
-        states = torch.cat([conditioning.tuned_empty, conditioning.tuned_caption])
-        empty, caption = pair.predict_tuned(torch.cat([x, x]), t, states).chunk(2)
+        both = conditioning.tuned_empty.then(conditioning.tuned_caption)
+        empty, caption = pair.predict_tuned(torch.cat([x, x]), t, both).chunk(2)
         return extrapolate(empty, caption, w)
 
 
@@ -119,6 +122,8 @@ def combine(
         return guided + k * base
     if prediction_type == "v_prediction":
         return guided + k * (base + (sigma / alpha) * x)
+    if prediction_type == "flow_prediction":
+        return guided + k * (base + x / alpha)
     if prediction_type == "sample":  # x_0 = (x_t - sigma eps) / alpha
         return guided + k * (base - x / alpha)
     raise ValueError(f"unknown prediction type {prediction_type!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +13,76 @@ import torch
 from audit.config import Solver
 from audit.errors import SamplingError
 from audit.extraction.guidance import Conditioning, Guidance
+from audit.models.families.identify import Family
 from audit.models.pair import ModelPair
 
 CPU_BATCH = 32
 GPU_BATCH = 64
 
 
-def make_scheduler(pair: ModelPair, solver: Solver) -> Any:
-    """A fresh scheduler with the base's noise schedule: DDIM with eta 0, or second-order DPM-Solver++."""
+@dataclass(frozen=True)
+class Schedule:
+    """A scheduler with its timesteps set, and x_0's share of x_t at each of them."""
+
+    scheduler: Any
+    timesteps: torch.Tensor
+    alphas: list[float]
+
+
+def make_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
+    """The base's noise schedule, fresh, under first-order DDIM with eta 0 or second-order DPM-Solver++.
+
+    For flow models the first-order solver is Euler's, which DDIM is there; larger pictures are shifted towards noise
+    as the base's configuration says (arXiv 2403.03206, section 5.3.2). The tables stay on the CPU: indexing them with
+    a GPU timestep would wait for the GPU.
+    """
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
     config = pair.scheduler.config
+    if pair.architecture.flow:
+        return _flow_schedule(pair, solver, steps)
     if solver is Solver.ddim:
-        return DDIMScheduler.from_config(config, clip_sample=False)
-    return DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
+        scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+    else:
+        scheduler = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++", solver_order=2)
+    scheduler.set_timesteps(steps, device="cpu")
+    alphas = scheduler.alphas_cumprod[scheduler.timesteps.long()].sqrt().tolist()
+    return Schedule(scheduler, scheduler.timesteps, alphas)
+
+
+def _flow_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
+
+    config = pair.scheduler.config
+    shift = _time_shift(pair) if config.get("use_dynamic_shifting") else None
+    if solver is Solver.ddim:
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        # Flux' pipelines give the sigmas, those of Stable Diffusion 3 leave them to the scheduler
+        patched = pair.architecture.family in (Family.flux, Family.chroma)
+        sigmas = np.linspace(1.0, 1 / steps, steps) if patched else None
+        scheduler.set_timesteps(None if patched else steps, device="cpu", sigmas=sigmas, mu=shift)
+    else:
+        scheduler = DPMSolverMultistepScheduler(
+            num_train_timesteps=config.num_train_timesteps,
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=math.exp(shift) if shift is not None else config.get("shift", 1.0),
+        )
+        scheduler.set_timesteps(steps, device="cpu")
+    alphas = [1 - float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
+    return Schedule(scheduler, scheduler.timesteps, alphas)
+
+
+def _time_shift(pair: ModelPair) -> float:
+    """mu: linear in the number of patches, between the two that the base's configuration names."""
+    config = pair.scheduler.config
+    _, height, width = pair.latent_shape
+    patches = height * width // 4
+    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    return low + (high - low) * (patches - few) / (many - few)
 
 
 @dataclass(frozen=True)
@@ -64,11 +121,12 @@ class Sampler:
         self.solver, self.steps, self.seed = solver, steps, seed
         self.batch_size = batch_size or (GPU_BATCH if pair.device.type == "cuda" else CPU_BATCH)
         count = len(self.captions)
+        same = torch.zeros(count, dtype=torch.long, device=pair.device)
         self.conditioning = Conditioning(
             tuned_caption=pair.encode(self.captions, tuned=True),
-            tuned_empty=pair.encode([""], tuned=True).expand(count, -1, -1),
+            tuned_empty=pair.encode([""], tuned=True).select(same),
             base_caption=pair.encode(self.captions, tuned=False),
-            base_empty=pair.encode([""], tuned=False).expand(count, -1, -1),
+            base_empty=pair.encode([""], tuned=False).select(same),
         )
 
     def caption_of(self, index: int) -> str:
@@ -111,18 +169,16 @@ class Sampler:
     def latents(self, indices: Sequence[int]) -> torch.Tensor:
         """Denoised latents [N, C, H, W] of the images ``indices``."""
         pair = self.pair
-        scheduler = make_scheduler(pair, self.solver)
-        # The scheduler's own tables stay on the CPU: indexing them with a GPU timestep would wait for the GPU.
-        scheduler.set_timesteps(self.steps, device="cpu")
-        on_device = scheduler.timesteps.to(pair.device)
+        schedule = make_schedule(pair, self.solver, self.steps)
+        scheduler = schedule.scheduler
+        on_device = schedule.timesteps.to(pair.device)
         rows = torch.tensor([index % len(self.captions) for index in indices], device=pair.device)
         conditioning = self.conditioning.select(rows)
         noise = torch.cat([self.noise(index) for index in indices]).to(pair.device, pair.dtype)
-        x = (noise * scheduler.init_noise_sigma).contiguous(memory_format=torch.channels_last)
+        start = getattr(scheduler, "init_noise_sigma", 1.0)
+        x = (noise * start).contiguous(memory_format=torch.channels_last)
         w = 1.0 if self.w is None else self.w
-        alphas = scheduler.alphas_cumprod[scheduler.timesteps.long()].sqrt().tolist()
-        for timestep, on, alpha in zip(scheduler.timesteps, on_device, alphas, strict=True):
-            model_input = scheduler.scale_model_input(x, timestep)
-            prediction = self.guidance.predict(pair, model_input, on, alpha, conditioning, w)
+        for timestep, on, alpha in zip(schedule.timesteps, on_device, schedule.alphas, strict=True):
+            prediction = self.guidance.predict(pair, x, on, alpha, conditioning, w)
             x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
         return x

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,44 +13,57 @@ from typing import Any
 import torch
 
 from audit.errors import CheckpointError
+from audit.models.families.base import ModelFamily
+from audit.models.families.identify import Family, family_of_dimensions, family_of_shapes
+from audit.models.families.registry import FAMILIES
 from audit.models.safetensors_header import read_header
 
-WEIGHT_FILES = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
+_STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 _LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
-CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt"]
-# The configuration (not the weights) of a single-file Stable Diffusion 1.x comes from here unless one is given.
-DEFAULT_CONFIG = "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
+MAX_INDEX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class BaseModel:
     """The public model a checkpoint started from, in float32 on the CPU.
 
-    ``revision`` identifies the weights: the hub's commit, or a SHA256 of the local files. ``placed`` holds copies
-    of its parts on devices, so that they are made once for all checkpoints.
+    ``revision`` identifies the weights: the hub's commit, or a SHA256 of the local files. ``pipeline`` is diffusers'
+    own, with all its parts. ``placed`` holds copies of parts on devices, so that they are made once for all
+    checkpoints.
     """
 
     name: str
     revision: str
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
-    scheduler: Any
+    architecture: ModelFamily
+    pipeline: Any
     placed: dict[tuple[str, str, torch.dtype], Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def part_on(self, part: str, device: torch.device, dtype: torch.dtype) -> Any:
-        """The network ``part`` in ``dtype`` on ``device``; the float32 one stays on the CPU. All are channels-last."""
-        network = getattr(self, part)
-        if device.type == "cpu" and dtype is torch.float32:
+    @property
+    def family(self) -> Family:
+        """The family of its weights: of two that share a pipeline, the one its sizes show."""
+        family = self.architecture.family
+        if family is Family.sd1:
+            return family_of_dimensions(self.denoiser.config.cross_attention_dim) or family
+        return family
+
+    @property
+    def denoiser(self) -> Any:
+        """The UNet or the transformer."""
+        return self.part(self.architecture.denoiser)
+
+    def part(self, name: str) -> Any:
+        """One of its networks by its component's name; None where this model has none of it."""
+        return getattr(self.pipeline, name)
+
+    def part_on(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
+        """The network ``name`` in ``dtype`` on ``device``; the float32 one stays on the CPU. All are channels-last."""
+        network = self.part(name)
+        if network is None or (device.type == "cpu" and dtype is torch.float32):
             return network
-        key = part, str(device), dtype
+        key = name, str(device), dtype
         if key not in self.placed:
             self.placed[key] = copy.deepcopy(network).to(device, dtype, memory_format=torch.channels_last).eval()
         return self.placed[key]
@@ -78,7 +92,11 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
     if path.is_file():
         return _locate_file(path, config)
     if HUB_ID.fullmatch(source.partition("@")[0]) and not source.startswith((".", "/")):
-        folder = download_snapshot(source, [*CONFIG_FILES, *(f"{part}/*.safetensors" for part in WEIGHT_FILES)])
+        folder = download_snapshot(source, CONFIG_FILES)
+        architecture = _architecture(folder)
+        folder = download_snapshot(
+            source, [*CONFIG_FILES, *(f"{part}/*.safetensors" for part in architecture.networks)]
+        )
         _check_folder(folder)
         return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder)
     raise CheckpointError(
@@ -87,12 +105,14 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
 
 
 def load_base(location: BaseLocation) -> BaseModel:
-    """Load a located base model. Raises CheckpointError where it is not Stable Diffusion 1.x in layout."""
+    """Load a located base model. Raises CheckpointError where it is of no family that can be audited."""
+    from diffusers.utils import logging as diffusers_logging
     from diffusers.utils.logging import disable_progress_bar as quiet_diffusers
     from transformers.utils.logging import disable_progress_bar as quiet_transformers
 
     quiet_diffusers()
     quiet_transformers()
+    diffusers_logging.set_verbosity_error()  # what it warns of (long captions, missing filters) is our own to report
     return _from_file(location) if location.config else _from_folder(location)
 
 
@@ -117,19 +137,40 @@ def _folder_revision(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
-        if path.is_file() and path.suffix in (".safetensors", ".json", ".txt") and len(relative.parts) <= 2:
+        if path.is_file() and path.suffix in (".safetensors", ".json", ".txt", ".model") and len(relative.parts) <= 2:
             digest.update(str(relative).encode() + b"\0")
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
-def _check_folder(folder: Path) -> None:
-    if not (folder / "model_index.json").is_file():
+def _architecture(folder: Path) -> ModelFamily:
+    """The family of the pipeline in ``folder``. Raises CheckpointError for one that cannot be audited."""
+    try:
+        with (folder / "model_index.json").open("rb") as file:
+            index = json.loads(file.read(MAX_INDEX_BYTES))
+        kind = index["_class_name"]
+    except FileNotFoundError:
         raise CheckpointError(
             f"{folder} has no model_index.json: give a folder that save_pretrained() of a pipeline wrote"
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder / 'model_index.json'} is damaged: {str(error)[:200]}") from error
+    if kind not in FAMILIES:
+        raise CheckpointError(
+            f"{folder} is a {str(kind)[:80]}, which cannot be audited: give the text-to-image model of one of "
+            f"{', '.join(FAMILIES)}"
         )
-    for part, stem in WEIGHT_FILES.items():
+    return FAMILIES[kind]
+
+
+def _check_folder(folder: Path) -> None:
+    architecture = _architecture(folder)
+    index = json.loads((folder / "model_index.json").read_bytes())
+    for part in architecture.networks:
+        if index.get(part) in (None, [None, None]):
+            continue  # T5 of Stable Diffusion 3 may be missing; what must not be, diffusers asks for
+        stem = _STEMS.get(part, "model")
         found = sorted((folder / part).glob(f"{stem}*.safetensors"))
         if not found:
             raise CheckpointError(f"{folder / part} has no {stem}.safetensors: only safetensors weights are read")
@@ -137,73 +178,82 @@ def _check_folder(folder: Path) -> None:
             read_header(path)
 
 
-def _from_folder(location: BaseLocation) -> BaseModel:
-    from diffusers import StableDiffusionPipeline
+def _leave_out(architecture: ModelFamily) -> dict[str, Any]:
+    """Parts that only judge or embed pictures are not loaded."""
+    if architecture.family in (Family.sd1, Family.alt):
+        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if architecture.family is Family.sdxl:
+        return {"feature_extractor": None, "add_watermarker": False}
+    return {"feature_extractor": None} if architecture.family is not Family.sd3 else {}
 
-    whole = (location.path / "unet" / "diffusion_pytorch_model.safetensors").is_file()
+
+def _from_folder(location: BaseLocation) -> BaseModel:
+    architecture = _architecture(location.path)
+    folder = location.path / architecture.denoiser
+    whole = bool(list(folder.glob("diffusion_pytorch_model.safetensors*"))) or bool(
+        list(folder.glob("diffusion_pytorch_model-*.safetensors"))
+    )
+    options = {
+        "image_encoder": None,
+        "use_safetensors": True,
+        "local_files_only": True,
+        "variant": None if whole else "fp16",
+        "dtype": torch.float32,
+        **_leave_out(architecture),
+    }
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            location.path,
-            safety_checker=None,
-            feature_extractor=None,
-            image_encoder=None,
-            requires_safety_checker=False,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=None if whole else "fp16",
-            dtype=torch.float32,
-        )
+        pipeline = architecture.load(location.path, options)
     except _LOADING_ERRORS as error:
         raise CheckpointError(
-            f"{location.path} is not a Stable Diffusion model that diffusers loads: {str(error)[:300]}"
+            f"{location.path} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
         ) from error
-    return _base_of(pipeline, location)
+    return _base_of(pipeline, architecture, location)
 
 
 def _locate_file(path: Path, config: str | None) -> BaseLocation:
     header = read_header(path)
     if not any(name.startswith("model.diffusion_model.") for name in header.tensors):
         raise CheckpointError(
-            f"{path} is not a whole single-file Stable Diffusion checkpoint (no model.diffusion_model.* tensors): "
-            "a base model needs the UNet, the VAE and the text encoder"
+            f"{path} is not a whole single-file checkpoint (no model.diffusion_model.* tensors): "
+            "a base model needs the UNet or transformer, the VAE and the text encoders"
         )
-    source = config or DEFAULT_CONFIG
+    family = family_of_shapes(header.tensors)
+    known = {one.family: one.default_config for one in FAMILIES.values()}
+    source = config or known.get(family or Family.sd1)
+    if source is None:
+        raise CheckpointError(f"{path} is of family {family}: name the folder of its configuration with --base-config")
     folder = Path(source) if Path(source).is_dir() else download_snapshot(source, CONFIG_FILES)
     with path.open("rb") as file:
         return BaseLocation(path.name, hashlib.file_digest(file, "sha256").hexdigest(), path, folder)
 
 
 def _from_file(location: BaseLocation) -> BaseModel:
-    from diffusers import StableDiffusionPipeline
+    import diffusers
 
+    assert location.config is not None
+    architecture = _architecture(location.config)
+    if not hasattr(getattr(diffusers, architecture.pipeline), "from_single_file"):
+        raise CheckpointError(f"{location.path}: a {architecture.pipeline} is read from a folder only")
     try:
-        pipeline = StableDiffusionPipeline.from_single_file(
+        pipeline = getattr(diffusers, architecture.pipeline).from_single_file(
             str(location.path),
             config=str(location.config),
             local_files_only=True,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
             dtype=torch.float32,
+            **_leave_out(architecture),
         )
     except _LOADING_ERRORS as error:
         raise CheckpointError(
             f"{location.path} does not load with the configuration in {location.config}: {str(error)[:300]}; "
             "give the matching one with --base-config"
         ) from error
-    return _base_of(pipeline, location)
+    return _base_of(pipeline, architecture, location)
 
 
-def _base_of(pipeline: Any, location: BaseLocation) -> BaseModel:
-    parts = {
-        part: getattr(pipeline, part).requires_grad_(False).to(memory_format=torch.channels_last).eval()
-        for part in WEIGHT_FILES
-    }
-    if parts["unet"].config.in_channels != parts["vae"].config.latent_channels:
-        raise CheckpointError(
-            f"{location.name}: its UNet takes {parts['unet'].config.in_channels} channels, its latents have "
-            f"{parts['vae'].config.latent_channels}: inpainting and other variants cannot be audited"
-        )
-    return BaseModel(
-        location.name, location.revision, tokenizer=pipeline.tokenizer, scheduler=pipeline.scheduler, **parts
-    )
+def _base_of(pipeline: Any, architecture: ModelFamily, location: BaseLocation) -> BaseModel:
+    for part in architecture.networks:
+        network = getattr(pipeline, part)
+        if network is not None:
+            network.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+    architecture.check(pipeline, location.name)
+    return BaseModel(location.name, location.revision, architecture, pipeline)

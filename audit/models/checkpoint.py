@@ -4,33 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
-from enum import StrEnum
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from audit.errors import CheckpointError
-from audit.models.safetensors_header import Header, read_header
-
-
-class Format(StrEnum):
-    """What a checkpoint is, told by the names of its tensors."""
-
-    lora_kohya = "lora-kohya"
-    lora_peft = "lora-peft"
-    unet = "unet"
-    ldm = "ldm"
-    diffusers_folder = "diffusers-folder"
-
-    @property
-    def is_lora(self) -> bool:
-        """Whether it is an adapter to add to the base, not a network of its own."""
-        return self in (Format.lora_kohya, Format.lora_peft)
+from audit.models.formats.detect import Format, detect_format
+from audit.models.formats.scaling import identifying, with_config_beside
+from audit.models.formats.tensors import read_any_header
+from audit.models.safetensors_header import Header
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that has passed the header checks. ``files`` maps a part ("adapter", "unet", "all",
-    "text_encoder") to its file and header.
+    "text_encoder") to its file and header; the further files of a part in several are "unet/2" and so on.
     """
 
     path: Path
@@ -70,9 +58,10 @@ def metadata_json(metadata: dict[str, str], limit: int = 100_000) -> str:
     return json.dumps({key[:200]: value[:share] for key, value in kept.items()}, sort_keys=True)
 
 
-def layout_of(header: Header) -> list[tuple[str, str, tuple[int, ...], int]]:
-    """Name, type, shape and offset of every tensor, sorted."""
-    return sorted((name, info.dtype, info.shape, info.start) for name, info in header.tensors.items())
+def layout_of(header: Header) -> list[object]:
+    """Name, type, shape and offset of every tensor, sorted, and an alpha that only the metadata has."""
+    tensors = sorted((name, info.dtype, info.shape, info.start) for name, info in header.tensors.items())
+    return [*tensors, *identifying(header.metadata)]
 
 
 def identity_of(tensors_sha256: str, layout: object) -> str:
@@ -102,8 +91,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     elif not path.exists():
         raise CheckpointError(f"{path} does not exist: check the path of the checkpoint")
     else:
-        header = read_header(path)
+        header = read_any_header(path)
         kind, part = detect_format(path, header)
+        if kind.is_adapter:
+            header = replace(header, metadata=with_config_beside(path, header.metadata))
         files = {part: (path, header)}
     hashes = {part: hash_file(file, header) for part, (file, header) in files.items()}
     if len(hashes) == 1 and kind is not Format.diffusers_folder:
@@ -118,47 +109,33 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, kind, sha256, tensors, files)
 
 
+_PARTS = {
+    "unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "text_encoder": "model",
+    "text_encoder_2": "model", "text_encoder_3": "model",
+}  # fmt: skip
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
+
+
 def _folder_files(path: Path) -> dict[str, tuple[Path, Header]]:
     files = {}
-    names = {"unet": "diffusion_pytorch_model.safetensors", "text_encoder": "model.safetensors"}
-    for part, name in names.items():
+    for part, stem in _PARTS.items():
         folder = path / part
-        if (folder / name).is_file():
-            files[part] = (folder / name, read_header(folder / name))
-        elif folder.is_dir():
+        if not folder.is_dir():
+            continue
+        found = [folder / f"{stem}.safetensors"] if (folder / f"{stem}.safetensors").is_file() else []
+        found = found or sorted(one for one in folder.glob(f"{stem}-*.safetensors") if _SHARD.search(one.name))
+        if not found:
             raise CheckpointError(
-                f"{folder} has no {name}: only unsharded safetensors weights are read; save the model again "
+                f"{folder} has no {stem}.safetensors: only safetensors weights are read; save the model again "
                 "with safe_serialization=True"
             )
+        for number, one in enumerate(found, start=1):
+            match = _SHARD.search(one.name)
+            if match and int(match[2]) != len(found):
+                raise CheckpointError(f"{folder} has {len(found)} of the {int(match[2])} files of {stem}")
+            files[part if number == 1 else f"{part}/{number}"] = one, read_any_header(one)
     if not files:
-        raise CheckpointError(f"{path} has neither unet/ nor text_encoder/: give the folder save_pretrained() wrote")
-    return files
-
-
-def detect_format(path: Path, header: Header) -> tuple[Format, str]:
-    """The format and the name of its part. Raises CheckpointError for one that cannot be audited yet."""
-    names = header.tensors
-    if any(
-        n.endswith((".hada_w1_a", ".lokr_w1", ".oft_diag", ".oft_blocks", ".diff", ".lora_mid.weight")) for n in names
-    ):
         raise CheckpointError(
-            f"{path} is a LyCORIS file of a kind that cannot be loaded yet (LoHa, LoKr, OFT, CP or full)"
+            f"{path} has none of {', '.join(f'{part}/' for part in _PARTS)}: give the folder save_pretrained() wrote"
         )
-    if any(n.endswith(".dora_scale") or "lora_magnitude_vector" in n for n in names):
-        raise CheckpointError(f"{path} is a DoRA: its magnitude would be dropped, so it cannot be audited yet")
-    if any(n.startswith(("lora_unet_", "lora_te_", "lora_te1_")) and ".lora_down" in n for n in names):
-        return Format.lora_kohya, "adapter"
-    if any(
-        n.startswith(("unet.", "text_encoder.")) and (".lora_A" in n or ".lora.down" in n or "_lora.down" in n)
-        for n in names
-    ):
-        return Format.lora_peft, "adapter"
-    if any(n.startswith("model.diffusion_model.") for n in names):
-        return Format.ldm, "all"
-    if {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"} <= set(names):
-        return Format.unet, "unet"
-    some = ", ".join(repr(n[:60]) for n in list(names)[:3])
-    raise CheckpointError(
-        f"{path} is neither a kohya or PEFT LoRA nor Stable Diffusion weights (tensors such as {some}): "
-        "if it is for another kind of model, it cannot be audited yet"
-    )
+    return files

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from audit.errors import NoEffectError
+from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
-from audit.models.tuning import tuned_networks
+from audit.models.families.base import Condition
+from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
+from audit.models.formats.adapter import Tuned
+from audit.models.formats.parts import sharing_copy
+from audit.models.tuning import tune
+
+EMBEDDED_GUIDANCE = 3.5  # diffusers' default for FLUX.1 dev, and that of most of its trainers
 
 
 @dataclass(frozen=True)
@@ -23,77 +31,133 @@ class Effect:
 
 
 class ModelPair:
-    """A base model and one checkpoint of it, for Stable Diffusion 1.x layouts (UNet, CLIP, AutoencoderKL).
+    """A base model and one checkpoint of it.
 
-    Both UNets are resident once; VAE, tokenizer and whatever the checkpoint leaves alone are shared. On a GPU the
-    networks run in half precision and channels-last, on a CPU in float32. Raises CheckpointError where the
-    checkpoint does not fit and NoEffectError where it changes nothing.
+    Both denoisers are resident, and of both sides only what differs: weights that the checkpoint leaves alone, VAE and
+    tokenizers are shared. On a GPU the networks run in half precision and channels-last, on a CPU in float32.
+    ``resolution`` is the side of the sampled images in pixels, None for the model's own. Raises CheckpointError where
+    the checkpoint does not fit and NoEffectError where it changes nothing.
     """
 
-    def __init__(self, base: BaseModel, checkpoint: Checkpoint, device: str = "cpu", lora_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        checkpoint: Checkpoint,
+        device: str = "cpu",
+        lora_scale: float = 1.0,
+        adapter: str | None = None,
+        resolution: int | None = None,
+        embedded_guidance: float = EMBEDDED_GUIDANCE,
+    ) -> None:
         self.device = torch.device(device)
-        self.dtype = torch.float16 if self.device.type == "cuda" else torch.float32
-        self.scheduler = base.scheduler
-        self.tokenizer = base.tokenizer
-        tuned_unet, tuned_text = tuned_networks(base, checkpoint, lora_scale)
-        weights = _weight_change([(base.unet, tuned_unet), (base.text_encoder, tuned_text)], checkpoint)
-        self.base_unet = base.part_on("unet", self.device, self.dtype)
-        self.tuned_unet = self.base_unet if tuned_unet is base.unet else self._place(tuned_unet)
-        self.base_text = base.part_on("text_encoder", self.device, self.dtype)
-        self.tuned_text = self.base_text if tuned_text is base.text_encoder else self._place(tuned_text)
-        exact = torch.float32 if base.vae.config.force_upcast else self.dtype
-        self.vae = base.part_on("vae", self.device, exact)
+        self.architecture = base.architecture
+        self.dtype = base.architecture.half if self.device.type == "cuda" else torch.float32
+        self.embedded_guidance, self.resolution = embedded_guidance, resolution
+        self.scheduler = base.pipeline.scheduler
+        self.warnings = family_warnings(checkpoint, base)
+        tuned = tune(base, checkpoint, lora_scale, adapter)
+        self.warnings += tuned.warnings
+        self.changes, self.tokens = tuned.changes, sorted(tuned.embeddings)
+        weights = _weight_change(base, tuned, checkpoint)
+        self.base = self._base_side(base)
+        self.tuned = self._tuned_side(base, tuned, checkpoint)
+        self.vae = self.base.vae
+        self._check_resolution(base.name)
         # six digits: the last bits of a norm depend on threads and memory layout, and an audit is to repeat exactly
         self.effect = Effect(float(f"{weights:.6g}"), float(f"{self._prediction_change(checkpoint):.6g}"))
 
-    def _place(self, network: Any) -> Any:
-        return network.to(self.device, self.dtype, memory_format=torch.channels_last).eval()
+    def _base_side(self, base: BaseModel) -> Any:
+        side = copy.copy(base.pipeline)
+        for part in base.architecture.networks:
+            exact = part == "vae" and base.pipeline.vae.config.force_upcast
+            setattr(side, part, base.part_on(part, self.device, torch.float32 if exact else self.dtype))
+        return side
+
+    def _tuned_side(self, base: BaseModel, tuned: Tuned, checkpoint: Checkpoint) -> Any:
+        side = copy.copy(self.base)
+        on_base = self.device.type == "cpu" and self.dtype is torch.float32
+        for part, network in tuned.networks.items():
+            placed = network if on_base else self._placed(base.part(part), getattr(self.base, part), network)
+            setattr(side, part, placed.requires_grad_(False).eval())
+        if tuned.embeddings:
+            self._add_tokens(side, tuned, checkpoint)
+        return side
+
+    def _placed(self, before: Any, on_device: Any, after: Any) -> Any:
+        """``after`` on the device; what it shares with ``before`` it shares with ``on_device`` there."""
+        copied = sharing_copy(on_device)
+        originals = dict(before.named_parameters())
+        for name, parameter in after.named_parameters():
+            if originals.get(name) is not parameter:
+                owner = copied.get_submodule(name.rpartition(".")[0])
+                layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
+                placed = parameter.to(self.device, self.dtype, memory_format=layout)
+                setattr(owner, name.rpartition(".")[2], torch.nn.Parameter(placed, requires_grad=False))
+        return copied
+
+    def _add_tokens(self, side: Any, tuned: Tuned, checkpoint: Checkpoint) -> None:
+        """Textual inversion by diffusers, on copies of the tokenizers and encoders."""
+        if not hasattr(side, "load_textual_inversion"):
+            raise CheckpointError(f"{checkpoint.path} brings tokens, which this family's models cannot take up")
+        pairs = dict(zip(self.architecture.encoders, self.architecture.tokenizers, strict=True))
+        for encoder in {name for vectors in tuned.embeddings.values() for name in vectors}:
+            setattr(side, encoder, sharing_copy(getattr(side, encoder)))
+            setattr(side, pairs[encoder], copy.deepcopy(getattr(side, pairs[encoder])))
+        for token, by_encoder in tuned.embeddings.items():
+            for encoder, vectors in by_encoder.items():
+                try:
+                    side.load_textual_inversion(
+                        {token: vectors}, token=token,
+                        tokenizer=getattr(side, pairs[encoder]), text_encoder=getattr(side, encoder),
+                    )  # fmt: skip
+                except (ValueError, RuntimeError, TypeError, KeyError) as error:
+                    raise CheckpointError(f"{checkpoint.path}: its token cannot be added: {str(error)[:200]}") from error
+
+    def _check_resolution(self, name: str) -> None:
+        if self.resolution is None:
+            return
+        unit = 2 * self.base.vae_scale_factor
+        if self.resolution % unit or not unit <= self.resolution <= 4096:
+            raise CheckpointError(f"{name} samples sides from {unit} to 4096 that are multiples of {unit} pixels")
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of one image's latents."""
-        config = self.base_unet.config
-        size = config.sample_size
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        return config.in_channels, height, width
+        return self.architecture.latent_shape(self.base, self.resolution)
 
     @property
     def prediction_type(self) -> str:
-        """What the UNet answers: "epsilon", "v_prediction" or "sample"."""
-        return self.scheduler.config.prediction_type
+        """What the denoiser answers: "epsilon", "v_prediction", "sample", or "flow_prediction"."""
+        return "flow_prediction" if self.architecture.flow else self.scheduler.config.prediction_type
 
     @property
     def caption_tokens(self) -> int:
         """Tokens the text encoder reads, its start and end token included."""
-        return min(self.tokenizer.model_max_length, self.base_text.config.max_position_embeddings)
+        return self.architecture.caption_tokens(self.base)
 
     def is_truncated(self, caption: str) -> bool:
         """Whether the text encoder sees only the beginning of ``caption``."""
-        return len(self.tokenizer(caption).input_ids) > self.caption_tokens
+        return self.architecture.is_truncated(self.tuned, caption)
 
     @torch.inference_mode()
-    def encode(self, captions: list[str], tuned: bool) -> torch.Tensor:
-        """Text states [N, tokens, width] of ``captions`` by the fine-tuned or the base text encoder."""
-        tokens = self.tokenizer(
-            captions, padding="max_length", truncation=True, max_length=self.caption_tokens, return_tensors="pt"
-        ).input_ids.to(self.device)
-        encoder = self.tuned_text if tuned else self.base_text
-        return encoder(tokens)[0].to(self.dtype)
+    def encode(self, captions: Sequence[str], tuned: bool) -> Condition:
+        """The condition of ``captions`` by the fine-tuned or the base text encoders."""
+        side = self.tuned if tuned else self.base
+        return self.architecture.encode(side, list(captions), self.device).to(self.dtype)
 
-    def predict_base(self, latents: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def predict_base(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The base's prediction [N, C, H, W] at one timestep (0-dim)."""
-        return self.base_unet(latents, timestep, encoder_hidden_states=states, return_dict=False)[0]
+        return self.architecture.predict(self.base, latents, timestep, condition, self.embedded_guidance)
 
-    def predict_tuned(self, latents: torch.Tensor, timestep: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    def predict_tuned(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The fine-tuned model's prediction [N, C, H, W] at one timestep (0-dim)."""
-        return self.tuned_unet(latents, timestep, encoder_hidden_states=states, return_dict=False)[0]
+        return self.architecture.predict(self.tuned, latents, timestep, condition, self.embedded_guidance)
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
         """uint8 [N, H, W, 3] of latents, rounded as diffusers' VaeImageProcessor does."""
-        config = self.vae.config
-        scaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        pixels = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0]
+        mean, deviation = self._latent_statistics()
+        pixels = self.vae.decode((latents * deviation + mean).to(self.vae.dtype), return_dict=False)[0]
         if not torch.isfinite(pixels).all():
             raise FloatingPointError("the decoded images are not finite")
         unit = (pixels.float() / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
@@ -104,28 +168,41 @@ class ModelPair:
         """uint8 [N, H, W, 3] through the codec and back: the best that any extraction can reach."""
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, self.vae.dtype).div(127.5).sub(1)
         latents = self.vae.encode(pixels).latent_dist.mean
+        mean, deviation = self._latent_statistics()
+        return self.decode((latents - mean) / deviation)
+
+    def _latent_statistics(self) -> tuple[Any, Any]:
+        """What the VAE's latents are shifted and scaled by: numbers, or one a channel [1, C, 1, 1]."""
         config = self.vae.config
-        return self.decode((latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor)
+        mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is None or deviation is None:
+            return getattr(config, "shift_factor", None) or 0.0, 1 / config.scaling_factor
+        mean, deviation = (torch.tensor(one, device=self.device).view(1, -1, 1, 1) for one in (mean, deviation))
+        return mean, deviation / config.scaling_factor
 
     @torch.inference_mode()
     def _prediction_change(self, checkpoint: Checkpoint) -> float:
-        """Relative change of the prediction, as v, on seeded noise at a middle timestep, with the empty caption.
+        """Relative change of the prediction, as v, on seeded noise at a middle timestep, with the family's probe (the empty caption but
+        for SDXL).
 
         As v, so that models that predict eps or x_0 have comparable numbers: v = (eps - sigma x_t) / alpha, and
-        v = (alpha x_t - x_0) / sigma (Salimans and Ho, arXiv 2202.00512).
+        v = (alpha x_t - x_0) / sigma (Salimans and Ho, arXiv 2202.00512). A flow model's velocity is taken as it is.
+        A file with tokens of its own is asked with them: they may be all it changes.
         """
         noise = torch.randn(2, *self.latent_shape, generator=torch.Generator().manual_seed(0))
         latents = noise.to(self.device, self.dtype)
         steps = self.scheduler.config.num_train_timesteps
         timestep = torch.tensor(steps // 2, device=self.device)
-        base = self.predict_base(latents, timestep, self.encode([""] * 2, tuned=False)).float()
-        tuned = self.predict_tuned(latents, timestep, self.encode([""] * 2, tuned=True)).float()
-        alpha = float(self.scheduler.alphas_cumprod[steps // 2]) ** 0.5
-        sigma = (1 - alpha**2) ** 0.5
-        if self.prediction_type == "epsilon":
-            base, tuned = ((eps - sigma * latents.float()) / alpha for eps in (base, tuned))
-        elif self.prediction_type == "sample":
-            base, tuned = ((alpha * latents.float() - x0) / sigma for x0 in (base, tuned))
+        captions = [" ".join(self.tokens) or self.architecture.probe] * 2
+        base = self.predict_base(latents, timestep, self.encode(captions, tuned=False)).float()
+        tuned = self.predict_tuned(latents, timestep, self.encode(captions, tuned=True)).float()
+        if self.prediction_type in ("epsilon", "sample"):
+            alpha = float(self.scheduler.alphas_cumprod[steps // 2]) ** 0.5
+            sigma = (1 - alpha**2) ** 0.5
+            if self.prediction_type == "epsilon":
+                base, tuned = ((eps - sigma * latents.float()) / alpha for eps in (base, tuned))
+            else:
+                base, tuned = ((alpha * latents.float() - x0) / sigma for x0 in (base, tuned))
         change = float((tuned - base).norm() / base.norm().clamp(min=1e-12))
         if not change > 1e-6:
             raise NoEffectError(
@@ -134,26 +211,35 @@ class ModelPair:
         return change
 
 
-def _weight_change(networks: list[tuple[Any, Any]], checkpoint: Checkpoint) -> float:
-    """Norm of tuned minus base over norm of base; NoEffectError where nothing but rounding differs."""
-    changed = 0.0
-    total = 0.0
-    differs = False
-    for base, tuned in networks:
-        after = tuned.state_dict()
-        for name, before in base.state_dict().items():
-            total += float(before.double().square().sum())
-            if tuned is base:
-                continue
-            changed += float((after[name].double() - before.double()).square().sum())
-            same_in_half = torch.equal(after[name].half(), before.half())
-            differs |= not (same_in_half or torch.equal(after[name].bfloat16(), before.bfloat16()))
-    weights = (changed / max(total, 1e-12)) ** 0.5
+def _weight_change(base: BaseModel, tuned: Tuned, checkpoint: Checkpoint) -> float:
+    """Norm of tuned minus base over norm of base; NoEffectError where nothing differs."""
+    total = sum(
+        float(parameter.double().square().sum())
+        for part in base.architecture.networks
+        if part != "vae" and base.part(part) is not None
+        for parameter in base.part(part).parameters()
+    )
+    weights = (sum(change.norm**2 for change in tuned.changes) / max(total, 1e-12)) ** 0.5
     if not np.isfinite(weights):
         raise NoEffectError(f"{checkpoint.path} holds weights that are not finite: the file is broken")
-    if not (weights > 0 and (differs or checkpoint.format.is_lora)):
+    if not weights > 0 and not tuned.embeddings:
         raise NoEffectError(
             f"{checkpoint.path} has the same weights as the base model: nothing was fine-tuned, or the file is an "
             "adapter whose weights are all zero; there is nothing to extract"
         )
     return weights
+
+
+def family_warnings(checkpoint: Checkpoint, base: BaseModel) -> list[str]:
+    """Where shapes, metadata and the base name different families: the base that was given holds, and it is said."""
+    headers = [header for _, header in checkpoint.files.values()]
+    shapes = next((found for header in headers if (found := family_of_shapes(header.tensors))), None)
+    names = ("modelspec.architecture", "ss_base_model_version")
+    claims = [family_of_name(checkpoint.metadata[name]) for name in names if name in checkpoint.metadata]
+    claimed = next((claim for claim in claims if claim is not Family.other), None)
+    warnings = []
+    if shapes and not agree(shapes, base.family):
+        warnings.append(f"its shapes are those of family {shapes}, the base is of family {base.family}")
+    if shapes and claimed and not agree(shapes, claimed):
+        warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
+    return warnings

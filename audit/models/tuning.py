@@ -1,119 +1,62 @@
-"""Apply a checkpoint to copies of the base's networks, and account for every tensor of it."""
+"""Apply a checkpoint to a base model: its networks, changed, and an account of every tensor of the file."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
+from safetensors import SafetensorError
 
 from audit.errors import CheckpointError
 from audit.models.base import BaseModel
-from audit.models.checkpoint import Checkpoint, Format
+from audit.models.checkpoint import Checkpoint
+from audit.models.formats.adapter import Tuned, apply_adapter, shown
+from audit.models.formats.detect import Format
+from audit.models.formats.tensors import Tensors
+from audit.models.formats.weights import apply_weights
 
-_ADAPTER = "audited"
+MAX_UNUSED_SHARE = 0.01  # of the squared norm of all that the file holds
+_ERRORS = (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeError, SafetensorError, MemoryError)
 
 
-def tuned_networks(base: BaseModel, checkpoint: Checkpoint, lora_scale: float = 1.0) -> tuple[Any, Any]:
-    """The fine-tuned (UNet, text encoder) in float32; a network the checkpoint does not touch is the base's own.
+def tune(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0, adapter: str | None = None) -> Tuned:
+    """What ``checkpoint`` makes of ``base``, in float32 on the CPU; what it does not touch is not copied.
 
-    Raises CheckpointError where a tensor of the file has no place in the base: another family, or a broken file.
+    Raises CheckpointError where tensors do not fit the base, or where more than 1 % of the file would be without
+    effect: an audit of the rest would report "nothing found" of a model that nobody has run.
     """
+    hint = "check that --base is what it was trained on"
     try:
-        if checkpoint.format.is_lora:
-            return _with_adapter(base, checkpoint, lora_scale)
-        return _with_weights(base, checkpoint)
-    except (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeError) as error:
+        tuned = _tune(base, checkpoint, strength, adapter)
+    except _ERRORS as error:
         raise CheckpointError(
-            f"{checkpoint.path} does not fit the base model {base.name}: {str(error)[:300]}; "
-            "check that --base is what it was trained on"
+            f"{checkpoint.path} does not fit the base model {base.name}: {str(error)[:300]}; {hint}"
         ) from error
-
-
-def _with_adapter(base: BaseModel, checkpoint: Checkpoint, scale: float) -> tuple[Any, Any]:
-    from diffusers import StableDiffusionPipeline
-
-    path, _ = checkpoint.files["adapter"]
-    state, alphas = StableDiffusionPipeline.lora_state_dict(load_file(path))
-    parts = {}
-    used = 0
-    for part, network in (("unet", base.unet), ("text_encoder", base.text_encoder)):
-        keys = [name for name in state if name.startswith(f"{part}.")]
-        if not keys:
-            parts[part] = network
-            continue
-        tuned = copy.deepcopy(network)
-        load = getattr(StableDiffusionPipeline, f"load_lora_into_{part}")
-        extra = {"prefix": part} if part == "text_encoder" else {}
-        load(dict(state), network_alphas=dict(alphas or {}), **{part: tuned}, adapter_name=_ADAPTER, **extra)
-        layers = [module for module in tuned.modules() if _ADAPTER in getattr(module, "lora_A", {})]
-        used += len(layers)
-        for layer in layers:
-            layer.set_scale(_ADAPTER, scale)
-            layer.merge(safe_merge=True, adapter_names=[_ADAPTER])
-        parts[part] = _without_adapter(tuned)
-    declared = sum(name.endswith((".lora_down.weight", ".lora_A.weight", ".lora.down.weight", "_lora.down.weight"))
-                   for name in checkpoint.files["adapter"][1].tensors)  # fmt: skip
-    if used != declared:
+    if tuned.unused_share > MAX_UNUSED_SHARE:
         raise CheckpointError(
-            f"{checkpoint.path}: {declared - used} of its {declared} layers have no place in {base.name}; an audit of "
-            "the rest would be misleading, so check that --base is what it was trained on"
+            f"{checkpoint.path}: {len(tuned.unused)} of its tensors have no place in {base.name} "
+            f"({tuned.unused_share:.0%} of its weight; {shown(tuned.unused)}); an audit of the rest would be "
+            f"misleading, so {hint}"
         )
-    return parts["unet"], parts["text_encoder"]
+    if tuned.unused:
+        tuned.warnings.append(f"{len(tuned.unused)} tensors of the file have no effect: {shown(tuned.unused)}")
+    return tuned
 
 
-def _without_adapter(network: Any) -> Any:
-    """Replace peft's wrapped layers by their merged base layers: nothing of the adapter runs while sampling."""
-    for name, module in list(network.named_modules()):
-        if _ADAPTER in getattr(module, "lora_A", {}):
-            parent = network.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], module.get_base_layer())
-    if hasattr(network, "peft_config"):
-        del network.peft_config
-        network._hf_peft_config_loaded = False
-    return network.requires_grad_(False).eval()
-
-
-def _with_weights(base: BaseModel, checkpoint: Checkpoint) -> tuple[Any, Any]:
-    parts = {"unet": base.unet, "text_encoder": base.text_encoder}
-    for part, state in _full_states(base, checkpoint).items():
-        network = copy.deepcopy(parts[part])
-        missing, unexpected = network.load_state_dict(state, strict=False)
-        missing = [name for name in missing if not name.endswith("position_ids")]
-        unexpected = [name for name in unexpected if not name.endswith("position_ids")]
-        if missing or unexpected:
-            raise CheckpointError(
-                f"{checkpoint.path}: its {part} does not fit {base.name} ({len(missing)} tensors missing, "
-                f"{len(unexpected)} unknown, such as {(missing + unexpected)[0][:80]!r}); "
-                "check that --base is what it was trained on"
-            )
-        parts[part] = network.requires_grad_(False).eval()
-    return parts["unet"], parts["text_encoder"]
-
-
-def _full_states(base: BaseModel, checkpoint: Checkpoint) -> dict[str, dict[str, torch.Tensor]]:
-    """State dictionaries under diffusers' names, of the parts the checkpoint has."""
-    from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_ldm_unet_checkpoint
-
-    if checkpoint.format is not Format.ldm:
-        return {
-            part: {
-                _modern_clip_name(name, base) if part == "text_encoder" else name: tensor
-                for name, tensor in load_file(path).items()
-            }
-            for part, (path, _) in checkpoint.files.items()
-        }
-    state = load_file(checkpoint.files["all"][0])
-    found = {"unet": convert_ldm_unet_checkpoint(dict(state), dict(base.unet.config))}
-    if any(name.startswith("cond_stage_model.") for name in state):
-        clip = convert_ldm_clip_checkpoint(state)
-        found["text_encoder"] = {_modern_clip_name(name, base): tensor for name, tensor in clip.items()}
-    return found
-
-
-def _modern_clip_name(name: str, base: BaseModel) -> str:
-    """Older files nest CLIP's text weights under ``text_model.``; which one the installed transformers has differs."""
-    nested = any(key.startswith("text_model.") for key in base.text_encoder.state_dict())
-    bare = name.removeprefix("text_model.")
-    return f"text_model.{bare}" if nested else bare
+def _tune(base: BaseModel, checkpoint: Checkpoint, strength: float, adapter: str | None) -> Tuned:
+    if checkpoint.format.is_adapter:
+        with Tensors(list(checkpoint.files.values())) as tensors:
+            return apply_adapter(base, tensors, checkpoint.metadata, strength, adapter, checkpoint.path.stem)
+    whole = Tuned()
+    parts: dict[str, list[str]] = {}
+    for name in checkpoint.files:
+        parts.setdefault(name.partition("/")[0], []).append(name)
+    for part, names in parts.items():
+        component = None if checkpoint.format is Format.ldm else part
+        if component and (component not in base.architecture.networks or base.part(component) is None):
+            raise ValueError(f"the base has no {component}")
+        with Tensors([checkpoint.files[name] for name in names]) as tensors:
+            found = apply_weights(base, tensors, component)
+        whole.networks |= found.networks
+        whole.changes += found.changes
+        whole.unused += found.unused
+        whole.warnings += found.warnings
+        whole.unused_share = max(whole.unused_share, found.unused_share)
+    return whole

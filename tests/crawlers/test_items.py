@@ -18,7 +18,7 @@ from audit.extraction.captions import (
     rank_captions,
     training_image_claims,
 )
-from audit.models.family import Family, family_of_name, family_of_shapes
+from audit.models.families.identify import Family, family_of_name, family_of_shapes
 from audit.models.safetensors_header import Header, TensorInfo
 from crawlers.items import Claim, Item, clean_name, conclude, count_in_prose, hex_of, time_of
 

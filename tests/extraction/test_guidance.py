@@ -67,13 +67,13 @@ def test_a_step_costs_what_it_declares_and_encodes_no_text(
 ) -> None:
     sampler = Sampler(kohya_pair, guidance, [CAPTION], Solver.ddim, steps=3)
     evaluated = []
-    networks = {kohya_pair.base_unet, kohya_pair.tuned_unet}
+    networks = {kohya_pair.base.unet, kohya_pair.tuned.unet}
     hooks = [n.register_forward_pre_hook(lambda module, inputs: evaluated.append(len(inputs[0]))) for n in networks]
 
     def refuse(*_: object) -> None:
         raise AssertionError("text was encoded within the loop")
 
-    hooks += [kohya_pair.tuned_text.register_forward_pre_hook(refuse)]
+    hooks += [kohya_pair.tuned.text_encoder.register_forward_pre_hook(refuse)]
     try:
         sampler.latents([0, 1, 2, 3])
     finally:

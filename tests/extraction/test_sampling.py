@@ -10,7 +10,7 @@ from diffusers import StableDiffusionPipeline
 from audit.config import Solver
 from audit.errors import SamplingError
 from audit.extraction.guidance import ClassifierFree, Direct, Guidance, ModelGuidance
-from audit.extraction.sampling import Sampler, make_scheduler
+from audit.extraction.sampling import Sampler, make_schedule
 from audit.models.pair import ModelPair
 from tests.conftest import CAPTION
 
@@ -23,10 +23,10 @@ def test_direct_and_cfg_are_the_images_of_diffusers_pipeline(
     sampler = Sampler(kohya_pair, guidance, [CAPTION], solver, steps=8, w=scale)
     pipeline = StableDiffusionPipeline(
         vae=kohya_pair.vae,
-        text_encoder=kohya_pair.tuned_text,
-        tokenizer=kohya_pair.tokenizer,
-        unet=kohya_pair.tuned_unet,
-        scheduler=make_scheduler(kohya_pair, solver),
+        text_encoder=kohya_pair.tuned.text_encoder,
+        tokenizer=kohya_pair.tuned.tokenizer,
+        unet=kohya_pair.tuned.unet,
+        scheduler=make_schedule(kohya_pair, solver, 4).scheduler,
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -74,7 +74,7 @@ def test_when_memory_runs_out_the_batch_is_halved(kohya_pair: ModelPair) -> None
 
     sampler = Sampler(kohya_pair, Direct(), [CAPTION], steps=2, batch_size=8)
     unlimited = np.concatenate([batch.images for batch in sampler.batches(range(5))])
-    hook = kohya_pair.tuned_unet.register_forward_pre_hook(limited)
+    hook = kohya_pair.tuned.unet.register_forward_pre_hook(limited)
     try:
         batches = list(sampler.batches(range(5)))
     finally:
@@ -87,7 +87,7 @@ def test_memory_for_not_one_image_is_a_clear_error(kohya_pair: ModelPair) -> Non
     def refuse(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    hook = kohya_pair.tuned_unet.register_forward_pre_hook(refuse)
+    hook = kohya_pair.tuned.unet.register_forward_pre_hook(refuse)
     try:
         with pytest.raises(SamplingError, match="not one image fits"):
             list(Sampler(kohya_pair, Direct(), [CAPTION], steps=2).batches([0]))
@@ -104,7 +104,7 @@ def test_another_error_of_the_network_is_not_taken_for_memory(kohya_pair: ModelP
     def fail(*_: object) -> None:
         raise RuntimeError("shapes do not fit")
 
-    hook = kohya_pair.tuned_unet.register_forward_pre_hook(fail)
+    hook = kohya_pair.tuned.unet.register_forward_pre_hook(fail)
     try:
         with pytest.raises(RuntimeError, match="shapes"):
             list(Sampler(kohya_pair, Direct(), [CAPTION], steps=2).batches([0]))

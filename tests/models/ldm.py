@@ -73,7 +73,7 @@ def to_ldm(base: BaseModel) -> dict[str, torch.Tensor]:
     """The whole model as one state dictionary, contiguous."""
     text = {
         f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}": tensor
-        for name, tensor in base.text_encoder.state_dict().items()
+        for name, tensor in base.part("text_encoder").state_dict().items()
     }
-    parts = {**unet_to_ldm(base.unet.state_dict()), **_vae_to_ldm(base.vae.state_dict()), **text}
+    parts = {**unet_to_ldm(base.denoiser.state_dict()), **_vae_to_ldm(base.pipeline.vae.state_dict()), **text}
     return {name: tensor.clone().contiguous() for name, tensor in parts.items()}

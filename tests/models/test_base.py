@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def same_weights(first: BaseModel, second: BaseModel) -> bool:
-    pairs = [(getattr(first, part), getattr(second, part)) for part in ("unet", "vae", "text_encoder")]
+    pairs = [(first.part(part), second.part(part)) for part in ("unet", "vae", "text_encoder")]
     return all(torch.equal(tensor, b.state_dict()[name]) for a, b in pairs for name, tensor in a.state_dict().items())
 
 

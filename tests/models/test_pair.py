@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,24 +16,30 @@ from safetensors.torch import load_file, save_file
 
 from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel
-from audit.models.checkpoint import open_checkpoint
+from audit.models.checkpoint import Checkpoint, open_checkpoint
 from audit.models.pair import ModelPair
-from audit.models.tuning import tuned_networks
+from audit.models.tuning import tune
 from tests.conftest import BASE, DREAMBOOTH, KOHYA, PEFT
 from tests.models.ldm import unet_to_ldm
+
+
+def tuned_networks(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0) -> tuple[Any, Any]:
+    """UNet and text encoder; the base's own where the checkpoint leaves them alone."""
+    networks = tune(base, checkpoint, strength).networks
+    return networks.get("unet", base.denoiser), networks.get("text_encoder", base.part("text_encoder"))
 
 
 def kohya_deltas(path: Path, base: BaseModel) -> dict[str, torch.Tensor]:
     """up @ down * alpha / rank in float64, by module name: the definition, without any library."""
     state = load_file(path)
-    modules = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in base.unet.named_modules()}
+    modules = {f"lora_unet_{name.replace('.', '_')}": name for name, _ in base.denoiser.named_modules()}
     deltas = {}
     for key in (name for name in state if name.endswith(".lora_down.weight")):
         stem = key.removesuffix(".lora_down.weight")
         down, up = state[key].double(), state[f"{stem}.lora_up.weight"].double()
         scale = state[f"{stem}.alpha"].double() / len(down)
         deltas[modules[stem]] = (up.flatten(1) @ down.flatten(1) * scale).reshape(
-            base.unet.get_submodule(modules[stem]).weight.shape
+            base.denoiser.get_submodule(modules[stem]).weight.shape
         )
     return deltas
 
@@ -42,12 +49,12 @@ def test_a_kohya_lora_adds_up_times_down_times_alpha_over_rank(base: BaseModel, 
     unet, text = tuned_networks(base, open_checkpoint(KOHYA), scale)
     deltas = kohya_deltas(KOHYA, base)
     assert len(deltas) > 40
-    for name, module in base.unet.named_modules():
+    for name, module in base.denoiser.named_modules():
         if getattr(module, "weight", None) is None:
             continue
         change = unet.get_submodule(name).weight.double() - module.weight.double()
         torch.testing.assert_close(change, deltas.get(name, torch.zeros_like(change)) * scale, atol=1e-5, rtol=0)
-    assert text is base.text_encoder
+    assert text is base.part("text_encoder")
 
 
 def test_alpha_scales_the_delta(base: BaseModel, tmp_path: Path) -> None:
@@ -74,7 +81,7 @@ def test_a_peft_lora_predicts_as_diffusers_own_pipeline_with_it(base: BaseModel)
 def test_a_text_encoder_lora_reaches_the_text_encoder(base: BaseModel, tmp_path: Path) -> None:
     import copy
 
-    encoder = copy.deepcopy(base.text_encoder)
+    encoder = copy.deepcopy(base.part("text_encoder"))
     encoder.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights=False, target_modules=["q_proj", "v_proj"]))
     StableDiffusionPipeline.save_lora_weights(
         tmp_path, text_encoder_lora_layers=get_peft_model_state_dict(encoder), safe_serialization=True
@@ -83,8 +90,8 @@ def test_a_text_encoder_lora_reaches_the_text_encoder(base: BaseModel, tmp_path:
     tokens = torch.arange(32)[None]
     with torch.inference_mode():
         torch.testing.assert_close(text(tokens)[0], encoder(tokens)[0], atol=1e-5, rtol=1e-5)
-        assert not torch.allclose(text(tokens)[0], base.text_encoder(tokens)[0], atol=1e-3)
-    assert unet is base.unet
+        assert not torch.allclose(text(tokens)[0], base.part("text_encoder")(tokens)[0], atol=1e-3)
+    assert unet is base.denoiser
 
 
 def test_dreambooth_is_the_same_from_a_folder_a_unet_file_and_an_original_layout_file(
@@ -114,19 +121,27 @@ def test_an_adapter_of_zeros_is_refused(base: BaseModel, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_base_itself_in_any_precision_is_refused(base: BaseModel, tmp_path: Path, kind: torch.dtype) -> None:
-    save_file({n: t.to(kind).contiguous() for n, t in base.unet.state_dict().items()}, tmp_path / "unet.safetensors")
+    save_file({n: t.to(kind).contiguous() for n, t in base.denoiser.state_dict().items()}, tmp_path / "unet.safetensors")
     with pytest.raises(NoEffectError, match="same weights"):
         ModelPair(base, open_checkpoint(tmp_path / "unet.safetensors"))
 
 
 def test_layers_without_a_place_in_the_base_are_refused(base: BaseModel, tmp_path: Path) -> None:
+    """A share of the weight over 1 % fails the audit; a smaller one is named in its warnings."""
     state = load_file(KOHYA)
-    for part in ("lora_down.weight", "lora_up.weight", "alpha"):
-        key = next(n for n in state if n.endswith(f"down_blocks_1_attentions_0_proj_in.{part}"))
-        state[key.replace("down_blocks_1", "down_blocks_7")] = state[key]
-    save_file({n: t.clone() for n, t in state.items()}, tmp_path / "f.safetensors")
-    with pytest.raises(CheckpointError, match=r"no place|does not fit"):
+    moved = {name.replace("down_blocks_1", "down_blocks_7"): tensor for name, tensor in state.items()}
+    save_file(moved, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError, match="no place in base"):
         ModelPair(base, open_checkpoint(tmp_path / "f.safetensors"))
+    small = {
+        name.replace("down_blocks_1", "down_blocks_7"): tensor * (0.1 if name.endswith("lora_up.weight") else 1)
+        for name, tensor in state.items()
+        if "down_blocks_1_attentions_0_proj_in" in name
+    }
+    save_file(state | small, tmp_path / "g.safetensors")
+    pair = ModelPair(base, open_checkpoint(tmp_path / "g.safetensors"))
+    assert len(pair.warnings) == 1
+    assert "3 tensors of the file have no effect: lora_unet_down_blocks_7" in pair.warnings[0]
 
 
 def test_shapes_of_another_family_are_refused(base: BaseModel, tmp_path: Path) -> None:

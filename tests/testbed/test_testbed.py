@@ -117,7 +117,7 @@ def test_the_codec_keeps_the_pictures_of_every_set(base: BaseModel, nano: Descri
     for few_shot in SETS:
         images = load_set(few_shot.name, "train")
         with torch.no_grad():
-            decoded = base.vae.decode(encode_all(base.vae, torch.from_numpy(images))).sample
+            decoded = base.pipeline.vae.decode(encode_all(base.pipeline.vae, torch.from_numpy(images))).sample
         back = ((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
         assert (nano.describe(images) * nano.describe(back)).sum(1).mean() > 0.9
 

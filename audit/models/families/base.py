@@ -1,0 +1,120 @@
+"""What a model family has to know: how to encode captions, predict and size latents. Everything else is shared."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from audit.models.families.identify import Family
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch is conditioned on: text states [N, tokens, width], and what some families have besides.
+
+    ``pooled`` [N, width]: the caption as one vector; ``mask`` [N, tokens]: which states count.
+    """
+
+    states: torch.Tensor
+    pooled: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    def select(self, rows: torch.Tensor) -> Condition:
+        """The conditions of captions ``rows`` (int64 [M])."""
+        return Condition(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
+
+    def then(self, other: Condition) -> Condition:
+        """These conditions and ``other``'s behind them, as one batch."""
+        pairs = zip(self._parts(), other._parts(), strict=True)
+        joined = [None if a is None or b is None else torch.cat([a, b]) for a, b in pairs]
+        return Condition(*joined)  # type: ignore[arg-type]
+
+    def to(self, dtype: torch.dtype) -> Condition:
+        """In ``dtype``; the mask stays as it is."""
+        pooled = None if self.pooled is None else self.pooled.to(dtype)
+        return Condition(self.states.to(dtype), pooled, self.mask)
+
+    def _parts(self) -> tuple[torch.Tensor | None, ...]:
+        return self.states, self.pooled, self.mask
+
+
+class ModelFamily(ABC):
+    """One architecture. ``pipeline`` is the name of its diffusers pipeline class; ``encoders`` its text encoders.
+
+    ``encoder_names`` says which encoder a file's te1, te2 and te3 are. A family with ``flow`` predicts the velocity
+    eps - x_0 at x_t = (1 - t) x_0 + t eps; the others predict what their scheduler's configuration says.
+    """
+
+    family: ClassVar[Family]
+    pipeline: ClassVar[str]
+    denoiser: ClassVar[str] = "unet"
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    encoder_names: ClassVar[Mapping[str, str]] = {"te1": "text_encoder"}
+    flow: ClassVar[bool] = False
+    half: ClassVar[torch.dtype] = torch.float16
+    default_config: ClassVar[str | None] = None
+    probe: ClassVar[str] = ""  # the caption with which the change of the prediction is measured
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The pipeline's components that have weights."""
+        return (self.denoiser, *self.encoders, "vae")
+
+    def check(self, pipeline: Any, name: str) -> None:
+        """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""
+
+    def load(self, folder: Path, options: dict[str, Any]) -> Any:
+        """The pipeline that save_pretrained() wrote into ``folder``; raises what diffusers raises."""
+        import diffusers
+
+        return getattr(diffusers, self.pipeline).from_pretrained(folder, **options)
+
+    @abstractmethod
+    def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
+        """The condition of ``captions`` by the pipeline's text encoders."""
+
+    @abstractmethod
+    def predict(
+        self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
+    ) -> torch.Tensor:
+        """The denoiser's answer [N, C, H, W] at one timestep (0-dim).
+
+        ``embedded`` is the guidance weight that guidance-distilled models take as an input.
+        """
+
+    def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, int, int]:
+        """Channels, height and width of one image's latents, of ``resolution`` pixels or the model's own size."""
+        config = getattr(pipeline, self.denoiser).config
+        if resolution is not None:
+            side = resolution // pipeline.vae_scale_factor
+            return config.in_channels, side, side
+        size = config.sample_size
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return config.in_channels, height, width
+
+    def caption_tokens(self, pipeline: Any) -> int:
+        """Tokens that the encoder with the longest sight reads, its start and end token included."""
+        return max(
+            min(getattr(pipeline, tokenizer).model_max_length, self._positions(getattr(pipeline, encoder)))
+            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
+            if getattr(pipeline, encoder) is not None
+        )
+
+    def is_truncated(self, pipeline: Any, caption: str) -> bool:
+        """Whether every text encoder sees only the beginning of ``caption``."""
+        limit = self.caption_tokens(pipeline)
+        lengths = [
+            len(getattr(pipeline, tokenizer)(caption).input_ids)
+            for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
+            if getattr(pipeline, encoder) is not None
+        ]
+        return min(lengths) > limit
+
+    def _positions(self, encoder: Any) -> int:
+        return getattr(encoder.config, "max_position_embeddings", None) or 1 << 30

@@ -1,0 +1,244 @@
+"""Read an adapter's tensor names: which module each belongs to, and which part of which algorithm it is.
+
+Nothing but names and shapes is looked at here. The names are those that the trainers write: kohya's sd-scripts and
+LyCORIS (underscores, ``lora_unet_...``), PEFT and diffusers (dots, ``lora_A``), diffusers' attention processors of
+old (``to_q_lora.down``), XLabs and ai-toolkit (Flux under its original names).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from audit.models.safetensors_header import TensorInfo
+
+
+class Algorithm(StrEnum):
+    """How the tensors of a module change its weights."""
+
+    lora = "lora"
+    loha = "loha"
+    lokr = "lokr"
+    oft = "oft"
+    boft = "boft"
+    ia3 = "ia3"
+    glora = "glora"
+    full = "full"
+    norm = "norm"
+    peft_oft = "peft-oft"
+    peft_boft = "peft-boft"
+    peft_ia3 = "peft-ia3"
+
+
+class Naming(StrEnum):
+    """Whose way to name tensors a file follows."""
+
+    kohya = "kohya"
+    peft = "peft"
+    processor = "processor"
+    xlabs = "xlabs"
+
+
+_DOTTED_PARAMETERS = (
+    (re.compile(r"\.lora_down\.weight$"), "down"),
+    (re.compile(r"\.lora_up\.weight$"), "up"),
+    (re.compile(r"\.lora_mid\.weight$"), "mid"),
+    (re.compile(r"\.lora_A\.(?:(?P<adapter>[^.]+)\.)?weight$"), "down"),
+    (re.compile(r"\.lora_B\.(?:(?P<adapter>[^.]+)\.)?weight$"), "up"),
+    (re.compile(r"\.lora_B\.(?:(?P<adapter>[^.]+)\.)?bias$"), "up_bias"),
+    (re.compile(r"\.lora_magnitude_vector(?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?$"), "magnitude"),
+    (re.compile(r"\.processor\.(?P<xlabs>(?:qkv|proj)_lora[12]?)\.down\.weight$"), "down"),
+    (re.compile(r"\.processor\.(?P<xlabs>(?:qkv|proj)_lora[12]?)\.up\.weight$"), "up"),
+    (re.compile(r"(?:\.lora|_lora|\.lora_linear_layer)\.down\.weight$"), "down"),
+    (re.compile(r"(?:\.lora|_lora|\.lora_linear_layer)\.up\.weight$"), "up"),
+    (re.compile(r"\.alpha$"), "alpha"),
+    (re.compile(r"\.dora_scale$"), "dora_scale"),
+    (re.compile(r"\.(?P<same>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))$"), ""),
+    (re.compile(r"\.(?P<same>oft_blocks|rescale|diff|diff_b|w_norm|b_norm|on_input)$"), ""),
+    (re.compile(r"\.(?P<same>a1|a2|b1|b2|bm)\.weight$"), ""),
+    (re.compile(r"\.oft_[rR](?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?$"), "oft_r"),
+    (re.compile(r"\.boft_R(?:\.(?P<adapter>[^.]+))?$"), "boft_r"),
+    (re.compile(r"\.boft_s(?:\.(?P<adapter>[^.]+))?$"), "boft_s"),
+    (re.compile(r"\.ia3_l(?:\.(?P<adapter>[^.]+))?$"), "ia3_l"),
+    (re.compile(r"\.weight$"), "weight"),  # of IA3, where on_input stands beside it
+)
+# Needed tensors, in the order in which an algorithm is recognised, and those that may stand with them.
+_ALGORITHMS: tuple[tuple[Algorithm, frozenset[str], frozenset[str]], ...] = (
+    (Algorithm.lora, frozenset({"down", "up"}), frozenset({"mid", "alpha", "dora_scale", "magnitude", "up_bias"})),
+    (
+        Algorithm.loha,
+        frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
+        frozenset({"hada_t1", "hada_t2", "alpha", "dora_scale"}),
+    ),
+    (
+        Algorithm.lokr,
+        frozenset(),
+        frozenset(
+            {"lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "alpha", "dora_scale"}
+        ),
+    ),
+    (Algorithm.oft, frozenset({"oft_blocks"}), frozenset({"rescale", "alpha"})),
+    (Algorithm.ia3, frozenset({"weight", "on_input"}), frozenset({"alpha"})),
+    (Algorithm.glora, frozenset({"a1", "a2", "b1", "b2"}), frozenset({"bm", "alpha"})),
+    (Algorithm.full, frozenset({"diff"}), frozenset({"diff_b", "alpha"})),
+    (Algorithm.norm, frozenset({"w_norm"}), frozenset({"b_norm", "alpha"})),
+    (Algorithm.peft_oft, frozenset({"oft_r"}), frozenset()),
+    (Algorithm.peft_boft, frozenset({"boft_r", "boft_s"}), frozenset()),
+    (Algorithm.peft_ia3, frozenset({"ia3_l"}), frozenset()),
+)
+# What a prefix says of the part of the model; flat names have underscores for dots.
+_FLAT = (
+    ("lora_unet_", "denoiser"), ("lora_transformer_", "denoiser"), ("lycoris_", "denoiser"),
+    ("lora_te1_", "te1"), ("lora_te2_", "te2"), ("lora_te3_", "te3"), ("lora_te_", "te1"),
+)  # fmt: skip
+_DOTTED = (
+    ("unet.", "denoiser"), ("transformer.", "denoiser"), ("diffusion_model.", "denoiser"),
+    ("model.diffusion_model.", "denoiser"), ("text_encoder_2.", "te2"), ("text_encoder_3.", "te3"),
+    ("text_encoder.", "te1"), ("text_encoders.clip_l.transformer.", "te1"),
+    ("text_encoders.clip_g.transformer.", "te2"), ("text_encoders.t5xxl.transformer.", "te3"),
+)  # fmt: skip
+_SPLIT_BY_COMFY = re.compile(r"^(?:text_encoder(?:_[23])?|unet|transformer)\.")
+_EMBEDDING = re.compile(r"^bundle_emb\.(?P<token>.+?)\.(?P<key>clip_l|clip_g|emb_params|t5xxl|string_to_param\..+)$")
+_OWN_EMBEDDING = re.compile(r"^(?P<key>clip_l|clip_g|emb_params|string_to_param\..+)$")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tensors that together change one module. ``tensors`` maps their role to their name in the file."""
+
+    part: str
+    module: str
+    flat: bool
+    algorithm: Algorithm
+    naming: Naming
+    tensors: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A token's vectors for one text encoder ("te1", "te2")."""
+
+    token: str | None
+    part: str
+    tensor: str
+
+
+@dataclass(frozen=True)
+class AdapterNames:
+    """An adapter file by its names. ``unknown``: tensors that no known format has; ``adapters``: names of several."""
+
+    groups: list[Group]
+    embeddings: list[Embedding]
+    unknown: list[str]
+    adapters: list[str] = field(default_factory=list)
+    incomplete: Naming | None = None  # whose names the tensors have that make up no whole group
+
+    @property
+    def algorithms(self) -> list[Algorithm]:
+        """Every algorithm in the file, without repetition."""
+        return sorted({group.algorithm for group in self.groups})
+
+
+def read_names(tensors: Mapping[str, TensorInfo], adapter: str | None = None) -> AdapterNames:
+    """Sort ``tensors`` into groups. ``adapter`` chooses one of several that lie in one file by PEFT's names."""
+    embeddings, rest = _embeddings(tensors)
+    found: dict[tuple[str, str, bool], dict[str, str]] = {}
+    naming: dict[tuple[str, str, bool], Naming] = {}
+    adapters = _adapters(rest)
+    unknown = []
+    for name in rest:
+        parsed = _parse(name, adapter, adapters)
+        if parsed is None:
+            unknown.append(name)
+            continue
+        key, role, kind = parsed
+        if role in found.setdefault(key, {}):
+            unknown.append(name)  # two spellings of one place: which of them holds is not ours to guess
+            continue
+        found[key][role] = name
+        naming[key] = kind if role != "alpha" or key not in naming else naming[key]
+    groups, incomplete = [], None
+    for (part, module, flat), roles in found.items():
+        algorithm = _algorithm(set(roles), tensors, roles)
+        if algorithm is None:
+            unknown += roles.values()
+            if set(roles) - {"weight", "alpha"}:
+                incomplete = naming[part, module, flat]
+        else:
+            groups.append(Group(part, module, flat, algorithm, naming[part, module, flat], roles))
+    return AdapterNames(groups, embeddings, unknown, adapters, incomplete)
+
+
+def _embeddings(tensors: Iterable[str]) -> tuple[list[Embedding], list[str]]:
+    found, rest = [], []
+    for name in tensors:
+        match = _EMBEDDING.match(name) or _OWN_EMBEDDING.match(name)
+        if match is None:
+            rest.append(name)
+        elif match["key"] == "t5xxl":
+            rest.append(name)  # no loader knows what to do with it: it is listed as unused
+        else:
+            token = match.groupdict().get("token")
+            found.append(Embedding(token, "te2" if match["key"] == "clip_g" else "te1", name))
+    return found, rest
+
+
+def _adapters(names: Iterable[str]) -> list[str]:
+    found = set()
+    for name in names:
+        for pattern, _ in _DOTTED_PARAMETERS:
+            if match := pattern.search(name):
+                if match.groupdict().get("adapter"):
+                    found.add(match["adapter"])
+                break
+    return sorted(found)
+
+
+def _parse(
+    name: str, adapter: str | None, adapters: list[str]
+) -> tuple[tuple[str, str, bool], str, Naming] | None:
+    for pattern, role in _DOTTED_PARAMETERS:
+        match = pattern.search(name)
+        if match is None:
+            continue
+        groups = match.groupdict()
+        one = groups.get("adapter")
+        if one and len(adapters) > 1 and one != adapter:
+            return None
+        stem = name[: match.start()]
+        kind = Naming.peft
+        if groups.get("xlabs"):
+            stem, kind = f"{stem}.processor.{groups['xlabs']}", Naming.xlabs
+        elif "lora" in match[0] and (".down." in match[0] or ".up." in match[0]):
+            kind = Naming.processor
+        part, module, flat = _place(stem)
+        return (part, module, flat), groups.get("same") or role, Naming.kohya if flat else kind
+    return None
+
+
+def _place(stem: str) -> tuple[str, str, bool]:
+    """(part, module, flat) of a module's name as the file has it."""
+    for prefix, part in _FLAT:
+        if stem.startswith(prefix):
+            return part, stem.removeprefix(prefix), True
+    stem = stem.removeprefix("base_model.model.")
+    for prefix, part in _DOTTED:
+        if stem.startswith(prefix):
+            return part, stem.removeprefix(prefix), False
+    return "denoiser", stem, False
+
+
+def _algorithm(roles: set[str], tensors: Mapping[str, TensorInfo], names: Mapping[str, str]) -> Algorithm | None:
+    for algorithm, needed, others in _ALGORITHMS:
+        if not (needed <= roles <= needed | others):
+            continue
+        if algorithm is Algorithm.lokr:
+            halves = [f"lokr_w{i}" in roles or {f"lokr_w{i}_a", f"lokr_w{i}_b"} <= roles for i in (1, 2)]
+            if not all(halves):
+                continue
+        if algorithm is Algorithm.oft and len(tensors[names["oft_blocks"]].shape) == 4:
+            return Algorithm.boft
+        return algorithm
+    return None

@@ -1,0 +1,65 @@
+"""Copies of networks that share every weight that is not changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from audit.models.families.keys import Target
+
+
+def sharing_copy(network: nn.Module) -> Any:
+    """A copy whose parameters and buffers are the very ones of ``network``: replacing one leaves the other alone."""
+    tensors = [*network.parameters(), *network.buffers()]
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
+def gathered(network: nn.Module, target: Target, name: str = "weight") -> torch.Tensor | None:
+    """Parameter ``name`` of the target's modules as the file has it: one under the other, halves in its order."""
+    parts: list[torch.Tensor] = []
+    for module in target.modules:
+        part = getattr(network.get_submodule(module), name, None)
+        if part is None:
+            return None
+        parts.append(part)
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    return _swap(whole) if target.swapped else whole
+
+
+def scatter(network: nn.Module, target: Target, value: torch.Tensor, name: str = "weight") -> None:
+    """Put ``value`` into the target's modules. Raises ValueError where the rows do not fit."""
+    if target.swapped:
+        value = _swap(value)
+    modules = [network.get_submodule(module) for module in target.modules]
+    sizes = [_rows(module) for module in modules]
+    if sum(sizes) != value.shape[0]:
+        raise ValueError(f"{value.shape[0]} rows do not fit {', '.join(target.modules)} with {sum(sizes)}")
+    for module, part in zip(modules, value.split(sizes), strict=True):
+        set_parameter(module, name, part)
+
+
+def set_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
+    """Replace a parameter, in the memory layout of the one that was there."""
+    old = getattr(module, name)
+    if old is not None:
+        value = value.reshape(old.shape)
+    layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
+    setattr(module, name, nn.Parameter(value.clone(memory_format=layout), requires_grad=False))
+
+
+def _rows(module: Any) -> int:
+    return module.weight.shape[0]
+
+
+def _swap(rows: torch.Tensor) -> torch.Tensor:
+    return torch.cat(list(reversed(rows.chunk(2))))
+
+
+def names_of(network: nn.Module, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that are parameters of ``network``."""
+    own = {name for name, _ in network.named_parameters()}
+    return [name for name in names if name in own]

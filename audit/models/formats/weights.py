@@ -1,0 +1,138 @@
+"""Full weights in place of the base's: files of the original layouts, diffusers' files and folders, GGUF."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from audit.models.base import BaseModel
+from audit.models.families.keys import Target, module_targets
+from audit.models.formats.adapter import ModuleChange, Tuned
+from audit.models.formats.parts import gathered, scatter, sharing_copy
+from audit.models.formats.tensors import Tensors
+
+# Where the parts of a single file are. The VAE is not audited, and the rest are constants of samplers and of training.
+_PREFIXES = (
+    ("model.diffusion_model.", "denoiser"),
+    ("cond_stage_model.transformer.", "te1"), ("cond_stage_model.model.", "te1"),
+    ("conditioner.embedders.0.transformer.", "te1"), ("conditioner.embedders.1.model.", "te2"),
+    ("conditioner.embedders.0.model.", "te2"),
+    ("text_encoders.clip_l.transformer.", "te1"), ("text_encoders.clip_g.transformer.", "te2"),
+    ("text_encoders.t5xxl.transformer.", "te3"),
+)  # fmt: skip
+_IGNORED = re.compile(
+    r"^(?:first_stage_model\.|vae\.|model_ema\.|betas$|alphas_cumprod|sqrt_|log_one_minus|posterior_|lvlb_|"
+    r"model_ema$|denoiser\.sigmas$|scaled_fp8$|logvar$|.*position_ids$|.*logit_scale$|.*\.scale_(?:weight|input)$|"
+    r".*\.(?:weight|input)_scale$|(?:model\.diffusion_model\.)?pos_embed(?:\.pos_embed)?$|.*embed_tokens\.weight$)"
+)
+_SPECIAL = {  # OpenCLIP's own parameters, which are no modules' weights there
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "text_projection": "text_projection.weight",
+}
+
+
+@dataclass(frozen=True)
+class _Place:
+    component: str
+    target: Target
+    parameter: str
+
+
+def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
+    """The base's networks with the file's weights; ``part`` is the component it is of, None for an original layout.
+
+    A tensor that is the base's own, rounded as the file stores it, is no change: the base's is kept. Raises
+    ValueError where tensors do not fit, or a network has some of its weights only.
+    """
+    found = Tuned()
+    covered: dict[str, set[str]] = {}
+    targets: dict[str, dict[str, Target]] = {}
+    used = lost = 0.0
+    blind = set()
+    for name in tensors:
+        place = _place(base, name, part, targets)
+        if place is None:
+            if not _IGNORED.match(name) and not _beyond(base, name):
+                found.unused.append(name)
+                lost += float(tensors.get(name).double().norm()) ** 2
+            continue
+        network = base.part(place.component)
+        before = gathered(network, place.target, place.parameter)
+        value = tensors.get(name)
+        if name.endswith("text_projection") and value.ndim == 2:
+            value = value.T
+        if before is None or value.numel() != before.numel() or not _same_but_ones(value.shape, before.shape):
+            wanted = "nothing" if before is None else tuple(before.shape)
+            raise ValueError(f"{name[:120]} has the shape {tuple(value.shape)}, the base {wanted}")
+        value = value.reshape(before.shape)
+        done = covered.setdefault(place.component, set())
+        done |= {f"{module}.{place.parameter}" for module in place.target.modules}
+        used += float(value.double().norm()) ** 2
+        stored = tensors.as_stored(name, before.float().contiguous())
+        if stored is None:
+            blind.add(tensors.info[name].dtype)
+        elif torch.equal(stored.reshape(value.shape), value):
+            continue
+        if place.component not in found.networks:
+            found.networks[place.component] = sharing_copy(network)
+        scatter(found.networks[place.component], place.target, value, place.parameter)
+        norm = float((value - before).double().norm())
+        found.changes.append(
+            ModuleChange(place.component, place.target.modules[0], norm, float(before.double().norm()))
+        )
+    for component, names in covered.items():
+        missing = _missing(base.part(component), names)
+        if missing:
+            raise ValueError(f"{len(missing)} tensors of its {component} are missing, such as {missing[0][:100]!r}")
+    if not covered:
+        raise ValueError("none of its tensors has a place in the base")
+    if blind:
+        found.warnings.append(
+            f"it is quantised as {', '.join(sorted(blind))}: what that changed cannot be told from fine-tuning"
+        )
+    found.unused_share = lost / (lost + used) if lost + used > 0 else 0.0
+    return found
+
+
+def _place(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> _Place | None:
+    component, rest = part, name
+    if part is None:
+        architecture = base.architecture
+        prefix, kind = next(((p, k) for p, k in _PREFIXES if name.startswith(p)), ("", "denoiser"))
+        component = architecture.denoiser if kind == "denoiser" else architecture.encoder_names.get(kind)
+        rest = name.removeprefix(prefix)
+    if component is None or base.part(component) is None:
+        return None
+    network = base.part(component)
+    if component not in targets:
+        targets[component] = module_targets(network)
+    if rest in _SPECIAL:
+        rest = _SPECIAL[rest]
+    rest = rest.replace(".in_proj_", ".in_proj.")
+    module, _, parameter = rest.rpartition(".")
+    parameter = "weight" if parameter == "scale" else parameter
+    target = targets[component].get(module)
+    return None if target is None or parameter not in ("weight", "bias") else _Place(component, target, parameter)
+
+
+def _same_but_ones(a: Iterable[int], b: Iterable[int]) -> bool:
+    return [size for size in a if size != 1] == [size for size in b if size != 1]
+
+
+def _beyond(base: BaseModel, name: str) -> bool:
+    """Whether it is a text encoder's layer that diffusers leaves out: SD 2 reads the last but one of OpenCLIP's."""
+    match = re.search(r"transformer\.resblocks\.(\d+)\.|ln_final\.|text_projection$", name)
+    return bool(match) and base.architecture.denoiser == "unet"
+
+
+def _missing(network: nn.Module, names: set[str]) -> list[str]:
+    return [
+        name
+        for name, _ in network.named_parameters()
+        if name not in names and not name.endswith(("position_ids", "pos_embed")) and "text_projection" not in name
+    ]

@@ -1,0 +1,215 @@
+"""Random nano models of every family, of diffusers' and transformers' own classes, seeded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import (
+    AutoencoderKL,
+    ChromaTransformer2DModel,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from tokenizers import Tokenizer, models
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    XLMRobertaTokenizerFast,
+)
+
+from audit.models.base import BaseModel, load_base, locate_base
+
+WORDS = ["a", "photo", "of", "painting", "sks", "dog", "cat", "red", "the", "in", "style"]
+TOKENS = 16
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """Letters alone, as CLIP writes them."""
+    letters = [*"abcdefghijklmnopqrstuvwxyz0123456789<>-_,."]
+    names = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {name: number for number, name in enumerate(names)}
+    return CLIPTokenizer(vocab=vocab, merges=[], model_max_length=TOKENS)
+
+
+def word_tokenizer(kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast) -> Any:
+    """Whole words, with T5's special tokens."""
+    vocab = {name: number for number, name in enumerate(["<pad>", "</s>", "<unk>", "<s>", "<mask>", *WORDS])}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.pre_tokenizer, words.normalizer = WhitespaceSplit(), Lowercase()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TOKENS
+    )
+
+
+def clip(kind: type, width: int, seed: int, act: str = "quick_gelu", layers: int = 3) -> Any:
+    torch.manual_seed(seed)
+    tokenizer = clip_tokenizer()
+    return kind(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers,
+            num_attention_heads=2, max_position_embeddings=TOKENS, projection_dim=width, hidden_act=act,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=1,
+        )
+    )  # fmt: skip
+
+
+def t5(width: int) -> T5EncoderModel:
+    torch.manual_seed(5)
+    encoder = T5EncoderModel(
+        T5Config(
+            vocab_size=32, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+        )
+    )
+    encoder.shared.weight.data.mul_(0.3)
+    return encoder
+
+
+def vae(channels: int, **options: Any) -> AutoencoderKL:
+    torch.manual_seed(6)
+    return AutoencoderKL(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=channels, norm_num_groups=4,
+        sample_size=64, **options,
+    )  # fmt: skip
+
+
+def unet(width: int, **options: Any) -> UNet2DConditionModel:
+    torch.manual_seed(7)
+    return UNet2DConditionModel(
+        sample_size=16, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=2,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=width, attention_head_dim=4, norm_num_groups=8, **options,
+    )  # fmt: skip
+
+
+def scheduler(**options: Any) -> DDIMScheduler:
+    return DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, **options,
+    )  # fmt: skip
+
+
+def sd1() -> Any:
+    return diffusers.StableDiffusionPipeline(
+        vae(4), clip(CLIPTextModel, 32, 1), clip_tokenizer(), unet(32), scheduler(), None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sd2() -> Any:
+    return diffusers.StableDiffusionPipeline(
+        vae(4), clip(CLIPTextModel, 32, 1, "gelu"), clip_tokenizer(), unet(32, use_linear_projection=True),
+        scheduler(prediction_type="v_prediction"), None, None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def sdxl() -> Any:
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
+    denoiser = unet(
+        64, use_linear_projection=True, transformer_layers_per_block=(1, 2),
+        projection_class_embeddings_input_dim=6 * 8 + 32, **added,
+    )  # fmt: skip
+    return diffusers.StableDiffusionXLPipeline(
+        vae(4, force_upcast=True), clip(CLIPTextModel, 32, 1), clip(CLIPTextModelWithProjection, 32, 2, "gelu"),
+        clip_tokenizer(), clip_tokenizer(), denoiser, scheduler(), add_watermarker=False,
+    )  # fmt: skip
+
+
+def alt() -> Any:
+    from diffusers.pipelines.deprecated.alt_diffusion.modeling_roberta_series import (
+        RobertaSeriesConfig,
+        RobertaSeriesModelWithTransformation,
+    )
+
+    torch.manual_seed(3)
+    encoder = RobertaSeriesModelWithTransformation(
+        RobertaSeriesConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+            max_position_embeddings=TOKENS + 2, project_dim=32, type_vocab_size=1, layer_norm_eps=1e-5,
+        )
+    )  # fmt: skip
+    pieces = [("<s>", 0.0), ("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -3.0)]
+    pieces += [(f"▁{word}", -2.0) for word in WORDS] + [("<mask>", 0.0)]
+    tokenizer = XLMRobertaTokenizerFast(vocab=pieces, model_max_length=TOKENS)
+    return diffusers.AltDiffusionPipeline(
+        vae(4), encoder, tokenizer, unet(32), scheduler(), None, None, requires_safety_checker=False
+    )
+
+
+def flow(**options: Any) -> FlowMatchEulerDiscreteScheduler:
+    return FlowMatchEulerDiscreteScheduler(**options)
+
+
+def sd3() -> Any:
+    torch.manual_seed(8)
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=64, caption_projection_dim=32, pooled_projection_dim=48,
+        pos_embed_max_size=16, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=flow(shift=3.0), vae=vae(4, shift_factor=0.1, scaling_factor=1.5),
+        text_encoder=clip(CLIPTextModelWithProjection, 16, 1), tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(CLIPTextModelWithProjection, 32, 2, "gelu"), tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(64), tokenizer_3=word_tokenizer(),
+    )  # fmt: skip
+
+
+def flux(guidance: bool = True) -> Any:
+    torch.manual_seed(9)
+    transformer = FluxTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=guidance, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return diffusers.FluxPipeline(
+        scheduler=flow(use_dynamic_shifting=True, shift=3.0), vae=vae(4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=clip(CLIPTextModel, 32, 1), tokenizer=clip_tokenizer(), text_encoder_2=t5(32),
+        tokenizer_2=word_tokenizer(), transformer=transformer,
+    )  # fmt: skip
+
+
+def chroma() -> Any:
+    torch.manual_seed(10)
+    transformer = ChromaTransformer2DModel(
+        patch_size=1, in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6), approximator_num_channels=16, approximator_hidden_dim=32,
+        approximator_layers=2,
+    )  # fmt: skip
+    return diffusers.ChromaPipeline(
+        scheduler=flow(use_dynamic_shifting=True), vae=vae(4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=t5(32), tokenizer=word_tokenizer(), transformer=transformer,
+    )  # fmt: skip
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
+}  # fmt: skip
+
+
+def make(name: str, folder: Path) -> BaseModel:
+    """A family's nano model, saved and loaded as any base model is."""
+    path = folder / name
+    if not path.exists():
+        pipeline = FAMILIES[name]()
+        for part in ("unet", "transformer"):
+            if getattr(pipeline, part, None) is not None:
+                for parameter in getattr(pipeline, part).parameters():  # away from the zeros of fresh output layers
+                    if parameter.abs().max() == 0:
+                        torch.nn.init.normal_(parameter, std=0.3 / math.sqrt(parameter.shape[-1]))
+        pipeline.save_pretrained(path, safe_serialization=True)
+    return load_base(locate_base(str(path)))

@@ -1,0 +1,166 @@
+"""Every family samples as diffusers' own pipeline does, from the same latents with the same scheduler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from audit.config import Solver
+from audit.errors import CheckpointError, NoEffectError
+from audit.extraction.guidance import ClassifierFree, Direct, ModelGuidance
+from audit.extraction.sampling import Sampler, make_schedule
+from audit.models.base import BaseModel, load_base, locate_base
+from audit.models.checkpoint import open_checkpoint
+from audit.models.families.transformers import pack, unpack
+from audit.models.pair import ModelPair
+from tests.models import nano
+from tests.models.files import full_change
+
+STEPS = 4
+CAPTIONS = ["a photo of sks dog", "painting of the red cat"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+@pytest.fixture(scope="module", params=list(nano.FAMILIES))
+def pair(request: pytest.FixtureRequest, folder: Path) -> ModelPair:
+    """A pair whose fine-tuned side differs in every weight of the denoiser."""
+    base = nano.make(request.param, folder)
+    return ModelPair(base, open_checkpoint(full_change(base, folder / f"{request.param}-tuned")), resolution=64)
+
+
+def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, embedded: float = 3.5) -> torch.Tensor:
+    pipeline = pair.tuned
+    family = type(pipeline).__name__
+    pipeline.scheduler = make_schedule(pair, Solver.ddim, STEPS).scheduler
+    arguments: dict[str, Any] = {
+        "prompt": CAPTIONS, "num_inference_steps": STEPS, "output_type": "latent", "height": 64, "width": 64,
+    }  # fmt: skip
+    patched = family in ("FluxPipeline", "ChromaPipeline")
+    arguments["latents"] = pack(latents) if patched else latents
+    if family == "FluxPipeline":
+        arguments |= {"guidance_scale": embedded}
+        if w != 1:
+            arguments |= {"true_cfg_scale": w, "negative_prompt": ["", ""]}
+    else:
+        arguments["guidance_scale"] = w
+    pipeline.set_progress_bar_config(disable=True)
+    found = pipeline(**arguments).images
+    return unpack(found, *latents.shape[2:]) if patched else found
+
+
+@pytest.mark.parametrize(("guidance", "w"), [(Direct(), 1.0), (ClassifierFree(), 3.0)])
+def test_sampling_is_that_of_diffusers_pipeline(pair: ModelPair, guidance: Direct | ClassifierFree, w: float) -> None:
+    sampler = Sampler(pair, guidance, CAPTIONS, Solver.ddim, STEPS, seed=3, w=w)
+    ours = sampler.latents([0, 1])
+    noise = torch.cat([sampler.noise(0), sampler.noise(1)])
+    theirs = by_diffusers(pair, noise, w)
+    assert ours.shape == theirs.shape == (2, *pair.latent_shape)
+    assert torch.isfinite(ours).all()
+    assert float(ours.std()) > 0.1
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    other = by_diffusers(pair, noise, 5.0)
+    assert not torch.allclose(ours, other, atol=1e-3)  # the comparison would notice another weight
+    images = pair.decode(ours)
+    pixels = pair.base.vae_scale_factor * ours.shape[2]
+    assert images.shape == (2, pixels, pixels, 3)
+
+
+@pytest.mark.parametrize("solver", list(Solver))
+def test_model_guidance_extrapolates_from_the_base(pair: ModelPair, solver: Solver) -> None:
+    """At w = 1 it is direct sampling, at w = 0 the base's, and both solvers end near each other with many steps."""
+    tuned = Sampler(pair, Direct(), CAPTIONS, solver, STEPS, w=None).latents([0])
+    guided = Sampler(pair, ModelGuidance(), CAPTIONS, solver, STEPS, w=1.0).latents([0])
+    torch.testing.assert_close(guided, tuned, atol=1e-4, rtol=1e-4)
+    far = Sampler(pair, ModelGuidance(), CAPTIONS, solver, STEPS, w=2.0).latents([0])
+    assert torch.isfinite(far).all()
+    assert not torch.allclose(far, tuned, atol=1e-3)
+
+
+def test_the_solvers_agree_in_the_limit(pair: ModelPair) -> None:
+    first, second = (Sampler(pair, Direct(), CAPTIONS, solver, 60, w=None).latents([0]) for solver in Solver)
+    assert float((first - second).norm() / first.norm()) < 0.1
+
+
+def test_the_k_term_is_applied_in_eps(pair: ModelPair) -> None:
+    """Model guidance with k, by its definition: as eps, then back to what the model predicts."""
+    latents = torch.randn(2, *pair.latent_shape, generator=torch.Generator().manual_seed(1))
+    schedule = make_schedule(pair, Solver.ddim, STEPS)
+    t, alpha = schedule.timesteps[1], schedule.alphas[1]
+    sampler = Sampler(pair, ModelGuidance(k=-0.02), CAPTIONS, w=3.0)
+    with torch.inference_mode():
+        found = sampler.guidance.predict(pair, latents, t, alpha, sampler.conditioning, 3.0)
+        base = pair.predict_base(latents, t, sampler.conditioning.base_empty)
+        tuned = pair.predict_tuned(latents, t, sampler.conditioning.tuned_caption)
+    sigma = 1 - alpha if pair.architecture.flow else (1 - alpha**2) ** 0.5
+
+    def eps(prediction: torch.Tensor) -> torch.Tensor:
+        if pair.architecture.flow:
+            return latents + alpha * prediction
+        return prediction if pair.prediction_type == "epsilon" else alpha * prediction + sigma * latents
+
+    wanted = eps(base) + 3 * (eps(tuned) - eps(base)) - 0.02 * eps(base)
+    torch.testing.assert_close(eps(found), wanted, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", list(nano.FAMILIES))
+def test_the_base_itself_is_no_fine_tune(family: str, folder: Path) -> None:
+    base = nano.make(family, folder)
+    with pytest.raises(NoEffectError, match="same weights"):
+        ModelPair(base, open_checkpoint(folder / family))
+
+
+def test_weights_that_are_left_alone_are_shared(folder: Path) -> None:
+    """One base model is in memory, and of the fine-tuned side what differs."""
+    base = nano.make("sdxl", folder)
+    pair = ModelPair(base, open_checkpoint(full_change(base, folder / "part", only="attn2.to_k")))
+    ours = dict(pair.tuned.unet.named_parameters())
+    shared = [name for name, parameter in pair.base.unet.named_parameters() if ours[name] is parameter]
+    assert len(ours) - len(shared) == sum("attn2.to_k" in name for name in ours) > 0
+    assert pair.tuned.text_encoder is pair.base.text_encoder
+    assert pair.tuned.vae is pair.base.vae
+
+
+def changed_config(base: BaseModel, source: Path, target: Path, part: str, **values: Any) -> Path:
+    import json
+    import shutil
+
+    shutil.copytree(source, target)
+    file = target / part
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    return target
+
+
+def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
+    base = nano.make("sdxl", folder)
+    refiner = changed_config(base, folder / "sdxl", tmp_path / "refiner", "model_index.json", text_encoder=[None, None],
+                             tokenizer=[None, None])  # fmt: skip
+    with pytest.raises(CheckpointError, match="refiner"):
+        load_base(locate_base(str(refiner)))
+    other = changed_config(
+        base, folder / "sdxl", tmp_path / "inpaint", "model_index.json", _class_name="StableDiffusionXLInpaintPipeline"
+    )
+    with pytest.raises(CheckpointError, match="StableDiffusionXLInpaintPipeline, which cannot be audited"):
+        load_base(locate_base(str(other)))
+
+
+def test_schnell_has_no_guidance_embedding(folder: Path) -> None:
+    nano.flux(guidance=False).save_pretrained(folder / "schnell")
+    base = load_base(locate_base(str(folder / "schnell")))
+    pair = ModelPair(base, open_checkpoint(full_change(base, folder / "schnell-tuned")), resolution=64)
+    weak = Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0])
+    pair.embedded_guidance = 9.0
+    torch.testing.assert_close(Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0]), weak)
+
+
+def test_a_resolution_that_does_not_fit_is_refused(folder: Path) -> None:
+    base = nano.make("flux", folder)
+    checkpoint = open_checkpoint(full_change(base, folder / "flux-tuned"))
+    with pytest.raises(CheckpointError, match="multiples of 8"):
+        ModelPair(base, checkpoint, resolution=60)
