@@ -16,7 +16,7 @@ from audit.models.checkpoint import Checkpoint
 from audit.models.families.base import Condition
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.formats.adapter import Tuned
-from audit.models.formats.parts import sharing_copy
+from audit.models.formats.parts import set_parameter, sharing_copy
 from audit.models.tuning import tune
 
 EMBEDDED_GUIDANCE = 3.5  # diffusers' default for FLUX.1 dev, and that of most of its trainers
@@ -101,7 +101,10 @@ class ModelPair:
             raise CheckpointError(f"{checkpoint.path} brings tokens, which this family's models cannot take up")
         pairs = dict(zip(self.architecture.encoders, self.architecture.tokenizers, strict=True))
         for encoder in {name for vectors in tuned.embeddings.values() for name in vectors}:
-            setattr(side, encoder, sharing_copy(getattr(side, encoder)))
+            network = sharing_copy(getattr(side, encoder))
+            table = network.get_input_embeddings()  # transformers enlarges it in place: not the base's own
+            set_parameter(table, "weight", table.weight.detach())
+            setattr(side, encoder, network)
             setattr(side, pairs[encoder], copy.deepcopy(getattr(side, pairs[encoder])))
         for token, by_encoder in tuned.embeddings.items():
             for encoder, vectors in by_encoder.items():
@@ -111,7 +114,9 @@ class ModelPair:
                         tokenizer=getattr(side, pairs[encoder]), text_encoder=getattr(side, encoder),
                     )  # fmt: skip
                 except (ValueError, RuntimeError, TypeError, KeyError) as error:
-                    raise CheckpointError(f"{checkpoint.path}: its token cannot be added: {str(error)[:200]}") from error
+                    raise CheckpointError(
+                        f"{checkpoint.path}: its token cannot be added: {str(error)[:200]}"
+                    ) from error
 
     def _check_resolution(self, name: str) -> None:
         if self.resolution is None:
@@ -182,8 +187,9 @@ class ModelPair:
 
     @torch.inference_mode()
     def _prediction_change(self, checkpoint: Checkpoint) -> float:
-        """Relative change of the prediction, as v, on seeded noise at a middle timestep, with the family's probe (the empty caption but
-        for SDXL).
+        """Relative change of the prediction, as v, on seeded noise at a middle timestep.
+
+        With the empty caption, or with the family's own probe.
 
         As v, so that models that predict eps or x_0 have comparable numbers: v = (eps - sigma x_t) / alpha, and
         v = (alpha x_t - x_0) / sigma (Salimans and Ho, arXiv 2202.00512). A flow model's velocity is taken as it is.

@@ -1,7 +1,8 @@
 """A nano of the Stable Diffusion XL family, and few-shot LoRAs of it: the method beyond Stable Diffusion 1.x.
 
     python -m audit.testbed.xl base --output nano-xl              # about 20 minutes on two cores
-    python -m audit.testbed.xl lora fluent-animals --base nano-xl # some minutes each
+    python -m audit.testbed.xl lora fluent-animals --base nano-xl # two minutes each
+    python -m benchmarks.extraction --base nano-xl --checkpoints nano-xl-loras
 
 The XL architecture proper: two text encoders whose penultimate states stand side by side, the second one's pooled
 embedding and the six size and crop numbers added to the time embedding, linear projections, zeros for the empty
@@ -23,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from audit.testbed import data
 from audit.testbed.codec import encode_all
-from audit.testbed.finetune import BATCH, LORA_TARGETS, RANK, half, kohya_metadata
+from audit.testbed.finetune import BATCH, LORA_TARGETS, RANK, Recipe, Tuning, half, kohya_metadata
 from audit.testbed.sets import ASSETS, few_shot_set, load_set, training_captions
 from audit.testbed.sources import cache_dir
 from audit.testbed.train_base import EMPTY_SHARE, TOKENS, Average, new_scheduler, new_unet, token_ids
@@ -158,7 +159,7 @@ def train_base(
 def train_lora(
     name: str = typer.Argument(metavar="SET", help="A few-shot set, for instance fluent-animals."),
     base: Path = typer.Option(Path("nano-xl"), help="The base model's diffusers folder."),
-    steps_a_picture: int = typer.Option(80, help="Optimiser steps for every training picture."),
+    steps_a_picture: int = typer.Option(160, help="Optimiser steps for every training picture."),
     lr: float = typer.Option(3e-3, help="Peak learning rate."),
     threads: int = typer.Option(0, help="torch threads; 0: one a core."),
     output: Path = typer.Option(Path("nano-xl-loras"), help="Where the file goes."),
@@ -203,9 +204,12 @@ def train_lora(
     metadata = kohya_metadata(few_shot, RANK, steps, BATCH, lr, 0)
     metadata |= {"ss_base_model_version": "sdxl_base_v1-0", "ss_sd_model_name": "nano-xl"}
     metadata |= {"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}
-    output.mkdir(parents=True, exist_ok=True)
-    save_file(found, output / f"{name}.safetensors", metadata=metadata)
-    print(output / f"{name}.safetensors", json.dumps({"steps": steps, "rank": RANK}))
+    file = Recipe(name, Tuning.lora_kohya).file(output)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_file(found, file, metadata=metadata)
+    card = {"set": name, "tuning": Tuning.lora_kohya, "steps": steps, "batch": BATCH, "lr": lr, "rank": RANK}
+    (file.parent / "training.json").write_text(json.dumps(card, indent=2) + "\n")
+    print(file)
 
 
 if __name__ == "__main__":

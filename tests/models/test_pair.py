@@ -121,7 +121,9 @@ def test_an_adapter_of_zeros_is_refused(base: BaseModel, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_base_itself_in_any_precision_is_refused(base: BaseModel, tmp_path: Path, kind: torch.dtype) -> None:
-    save_file({n: t.to(kind).contiguous() for n, t in base.denoiser.state_dict().items()}, tmp_path / "unet.safetensors")
+    save_file(
+        {n: t.to(kind).contiguous() for n, t in base.denoiser.state_dict().items()}, tmp_path / "unet.safetensors"
+    )
     with pytest.raises(NoEffectError, match="same weights"):
         ModelPair(base, open_checkpoint(tmp_path / "unet.safetensors"))
 

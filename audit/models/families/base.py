@@ -68,6 +68,7 @@ class ModelFamily(ABC):
 
     def check(self, pipeline: Any, name: str) -> None:
         """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""
+        return
 
     def load(self, folder: Path, options: dict[str, Any]) -> Any:
         """The pipeline that save_pretrained() wrote into ``folder``; raises what diffusers raises."""

@@ -133,9 +133,7 @@ def _chroma(network: nn.Module) -> Iterator[tuple[str, Target]]:
         yield f"distilled_guidance_layer.{name}", Target((f"distilled_guidance_layer.{name}",))
     for layer in range(config.approximator_layers):
         ours, theirs = f"distilled_guidance_layer.layers.{layer}", f"distilled_guidance_layer.layers.{layer}"
-        yield from _simple(
-            (f"{theirs}.in_layer", f"{ours}.linear_1"), (f"{theirs}.out_layer", f"{ours}.linear_2")
-        )
+        yield from _simple((f"{theirs}.in_layer", f"{ours}.linear_1"), (f"{theirs}.out_layer", f"{ours}.linear_2"))
         yield f"distilled_guidance_layer.norms.{layer}", Target((f"distilled_guidance_layer.norms.{layer}",))
 
 

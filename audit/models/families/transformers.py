@@ -24,6 +24,7 @@ class StableDiffusion3(ModelFamily):
     flow = True
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
+        """As diffusers\' pipeline encodes prompts."""
         states, _, pooled, _ = pipeline.encode_prompt(
             list(captions), None, None, device=device, do_classifier_free_guidance=False
         )
@@ -32,6 +33,7 @@ class StableDiffusion3(ModelFamily):
     def predict(
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
     ) -> torch.Tensor:
+        """One evaluation of the denoiser."""
         return pipeline.transformer(
             hidden_states=latents,
             timestep=timestep.expand(len(latents)),
@@ -74,6 +76,7 @@ class _Patched(ModelFamily):
         return pipeline.transformer.config.in_channels // 4, side, side
 
     def check(self, pipeline: Any, name: str) -> None:
+        """Refuse other channel counts, and what is no base model."""
         taken, given = pipeline.transformer.config.in_channels, 4 * pipeline.vae.config.latent_channels
         if taken != given:
             raise CheckpointError(
@@ -93,12 +96,14 @@ class Flux(_Patched):
     encoder_names: ClassVar[dict[str, str]] = {"te1": "text_encoder", "te2": "text_encoder_2", "te3": "text_encoder_2"}
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
+        """As diffusers\' pipeline encodes prompts."""
         states, pooled, _ = pipeline.encode_prompt(list(captions), None, device=device)
         return Condition(states, pooled)
 
     def predict(
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
     ) -> torch.Tensor:
+        """One evaluation of the denoiser."""
         states = condition.states
         guidance = None
         if pipeline.transformer.config.guidance_embeds:
@@ -126,12 +131,14 @@ class Chroma(_Patched):
     }  # fmt: skip
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
+        """As diffusers\' pipeline encodes prompts."""
         found = pipeline.encode_prompt(list(captions), device=device, do_classifier_free_guidance=False)
         return Condition(found[0], mask=found[2])
 
     def predict(
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
     ) -> torch.Tensor:
+        """One evaluation of the denoiser."""
         states, mask = condition.states, condition.mask
         if mask is not None:  # every image patch is seen; of the caption, its words and one padding token
             seen = torch.ones(len(mask), latents.shape[2] * latents.shape[3] // 4, dtype=mask.dtype, device=mask.device)

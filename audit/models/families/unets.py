@@ -16,6 +16,7 @@ from audit.models.families.identify import Family
 
 class _WithUNet(ModelFamily):
     def check(self, pipeline: Any, name: str) -> None:
+        """Refuse other channel counts, and what is no base model."""
         taken, given = pipeline.unet.config.in_channels, pipeline.vae.config.latent_channels
         if taken != given:
             raise CheckpointError(
@@ -26,6 +27,7 @@ class _WithUNet(ModelFamily):
     def predict(
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
     ) -> torch.Tensor:
+        """One evaluation of the denoiser."""
         return pipeline.unet(latents, timestep, encoder_hidden_states=condition.states, return_dict=False)[0]
 
 
@@ -34,9 +36,12 @@ class StableDiffusion(_WithUNet):
 
     family = Family.sd1
     pipeline = "StableDiffusionPipeline"
-    default_config: ClassVar[str | None] = "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    default_config: ClassVar[str | None] = (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
+    )
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
+        """As diffusers\' pipeline encodes prompts."""
         return Condition(pipeline.encode_prompt(list(captions), device, 1, False)[0])
 
 
@@ -87,6 +92,7 @@ class StableDiffusionXL(_WithUNet):
     default_config = "stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b"
 
     def check(self, pipeline: Any, name: str) -> None:
+        """Refuse other channel counts, and what is no base model."""
         if pipeline.text_encoder is None or pipeline.config.get("requires_aesthetics_score"):
             raise CheckpointError(f"{name} is the refiner of Stable Diffusion XL: audit against the base model")
         super().check(pipeline, name)

@@ -119,9 +119,7 @@ def _one_adapter(names: AdapterNames, adapter: str | None) -> None:
         held = ", ".join(names.adapters[:20]) or "no named ones"
         raise ValueError(f"there is no adapter {adapter!r} in it; it holds {held}")
     if adapter is None and len(names.adapters) > 1:
-        raise ValueError(
-            f"it holds several adapters ({', '.join(names.adapters[:20])}): choose one with --adapter"
-        )
+        raise ValueError(f"it holds several adapters ({', '.join(names.adapters[:20])}): choose one with --adapter")
 
 
 def _apply_group(

@@ -204,7 +204,7 @@ def _decomposed(weight: torch.Tensor, magnitude: torch.Tensor, on_out: bool, str
     if magnitude.numel() != weight.shape[side]:
         raise ValueError(f"a magnitude of {magnitude.numel()} does not fit a weight of {tuple(weight.shape)}")
     others = [axis for axis in range(weight.ndim) if axis != side]
-    norm = weight.norm(dim=others, keepdim=True) + torch.finfo(weight.dtype).eps
+    norm = torch.linalg.vector_norm(weight, dim=others, keepdim=True) + torch.finfo(weight.dtype).eps
     shape = [1] * weight.ndim
     shape[side] = -1
     return weight * (strength * (magnitude.reshape(shape) / norm - 1) + 1)

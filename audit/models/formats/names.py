@@ -149,7 +149,9 @@ def read_names(tensors: Mapping[str, TensorInfo], adapter: str | None = None) ->
     adapters = _adapters(rest)
     unknown = []
     for name in rest:
-        parsed = _parse(name, adapter, adapters)
+        if len(adapters) > 1 and _adapter_of(name) not in (None, adapter):
+            continue  # another adapter's, left out on purpose
+        parsed = _parse(name)
         if parsed is None:
             unknown.append(name)
             continue
@@ -186,27 +188,21 @@ def _embeddings(tensors: Iterable[str]) -> tuple[list[Embedding], list[str]]:
 
 
 def _adapters(names: Iterable[str]) -> list[str]:
-    found = set()
-    for name in names:
-        for pattern, _ in _DOTTED_PARAMETERS:
-            if match := pattern.search(name):
-                if match.groupdict().get("adapter"):
-                    found.add(match["adapter"])
-                break
-    return sorted(found)
+    return sorted({adapter for name in names if (adapter := _adapter_of(name))})
 
 
-def _parse(
-    name: str, adapter: str | None, adapters: list[str]
-) -> tuple[tuple[str, str, bool], str, Naming] | None:
+def _adapter_of(name: str) -> str | None:
+    """The adapter's name in a tensor's, by PEFT's way to name them."""
+    match = next((match for pattern, _ in _DOTTED_PARAMETERS if (match := pattern.search(name))), None)
+    return match.groupdict().get("adapter") if match else None
+
+
+def _parse(name: str) -> tuple[tuple[str, str, bool], str, Naming] | None:
     for pattern, role in _DOTTED_PARAMETERS:
         match = pattern.search(name)
         if match is None:
             continue
         groups = match.groupdict()
-        one = groups.get("adapter")
-        if one and len(adapters) > 1 and one != adapter:
-            return None
         stem = name[: match.start()]
         kind = Naming.peft
         if groups.get("xlabs"):

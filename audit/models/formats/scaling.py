@@ -46,7 +46,9 @@ def read_scaling(metadata: Mapping[str, str]) -> dict[str, Scaling]:
         return {
             part: scaling
             for component, part in _COMPONENTS.items()
-            if (scaling := _scaling({k.split(".", 1)[1]: v for k, v in claims.items() if k.startswith(f"{component}.")}))
+            if (
+                scaling := _scaling({k.split(".", 1)[1]: v for k, v in claims.items() if k.startswith(f"{component}.")})
+            )
         }
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
         return {}

@@ -1,0 +1,289 @@
+"""The correspondence of names is complete: by diffusers' converters, and for real-size models on the meta device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
+from diffusers.loaders.single_file_utils import (
+    convert_chroma_transformer_checkpoint_to_diffusers,
+    convert_flux_transformer_checkpoint_to_diffusers,
+    convert_ldm_unet_checkpoint,
+    convert_open_clip_checkpoint,
+    convert_sd3_transformer_checkpoint_to_diffusers,
+)
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+from audit.models.families.keys import _ORIGINALS, Target, flat_targets, module_targets, original_unet_names
+from audit.models.formats.names import Algorithm, read_names
+from audit.models.formats.parts import gathered
+from audit.models.safetensors_header import TensorInfo
+from tests.models import nano
+
+# Published configurations (config.json of the models' repositories); what is left out is diffusers' default.
+SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
+SD21 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
+SDXL = {
+    "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
+    "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10), "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+FLUX = {"guidance_embeds": True}
+SD35_LARGE = {
+    "sample_size": 128, "num_layers": 38, "attention_head_dim": 64, "num_attention_heads": 38,
+    "caption_projection_dim": 2432, "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "qk_norm": "rms_norm",
+    "in_channels": 16, "pos_embed_max_size": 192,
+}  # fmt: skip
+CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+OPEN_CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
+OPEN_CLIP_G = {
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    "projection_dim": 1280,
+}  # fmt: skip
+T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+          "feed_forward_proj": "gated-gelu"}  # fmt: skip
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return make()
+
+
+def parameters_of(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+# (network, its parameters in millions as published)
+REAL: dict[str, tuple[Callable[[], nn.Module], float]] = {
+    "sd15": (lambda: UNet2DConditionModel(**SD15), 859.5),
+    "sd21": (lambda: UNet2DConditionModel(**SD21), 865.9),
+    "sdxl": (lambda: UNet2DConditionModel(**SDXL), 2567.5),
+    "flux": (lambda: FluxTransformer2DModel(**FLUX), 11901.4),
+    "sd35": (lambda: SD3Transformer2DModel(**SD35_LARGE), 8056.6),
+    "clip-l": (lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), 123.06),
+    "open-clip-h": (lambda: CLIPTextModel(CLIPTextConfig(**OPEN_CLIP_H)), 340.4),
+    "open-clip-g": (lambda: CLIPTextModelWithProjection(CLIPTextConfig(**OPEN_CLIP_G)), 694.7),
+    "t5-xxl": (lambda: T5EncoderModel(T5Config(**T5_XXL)), 4762.3),
+}
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, nn.Module]:
+    return {name: on_meta(make) for name, (make, _) in REAL.items()}
+
+
+@pytest.mark.parametrize("name", list(REAL))
+def test_the_configurations_are_those_of_the_real_models(networks: dict[str, nn.Module], name: str) -> None:
+    assert parameters_of(networks[name]) / 1e6 == pytest.approx(REAL[name][1], rel=2e-4)
+
+
+def adaptable(network: nn.Module) -> dict[str, nn.Module]:
+    """What sd-scripts and LyCORIS can train: linear layers and convolutions."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
+
+
+def kohya_keys(prefix: str, modules: dict[str, tuple[int, ...]], rank: int = 8) -> dict[str, TensorInfo]:
+    found = {}
+    for name, shape in modules.items():
+        stem = f"{prefix}_{name.replace('.', '_')}"
+        for key, size in (
+            ("lora_down.weight", (rank, *shape[1:])),
+            ("lora_up.weight", (shape[0], rank)),
+            ("alpha", ()),
+        ):
+            found[f"{stem}.{key}"] = TensorInfo("F16", size, 0, 0)
+    return found
+
+
+def assert_complete(keys: dict[str, TensorInfo], network: nn.Module) -> None:
+    """Every key is understood, every module is in the network with the shape that the file has, none is hit twice."""
+    names = read_names(keys)
+    assert names.unknown == []
+    assert {group.algorithm for group in names.groups} == {Algorithm.lora}
+    targets = flat_targets(module_targets(network))
+    hit: list[str] = []
+    for group in names.groups:
+        target = targets[group.module]
+        rows = sum(network.get_submodule(module).weight.shape[0] for module in target.modules)
+        first = network.get_submodule(target.modules[0]).weight
+        assert keys[group.tensors["up"]].shape[0] == rows, group.module
+        assert keys[group.tensors["down"]].shape[1:] == tuple(first.shape[1:]), group.module
+        hit += target.modules
+    assert len(hit) == len(set(hit))
+    assert set(hit) == set(adaptable(network))
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd21", "clip-l", "open-clip-h", "open-clip-g", "t5-xxl"])
+def test_every_key_of_a_full_kohya_lora_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
+    """sd-scripts names the modules of SD 1 and 2 and of text encoders as diffusers and transformers do."""
+    network = networks[name]
+    prefix = "lora_unet" if name.startswith("sd") else "lora_te3" if name.startswith("t5") else "lora_te1"
+    nested = "" if name.startswith(("sd", "t5")) else "text_model."
+    modules = {
+        (key if key.startswith(("text_model", "text_projection")) else nested + key): tuple(module.weight.shape)
+        for key, module in adaptable(network).items()
+    }
+    assert len(modules) > 70
+    assert_complete(kohya_keys(prefix, modules), network)
+
+
+def test_every_key_of_a_full_kohya_sdxl_lora_is_mapped(networks: dict[str, nn.Module]) -> None:
+    """sd-scripts trains SDXL under the original names."""
+    network = networks["sdxl"]
+    original = original_unet_names(network)
+    modules = {original[key]: tuple(module.weight.shape) for key, module in adaptable(network).items()}
+    assert len(modules) == len(adaptable(network)) > 700
+    known = {  # keys of published files
+        "input_blocks_4_1_transformer_blocks_0_attn2_to_k", "middle_block_1_transformer_blocks_9_ff_net_0_proj",
+        "output_blocks_5_1_proj_out", "output_blocks_2_2_conv", "input_blocks_3_0_op", "label_emb_0_0", "out_2",
+        "input_blocks_8_0_emb_layers_1", "output_blocks_0_0_skip_connection", "time_embed_2", "input_blocks_0_0",
+    }  # fmt: skip
+    assert known <= {name.replace(".", "_") for name in modules}
+    assert_complete(kohya_keys("lora_unet", modules), network)
+
+
+def flux_modules(doubles: int = 19, singles: int = 38, width: int = 3072) -> dict[str, tuple[int, ...]]:
+    """All linear layers of Flux as Black Forest Labs' code has them (its module names and sizes)."""
+    found: dict[str, tuple[int, ...]] = {
+        "img_in": (width, 64), "txt_in": (width, 4096), "time_in.in_layer": (width, 256),
+        "time_in.out_layer": (width, width), "vector_in.in_layer": (width, 768), "vector_in.out_layer": (width, width),
+        "guidance_in.in_layer": (width, 256), "guidance_in.out_layer": (width, width),
+        "final_layer.linear": (64, width), "final_layer.adaLN_modulation.1": (2 * width, width),
+    }  # fmt: skip
+    for block in range(doubles):
+        for stream in ("img", "txt"):
+            found |= {
+                f"double_blocks.{block}.{stream}_mod.lin": (6 * width, width),
+                f"double_blocks.{block}.{stream}_attn.qkv": (3 * width, width),
+                f"double_blocks.{block}.{stream}_attn.proj": (width, width),
+                f"double_blocks.{block}.{stream}_mlp.0": (4 * width, width),
+                f"double_blocks.{block}.{stream}_mlp.2": (width, 4 * width),
+            }
+    for block in range(singles):
+        found |= {
+            f"single_blocks.{block}.linear1": (7 * width, width),
+            f"single_blocks.{block}.linear2": (width, 5 * width),
+            f"single_blocks.{block}.modulation.lin": (3 * width, width),
+        }
+    return found
+
+
+def test_every_key_of_a_full_kohya_flux_lora_is_mapped(networks: dict[str, nn.Module]) -> None:
+    assert_complete(kohya_keys("lora_unet", flux_modules()), networks["flux"])
+
+
+def sd3_modules(blocks: int = 38, width: int = 2432) -> dict[str, tuple[int, ...]]:
+    """All layers of Stable Diffusion 3.5 large as Stability's code has them."""
+    found: dict[str, tuple[int, ...]] = {
+        "x_embedder.proj": (width, 16, 2, 2), "t_embedder.mlp.0": (width, 256), "t_embedder.mlp.2": (width, width),
+        "y_embedder.mlp.0": (width, 2048), "y_embedder.mlp.2": (width, width), "context_embedder": (width, 4096),
+        "final_layer.linear": (64, width), "final_layer.adaLN_modulation.1": (2 * width, width),
+    }  # fmt: skip
+    for block in range(blocks):
+        for stream in ("x_block", "context_block"):
+            last = block == blocks - 1 and stream == "context_block"
+            stem = f"joint_blocks.{block}.{stream}"
+            found |= {
+                f"{stem}.attn.qkv": (3 * width, width),
+                f"{stem}.adaLN_modulation.1": ((2 if last else 6) * width, width),
+            }
+            if not last:
+                found |= {
+                    f"{stem}.attn.proj": (width, width),
+                    f"{stem}.mlp.fc1": (4 * width, width),
+                    f"{stem}.mlp.fc2": (width, 4 * width),
+                }
+    return found
+
+
+def test_every_key_of_a_full_kohya_sd3_lora_is_mapped(networks: dict[str, nn.Module]) -> None:
+    assert_complete(kohya_keys("lora_unet", sd3_modules()), networks["sd35"])
+
+
+def original_state(network: nn.Module, targets: dict[str, Target]) -> dict[str, torch.Tensor]:
+    state = {}
+    for name, target in targets.items():
+        for parameter in ("weight", "bias"):
+            value = gathered(network, target, parameter)
+            if value is not None:
+                scale = name.endswith(("query_norm", "key_norm")) or re.search(r"distilled_guidance_layer\.norms", name)
+                state[f"{name}.{'scale' if scale else parameter}"] = value
+    return state
+
+
+def assert_same_state(found: dict[str, torch.Tensor], network: nn.Module, but: tuple[str, ...] = ()) -> None:
+    wanted = {name: t for name, t in network.state_dict().items() if not name.endswith(but or ("\0",))}
+    assert set(wanted) <= set(found)
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name].reshape(tensor.shape), tensor), name
+
+
+def test_unet_names_are_those_of_diffusers_converter() -> None:
+    for make in (nano.sd1, nano.sdxl):
+        network = make().unet
+        names = original_unet_names(network)
+        state = {
+            f"model.diffusion_model.{names[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}": tensor
+            for name, tensor in network.state_dict().items()
+        }
+        assert_same_state(convert_ldm_unet_checkpoint(state, dict(network.config)), network)
+
+
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3"])
+def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The converters know the real width only, so the networks have it; with few blocks."""
+    if name == "sd3":
+        network: Any = nano.sd3().transformer
+        targets = dict(_ORIGINALS["SD3Transformer2DModel"](network))
+        state = original_state(network, targets) | {"pos_embed": network.state_dict()["pos_embed.pos_embed"]}
+        found = convert_sd3_transformer_checkpoint_to_diffusers(state)
+    else:
+        torch.manual_seed(0)
+        sizes = {"num_layers": 1, "num_single_layers": 1, "in_channels": 4, "joint_attention_dim": 8}
+        if name == "flux":
+            network = FluxTransformer2DModel(**sizes, pooled_projection_dim=8, guidance_embeds=True)
+            convert = convert_flux_transformer_checkpoint_to_diffusers
+        else:
+            from diffusers import ChromaTransformer2DModel
+
+            network = ChromaTransformer2DModel(
+                **sizes, approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=2
+            )
+            convert = convert_chroma_transformer_checkpoint_to_diffusers
+        targets = {key: target for key, target in _ORIGINALS[type(network).__name__](network) if "processor" not in key}
+        found = convert(original_state(network, targets))
+    assert_same_state(found, network)
+
+
+def test_open_clip_names_are_those_of_diffusers_converter() -> None:
+    encoder = nano.clip(CLIPTextModelWithProjection, 32, 2, "gelu")
+    targets = dict(_ORIGINALS["CLIPTextModelWithProjection"](encoder))
+    state = {}
+    for name, tensor in original_state(encoder, targets).items():
+        state[f"open.{name.replace('.in_proj.', '.in_proj_')}"] = tensor
+    found = convert_open_clip_checkpoint(encoder, dict(state) | {"open.text_projection": torch.zeros(32, 32)}, "open.")
+    own = encoder.state_dict()
+    layers = [name for name in own if ".layers." in name or "final_layer_norm" in name]
+    assert len(layers) > 40
+    for name in layers:
+        key = name if name in found else f"text_model.{name.removeprefix('text_model.')}"
+        assert torch.equal(found[key], own[name]), name
+
+
+def test_sizes_of_the_table_in_the_documentation(networks: dict[str, nn.Module]) -> None:
+    """docs/models.md says how large each denoiser is; from the same configurations."""
+    text = (Path(__file__).parents[2] / "docs/models.md").read_text()
+    for name in ("sd15", "sd21", "sdxl", "sd35", "flux"):
+        assert f"{parameters_of(networks[name]) / 1e9 * 2:.2f} GB" in text, name
