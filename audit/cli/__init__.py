@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from audit.cli import catalog, crawl, demo, operate, query, references, report, run, scan
+from audit.cli import catalog, crawl, demo, inspect, operate, query, references, report, run, scan
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
     """,
 )
 app.command("scan")(scan.scan)
+app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
 app.command("query")(query.query)

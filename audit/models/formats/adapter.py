@@ -112,6 +112,7 @@ def apply_adapter(
 
 
 MAX_VECTORS = 256  # of one token
+MOST_RANK = 8192  # of factors whose product is measured
 
 
 def _one_adapter(names: AdapterNames, adapter: str | None) -> None:
@@ -173,7 +174,7 @@ def lora_norm(tensors: Tensors, group: Group, scaling: Scaling) -> float:
     if "alpha" in group.tensors:
         alpha = float(tensors.get(group.tensors["alpha"]).flatten()[0])
     rank = down.shape[0]
-    if up.shape[1] != rank:
+    if up.shape[1] != rank or rank > MOST_RANK:  # the Gram matrices would be larger than the file
         return _norm(up) * _norm(down)
     scale = alpha / (rank**0.5 if scaling.rank_stabilised else rank) if alpha else 1.0
     product = float(((up.T @ up) * (down @ down.T)).double().sum())

@@ -1,0 +1,259 @@
+"""What a checkpoint is, without sampling it: format, family, rank, what was trained and how far it moved."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from audit.errors import AuditError
+from audit.models.base import BaseModel
+from audit.models.checkpoint import Checkpoint, open_checkpoint
+from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
+from audit.models.formats.adapter import ModuleChange, lora_norm
+from audit.models.formats.algorithms import low_rank_change, rank_of
+from audit.models.formats.names import Algorithm, Group, read_names
+from audit.models.formats.scaling import Scaling, read_scaling
+from audit.models.formats.tensors import Tensors
+from audit.models.pair import family_warnings
+from audit.models.tuning import tune
+
+MOST_ELEMENTS = 1 << 26  # of a product that is made to measure it: 256 MiB
+_BLOCK = re.compile(
+    r"^(?P<kind>down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks|double_blocks|single_blocks|"
+    r"single_transformer_blocks|transformer_blocks|joint_blocks|(?:text_model[._])?encoder[._](?:layers|block)|"
+    r"transformer[._]resblocks)(?:[._](?P<number>\d+))?"
+)
+_KIND = re.compile(
+    r"(to_[qkv]|to_out[._]0|to_out|[qkv]_proj|out_proj|proj_in|proj_out|ff[._]net[._]\d(?:[._]proj)?|"
+    r"fc\d|conv\d|conv|qkv|linear\d|lin|proj_mlp|add_[qkv]_proj|to_add_out|proj)$"
+)
+_CLAIMED = (
+    "modelspec.title", "modelspec.architecture", "modelspec.trigger_phrase", "ss_base_model_version",
+    "ss_sd_model_name", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_steps",
+    "ss_epoch", "ss_learning_rate", "ss_resolution", "ss_num_train_images", "ss_clip_skip",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    """One block: modules changed, the norm of the change, and, where a base was given, that of its weights."""
+
+    part: str
+    name: str
+    modules: int
+    norm: float
+    base_norm: float | None = None
+
+
+@dataclass
+class Inspection:
+    """Everything that ``lora-audit inspect`` says. ``unmeasured`` modules need a base for the norm of their change."""
+
+    path: str
+    format: str | None = None
+    bytes: int = 0
+    sha256: str | None = None
+    tensors_sha256: str | None = None
+    identity: str | None = None
+    tensors: int = 0
+    parameters: int = 0
+    precisions: dict[str, int] = field(default_factory=dict)
+    algorithms: dict[str, int] = field(default_factory=dict)
+    decomposed: bool = False
+    family: str | None = None
+    claimed_family: str | None = None
+    ranks: dict[int, int] = field(default_factory=dict)
+    alphas: dict[float, int] = field(default_factory=dict)
+    parts: dict[str, int] = field(default_factory=dict)
+    targets: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, dict[str, int]] = field(default_factory=dict)
+    adapters: list[str] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
+    unmeasured: int = 0
+    unused: list[str] = field(default_factory=list)
+    unused_share: float | None = None
+    base: str | None = None
+    claims: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    problem: str | None = None
+
+
+def inspect(path: Path, base: BaseModel | None = None, adapter: str | None = None) -> Inspection:
+    """Look at ``path``; with ``base`` also whether every tensor has a place in it.
+
+    What is wrong with a file becomes its ``problem``.
+    """
+    found = Inspection(str(path))
+    try:
+        checkpoint = open_checkpoint(path)
+        _describe(found, checkpoint, adapter)
+        if base is not None:
+            found.base = base.name
+            found.warnings = family_warnings(checkpoint, base)
+            _against(found, checkpoint, base, adapter)
+    except AuditError as error:
+        found.problem = str(error)
+    return found
+
+
+def _describe(found: Inspection, checkpoint: Checkpoint, adapter: str | None) -> None:
+    headers = [header for _, header in checkpoint.files.values()]
+    tensors = {name: info for header in headers for name, info in header.tensors.items()}
+    found.format, found.bytes = str(checkpoint.format), checkpoint.bytes
+    found.sha256, found.tensors_sha256 = checkpoint.sha256, checkpoint.tensors_sha256
+    found.identity = checkpoint.identity
+    found.tensors = len(tensors)
+    found.parameters = sum(math.prod(info.shape) for info in tensors.values())
+    found.precisions = dict(Counter(info.dtype for info in tensors.values()).most_common())
+    found.claims = {name: checkpoint.metadata[name][:300] for name in _CLAIMED if name in checkpoint.metadata}
+    shapes = family_of_shapes(tensors)
+    said = [checkpoint.metadata[name] for name in ("modelspec.architecture", "ss_base_model_version")
+            if name in checkpoint.metadata]  # fmt: skip
+    claimed = next((family for text in said if (family := family_of_name(text)) is not Family.other), None)
+    found.family, found.claimed_family = shapes, claimed
+    if shapes and claimed and not agree(shapes, claimed):
+        found.warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
+    if not checkpoint.format.is_adapter:
+        found.parts = {part: len(header.tensors) for part, (_, header) in checkpoint.files.items()}
+        return
+    names = read_names(tensors, adapter or next(iter(read_names(tensors).adapters), None))
+    found.adapters, found.unused = names.adapters, names.unknown
+    found.algorithms = {str(name): n for name, n in Counter(group.algorithm for group in names.groups).most_common()}
+    found.decomposed = any({"dora_scale", "magnitude"} & set(group.tensors) for group in names.groups)
+    found.parts = dict(Counter(group.part for group in names.groups))
+    found.targets = dict(Counter(_kind(group) for group in names.groups).most_common())
+    scalings = read_scaling(checkpoint.metadata)
+    with Tensors(list(checkpoint.files.values())) as opened:
+        for one in names.embeddings:
+            shape = tensors[one.tensor].shape
+            vectors = shape[0] if len(shape) > 1 else 1
+            found.tokens.setdefault(one.token or checkpoint.path.stem, {})[one.part] = vectors
+        _measure(found, names.groups, opened, scalings)
+
+
+def _measure(found: Inspection, groups: list[Group], tensors: Tensors, scalings: dict[str, Scaling]) -> None:
+    ranks: Counter[int] = Counter()
+    alphas: Counter[float] = Counter()
+    sums: dict[tuple[str, str], list[float]] = {}
+    for group in groups:
+        scaling = scalings.get(group.part, Scaling())
+        try:
+            rank = rank_of(group.algorithm, {role: tensors.info[name].shape for role, name in group.tensors.items()})
+            alpha = _alpha(group, tensors, scaling)
+        except (IndexError, RuntimeError, KeyError):
+            found.unmeasured += 1
+            continue
+        if rank is not None:
+            ranks[rank] += 1
+            if alpha is not None:
+                alphas[alpha] += 1
+        norm = _norm_alone(group, tensors, scaling)
+        if norm is None:
+            found.unmeasured += 1
+        else:
+            sums.setdefault((group.part, block_of(group.module)), []).append(norm)
+    found.ranks, found.alphas = dict(ranks.most_common()), dict(alphas.most_common())
+    found.blocks = [
+        Block(part, name, len(norms), math.sqrt(sum(norm**2 for norm in norms)))
+        for (part, name), norms in sorted(sums.items(), key=lambda item: (item[0][0], _order(item[0][1])))
+    ]
+
+
+def _alpha(group: Group, tensors: Tensors, scaling: Scaling) -> float | None:
+    if "alpha" in group.tensors:
+        return round(float(tensors.get(group.tensors["alpha"]).flatten()[0]), 4)
+    return scaling.of(group.module)
+
+
+def _norm_alone(group: Group, tensors: Tensors, scaling: Scaling) -> float | None:
+    """The norm of a change that the file alone determines, None where it takes the base's weights or much memory."""
+    roles = group.tensors
+    try:
+        if group.algorithm is Algorithm.lora and "mid" not in roles and not {"dora_scale", "magnitude"} & set(roles):
+            return lora_norm(tensors, group, scaling)
+        if group.algorithm in (Algorithm.full, Algorithm.norm):
+            changes = [tensors.get(name).double().norm() for role, name in roles.items() if role != "alpha"]
+            return float(sum(change**2 for change in changes)) ** 0.5
+        if group.algorithm in (Algorithm.loha, Algorithm.lokr) and "dora_scale" not in roles:
+            shape = _shape(group, {role: tensors.info[name].shape for role, name in roles.items()})
+            if shape is None or math.prod(shape) > MOST_ELEMENTS:
+                return None
+            values = {role: tensors.get(name) for role, name in roles.items()}
+            alpha = _alpha(group, tensors, scaling)
+            return float(low_rank_change(group.algorithm, values, shape, alpha).double().norm())
+    except (ValueError, RuntimeError, IndexError):
+        return None
+    return None
+
+
+def _shape(group: Group, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The shape of the weight that LoHa or LoKr factors make."""
+    if group.algorithm is Algorithm.loha:
+        core = shapes.get("hada_t1")
+        if core:
+            return (shapes["hada_w1_a"][1], shapes["hada_w1_b"][1], *core[2:])
+        return (shapes["hada_w1_a"][0], *shapes["hada_w1_b"][1:])
+    first = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], *shapes["lokr_w1_b"][1:])
+    second = shapes.get("lokr_w2")
+    if second is None:
+        core = shapes.get("lokr_t2")
+        a, b = shapes["lokr_w2_a"], shapes["lokr_w2_b"]
+        second = (a[1], b[1], *core[2:]) if core else (a[0], *b[1:])
+    if len(first) != 2 or len(second) < 2:
+        return None
+    return (first[0] * second[0], first[1] * second[1], *second[2:])
+
+
+def _against(found: Inspection, checkpoint: Checkpoint, base: BaseModel, adapter: str | None) -> None:
+    tuned = tune(base, checkpoint, adapter=adapter)
+    found.unused, found.unused_share = tuned.unused, tuned.unused_share
+    found.warnings += tuned.warnings
+    blocks: dict[tuple[str, str], list[ModuleChange]] = {}
+    for change in tuned.changes:
+        blocks.setdefault((change.part, block_of(change.module)), []).append(change)
+    found.unmeasured = 0
+    found.blocks = [
+        Block(
+            part,
+            name,
+            len({change.module for change in changes}),
+            math.sqrt(sum(change.norm**2 for change in changes)),
+            math.sqrt(sum(change.base_norm**2 for change in changes)),
+        )
+        for (part, name), changes in sorted(blocks.items(), key=lambda item: (item[0][0], _order(item[0][1])))
+    ]
+
+
+def block_of(module: str) -> str:
+    """The block that a module's name, with dots or underscores, begins with; "other" outside all blocks."""
+    match = _BLOCK.match(module)
+    if match is None:
+        return "other"
+    kind = match["kind"].replace("text_model.", "").replace("text_model_", "").replace("encoder_", "encoder.")
+    return kind if match["number"] is None else f"{kind}.{match['number']}"
+
+
+def _order(name: str) -> tuple[int, str, int]:
+    kind, _, number = name.rpartition(".")
+    first = ("down", "input", "mid", "middle", "up", "output", "double", "transformer", "joint", "single", "encoder")
+    place = next((i for i, start in enumerate(first) if name.startswith(start)), len(first))
+    return place, kind, int(number) if number.isdigit() else -1
+
+
+def _kind(group: Group) -> str:
+    """What sort of layer it is: the end of its name."""
+    found = _KIND.search(group.module)
+    if found is None:
+        return "other"
+    return re.sub(r"^ff_net_(\d)_?", r"ff.net.\1.", found[1]).rstrip(".").replace("to_out_0", "to_out.0")
+
+
+def as_json(found: Inspection) -> dict[str, Any]:
+    """For scripts: plain values, names of numbers as text."""
+    from dataclasses import asdict
+
+    return asdict(found)
