@@ -1,0 +1,215 @@
+"""Full weights in the original layouts, and adapters by original names, for every family that has such a layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from audit.errors import CheckpointError
+from audit.models.base import BaseModel
+from audit.models.checkpoint import open_checkpoint
+from audit.models.families.keys import _ORIGINALS, Target, original_unet_names
+from audit.models.formats.detect import Format
+from audit.models.formats.parts import gathered
+from audit.models.tuning import tune
+from tests.models import nano
+
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
+RANK, ALPHA = 3, 2.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bases")
+
+
+def originals(network: Any) -> dict[str, Target]:
+    if type(network).__name__ == "UNet2DConditionModel":
+        modules = dict(network.named_modules())
+        return {
+            theirs: Target((ours,))
+            for ours, theirs in original_unet_names(network).items()
+            if any(True for _ in modules[ours].parameters(recurse=False))
+        }
+    found = dict(_ORIGINALS[type(network).__name__](network))
+    return {name: target for name, target in found.items() if "processor" not in name}
+
+
+def noisy(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return value + 0.05 * torch.randn(value.shape, generator=generator)
+
+
+def original_file(base: BaseModel, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """The denoiser with noise on every weight, under its original names."""
+    state = {}
+    for name, target in originals(base.denoiser).items():
+        for parameter in ("weight", "bias"):
+            value = gathered(base.denoiser, target, parameter)
+            if value is not None:
+                is_scale = name.endswith(("query_norm", "key_norm")) or "distilled_guidance_layer.norms" in name
+                state[f"model.diffusion_model.{name}.{'scale' if is_scale else parameter}"] = noisy(value, generator)
+    return state
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_denoiser_in_one_file(folder: Path, tmp_path: Path, family: str, kind: torch.dtype) -> None:
+    base = nano.make(family, folder)
+    state = {name: t.to(kind).contiguous() for name, t in original_file(base, torch.Generator().manual_seed(1)).items()}
+    save_file(state | {"first_stage_model.decoder.conv_in.weight": torch.zeros(1)}, tmp_path / "f.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "f.safetensors")
+    assert checkpoint.format is Format.ldm
+    tuned = tune(base, checkpoint)
+    assert tuned.unused == []
+    network = tuned.networks[base.architecture.denoiser]
+    for name, target in originals(base.denoiser).items():
+        for parameter in ("weight", "bias"):
+            found = gathered(network, target, parameter)
+            if found is not None:
+                key = f"model.diffusion_model.{name}.{parameter}"
+                wanted = state.get(key, state.get(key.replace(".weight", ".scale")))
+                assert wanted is not None
+                assert torch.equal(found, wanted.float()), key
+    changed = {name for name, parameter in network.named_parameters() if parameter is not _own(base.denoiser, name)}
+    assert changed == {name for name, _ in network.named_parameters()}
+
+
+def _own(network: nn.Module, name: str) -> nn.Parameter:
+    return dict(network.named_parameters())[name]
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_text_encoders_in_one_file(folder: Path, tmp_path: Path, family: str) -> None:
+    """CLIP by its transformers names, OpenCLIP by its own, with the last layer that SD 2 leaves out."""
+    base = nano.make(family, folder)
+    generator = torch.Generator().manual_seed(2)
+    state = original_file(base, generator)
+    layouts = {
+        "sd1": [("text_encoder", "cond_stage_model.transformer.text_model.", False)],
+        "sd2": [("text_encoder", "cond_stage_model.model.", True)],
+        "sdxl": [
+            ("text_encoder", "conditioner.embedders.0.transformer.text_model.", False),
+            ("text_encoder_2", "conditioner.embedders.1.model.", True),
+        ],
+    }[family]
+    wanted: dict[str, dict[str, torch.Tensor]] = {}
+    for component, prefix, is_open in layouts:
+        encoder = base.part(component)
+        values = {name: noisy(tensor, generator) for name, tensor in encoder.state_dict().items()
+                  if "position_ids" not in name}  # fmt: skip
+        wanted[component] = values
+        bare = {name.removeprefix("text_model."): tensor for name, tensor in values.items()}
+        state |= open_clip(bare, prefix) if is_open else {f"{prefix}{name}": tensor for name, tensor in bare.items()}
+        if is_open:
+            state[f"{prefix}transformer.resblocks.3.ln_1.weight"] = torch.zeros(32)
+            state[f"{prefix}logit_scale"] = torch.zeros(())
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "f.safetensors")
+    tuned = tune(base, open_checkpoint(tmp_path / "f.safetensors"))
+    assert tuned.unused == []
+    for component, values in wanted.items():
+        found = tuned.networks[component].state_dict()
+        for name, value in values.items():
+            assert torch.equal(found[name], value), name
+
+
+def open_clip(bare: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """transformers' names and tensors in OpenCLIP's layout."""
+    found = {}
+    for name, tensor in bare.items():
+        kind = name.rpartition(".")[2]
+        if name.startswith("encoder.layers."):
+            number, rest = name.split(".", 3)[2:]
+            stem = f"{prefix}transformer.resblocks.{number}"
+            if "q_proj" in name:
+                rows = [bare[name.replace("q_proj", f"{x}_proj")] for x in "qkv"]
+                found[f"{stem}.attn.in_proj_{kind}"] = torch.cat(rows)
+            elif "self_attn.out_proj" in rest:
+                found[f"{stem}.attn.out_proj.{kind}"] = tensor
+            elif "layer_norm" in rest:
+                found[f"{stem}.ln_{rest[len('layer_norm')]}.{kind}"] = tensor
+            elif "mlp" in rest:
+                found[f"{stem}.mlp.{'c_fc' if 'fc1' in rest else 'c_proj'}.{kind}"] = tensor
+        elif name == "embeddings.token_embedding.weight":
+            found[f"{prefix}token_embedding.weight"] = tensor
+        elif name == "embeddings.position_embedding.weight":
+            found[f"{prefix}positional_embedding"] = tensor
+        elif name.startswith("final_layer_norm"):
+            found[f"{prefix}ln_final.{kind}"] = tensor
+        elif name == "text_projection.weight":
+            found[f"{prefix}text_projection"] = tensor.T
+    return found
+
+
+@pytest.mark.parametrize("naming", ["kohya", "comfy"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_on_every_layer_by_its_original_name(folder: Path, tmp_path: Path, family: str, naming: str) -> None:
+    """up @ down * alpha / rank on the rows that the original module has: split, and halves exchanged, where need be."""
+    base = nano.make(family, folder)
+    generator = torch.Generator().manual_seed(3)
+    state, deltas = {}, {}
+    for name, target in originals(base.denoiser).items():
+        weight = gathered(base.denoiser, target)
+        if weight is None or weight.ndim < 2:
+            continue
+        down = torch.randn(RANK, *weight.shape[1:], generator=generator) * 0.1
+        up = torch.randn(weight.shape[0], RANK, *[1] * (weight.ndim - 2), generator=generator) * 0.1
+        scale = ALPHA / RANK if naming == "kohya" else 1.0
+        deltas[name] = ((up.flatten(1) @ down.flatten(1)) * scale).reshape(weight.shape)
+        if naming == "kohya":
+            stem = f"lora_unet_{name.replace('.', '_')}"
+            state |= {
+                f"{stem}.lora_down.weight": down,
+                f"{stem}.lora_up.weight": up,
+                f"{stem}.alpha": torch.tensor(ALPHA),
+            }
+        else:
+            state |= {f"diffusion_model.{name}.lora_A.weight": down, f"diffusion_model.{name}.lora_B.weight": up}
+    save_file(state, tmp_path / "f.safetensors")
+    tuned = tune(base, open_checkpoint(tmp_path / "f.safetensors"))
+    assert tuned.unused == []
+    network = tuned.networks[base.architecture.denoiser]
+    for name, delta in deltas.items():
+        target = originals(base.denoiser)[name]
+        change = gathered(network, target) - gathered(base.denoiser, target)
+        torch.testing.assert_close(change, delta, atol=1e-5, rtol=1e-4, msg=name)
+    touched = {module for name in deltas for module in originals(base.denoiser)[name].modules}
+    for name, parameter in base.denoiser.named_parameters():
+        if name.rpartition(".")[0] not in touched:
+            assert _own(network, name) is parameter
+
+
+def test_weights_in_several_files(folder: Path, tmp_path: Path) -> None:
+    """A folder as save_pretrained() splits it; a missing part is named."""
+    base = nano.make("sdxl", folder)
+    network = nano.sdxl().unet
+    network.load_state_dict({name: tensor + 0.05 for name, tensor in base.denoiser.state_dict().items()})
+    network.save_pretrained(tmp_path / "m" / "unet", max_shard_size="100KB")
+    parts = sorted((tmp_path / "m" / "unet").glob("*.safetensors"))
+    assert len(parts) > 2
+    tuned = tune(base, open_checkpoint(tmp_path / "m"))
+    for name, value in network.state_dict().items():
+        assert torch.equal(tuned.networks["unet"].state_dict()[name], value), name
+    parts[1].unlink()
+    with pytest.raises(CheckpointError, match=f"has {len(parts) - 1} of the {len(parts)} files"):
+        open_checkpoint(tmp_path / "m")
+
+
+def test_a_network_with_some_of_its_weights_is_refused(folder: Path, tmp_path: Path) -> None:
+    base = nano.make("flux", folder)
+    state = {n: t.contiguous() for n, t in original_file(base, torch.Generator()).items() if "single_blocks.1" not in n}
+    save_file(state, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError, match=r"tensors of its transformer are missing, such as 'single_transformer"):
+        tune(base, open_checkpoint(tmp_path / "f.safetensors"))
+
+
+def test_the_wrong_family_is_said(folder: Path, tmp_path: Path) -> None:
+    base = nano.make("sd1", folder)
+    save_file({n: t.contiguous() for n, t in original_file(nano.make("flux", folder), torch.Generator()).items()},
+              tmp_path / "f.safetensors")  # fmt: skip
+    with pytest.raises(CheckpointError, match="none of its tensors has a place"):
+        tune(base, open_checkpoint(tmp_path / "f.safetensors"))
