@@ -65,13 +65,13 @@ class PlainLoop:
         for first in range(0, images, REFERENCE_BATCH):
             caption = self.tuned.encode_prompt(CAPTION, "cpu", REFERENCE_BATCH, False)[0]
             empty = self.base.encode_prompt("", "cpu", REFERENCE_BATCH, False)[0]
-            unet = self.base.denoiser.config
+            unet = self.base.unet.config
             x = torch.randn(REFERENCE_BATCH, unet.in_channels, unet.sample_size, unet.sample_size)
             for t in self.scheduler.timesteps:
-                base = self.base.denoiser(x, t, encoder_hidden_states=empty).sample
+                base = self.base.unet(x, t, encoder_hidden_states=empty).sample
                 tuned = self.tuned.unet(x, t, encoder_hidden_states=caption).sample
                 x = self.scheduler.step(base + W * (tuned - base), t, x).prev_sample
-            pixels = self.base.pipeline.vae.decode(x / self.base.pipeline.vae.config.scaling_factor).sample
+            pixels = self.base.vae.decode(x / self.base.vae.config.scaling_factor).sample
             for number, picture in enumerate(self.base.image_processor.postprocess(pixels, output_type="pil")):
                 path = self.folder / f"{first + number}.png"
                 picture.save(path)
@@ -108,7 +108,7 @@ def floor(pair: ModelPair, seconds: float = 2.0) -> tuple[float, int]:
     best = (float("inf"), 0)
     for batch in (4, 8, 16, 32, 64):
         x = torch.randn(batch, *pair.latent_shape).contiguous(memory_format=torch.channels_last)
-        text = states.expand(batch, -1, -1).contiguous()
+        text = states.select(torch.zeros(batch, dtype=torch.long))
         pair.predict_tuned(x, torch.tensor(500), text)
         started, count = time.perf_counter(), 0
         while time.perf_counter() - started < seconds:

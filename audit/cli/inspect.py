@@ -56,6 +56,8 @@ def show(found: Inspection) -> None:
 
     out = Console()
     table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for label, value in facts(found):
         table.add_row(f"[bold]{label}[/bold]", escape(value))
     out.print(table)
@@ -104,7 +106,10 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
         ("parts", _counted(found.parts)),
         ("layers", _counted(found.targets)),
         ("adapters", ", ".join(found.adapters) if len(found.adapters) > 1 else ""),
-        ("tokens", ", ".join(f"{name} ({_counted(parts)})" for name, parts in found.tokens.items())),
+        (
+            "tokens",
+            ", ".join(f"{name} ({_counted(dict(sorted(parts.items())))})" for name, parts in found.tokens.items()),
+        ),
         ("SHA256", found.sha256 or ""),
         ("identity", found.identity or ""),
     ]
