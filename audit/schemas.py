@@ -63,7 +63,8 @@ CHECKPOINTS = _schema(
     (
         "format",
         pa.string(),
-        "lora-kohya, lora-peft, unet, ldm, diffusers-folder; null where it cannot be audited yet",
+        "lora-kohya, lora-peft, lora-processor, lora-xlabs, lycoris, embedding, unet, transformer, ldm, "
+        "diffusers-folder; null where it cannot be audited",
     ),
     ("bytes", pa.int64(), "size of all files"),
     ("claimed_metadata", pa.string(), "the header's metadata as JSON; written by the uploader: a claim, not a proof"),

@@ -24,7 +24,7 @@ EMBEDDED_GUIDANCE = 3.5  # diffusers' default for FLUX.1 dev, and that of most o
 
 @dataclass(frozen=True)
 class Effect:
-    """Evidence that the checkpoint changed the network: relative changes, both above 0."""
+    """Evidence that the checkpoint changed the model: relative changes. Weights are 0 where it only brings tokens."""
 
     weights: float
     prediction: float

@@ -98,7 +98,10 @@ def test_dreambooth_is_the_same_from_a_folder_a_unet_file_and_an_original_layout
     base: BaseModel, tmp_path: Path
 ) -> None:
     file = DREAMBOOTH / "unet/diffusion_pytorch_model.safetensors"
-    save_file({n: t.contiguous() for n, t in unet_to_ldm(load_file(file)).items()}, tmp_path / "ldm.safetensors")
+    save_file(
+        {n: t.contiguous() for n, t in unet_to_ldm(base.denoiser, load_file(file)).items()},
+        tmp_path / "ldm.safetensors",
+    )
     folder, _ = tuned_networks(base, open_checkpoint(DREAMBOOTH))
     for path in (file, tmp_path / "ldm.safetensors"):
         unet, _ = tuned_networks(base, open_checkpoint(path))

@@ -56,6 +56,7 @@ class ModelFamily(ABC):
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     encoder_names: ClassVar[Mapping[str, str]] = {"te1": "text_encoder"}
+    longest_caption: ClassVar[int] = 1 << 30  # tokens that the pipeline lets through, where that is less
     flow: ClassVar[bool] = False
     half: ClassVar[torch.dtype] = torch.float16
     default_config: ClassVar[str | None] = None
@@ -102,7 +103,11 @@ class ModelFamily(ABC):
     def caption_tokens(self, pipeline: Any) -> int:
         """Tokens that the encoder with the longest sight reads, its start and end token included."""
         return max(
-            min(getattr(pipeline, tokenizer).model_max_length, self._positions(getattr(pipeline, encoder)))
+            min(
+                getattr(pipeline, tokenizer).model_max_length,
+                self._positions(getattr(pipeline, encoder)),
+                self.longest_caption,
+            )
             for tokenizer, encoder in zip(self.tokenizers, self.encoders, strict=True)
             if getattr(pipeline, encoder) is not None
         )

@@ -21,6 +21,7 @@ class StableDiffusion3(ModelFamily):
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
     encoder_names: ClassVar[dict[str, str]] = {"te1": "text_encoder", "te2": "text_encoder_2", "te3": "text_encoder_3"}
+    longest_caption = 256
     flow = True
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
@@ -68,6 +69,7 @@ def positions(latents: torch.Tensor) -> torch.Tensor:
 
 class _Patched(ModelFamily):
     denoiser = "transformer"
+    longest_caption = 512
     flow = True
     half = torch.bfloat16  # what they are trained and published in; float16 overflows in T5
 

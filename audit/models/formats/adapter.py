@@ -84,7 +84,7 @@ def apply_adapter(
     places = Places(base)
     found = Tuned(unused=list(names.unknown))
     used = 0.0
-    lost = sum(_norm(tensors.get(name)) ** 2 for name in names.unknown)
+    lost = sum(norm_of(tensors.get(name)) ** 2 for name in names.unknown)
     for group in names.groups:
         place = places.find(group)
         if place is None:
@@ -149,21 +149,22 @@ def _apply_group(
     scatter(network, target, after)
     if after_bias is not None and after_bias is not bias:
         scatter(network, target, after_bias, "bias")
-    norm = _norm(after - weight)
+    norm = norm_of(after - weight)
     if after_bias is not None and after_bias is not bias:
-        norm = (norm**2 + _norm(after_bias - bias if bias is not None else after_bias) ** 2) ** 0.5
-    return ModuleChange(component, target.modules[0], norm, _norm(weight))
+        norm = (norm**2 + norm_of(after_bias - bias if bias is not None else after_bias) ** 2) ** 0.5
+    return ModuleChange(component, target.modules[0], norm, norm_of(weight))
 
 
-def _norm(tensor: torch.Tensor) -> float:
-    return float(tensor.double().norm())
+def norm_of(tensor: torch.Tensor) -> float:
+    """Its Frobenius norm, summed in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
 
 
 def _lost_norm(group: Group, tensors: Tensors, scaling: Scaling) -> float:
     """The norm of the change of a group that has no place: that of the product for LoRA, else that of its tensors."""
     if group.algorithm is Algorithm.lora and "mid" not in group.tensors:
         return lora_norm(tensors, group, scaling)
-    return sum(_norm(tensors.get(name)) ** 2 for role, name in group.tensors.items() if role != "alpha") ** 0.5
+    return sum(norm_of(tensors.get(name)) ** 2 for role, name in group.tensors.items() if role != "alpha") ** 0.5
 
 
 def lora_norm(tensors: Tensors, group: Group, scaling: Scaling) -> float:
@@ -175,7 +176,7 @@ def lora_norm(tensors: Tensors, group: Group, scaling: Scaling) -> float:
         alpha = float(tensors.get(group.tensors["alpha"]).flatten()[0])
     rank = down.shape[0]
     if up.shape[1] != rank or rank > MOST_RANK:  # the Gram matrices would be larger than the file
-        return _norm(up) * _norm(down)
+        return norm_of(up) * norm_of(down)
     scale = alpha / (rank**0.5 if scaling.rank_stabilised else rank) if alpha else 1.0
     product = float(((up.T @ up) * (down @ down.T)).double().sum())
     return max(product, 0.0) ** 0.5 * abs(scale)

@@ -11,7 +11,7 @@ from torch import nn
 
 from audit.models.base import BaseModel
 from audit.models.families.keys import Target, module_targets
-from audit.models.formats.adapter import ModuleChange, Tuned
+from audit.models.formats.adapter import ModuleChange, Tuned, norm_of
 from audit.models.formats.parts import gathered, scatter, sharing_copy
 from audit.models.formats.tensors import Tensors
 
@@ -59,7 +59,7 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
         if place is None:
             if not _IGNORED.match(name) and not _beyond(base, name):
                 found.unused.append(name)
-                lost += float(tensors.get(name).double().norm()) ** 2
+                lost += norm_of(tensors.get(name)) ** 2
             continue
         network = base.part(place.component)
         before = gathered(network, place.target, place.parameter)
@@ -72,7 +72,7 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
         value = value.reshape(before.shape)
         done = covered.setdefault(place.component, set())
         done |= {f"{module}.{place.parameter}" for module in place.target.modules}
-        used += float(value.double().norm()) ** 2
+        used += norm_of(value) ** 2
         stored = tensors.as_stored(name, before.float().contiguous())
         if stored is None:
             blind.add(tensors.info[name].dtype)
@@ -81,10 +81,8 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
         if place.component not in found.networks:
             found.networks[place.component] = sharing_copy(network)
         scatter(found.networks[place.component], place.target, value, place.parameter)
-        norm = float((value - before).double().norm())
-        found.changes.append(
-            ModuleChange(place.component, place.target.modules[0], norm, float(before.double().norm()))
-        )
+        norm = norm_of(value - before)
+        found.changes.append(ModuleChange(place.component, place.target.modules[0], norm, norm_of(before)))
     for component, names in covered.items():
         missing = _missing(base.part(component), names)
         if missing:
