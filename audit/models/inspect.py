@@ -18,8 +18,7 @@ from audit.models.formats.algorithms import low_rank_change, rank_of
 from audit.models.formats.names import Algorithm, Group, read_names
 from audit.models.formats.scaling import Scaling, read_scaling
 from audit.models.formats.tensors import Tensors
-from audit.models.pair import family_warnings
-from audit.models.tuning import tune
+from audit.models.tuning import family_warnings, tune
 
 MOST_ELEMENTS = 1 << 26  # of a product that is made to measure it: 256 MiB
 _BLOCK = re.compile(

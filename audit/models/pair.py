@@ -14,10 +14,9 @@ from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.base import Condition
-from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.formats.adapter import Tuned
 from audit.models.formats.parts import set_parameter, sharing_copy
-from audit.models.tuning import tune
+from audit.models.tuning import family_warnings, tune
 
 EMBEDDED_GUIDANCE = 3.5  # diffusers' default for FLUX.1 dev, and that of most of its trainers
 
@@ -234,18 +233,3 @@ def _weight_change(base: BaseModel, tuned: Tuned, checkpoint: Checkpoint) -> flo
             "adapter whose weights are all zero; there is nothing to extract"
         )
     return weights
-
-
-def family_warnings(checkpoint: Checkpoint, base: BaseModel) -> list[str]:
-    """Where shapes, metadata and the base name different families: the base that was given holds, and it is said."""
-    headers = [header for _, header in checkpoint.files.values()]
-    shapes = next((found for header in headers if (found := family_of_shapes(header.tensors))), None)
-    names = ("modelspec.architecture", "ss_base_model_version")
-    claims = [family_of_name(checkpoint.metadata[name]) for name in names if name in checkpoint.metadata]
-    claimed = next((claim for claim in claims if claim is not Family.other), None)
-    warnings = []
-    if shapes and not agree(shapes, base.family):
-        warnings.append(f"its shapes are those of family {shapes}, the base is of family {base.family}")
-    if shapes and claimed and not agree(shapes, claimed):
-        warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
-    return warnings

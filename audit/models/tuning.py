@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from audit.errors import CheckpointError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
+from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.formats.adapter import Tuned, apply_adapter, shown
 from audit.models.formats.detect import Format
 from audit.models.formats.tensors import Tensors
@@ -22,7 +23,7 @@ def tune(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0, adapter
     Raises CheckpointError where tensors do not fit the base, or where more than 1 % of the file would be without
     effect: an audit of the rest would report "nothing found" of a model that nobody has run.
     """
-    hint = "check that --base is what it was trained on"
+    hint = "; ".join([*family_warnings(checkpoint, base), "check that --base is what it was trained on"])
     try:
         tuned = _tune(base, checkpoint, strength, adapter)
     except _ERRORS as error:
@@ -33,7 +34,7 @@ def tune(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0, adapter
         raise CheckpointError(
             f"{checkpoint.path}: {len(tuned.unused)} of its tensors have no place in {base.name} "
             f"({tuned.unused_share:.0%} of its weight; {shown(tuned.unused)}); an audit of the rest would be "
-            f"misleading, so {hint}"
+            f"misleading: {hint}"
         )
     if tuned.unused:
         tuned.warnings.append(f"{len(tuned.unused)} tensors of the file have no effect: {shown(tuned.unused)}")
@@ -60,3 +61,18 @@ def _tune(base: BaseModel, checkpoint: Checkpoint, strength: float, adapter: str
         whole.warnings += found.warnings
         whole.unused_share = max(whole.unused_share, found.unused_share)
     return whole
+
+
+def family_warnings(checkpoint: Checkpoint, base: BaseModel) -> list[str]:
+    """Where shapes, metadata and the base name different families: the base that was given holds, and it is said."""
+    headers = [header for _, header in checkpoint.files.values()]
+    shapes = next((found for header in headers if (found := family_of_shapes(header.tensors))), None)
+    names = ("modelspec.architecture", "ss_base_model_version")
+    claims = [family_of_name(checkpoint.metadata[name]) for name in names if name in checkpoint.metadata]
+    claimed = next((claim for claim in claims if claim is not Family.other), None)
+    warnings = []
+    if shapes and not agree(shapes, base.family):
+        warnings.append(f"its shapes are those of family {shapes}, the base is of family {base.family}")
+    if shapes and claimed and not agree(shapes, claimed):
+        warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
+    return warnings
