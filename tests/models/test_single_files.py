@@ -211,7 +211,5 @@ def test_the_wrong_family_is_said(folder: Path, tmp_path: Path) -> None:
     base = nano.make("sd1", folder)
     save_file({n: t.contiguous() for n, t in original_file(nano.make("flux", folder), torch.Generator()).items()},
               tmp_path / "f.safetensors")  # fmt: skip
-    with pytest.raises(
-        CheckpointError, match=r"none of its tensors has.*family flux, the base is of family sd1"
-    ):
+    with pytest.raises(CheckpointError, match=r"none of its tensors has.*family flux, the base is of family sd1"):
         tune(base, open_checkpoint(tmp_path / "f.safetensors"))
