@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from audit.cli import app
 from audit.config import Solver
 from audit.errors import CheckpointError, NoEffectError
 from audit.extraction.guidance import ClassifierFree, Direct, ModelGuidance
@@ -16,6 +19,7 @@ from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.transformers import pack, unpack
 from audit.models.pair import ModelPair
+from audit.storage import Workspace
 from tests.models import nano
 from tests.models.files import full_change
 
@@ -128,7 +132,6 @@ def test_weights_that_are_left_alone_are_shared(folder: Path) -> None:
 
 
 def changed_config(base: BaseModel, source: Path, target: Path, part: str, **values: Any) -> Path:
-    import json
     import shutil
 
     shutil.copytree(source, target)
@@ -148,6 +151,26 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(CheckpointError, match="StableDiffusionXLInpaintPipeline, which cannot be audited"):
         load_base(locate_base(str(other)))
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
+def test_an_audit_from_the_command_line(folder: Path, tmp_path: Path, family: str) -> None:
+    """From a file to tables and a page; what the audit depends on is in its settings."""
+    base = nano.make(family, folder)
+    checkpoint = full_change(base, folder / f"{family}-cli")
+    arguments = ["scan", str(checkpoint), "--base", str(folder / family), "--descriptor", "nano", "--n0", "2",
+                 "--steps", "2", "--images-per-training-image", "2", "--caption", CAPTIONS[0], "--resolution", "64",
+                 "--workspace", str(tmp_path / "w"), "--json"]  # fmt: skip
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert Path(found["report"]).is_file()
+    [row] = Workspace(tmp_path / "w").rows("SELECT * FROM audits")
+    assert row["images"] == 4
+    assert row["evaluations"] == 4 * 2 * 2
+    assert json.loads(row["settings"])["resolution"] == 64
+    assert row["prediction_change"] > 0
+    assert row["warnings"] == []
 
 
 def test_schnell_has_no_guidance_embedding(folder: Path) -> None:

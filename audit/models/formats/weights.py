@@ -29,6 +29,7 @@ _IGNORED = re.compile(
     r"model_ema$|denoiser\.sigmas$|scaled_fp8$|logvar$|.*position_ids$|.*logit_scale$|.*\.scale_(?:weight|input)$|"
     r".*\.(?:weight|input)_scale$|(?:model\.diffusion_model\.)?pos_embed(?:\.pos_embed)?$|.*embed_tokens\.weight$)"
 )
+_FIRST_LAYERS = ("conv_in", "x_embedder", "pos_embed.proj")  # what takes the latents, and more in variants
 _SPECIAL = {  # OpenCLIP's own parameters, which are no modules' weights there
     "positional_embedding": "embeddings.position_embedding.weight",
     "token_embedding.weight": "embeddings.token_embedding.weight",
@@ -68,7 +69,9 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
             value = value.T
         if before is None or value.numel() != before.numel() or not _same_but_ones(value.shape, before.shape):
             wanted = "nothing" if before is None else tuple(before.shape)
-            raise ValueError(f"{name[:120]} has the shape {tuple(value.shape)}, the base {wanted}")
+            is_first = place.target.modules[0] in _FIRST_LAYERS
+            variant = ": inpainting, depth, edit and other variants cannot be audited" if is_first else ""
+            raise ValueError(f"{name[:120]} has the shape {tuple(value.shape)}, the base {wanted}{variant}")
         value = value.reshape(before.shape)
         done = covered.setdefault(place.component, set())
         done |= {f"{module}.{place.parameter}" for module in place.target.modules}
