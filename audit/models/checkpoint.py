@@ -10,8 +10,8 @@ from pathlib import Path
 
 from audit.errors import CheckpointError
 from audit.models.formats.detect import Format, detect_format
+from audit.models.formats.headers import read_any_header
 from audit.models.formats.scaling import identifying, with_config_beside
-from audit.models.formats.tensors import read_any_header
 from audit.models.safetensors_header import Header
 
 

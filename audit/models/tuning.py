@@ -8,8 +8,9 @@ from audit.errors import CheckpointError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
-from audit.models.formats.adapter import Tuned, apply_adapter, shown
+from audit.models.formats.adapter import Tuned, apply_adapter
 from audit.models.formats.detect import Format
+from audit.models.formats.names import shown
 from audit.models.formats.tensors import Tensors
 from audit.models.formats.weights import apply_weights
 

@@ -24,8 +24,7 @@ _RESNET = {
 class Target:
     """The diffusers modules that one module of a file stands for; their rows, in this order, make up the file's.
 
-    ``swapped``: the two halves of the rows change places. ``rows`` bounds how many modules of the end may be missing:
-    a file that trains the first of them only (XLabs' qkv of Flux' single blocks) names fewer rows.
+    ``swapped``: the two halves of the rows change places.
     """
 
     modules: tuple[str, ...]
@@ -132,8 +131,8 @@ def _chroma(network: nn.Module) -> Iterator[tuple[str, Target]]:
     for name in ("in_proj", "out_proj"):
         yield f"distilled_guidance_layer.{name}", Target((f"distilled_guidance_layer.{name}",))
     for layer in range(config.approximator_layers):
-        ours, theirs = f"distilled_guidance_layer.layers.{layer}", f"distilled_guidance_layer.layers.{layer}"
-        yield from _simple((f"{theirs}.in_layer", f"{ours}.linear_1"), (f"{theirs}.out_layer", f"{ours}.linear_2"))
+        block = f"distilled_guidance_layer.layers.{layer}"
+        yield from _simple((f"{block}.in_layer", f"{block}.linear_1"), (f"{block}.out_layer", f"{block}.linear_2"))
         yield f"distilled_guidance_layer.norms.{layer}", Target((f"distilled_guidance_layer.norms.{layer}",))
 
 
@@ -151,8 +150,8 @@ def _sd3(network: nn.Module) -> Iterator[tuple[str, Target]]:
     yield "final_layer.adaLN_modulation.1", Target(("norm_out.linear",), swapped=True)
     for layer in range(config.num_layers):
         last = layer == config.num_layers - 1
-        ours, image, text = f"transformer_blocks.{layer}", f"joint_blocks.{layer}.x_block", ""
-        text = f"joint_blocks.{layer}.context_block"
+        ours = f"transformer_blocks.{layer}"
+        image, text = f"joint_blocks.{layer}.x_block", f"joint_blocks.{layer}.context_block"
         yield f"{image}.attn.qkv", Target(tuple(f"{ours}.attn.to_{x}" for x in "qkv"))
         yield f"{text}.attn.qkv", Target(tuple(f"{ours}.attn.add_{x}_proj" for x in "qkv"))
         yield f"{text}.adaLN_modulation.1", Target((f"{ours}.norm1_context.linear",), swapped=last)

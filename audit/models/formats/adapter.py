@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,10 +179,3 @@ def lora_norm(tensors: Tensors, group: Group, scaling: Scaling) -> float:
     scale = alpha / (rank**0.5 if scaling.rank_stabilised else rank) if alpha else 1.0
     product = float(((up.T @ up) * (down @ down.T)).double().sum())
     return max(product, 0.0) ** 0.5 * abs(scale)
-
-
-def shown(names: Iterable[str], most: int = 5) -> str:
-    """Some of ``names``, shortened, and how many more there are."""
-    listed = list(names)
-    text = ", ".join(name[:100] for name in listed[:most])
-    return f"{text} and {len(listed) - most} more" if len(listed) > most else text

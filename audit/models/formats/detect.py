@@ -7,8 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from audit.errors import CheckpointError
-from audit.models.formats.adapter import shown
-from audit.models.formats.names import AdapterNames, Algorithm, Naming, read_names
+from audit.models.formats.names import AdapterNames, Algorithm, Naming, read_names, shown
 from audit.models.safetensors_header import Header, TensorInfo
 
 

@@ -238,3 +238,10 @@ def _algorithm(roles: set[str], tensors: Mapping[str, TensorInfo], names: Mappin
             return Algorithm.boft
         return algorithm
     return None
+
+
+def shown(names: Iterable[str], most: int = 5) -> str:
+    """Some of ``names``, shortened, and how many more there are."""
+    listed = list(names)
+    text = ", ".join(name[:100] for name in listed[:most])
+    return f"{text} and {len(listed) - most} more" if len(listed) > most else text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,9 +56,3 @@ def _rows(module: Any) -> int:
 
 def _swap(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat(list(reversed(rows.chunk(2))))
-
-
-def names_of(network: nn.Module, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that are parameters of ``network``."""
-    own = {name for name, _ in network.named_parameters()}
-    return [name for name in names if name in own]

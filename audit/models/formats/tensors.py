@@ -2,69 +2,19 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from safetensors import safe_open
 
-from audit.errors import CheckpointError
-from audit.models.safetensors_header import MAX_TENSORS, Header, TensorInfo, read_header
+from audit.models.formats.headers import gguf_reader, is_gguf
+from audit.models.safetensors_header import Header, TensorInfo
 
-GGUF_MAGIC = b"GGUF"
-MAX_GGUF_FIELDS = 10_000
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (".scale_weight", ".weight_scale")  # of float8 weights, as ComfyUI and others write them
-
-
-def is_gguf(path: Path) -> bool:
-    """Whether ``path`` begins as a GGUF file does."""
-    with path.open("rb") as file:
-        return file.read(4) == GGUF_MAGIC
-
-
-def read_any_header(path: Path) -> Header:
-    """The header of a safetensors or GGUF file. Raises CheckpointError for anything damaged or unknown."""
-    try:
-        gguf = is_gguf(path)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _gguf_header(path) if gguf else read_header(path)
-
-
-def _gguf_header(path: Path) -> Header:
-    """Counts are bounded before the library loops over them; it maps the file and reads no tensor."""
-    with path.open("rb") as file:
-        start = file.read(24)
-    if len(start) < 24:
-        raise CheckpointError(f"{path} ends within its GGUF header: it is truncated; download it again")
-    _, version, tensors, fields = struct.unpack("<4sIQQ", start)
-    if version not in (2, 3) or tensors > MAX_TENSORS or fields > MAX_GGUF_FIELDS:
-        raise CheckpointError(f"{path} is a GGUF file of version {version} with {tensors} tensors: it is not read")
-    found = {}
-    reader = _gguf_reader(path)
-    for tensor in reader.tensors:
-        first = int(tensor.data_offset) - int(reader.data_offset)
-        shape = tuple(int(size) for size in reversed(tensor.shape))
-        found[str(tensor.name)] = TensorInfo(tensor.tensor_type.name, shape, first, first + int(tensor.n_bytes))
-    if not found:
-        raise CheckpointError(f"{path} holds no tensors: there is nothing to audit")
-    return Header(found, {}, int(reader.data_offset), path.stat().st_size)
-
-
-def _gguf_reader(path: Path) -> Any:
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise CheckpointError(f"{path} is a GGUF file: install lora-audit[gguf] to read it") from None
-    try:
-        return GGUFReader(path)
-    except Exception as error:
-        raise CheckpointError(f"{path} is a damaged GGUF file: {str(error)[:200]}; download it again") from error
 
 
 class Tensors:
@@ -93,7 +43,7 @@ class Tensors:
     def _gguf(path: Path) -> Callable[[str], torch.Tensor]:
         from gguf.quants import dequantize
 
-        by_name = {str(tensor.name): tensor for tensor in _gguf_reader(path).tensors}
+        by_name = {str(tensor.name): tensor for tensor in gguf_reader(path).tensors}
 
         def get(name: str) -> torch.Tensor:
             tensor = by_name[name]
