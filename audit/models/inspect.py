@@ -184,7 +184,7 @@ def _norm_alone(group: Group, tensors: Tensors, scaling: Scaling) -> float | Non
             values = {role: tensors.get(name) for role, name in roles.items()}
             alpha = _alpha(group, tensors, scaling)
             return float(low_rank_change(group.algorithm, values, shape, alpha).double().norm())
-    except (ValueError, RuntimeError, IndexError):
+    except (ValueError, RuntimeError, IndexError, KeyError):
         return None
     return None
 
@@ -196,7 +196,7 @@ def _shape(group: Group, shapes: dict[str, tuple[int, ...]]) -> tuple[int, ...] 
         if core:
             return (shapes["hada_w1_a"][1], shapes["hada_w1_b"][1], *core[2:])
         return (shapes["hada_w1_a"][0], *shapes["hada_w1_b"][1:])
-    first = shapes.get("lokr_w1") or (shapes["lokr_w1_a"][0], *shapes["lokr_w1_b"][1:])
+    first = shapes["lokr_w1"] if "lokr_w1" in shapes else (shapes["lokr_w1_a"][0], *shapes["lokr_w1_b"][1:])
     second = shapes.get("lokr_w2")
     if second is None:
         core = shapes.get("lokr_t2")
