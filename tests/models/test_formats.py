@@ -176,11 +176,14 @@ def test_the_alpha_beside_a_file_is_part_of_its_identity(sd1: BaseModel, tmp_pat
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=LINEAR)
     inject_adapter_in_model(config, unet)
     randomised(unet, 0.1)
-    save_file(get_peft_model_state_dict(unet), tmp_path / "adapter_model.safetensors")
+    state = {f"base_model.model.{name}": tensor for name, tensor in get_peft_model_state_dict(unet).items()}
+    save_file(state, tmp_path / "adapter_model.safetensors")
     without = open_checkpoint(tmp_path / "adapter_model.safetensors")
     config.save_pretrained(tmp_path)
     with_config = open_checkpoint(tmp_path / "adapter_model.safetensors")
     assert without.tensors_sha256 == with_config.tensors_sha256
+    assert any("alpha is taken to be the rank" in warning for warning in tune(sd1, without).warnings)
+    assert tune(sd1, with_config).warnings == []
     assert without.identity != with_config.identity
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"adapter_config\.json cannot be read"):

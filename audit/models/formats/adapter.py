@@ -107,6 +107,10 @@ def apply_adapter(
     found.unused_share = lost / (lost + used) if lost + used > 0 else 0.0
     if not names.groups and not names.embeddings:
         found.unused_share = 1.0
+    if not scalings and any(name.startswith("base_model.model.") for name in tensors):
+        found.warnings.append(
+            "its alpha is in no tensor and its adapter_config.json is not beside it: alpha is taken to be the rank"
+        )
     return found
 
 
