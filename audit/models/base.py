@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ class BaseModel:
         if family is Family.sd1:
             return family_of_dimensions(self.denoiser.config.cross_attention_dim) or family
         return family
+
+    @cached_property
+    def weight_norm(self) -> float:
+        """The norm of all weights that a checkpoint can change; summed once for all checkpoints."""
+        parts = [self.part(name) for name in self.architecture.networks if name != "vae"]
+        parameters = [one for part in parts if part is not None for one in part.parameters()]
+        return sum(float(torch.linalg.vector_norm(one, dtype=torch.float64)) ** 2 for one in parameters) ** 0.5
 
     @property
     def denoiser(self) -> Any:

@@ -12,13 +12,12 @@ from typing import Any
 from audit.errors import AuditError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint, open_checkpoint
-from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.formats.adapter import ModuleChange, lora_norm
 from audit.models.formats.algorithms import low_rank_change, rank_of
 from audit.models.formats.names import Algorithm, Group, read_names
 from audit.models.formats.scaling import Scaling, read_scaling
 from audit.models.formats.tensors import Tensors
-from audit.models.tuning import family_warnings, tune
+from audit.models.tuning import families_of, family_warnings, tune
 
 MOST_ELEMENTS = 1 << 26  # of a product that is made to measure it: 256 MiB
 _BLOCK = re.compile(
@@ -90,9 +89,9 @@ def inspect(path: Path, base: BaseModel | None = None, adapter: str | None = Non
     try:
         checkpoint = open_checkpoint(path)
         _describe(found, checkpoint, adapter)
+        found.warnings = family_warnings(checkpoint, base)
         if base is not None:
             found.base = base.name
-            found.warnings = family_warnings(checkpoint, base)
             _against(found, checkpoint, base, adapter)
     except AuditError as error:
         found.problem = str(error)
@@ -109,13 +108,7 @@ def _describe(found: Inspection, checkpoint: Checkpoint, adapter: str | None) ->
     found.parameters = sum(math.prod(info.shape) for info in tensors.values())
     found.precisions = dict(Counter(info.dtype for info in tensors.values()).most_common())
     found.claims = {name: checkpoint.metadata[name][:300] for name in _CLAIMED if name in checkpoint.metadata}
-    shapes = family_of_shapes(tensors)
-    said = [checkpoint.metadata[name] for name in ("modelspec.architecture", "ss_base_model_version")
-            if name in checkpoint.metadata]  # fmt: skip
-    claimed = next((family for text in said if (family := family_of_name(text)) is not Family.other), None)
-    found.family, found.claimed_family = shapes, claimed
-    if shapes and claimed and not agree(shapes, claimed):
-        found.warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
+    found.family, found.claimed_family = families_of(checkpoint)
     if not checkpoint.format.is_adapter:
         found.parts = {part: len(header.tensors) for part, (_, header) in checkpoint.files.items()}
         return

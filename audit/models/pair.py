@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from audit.config import default_of
 from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
@@ -17,8 +18,6 @@ from audit.models.families.base import Condition
 from audit.models.formats.adapter import Tuned
 from audit.models.formats.parts import set_parameter, sharing_copy
 from audit.models.tuning import family_warnings, tune
-
-EMBEDDED_GUIDANCE = 3.5  # diffusers' default for FLUX.1 dev, and that of most of its trainers
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class ModelPair:
         lora_scale: float = 1.0,
         adapter: str | None = None,
         resolution: int | None = None,
-        embedded_guidance: float = EMBEDDED_GUIDANCE,
+        embedded_guidance: float = default_of("embedded_guidance"),
     ) -> None:
         self.device = torch.device(device)
         self.architecture = base.architecture
@@ -89,9 +88,7 @@ class ModelPair:
         for name, parameter in after.named_parameters():
             if originals.get(name) is not parameter:
                 owner = copied.get_submodule(name.rpartition(".")[0])
-                layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
-                placed = parameter.to(self.device, self.dtype, memory_format=layout)
-                setattr(owner, name.rpartition(".")[2], torch.nn.Parameter(placed, requires_grad=False))
+                set_parameter(owner, name.rpartition(".")[2], parameter.to(self.device, self.dtype))
         return copied
 
     def _add_tokens(self, side: Any, tuned: Tuned, checkpoint: Checkpoint) -> None:
@@ -218,13 +215,7 @@ class ModelPair:
 
 def _weight_change(base: BaseModel, tuned: Tuned, checkpoint: Checkpoint) -> float:
     """Norm of tuned minus base over norm of base; NoEffectError where nothing differs."""
-    total = sum(
-        float(parameter.double().square().sum())
-        for part in base.architecture.networks
-        if part != "vae" and base.part(part) is not None
-        for parameter in base.part(part).parameters()
-    )
-    weights = (sum(change.norm**2 for change in tuned.changes) / max(total, 1e-12)) ** 0.5
+    weights = sum(change.norm**2 for change in tuned.changes) ** 0.5 / max(base.weight_norm, 1e-6)
     if not np.isfinite(weights):
         raise NoEffectError(f"{checkpoint.path} holds weights that are not finite: the file is broken")
     if not weights > 0 and not tuned.embeddings:

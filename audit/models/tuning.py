@@ -64,15 +64,20 @@ def _tune(base: BaseModel, checkpoint: Checkpoint, strength: float, adapter: str
     return whole
 
 
-def family_warnings(checkpoint: Checkpoint, base: BaseModel) -> list[str]:
-    """Where shapes, metadata and the base name different families: the base that was given holds, and it is said."""
+def families_of(checkpoint: Checkpoint) -> tuple[Family | None, Family | None]:
+    """The families that a checkpoint's shapes show and that its metadata claims."""
     headers = [header for _, header in checkpoint.files.values()]
     shapes = next((found for header in headers if (found := family_of_shapes(header.tensors))), None)
     names = ("modelspec.architecture", "ss_base_model_version")
     claims = [family_of_name(checkpoint.metadata[name]) for name in names if name in checkpoint.metadata]
-    claimed = next((claim for claim in claims if claim is not Family.other), None)
+    return shapes, next((claim for claim in claims if claim is not Family.other), None)
+
+
+def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]:
+    """Where shapes, metadata and the base name different families: the base that was given holds, and it is said."""
+    shapes, claimed = families_of(checkpoint)
     warnings = []
-    if shapes and not agree(shapes, base.family):
+    if shapes and base and not agree(shapes, base.family):
         warnings.append(f"its shapes are those of family {shapes}, the base is of family {base.family}")
     if shapes and claimed and not agree(shapes, claimed):
         warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")

@@ -35,7 +35,7 @@ from audit.testbed.codec import encode_all
 from audit.testbed.sets import ASSETS, SETS, SIZE, FewShotSet, few_shot_set, load_set, training_captions
 from audit.testbed.sources import cache_dir
 from audit.testbed.train_base import token_ids, velocity_loss
-from audit.testbed.training import cosine_schedule, prepare_cpu, run, shuffled
+from audit.testbed.training import fit, prepare_cpu, shuffled
 
 LORA_TARGETS = [
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
@@ -168,21 +168,13 @@ def train(
         tokens = token_ids(pipeline.tokenizer, training_captions(recipe.few_shot))
         all_states = pipeline.text_encoder(tokens).last_hidden_state.repeat(len(versions) // len(pictures), 1, 1)
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = cosine_schedule(optimizer, steps)
     order = shuffled(len(latents), batch)
 
-    def step(index: int) -> dict[str, float]:
+    def loss() -> torch.Tensor:
         chosen = next(order)
-        loss = velocity_loss(unet, pipeline.scheduler, latents[chosen], all_states[chosen])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        return {"loss": loss.item()}
+        return velocity_loss(unet, pipeline.scheduler, latents[chosen], all_states[chosen])
 
-    run(steps, step, {"unet": unet, "optimizer": optimizer, "schedule": schedule}, state_file, every=100)
+    fit({"unet": unet}, parameters, loss, steps, lr, state_file, every=100)
 
 
 def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from audit.testbed import data
 from audit.testbed.codec import encode_all, refine_decoder, train_codec
 from audit.testbed.sets import ASSETS
 from audit.testbed.sources import cache_dir
-from audit.testbed.training import cosine_schedule, prepare_cpu, run, shuffled
+from audit.testbed.training import fit, prepare_cpu, shuffled
 
 TOKENS = 32
 WIDTH = 128
@@ -53,17 +53,19 @@ def new_tokenizer(captions: list[str], vocabulary: int = 2048) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=[tuple(pair) for pair in learnt["merges"]], model_max_length=TOKENS)
 
 
-def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    """An untrained two-layer CLIP text encoder of width 128 for 32 tokens."""
-    return CLIPTextModel(
+def new_text_encoder(
+    tokenizer: CLIPTokenizer, kind: type = CLIPTextModel, width: int = WIDTH, layers: int = 2
+) -> CLIPTextModel:
+    """An untrained CLIP text encoder for 32 tokens, of transformers' class ``kind``."""
+    return kind(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=WIDTH,
-            intermediate_size=4 * WIDTH,
-            num_hidden_layers=2,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             max_position_embeddings=TOKENS,
-            projection_dim=WIDTH,
+            projection_dim=width,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
@@ -172,24 +174,16 @@ def train_diffusion(
 
     both = torch.nn.ModuleList([unet, text_encoder])
     average = Average(both)
-    optimizer = torch.optim.AdamW(both.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = cosine_schedule(optimizer, steps)
     order = shuffled(len(latents), batch)
 
-    def step(index: int) -> dict[str, float]:
+    def loss() -> torch.Tensor:
         chosen = next(order)
         ids = tokens[chosen].clone()
         ids[torch.rand(batch) < EMPTY_SHARE] = empty
-        loss = velocity_loss(unet, pipeline.scheduler, latents[chosen], text_encoder(ids).last_hidden_state)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update(both)
-        return {"loss": loss.item()}
+        return velocity_loss(unet, pipeline.scheduler, latents[chosen], text_encoder(ids).last_hidden_state)
 
-    run(steps, step, {"both": both, "average": average, "optimizer": optimizer, "schedule": schedule}, state_file)
+    parts: dict[str, torch.nn.Module] = {"both": both, "average": average}
+    fit(parts, list(both.parameters()), loss, steps, lr, state_file, after=lambda: average.update(both))
     average.copy_to(both)
     both.eval()
     unet.to(memory_format=torch.contiguous_format)

@@ -74,6 +74,36 @@ def run(
             state_file.with_suffix(".part").replace(state_file)
 
 
+def fit(
+    parts: dict[str, torch.nn.Module],
+    parameters: list[torch.nn.Parameter],
+    loss_of: Callable[[], torch.Tensor],
+    steps: int,
+    lr: float,
+    state_file: Path,
+    every: int = 250,
+    after: Callable[[], None] = lambda: None,
+) -> None:
+    """Minimise ``loss_of()`` over ``parameters``: AdamW, clipped gradients, one cosine cycle; ``after`` every step.
+
+    ``parts`` are kept in ``state_file`` with the optimizer, so that an interrupted run goes on.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    schedule = cosine_schedule(optimizer, steps)
+
+    def step(index: int) -> dict[str, float]:
+        loss = loss_of()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        schedule.step()
+        after()
+        return {"loss": loss.item()}
+
+    run(steps, step, {**parts, "optimizer": optimizer, "schedule": schedule}, state_file, every)
+
+
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)

@@ -20,39 +20,22 @@ from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2D
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from audit.testbed import data
 from audit.testbed.codec import encode_all
 from audit.testbed.finetune import BATCH, LORA_TARGETS, RANK, Recipe, Tuning, half, kohya_metadata
 from audit.testbed.sets import ASSETS, few_shot_set, load_set, training_captions
 from audit.testbed.sources import cache_dir
-from audit.testbed.train_base import EMPTY_SHARE, TOKENS, Average, new_scheduler, new_unet, token_ids
-from audit.testbed.training import cosine_schedule, prepare_cpu, run, shuffled
+from audit.testbed.train_base import EMPTY_SHARE, Average, new_scheduler, new_text_encoder, new_unet, token_ids
+from audit.testbed.training import fit, prepare_cpu, shuffled
 
 WIDTH_2 = 64  # of the second encoder
+LAYERS = 3  # of both; the states used are those before the last
 TIME_IDS = (64, 64, 0, 0, 64, 64)  # original height and width, crop top and left, target height and width
 TIME_WIDTH = 8
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
-
-
-def new_encoder(kind: type, tokenizer: CLIPTokenizer, width: int) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """An untrained three-layer CLIP text encoder; the states used are those before its last layer."""
-    return kind(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            max_position_embeddings=TOKENS,
-            projection_dim=width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
 
 
 def new_xl_pipeline(nano: StableDiffusionPipeline) -> StableDiffusionXLPipeline:
@@ -78,9 +61,9 @@ def new_xl_pipeline(nano: StableDiffusionPipeline) -> StableDiffusionXLPipeline:
             state[name][:, : tensor.shape[1]] = tensor
     state["add_embedding.linear_2.weight"] = torch.zeros_like(state["add_embedding.linear_2.weight"])
     unet.load_state_dict(state)
-    first = new_encoder(CLIPTextModel, nano.tokenizer, nano.unet.config.cross_attention_dim)
+    first = new_text_encoder(nano.tokenizer, CLIPTextModel, nano.unet.config.cross_attention_dim, LAYERS)
     first.load_state_dict(nano.text_encoder.state_dict(), strict=False)
-    second = new_encoder(CLIPTextModelWithProjection, nano.tokenizer, WIDTH_2)
+    second = new_text_encoder(nano.tokenizer, CLIPTextModelWithProjection, WIDTH_2, LAYERS)
     return StableDiffusionXLPipeline(
         vae=nano.vae, text_encoder=first, text_encoder_2=second, tokenizer=nano.tokenizer, tokenizer_2=nano.tokenizer,
         unet=unet, scheduler=new_scheduler(), force_zeros_for_empty_prompt=True, add_watermarker=False,
@@ -127,25 +110,16 @@ def train_base(
     parts = torch.nn.ModuleList([pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2]).train()
     pipeline.unet.to(memory_format=torch.channels_last)
     average = Average(parts)
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = cosine_schedule(optimizer, steps)
     order = shuffled(len(latents), batch)
 
-    def step(index: int) -> dict[str, float]:
+    def loss() -> torch.Tensor:
         chosen = next(order)
         states, pooled = conditions(pipeline, tokens[chosen])
         kept = (torch.rand(batch) >= EMPTY_SHARE).float()  # zeros stand for the empty caption
-        loss = xl_loss(pipeline, latents[chosen], states * kept[:, None, None], pooled * kept[:, None])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parts.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update(parts)
-        return {"loss": loss.item()}
+        return xl_loss(pipeline, latents[chosen], states * kept[:, None, None], pooled * kept[:, None])
 
-    state = {"parts": parts, "average": average, "optimizer": optimizer, "schedule": schedule}
-    run(steps, step, state, work / f"xl-{steps}.pt")
+    state: dict[str, torch.nn.Module] = {"parts": parts, "average": average}
+    fit(state, list(parts.parameters()), loss, steps, lr, work / f"xl-{steps}.pt", after=lambda: average.update(parts))
     average.copy_to(parts)
     parts.eval()
     pipeline.unet.to(memory_format=torch.contiguous_format)
@@ -178,22 +152,13 @@ def train_lora(
         states, pooled = conditions(pipeline, token_ids(pipeline.tokenizer, training_captions(name)))
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     steps = steps_a_picture * len(latents)
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = cosine_schedule(optimizer, steps)
     order = shuffled(len(latents), BATCH)
 
-    def step(index: int) -> dict[str, float]:
+    def loss() -> torch.Tensor:
         chosen = next(order)
-        loss = xl_loss(pipeline, latents[chosen], states[chosen], pooled[chosen])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        return {"loss": loss.item()}
+        return xl_loss(pipeline, latents[chosen], states[chosen], pooled[chosen])
 
-    state = {"unet": unet, "optimizer": optimizer, "schedule": schedule}
-    run(steps, step, state, work / f"xl-{name}-{steps}.pt", every=100)
+    fit({"unet": unet}, parameters, loss, steps, lr, work / f"xl-{name}-{steps}.pt", every=100)
     names = original_unet_names(unet)
     found = {}
     for key, tensor in half(get_peft_model_state_dict(unet)).items():

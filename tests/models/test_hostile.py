@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -223,10 +223,16 @@ VALUES = st.recursive(
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=200) | VALUES.map(json.dumps))
+@example('{"unet.lora_alpha": Infinity}')
+@example('{"unet.lora_alpha": NaN}')
+@example('{"unet.lora_alpha": 1' + "0" * 400 + "}")
+@example('{"unet.lora_alpha": 1, "unet.alpha_pattern": {"x": 1e999}}')
 def test_any_claim_of_an_alpha_is_read_or_ignored(text: str) -> None:
     metadata = {"lora_adapter_metadata": text}
-    read_scaling(metadata)
-    json.dumps(identifying(metadata))
+    for part, scaling in read_scaling(metadata).items():
+        assert part == "denoiser"
+        assert all(math.isfinite(alpha) for alpha in (scaling.alpha, *scaling.patterns.values()))
+    assert json.loads(json.dumps(identifying(metadata), allow_nan=False)) is not None
 
 
 def test_every_algorithm_is_among_the_fuzzed_files() -> None:

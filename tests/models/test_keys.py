@@ -28,18 +28,11 @@ from audit.models.families.keys import _ORIGINALS, Target, flat_targets, module_
 from audit.models.formats.names import Algorithm, read_names
 from audit.models.formats.parts import gathered
 from audit.models.safetensors_header import TensorInfo
+from benchmarks.loading import SD15, SDXL
 from tests.models import nano
 
 # Published configurations (config.json of the models' repositories); what is left out is diffusers' default.
-SD15 = {"cross_attention_dim": 768, "attention_head_dim": 8}
 SD21 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
-SDXL = {
-    "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
-    "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10), "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
 FLUX = {"guidance_embeds": True}
 SD35_LARGE = {
     "sample_size": 128, "num_layers": 38, "attention_head_dim": 64, "num_attention_heads": 38,

@@ -6,6 +6,7 @@ It changes the network, so it is part of a checkpoint's identity wherever it is 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,16 +51,16 @@ def read_scaling(metadata: Mapping[str, str]) -> dict[str, Scaling]:
                 scaling := _scaling({k.split(".", 1)[1]: v for k, v in claims.items() if k.startswith(f"{component}.")})
             )
         }
-    except (ValueError, TypeError, AttributeError, IndexError, RecursionError):
+    except (ValueError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
         return {}
 
 
 def _scaling(claims: dict[str, Any]) -> Scaling | None:
     alpha = claims.get("lora_alpha")
-    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool):
+    if not isinstance(alpha, (int, float)) or isinstance(alpha, bool) or not math.isfinite(alpha):
         return None
     patterns = claims.get("alpha_pattern") or {}
-    numbers = {str(k): float(v) for k, v in patterns.items() if isinstance(v, (int, float))}
+    numbers = {str(k): float(v) for k, v in patterns.items() if isinstance(v, (int, float)) and math.isfinite(v)}
     return Scaling(float(alpha), claims.get("use_rslora") is True, numbers)
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from audit.models.formats.headers import gguf_reader, is_gguf
-from audit.models.safetensors_header import Header, TensorInfo
+from audit.models.safetensors_header import DTYPE_BITS, Header, TensorInfo
 
 _FLOAT8 = ("F8_E4M3", "F8_E5M2")
 _SCALES = (".scale_weight", ".weight_scale")  # of float8 weights, as ComfyUI and others write them
@@ -92,12 +92,14 @@ class Tensors:
             if scale is None:
                 return value.to(small).float()
             return (value / scale).to(small).float() * scale
-        try:
-            from gguf import GGMLQuantizationType
-            from gguf.quants import dequantize, quantize
-
-            kind_of = GGMLQuantizationType[kind]
-            packed = quantize(value.contiguous().numpy(), kind_of)
-            return torch.from_numpy(np.array(dequantize(packed, kind_of), dtype=np.float32)).reshape(value.shape)
-        except (NotImplementedError, KeyError, ImportError, ValueError):
+        if kind in DTYPE_BITS:  # integers of a safetensors file: their scale is nobody's standard
             return None
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize, quantize
+
+        quantisation = GGMLQuantizationType[kind]
+        try:
+            packed = quantize(value.contiguous().numpy(), quantisation)
+        except NotImplementedError:  # the K quantisations, which only llama.cpp writes
+            return None
+        return torch.from_numpy(np.array(dequantize(packed, quantisation), dtype=np.float32)).reshape(value.shape)

@@ -58,7 +58,7 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
     for name in tensors:
         place = _place(base, name, part, targets)
         if place is None:
-            if not _IGNORED.match(name) and not _beyond(base, name):
+            if not _IGNORED.match(name) and not _left_out(base, name, part):
                 found.unused.append(name)
                 lost += norm_of(tensors.get(name)) ** 2
             continue
@@ -101,13 +101,8 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
 
 
 def _place(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> _Place | None:
-    component, rest = part, name
-    if part is None:
-        architecture = base.architecture
-        prefix, kind = next(((p, k) for p, k in _PREFIXES if name.startswith(p)), ("", "denoiser"))
-        component = architecture.denoiser if kind == "denoiser" else architecture.encoder_names.get(kind)
-        rest = name.removeprefix(prefix)
-    if component is None or base.part(component) is None:
+    component, rest = _component(base, name, part)
+    if component is None:
         return None
     network = base.part(component)
     if component not in targets:
@@ -121,14 +116,28 @@ def _place(base: BaseModel, name: str, part: str | None, targets: dict[str, dict
     return None if target is None or parameter not in ("weight", "bias") else _Place(component, target, parameter)
 
 
+def _component(base: BaseModel, name: str, part: str | None) -> tuple[str | None, str]:
+    """The component that a tensor is of, None where the base has none of it, and its name there."""
+    if part is not None:
+        return part, name
+    architecture = base.architecture
+    prefix, kind = next(((p, k) for p, k in _PREFIXES if name.startswith(p)), ("", "denoiser"))
+    component = architecture.denoiser if kind == "denoiser" else architecture.encoder_names.get(kind)
+    known = component is not None and base.part(component) is not None
+    return component if known else None, name.removeprefix(prefix)
+
+
 def _same_but_ones(a: Iterable[int], b: Iterable[int]) -> bool:
     return [size for size in a if size != 1] == [size for size in b if size != 1]
 
 
-def _beyond(base: BaseModel, name: str) -> bool:
-    """Whether it is a text encoder's layer that diffusers leaves out: SD 2 reads the last but one of OpenCLIP's."""
-    match = re.search(r"transformer\.resblocks\.(\d+)\.|ln_final\.|text_projection$", name)
-    return bool(match) and base.architecture.denoiser == "unet"
+def _left_out(base: BaseModel, name: str, part: str | None) -> bool:
+    """Whether diffusers leaves it out: SD 2 reads the last but one layer of OpenCLIP, without the projection."""
+    component, rest = _component(base, name, part)
+    if component is None or component == base.architecture.denoiser:
+        return False
+    match = re.match(r"transformer\.resblocks\.(\d+)\.", rest)
+    return rest == "text_projection" or bool(match and int(match[1]) >= base.part(component).config.num_hidden_layers)
 
 
 def _missing(network: nn.Module, names: set[str]) -> list[str]:
