@@ -54,6 +54,23 @@ class StoredImages(StrEnum):
     hashes_only = "hashes-only"
 
 
+class Precision(StrEnum):
+    """What the networks compute in."""
+
+    auto = "auto"
+    fp16 = "fp16"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Compile(StrEnum):
+    """What torch.compile is used for."""
+
+    off = "off"
+    blocks = "blocks"
+    graphs = "graphs"
+
+
 def _setting(default: Any, text: str) -> Any:
     return field(default=default, metadata={"help": text})
 
@@ -89,10 +106,21 @@ class Settings:
     embedded_guidance: float = _setting(
         3.5, "Guidance weight that guidance-distilled models (FLUX.1 dev) take as an input; others have none."
     )
+    precision: Precision = _setting(
+        Precision.auto,
+        "What the networks compute in: fp16, bf16 or fp32. auto: fp32 on a CPU; on a GPU fp16 (bf16 for Stable "
+        "Diffusion 3, Flux and Chroma), and again in a wider one where numbers overflow.",
+    )
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for hashing and storing."""
-        return asdict(self)
+        """The settings as plain values, for hashing and storing; ``precision`` where it was asked for.
+
+        By default it follows from the device, which is no part of an audit's id.
+        """
+        found = asdict(self)
+        if self.precision is Precision.auto:
+            del found["precision"]
+        return found
 
 
 class EngineName(StrEnum):
@@ -126,7 +154,12 @@ class RunSettings:
     max_workers: int | None = _setting(None, "Workers at most. Default: as many as the cluster has room for.")
     gpus_per_worker: float | None = _setting(None, "GPUs a worker, fractions allowed. Default: 1 where there are any.")
     cpus_per_worker: float = _setting(1.0, "CPUs a worker takes; on machines without GPUs it is what pins it.")
-    batch_size: int = _setting(0, "Images a batch; halved when memory runs out. 0: by device.")
+    batch_size: int = _setting(0, "Images a batch; halved when memory runs out. 0: by the device's memory.")
+    compile: Compile = _setting(
+        Compile.off,
+        "torch.compile: off, blocks (the repeated blocks of the denoiser: a minute once a worker and family) or graphs "
+        "(the whole denoiser, with CUDA graphs).",
+    )
     attempts: int = _setting(3, "Failed attempts after which a checkpoint is quarantined.")
     extract_deadline: float = _setting(4 * 3600.0, "Seconds after which a worker that extracts counts as hung.")
     finish_deadline: float = _setting(1800.0, "Seconds after which clustering and matching count as hung.")

@@ -30,7 +30,19 @@ class WorkspaceError(AuditError):
 
 
 class SamplingError(AuditError):
-    """Sampling that cannot go on: not one image fits into memory, or the network answers with NaN."""
+    """Sampling that cannot go on."""
+
+
+class NotFiniteError(SamplingError):
+    """A network that answers with NaN or infinity: in half precision perhaps an overflow, else a broken checkpoint."""
+
+
+class DeviceMemoryError(AuditError):
+    """Something that does not fit into a device's memory, even one image or one network at a time."""
+
+
+class DeviceLostError(AuditError):
+    """A device that this process cannot use any more. No checkpoint is to blame, and none is counted."""
 
 
 class CrawlError(AuditError):

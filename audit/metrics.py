@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from audit.engine.work import RETRIED
 from audit.errors import ConfigError
 
 REGISTRY = CollectorRegistry()
@@ -19,7 +20,7 @@ OUTCOMES = ("finished", "failed", "quarantined", "skipped")
 STAGES = ("load", "extract", "cluster", "match", "report")
 SOURCES = ("civitai", "huggingface", "folder", "file")
 STATES = ("listed", "stored", "refused", "failed", "gone", "opted-out")
-RETRY_REASONS = ("worker-died", "node-died", "deadline", "out-of-memory", "storage", "error")
+RETRY_REASONS = RETRIED
 STATUSES = ("2xx", "3xx", "4xx", "429", "5xx", "no-answer")
 
 audits = Counter("lora_audit_audits", "Audits by outcome", ["outcome"], registry=REGISTRY)

@@ -123,6 +123,7 @@ AUDITS = _schema(
     ("seconds_sampling", pa.float64(), "wall time of sampling and describing, s, over all runs of this audit"),
     ("seconds_total", pa.float64(), "wall time of the run that finished it, s"),
     ("device", pa.string(), "where the networks ran"),
+    ("precision", pa.string(), "what they computed in: fp16, bf16 or fp32"),
     ("versions", pa.string(), "package versions as JSON"),
     ("finished_at", pa.timestamp("us", "UTC"), "when"),
 )
@@ -200,7 +201,7 @@ FAILURES = _schema(
     ("item_id", pa.string(), "the item of the catalog"),
     ("name", pa.string(), "file name of the checkpoint"),
     ("stage", pa.string(), "load, extract, cluster, match, report or plan"),
-    ("kind", pa.string(), "input, worker-died, node-died, deadline, out-of-memory, storage or error"),
+    ("kind", pa.string(), "input, worker-died, node-died, device-lost, deadline, out-of-memory, storage or error"),
     ("reason", pa.string(), "what happened, in words"),
     ("counted", pa.bool_(), "whether it counts towards quarantine: not where a node was lost, or work was got done"),
     ("state", pa.string(), "retry, failed (of no use to try again) or quarantined; forgiven after failures --retry"),

@@ -10,6 +10,7 @@ import json
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ LOOSE, MERGED = "rows-", "merged-"  # how the names of appended and of merged fi
 MOST_LOOSE, MOST_MERGED = 64, 16
 ROWS_A_GROUP = 4096
 KEEP_REPLACED = 300.0  # s
+SPOOLED_BATCH = "raw-"  # how the names of batches in the spool begin; those of older versions are sampled again
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -259,21 +261,33 @@ class Workspace:
 
 
 class Spool:
-    """Sampled images of an unfinished audit, a whole Parquet file a batch, so that a run can go on where it stopped."""
+    """Sampled images of an unfinished audit, a whole Parquet file a batch, so that a run can go on where it stopped.
+
+    Pixels are kept as they are: most are thrown away before long, and compressing them would take longer than writing.
+    """
 
     def __init__(self, files: Files, folder: str) -> None:
         self.files, self.folder = files, folder
 
     def add(self, first: int, rows: pa.Table) -> None:
         """Keep one batch; ``first`` is the number of its first image."""
-        with self.files.writing(f"{self.folder}/{first:08d}.parquet") as file:
-            pq.write_table(rows, file, compression="zstd")
+        plain = [name for name in rows.schema.names if name != "image"]
+        packed = {name: "none" if name == "image" else "zstd" for name in rows.schema.names}
+        with self.files.writing(f"{self.folder}/{SPOOLED_BATCH}{first:08d}.parquet") as file:
+            pq.write_table(rows, file, compression=packed, use_dictionary=plain, write_statistics=plain)
 
-    def read(self) -> pa.Table | None:
-        """Everything kept so far, or None."""
-        paths = [self.files.path(e.key) for e in self.files.list(self.folder) if e.key.endswith(".parquet")]
-        tables = [pq.ParquetFile(path, filesystem=self.files.system).read() for path in paths]
-        return pa.concat_tables(tables) if tables else None
+    def read(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """What is kept so far, a batch at a time, of all columns or of some."""
+        for key in self._batches():
+            yield pq.ParquetFile(self.files.path(key), filesystem=self.files.system).read(columns)
+
+    def indices(self) -> set[int]:
+        """The numbers of the images that are kept."""
+        return {index for rows in self.read(["index"]) for index in rows["index"].to_pylist()}
+
+    def _batches(self) -> list[str]:
+        keys = [entry.key for entry in self.files.list(self.folder)]
+        return sorted(key for key in keys if key.rpartition("/")[2].startswith(SPOOLED_BATCH))
 
     def begin(self) -> None:
         """Say that a worker begins; it is remembered until ``take_begun``."""
@@ -287,15 +301,24 @@ class Spool:
 
     def batches(self) -> int:
         """How many batches are kept."""
-        return sum(entry.key.endswith(".parquet") for entry in self.files.list(self.folder))
+        return len(self._batches())
+
+    def keep_precision(self, precision: str) -> None:
+        """Remember what is sampled in, so that all images of an audit are of one precision."""
+        self.files.write(f"{self.folder}/precision.json", json.dumps(precision).encode())
+
+    def precision(self) -> str | None:
+        """What was sampled in so far, where it was kept."""
+        content = self.files.read(f"{self.folder}/precision.json")
+        return json.loads(content) if content else None
 
     def finish(self, facts: dict[str, Any]) -> None:
         """Say that everything is there, with ``facts`` about it."""
-        self.files.write(f"{self.folder}/finished.json", json.dumps(facts).encode())
+        self.files.write(f"{self.folder}/extracted.json", json.dumps(facts).encode())
 
     def finished(self) -> dict[str, Any] | None:
         """The facts that ``finish`` was given, None where it was not called."""
-        content = self.files.read(f"{self.folder}/finished.json")
+        content = self.files.read(f"{self.folder}/extracted.json")
         return json.loads(content) if content else None
 
     def discard(self) -> None:

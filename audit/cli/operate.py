@@ -72,7 +72,8 @@ LATEST_FAILURES = """SELECT * FROM failures AS f WHERE state <> 'forgiven'
 def failures(
     retry: Annotated[bool, typer.Option("--retry", help="Let the next run try all of these again.")] = False,
     kind: Annotated[
-        str | None, typer.Option(help="Only these: input, worker-died, deadline, out-of-memory, storage, error.")
+        str | None,
+        typer.Option(help="Only these: input, worker-died, device-lost, deadline, out-of-memory, storage, error."),
     ] = None,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,

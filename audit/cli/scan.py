@@ -22,7 +22,18 @@ from audit.cli.common import (
     progress_display,
     tell_skipped,
 )
-from audit.config import BaseCaption, Clustering, Method, Settings, Solver, StoredImages, default_of, help_of
+from audit.config import (
+    BaseCaption,
+    Clustering,
+    Compile,
+    Method,
+    Precision,
+    Settings,
+    Solver,
+    StoredImages,
+    default_of,
+    help_of,
+)
 
 if TYPE_CHECKING:
     from audit.descriptors import Descriptor
@@ -60,6 +71,7 @@ def run_scan(
     batch_size: int = 0,
     training_images: Path | None = None,
     control: Path | None = None,
+    compile: Compile = Compile.off,
     store_thumbnails: bool = True,
 ) -> ScanResult:
     """Plan, audit, match, evaluate and report. Everything that can be refused is refused before sampling starts."""
@@ -79,7 +91,7 @@ def run_scan(
     sets = ReferenceSets(workspace)
     with progress_display(out) as progress:
         names, skipped = _reference_sets(sets, references, plan.descriptor, store_thumbnails, progress)
-        engine = Auditor(workspace, where, batch_size, progress)
+        engine = Auditor(workspace, where, batch_size, progress, compile)
         was_run = engine.audit(plan)
         engine.match(plan, names)
         for kind, pictures in known.items():
@@ -242,12 +254,16 @@ def scan(
     adapter: Annotated[str | None, _setting("adapter", metavar="NAME")] = default_of("adapter"),
     resolution: Annotated[int | None, _setting("resolution", min=16)] = default_of("resolution"),
     embedded_guidance: Annotated[float, _setting("embedded_guidance")] = default_of("embedded_guidance"),
+    precision: Annotated[Precision, _setting("precision")] = default_of("precision"),
     clustering: Annotated[Clustering, _setting("clustering")] = default_of("clustering"),
     stored_images: Annotated[StoredImages, _setting("stored_images")] = default_of("stored_images"),
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cuda where there is one]")] = None,
     batch_size: Annotated[
         int, typer.Option(min=0, help="Images a batch; halved when memory runs out. [default: by device]")
     ] = 0,
+    compile: Annotated[
+        Compile, typer.Option(help="torch.compile: the denoiser's repeated blocks, or all of it with CUDA graphs.")
+    ] = Compile.off,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
@@ -277,6 +293,7 @@ def scan(
         adapter,
         resolution,
         embedded_guidance,
+        precision,
     )
     request = Request(Path(file), base, base_config, caption or [], caption_file, n0, settings)
     if ITEM.fullmatch(file) and not request.checkpoint.exists():
@@ -299,6 +316,7 @@ def scan(
         batch_size,
         training_images,
         control,
+        compile,
         stored_images is not StoredImages.hashes_only,
     )
     finish(result, as_json)

@@ -6,10 +6,15 @@ import io
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+
+from audit.fits import Fits
 
 MAX_PIXELS = 100_000_000
 MAX_FILE_BYTES = 200_000_000
@@ -29,22 +34,30 @@ class Descriptor(ABC):
     threshold: float
     input_size: int
     batch_size: int = 64
+    device: str = "cpu"
 
-    def describe(self, images: Iterable[Image.Image | np.ndarray]) -> np.ndarray:
-        """Unit vectors float32 [N, dimensions] of PIL images or uint8 arrays [H, W, 3], in order."""
+    def describe(
+        self, images: Iterable[Image.Image | np.ndarray], threads: ThreadPoolExecutor | None = None
+    ) -> np.ndarray:
+        """Unit vectors float32 [N, dimensions] of PIL images or uint8 arrays [H, W, 3], in order.
+
+        ``threads`` prepare the images where they are given. Batches are as large as fits into the device's memory.
+        Raises DeviceMemoryError where a single image does not.
+        """
         vectors: list[np.ndarray] = []
-        batch: list[np.ndarray] = []
-        for image in images:
-            batch.append(self._prepare(image))
-            if len(batch) == self.batch_size:
-                vectors.append(self._vectors(np.stack(batch)))
-                batch = []
-        if batch:
-            vectors.append(self._vectors(np.stack(batch)))
+        remaining = iter(images)
+        while some := list(islice(remaining, self.batch_size)):
+            prepared = np.stack(list((threads.map if threads else map)(self._prepare, some)))
+            slices = self._fits.slices("describe", prepared, self._vectors, len(prepared), self.device)
+            vectors += [found for _, found in slices]
         if not vectors:
             return np.empty((0, self.dimensions), np.float32)
         found = np.concatenate(vectors).astype(np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
+
+    @cached_property
+    def _fits(self) -> Fits:
+        return Fits()
 
     def _prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
         """float32 [3, S, S], squeezed to a square (SSCD's "skew" preprocessing), ImageNet-normalised."""

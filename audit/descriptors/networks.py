@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from audit.descriptors.base import Descriptor
+from audit.devices import raise_fault
 from audit.errors import DescriptorError
 
 
@@ -41,8 +42,9 @@ class TorchScriptDescriptor(Descriptor):
             with torch.inference_mode():
                 self.dimensions = int(self._model(torch.zeros(1, 3, input_size, input_size, device=device)).shape[1])
         except RuntimeError as error:
+            raise_fault(error, f"the descriptor {path}", device)
             raise DescriptorError(f"{path} does not load as a TorchScript descriptor: {str(error)[:200]}") from error
-        self._device = device
+        self.device = device
         self.name = f"{label}@{digest[:12]}/skew{input_size}"
         self.input_size = input_size
         self.threshold = threshold
@@ -51,7 +53,7 @@ class TorchScriptDescriptor(Descriptor):
         import torch
 
         with torch.inference_mode():
-            return self._model(torch.from_numpy(batch).to(self._device)).float().cpu().numpy()
+            return self._model(torch.from_numpy(batch).to(self.device)).float().cpu().numpy()
 
 
 class OnnxDescriptor(Descriptor):

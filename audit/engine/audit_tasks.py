@@ -11,10 +11,11 @@ from typing import Any
 
 import duckdb
 
-from audit.config import Config, Priority, Settings
+from audit.config import Compile, Config, Priority, Settings
 from audit.descriptors import Descriptor, load_descriptor
+from audit.engine.extraction import Extraction
 from audit.engine.plan import Plan, Request, audit_id_of, make_plan
-from audit.engine.stages import Extraction, finish, match
+from audit.engine.stages import finish, match
 from audit.engine.work import Task
 from audit.errors import CheckpointError, ConfigError
 from audit.extraction.captions import Caption, TrainingImages, choose_captions, choose_training_images, rank_captions
@@ -184,10 +185,12 @@ class _Plans:
         self._plans: OrderedDict[str, Future[Plan]] = OrderedDict()
         self._pool = ThreadPoolExecutor(1)
 
-    def ahead(self, task: Task) -> None:
-        """Start to open the plan of ``task``."""
+    def ahead(self, task: Task, then: Callable[[Plan], None] | None = None) -> None:
+        """Start to open the plan of ``task``, and do ``then`` with it."""
         if task.key not in self._plans:
-            self._plans[task.key] = self._pool.submit(self._open, task)
+            future = self._plans[task.key] = self._pool.submit(self._open, task)
+            if then is not None:
+                future.add_done_callback(lambda done: None if done.exception() else then(done.result()))
             while len(self._plans) > KEPT_PLANS:
                 self._plans.popitem(last=False)
 
@@ -236,6 +239,7 @@ class StageConfig:
     references: tuple[str, ...]
     device: str | None
     batch_size: int
+    compile: Compile = Compile.off
 
 
 class ExtractStage:
@@ -247,11 +251,11 @@ class ExtractStage:
         device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
         workspace = Workspace(config.workspace)
         self.plans = _Plans(workspace, config.settings, config.descriptor, device)
-        self.extraction = Extraction(workspace, device, config.batch_size)
+        self.extraction = Extraction(workspace, device, config.batch_size, compile=config.compile)
 
     def prepare(self, task: Task) -> None:
-        """Open and hash the checkpoint while another one is sampled."""
-        self.plans.ahead(task)
+        """Open, hash and merge the checkpoint while another one is sampled."""
+        self.plans.ahead(task, self.extraction.ahead)
 
     def process(self, task: Task) -> dict[str, Any]:
         """Sample into the spool."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from PIL import Image
 
+from audit.config import Compile
+from audit.engine.extraction import Extraction
 from audit.engine.plan import Plan
-from audit.engine.stages import Extraction, Progress, evaluate, finish, match
+from audit.engine.stages import Progress, evaluate, finish, match
 from audit.storage import Workspace
 
 
@@ -13,11 +15,16 @@ class Auditor:
     """Runs audits into a workspace. ``progress`` is told (stage, done, total)."""
 
     def __init__(
-        self, workspace: Workspace, device: str = "cpu", batch_size: int = 0, progress: Progress | None = None
+        self,
+        workspace: Workspace,
+        device: str = "cpu",
+        batch_size: int = 0,
+        progress: Progress | None = None,
+        compile: Compile = Compile.off,
     ) -> None:
         self.workspace = workspace
         self.progress = progress or (lambda stage, done, total: None)
-        self.extraction = Extraction(workspace, device, batch_size, self.progress)
+        self.extraction = Extraction(workspace, device, batch_size, self.progress, compile)
 
     def audit(self, plan: Plan) -> bool:
         """Extract and cluster, unless this audit is already finished; whether it had to be run.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 
-from audit.engine.work import Event, Queue, Stage, Task
-from audit.errors import AuditError, WorkspaceError
+from audit.engine.work import Event, Queue, Stage, Task, kind_of, reason_of
+from audit.errors import DeviceLostError
 
 
 class LocalEngine:
@@ -27,11 +27,15 @@ class LocalEngine:
         """Events as they happen. ``stop`` ends it after the running task; its work is kept.
 
         ``failed_before`` counts attempts that failed in earlier runs. Raises WorkspaceError where results cannot be
-        written: that is no task's fault.
+        written and DeviceLostError where this process has lost its device: that is no task's fault.
         """
         stages = [("extract", extract()), ("finish", finish())]
         queue = Queue(tasks, 64)
-        while not stop.is_set() and (task := queue.take(None)):
+        following = queue.take(None)
+        while not stop.is_set() and (task := following or queue.take(None)):
+            following = queue.take(task.group)
+            if following:
+                stages[0][1].prepare(following)
             yield Event("started", task)
             measured: dict[str, object] = {}
             name = "extract"
@@ -40,15 +44,17 @@ class LocalEngine:
                     measured |= stage.process(task)
                     if name == "extract":
                         yield Event("extracted", task)
-            except WorkspaceError:
-                raise
-            except AuditError as error:
-                yield Event("failed", task, "input", str(error), name, True)
-            except MemoryError as error:
-                yield self._again(queue, task, "out-of-memory", f"out of memory: {error}", name, failed_before)
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                yield self._again(queue, task, "error", reason[:1000], name, failed_before)
+                kind, reason = kind_of(error), reason_of(error)
+                if kind == "storage":
+                    raise
+                if kind == "device-lost":  # this process has no device any more: the next one goes on
+                    yield Event("retry", task, kind, reason, name)
+                    raise DeviceLostError(reason) from error
+                if kind == "input":
+                    yield Event("failed", task, kind, reason, name, True)
+                else:
+                    yield self._again(queue, task, kind, reason, name, failed_before)
             else:
                 yield Event("finished", task, measured=measured)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,11 +25,13 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from audit.engine.work import Event, Progress, Queue, Stage, Task
-from audit.errors import AuditError, ConfigError, WorkspaceError
+from audit.engine.work import Event, Progress, Queue, Stage, Task, kind_of, reason_of
+from audit.errors import ConfigError, DeviceLostError, WorkspaceError
 
 NODE_DIED = "its node has died"  # how Ray words an actor's death with its node
 MOST_STORAGE_FAILURES = 10  # in a row: the storage is at fault, no task is, and going on makes no sense
+MOST_LOSSES = 10  # devices in a row, by several tasks: no task is at fault, and going on makes no sense
+MOST_LOSSES_OF_A_TASK = 5  # then it is the task
 MOST_TRIES = 20  # whatever the reason, a task is not tried more often in a run
 POLL = 0.5  # s between looks at deadlines and at the size of the cluster
 
@@ -66,7 +69,7 @@ class Worker:
 
     @ray.method(concurrency_group="process")
     def process(self, task: Task) -> tuple[str, Any]:
-        """("done", measured), or ("input", reason) for a task that is at fault itself."""
+        """("done", measured), or (kind, reason) where it failed; "input" for a task that is at fault itself."""
         return _outcome(self.stage, task)
 
     @ray.method(concurrency_group="prepare")
@@ -80,14 +83,8 @@ class Worker:
 def _outcome(stage: Stage, task: Task) -> tuple[str, Any]:
     try:
         return "done", stage.process(task)
-    except WorkspaceError as error:
-        return "storage", str(error)
-    except AuditError as error:  # travels as text: an error from a stranger's file need not survive pickling
-        return "input", str(error)
-    except MemoryError as error:
-        return "out-of-memory", f"out of memory: {error}"
-    except Exception as error:
-        return "error", f"{type(error).__name__}: {error}"[:1000]
+    except Exception as error:  # travels as text: an error from a stranger's file need not survive pickling
+        return kind_of(error), reason_of(error)
 
 
 @ray.remote(max_retries=0)
@@ -134,6 +131,8 @@ class RayEngine:
         self._reached: dict[str, int] = {}
         self._tries: dict[str, int] = {}
         self._storage_failures = 0
+        self._losses: list[str] = []  # the tasks that have lost a device since one was last extracted
+        self._losses_of: Counter[str] = Counter()
 
     @property
     def workers(self) -> int:
@@ -232,14 +231,15 @@ class RayEngine:
                 busy = time.monotonic() - slot.since
                 kind, value = self._result(ref)
                 if kind == "done":
+                    self._losses.clear()
                     measured = value | {"busy": busy}
                     self._finishing[_finish.options(num_cpus=self.options.cpus_per_finish).remote(finish, task)] = (
                         task, measured, time.monotonic(),
                     )  # fmt: skip
                     yield Event("extracted", task, measured={"busy": busy})
                 else:
-                    if kind in ("worker-died", "node-died"):
-                        self._lose(slot, queue)
+                    if kind in ("worker-died", "node-died", "device-lost"):
+                        self._lose(slot, queue)  # an error of CUDA stays in its process: a new worker starts without
                     yield self._failed(queue, task, kind, value, "extract", failed_before)
             else:
                 task, measured, _ = self._finishing.pop(ref)
@@ -283,6 +283,8 @@ class RayEngine:
                 raise WorkspaceError(f"results cannot be kept, {MOST_STORAGE_FAILURES} times in a row: {reason}")
         if kind == "input":
             return Event("failed", task, kind, reason, stage, True)
+        if kind == "device-lost":
+            return self._device_lost(queue, task, reason, stage)
         begun, reached = self.progress(task)
         tries = self._tries[task.key] = self._tries.get(task.key, 0) + 1
         begun |= kind not in ("worker-died", "deadline")  # an answer came: it had begun
@@ -296,6 +298,23 @@ class RayEngine:
                 return Event("quarantined", task, kind, reason, stage, True)
         queue.put(task)
         return Event("retry", task, kind, reason, stage, counted)
+
+    def _device_lost(self, queue: Queue, task: Task, reason: str, stage: str) -> Event:
+        """A device answers nothing any more. The task goes on elsewhere, and it counts against none.
+
+        Raises DeviceLostError where device after device is lost, and quarantines a task that has lost several alone.
+        """
+        self._losses.append(task.key)
+        self._losses_of[task.key] += 1
+        if len(self._losses) >= MOST_LOSSES and len(set(self._losses)) > 1:
+            raise DeviceLostError(
+                f"devices were lost {len(self._losses)} times in a row, with no audit between: {reason}"
+            )
+        if self._losses_of[task.key] >= MOST_LOSSES_OF_A_TASK:
+            lost = f"a device was lost {MOST_LOSSES_OF_A_TASK} times while it was audited; {reason}"
+            return Event("quarantined", task, "device-lost", lost, stage, True)
+        queue.put(task)
+        return Event("retry", task, "device-lost", reason, stage)
 
     def _overdue(self, queue: Queue, failed_before: dict[str, int]) -> Iterator[Event]:
         now = time.monotonic()

@@ -141,7 +141,7 @@ class Run:
         config = self.config
         stage = StageConfig(
             config.workspace if "://" in config.workspace else os.path.abspath(config.workspace),
-            config.settings, config.descriptor, config.references, None, config.run.batch_size,
+            config.settings, config.descriptor, config.references, None, config.run.batch_size, config.run.compile,
         )  # fmt: skip
         failed_before, given_up = self._failures()
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys())

@@ -1,7 +1,7 @@
-"""The stages of an audit: extract on a GPU, then cluster, match and report on a CPU.
+"""The stages of an audit that need no GPU: cluster, match, score against known pictures.
 
-They are plain classes that know nothing of engines. What ``Extraction`` hands to ``finish`` lies in the spool, so the
-two can run in different processes, and a run that stopped between them goes on there.
+They know nothing of engines. What ``Extraction`` hands to ``finish`` lies in the spool, so the two can run in different
+processes, and a run that stopped between them goes on there.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,14 +21,12 @@ from PIL import Image
 from audit.clustering import Cluster, density_peaks, greedy_cliques
 from audit.config import Clustering, StoredImages
 from audit.descriptors.base import stacked
+from audit.engine.extraction import Extracted
 from audit.engine.plan import Plan
 from audit.errors import WorkspaceError
 from audit.evaluation import score
-from audit.extraction.extract import Extract, vectors_of
-from audit.extraction.guidance import make_guidance, weight_of
-from audit.extraction.sampling import Sampler
+from audit.extraction.extract import SPOOLED, as_generations, vectors_of
 from audit.matching import match_extractions
-from audit.models.base import BaseModel, load_base
 from audit.models.checkpoint import metadata_json
 from audit.models.pair import ModelPair
 from audit.schemas import EXTRACTIONS, GENERATIONS
@@ -37,109 +34,6 @@ from audit.storage import Workspace
 
 Progress = Callable[[str, int, int], None]
 PACKAGES = ("lora-audit", "torch", "diffusers", "transformers", "peft", "numpy", "scipy")
-
-
-@dataclass(frozen=True)
-class Extracted:
-    """What is known of an audit once its images are in the spool, besides the images."""
-
-    warnings: list[str]
-    truncated: list[str]
-    evaluations: int
-    weight_change: float
-    prediction_change: float
-    device: str
-    peak_memory: int
-    seconds_loading: float
-    seconds_total: float
-
-
-class Extraction:
-    """The stage that needs a GPU. One base model is kept in memory, and the pair of the last checkpoint."""
-
-    def __init__(
-        self, workspace: Workspace, device: str = "cpu", batch_size: int = 0, progress: Progress | None = None
-    ) -> None:
-        self.workspace, self.device, self.batch_size = workspace, device, batch_size
-        self.progress = progress or (lambda stage, done, total: None)
-        self._base: tuple[str, BaseModel] | None = None
-        self._pair: tuple[tuple[str, str, tuple[Any, ...]], ModelPair] | None = None
-
-    def run(self, plan: Plan) -> Extracted:
-        """Sample what the spool lacks. Raises AuditError."""
-        started = time.monotonic()
-        pair = self.pair(plan)
-        loading = time.monotonic() - started
-        warnings = [*plan.warnings, *pair.warnings]
-        missing = [token for token in pair.tokens if not any(token in caption.text for caption in plan.captions)]
-        if missing:
-            warnings.append(f"the file brings tokens that are in no caption: {', '.join(missing[:10])[:200]}")
-        truncated = [caption.text for caption in plan.captions if pair.is_truncated(caption.text)]
-        warnings += [
-            f"the caption {text[:60]!r}... is longer than the {pair.caption_tokens} tokens the text encoder takes: "
-            "its end was cut off"
-            for text in truncated
-        ]
-        sampler = Sampler(
-            pair,
-            make_guidance(plan.settings),
-            [caption.text for caption in plan.captions],
-            solver=plan.settings.solver,
-            steps=plan.settings.steps,
-            seed=plan.settings.seed,
-            batch_size=self.batch_size,
-            w=weight_of(plan.settings, pair.effect.prediction),
-        )
-        spool = self.workspace.spool(plan.audit_id)
-        pixels = plan.settings.stored_images is not StoredImages.hashes_only
-        extract = Extract(sampler, plan.descriptor, spool, plan.audit_id, plan.images, pixels)
-        extract.run(lambda done, total: self.progress("sampling", done, total))
-        extracted = Extracted(
-            warnings=warnings,
-            truncated=truncated,
-            evaluations=plan.images * plan.settings.steps * sampler.guidance.evaluations,
-            weight_change=pair.effect.weights,
-            prediction_change=pair.effect.prediction,
-            device=self._device_name(),
-            peak_memory=peak_memory(self.device),
-            seconds_loading=loading,
-            seconds_total=time.monotonic() - started,
-        )
-        spool.finish(asdict(extracted))
-        return extracted
-
-    def pair(self, plan: Plan) -> ModelPair:
-        """The base and the fine-tuned networks of ``plan``, loaded unless they are those of the last one."""
-        settings = plan.settings
-        options = settings.lora_scale, settings.adapter, settings.resolution, settings.embedded_guidance
-        key = plan.checkpoint.identity, plan.base.revision, options
-        if self._pair is None or self._pair[0] != key:
-            self.progress("loading", 0, 1)
-            self._pair = None  # the old fine-tuned side goes before the new one comes
-            if self._base is None or self._base[0] != plan.base.revision:
-                self._base = None
-                self._base = plan.base.revision, load_base(plan.base)
-            self._pair = key, ModelPair(self._base[1], plan.checkpoint, self.device, *options)
-            self.progress("loading", 1, 1)
-        return self._pair[1]
-
-    def _device_name(self) -> str:
-        import torch
-
-        if self.device.startswith("cuda"):
-            return torch.cuda.get_device_name(self.device)
-        return f"{self.device}, {platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def peak_memory(device: str) -> int:
-    """The most memory this process has used on its device, bytes; its resident size on a CPU."""
-    import resource
-
-    import torch
-
-    if device.startswith("cuda"):
-        return int(torch.cuda.max_memory_allocated(device))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def finish(workspace: Workspace, plan: Plan, progress: Progress | None = None) -> None:
@@ -150,15 +44,15 @@ def finish(workspace: Workspace, plan: Plan, progress: Progress | None = None) -
     tell = progress or (lambda stage, done, total: None)
     started = time.monotonic()
     audit_id, spool = plan.audit_id, workspace.spool(plan.audit_id)
-    facts, rows = spool.finished(), spool.read()
+    facts = spool.finished()
+    rows = _first_of_each(spool.read([name for name in SPOOLED.names if name != "image"]))
     if facts is None or rows is None or rows.num_rows != plan.images:
         raise WorkspaceError(f"the spool of audit {audit_id} is not complete: run the audit again")
     extracted = Extracted(**facts)
-    rows = rows.sort_by("index")
     tell("clustering", 0, 1)
     clusters, warnings = _cluster(plan, vectors_of(rows))
     tell("clustering", 1, 1)
-    _store(workspace, plan, rows, clusters)
+    _store(workspace, plan, clusters)
     seconds = float(np.sum(rows["seconds"].to_numpy()))
     sampled = rows["caption"].to_pylist()
     captions = [
@@ -191,6 +85,7 @@ def finish(workspace: Workspace, plan: Plan, progress: Progress | None = None) -
         "seconds_sampling": seconds,
         "seconds_total": extracted.seconds_total + time.monotonic() - started,
         "device": extracted.device,
+        "precision": extracted.precision,
         "versions": json.dumps({"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}),
         "finished_at": datetime.now(UTC),
     }
@@ -208,8 +103,24 @@ def _cluster(plan: Plan, vectors: np.ndarray) -> tuple[list[Cluster], list[str]]
     return density_peaks(vectors, known, plan.descriptor.threshold), []
 
 
-def _store(workspace: Workspace, plan: Plan, rows: pa.Table, clusters: list[Cluster]) -> None:
+def _first_of_each(batches: Iterable[pa.Table]) -> pa.Table | None:
+    """Rows in the order of their numbers, each number once: two workers may have sampled the same image."""
+    tables = list(batches)
+    if not tables:
+        return None
+    rows = pa.concat_tables(tables).sort_by("index")
+    numbers = rows["index"].to_numpy()
+    return rows.filter(pa.array(np.append(True, numbers[1:] != numbers[:-1])))
+
+
+def _store(workspace: Workspace, plan: Plan, clusters: list[Cluster]) -> None:
+    """Write generations, extractions and the checkpoint. One batch of raw pixels is in memory at a time."""
     audit_id, checkpoint = plan.audit_id, plan.checkpoint
+    kept = {cluster.representative for cluster in clusters}
+    everything = plan.settings.stored_images is StoredImages.all
+    wanted = set(range(plan.images)) if everything else kept
+    rows = _first_of_each(as_generations(batch, wanted) for batch in workspace.spool(audit_id).read())
+    assert rows is not None
     extractions = [
         {
             **rows.slice(cluster.representative, 1).to_pylist()[0],
@@ -222,11 +133,10 @@ def _store(workspace: Workspace, plan: Plan, rows: pa.Table, clusters: list[Clus
         for rank, cluster in enumerate(clusters, start=1)
     ]
     workspace.write("extractions", audit_id, pa.Table.from_pylist(extractions, schema=EXTRACTIONS))
-    generations = rows.select(GENERATIONS.names)
-    if plan.settings.stored_images is not StoredImages.all:
-        at = generations.schema.get_field_index("image")
-        generations = generations.set_column(at, "image", pa.nulls(len(generations), pa.binary()))
-    workspace.write("generations", audit_id, generations)
+    if not everything:
+        at = rows.schema.get_field_index("image")
+        rows = rows.set_column(at, GENERATIONS.field(at), pa.nulls(len(rows), pa.binary()))
+    workspace.write("generations", audit_id, rows)
     if not workspace.rows("SELECT 1 FROM checkpoints WHERE checkpoint_sha256 = ?", [checkpoint.sha256]):
         now = datetime.now(UTC)
         row = {

@@ -7,7 +7,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-RETRIED = ("worker-died", "node-died", "deadline", "out-of-memory", "storage", "error")
+from audit.devices import Fault, fault_of
+from audit.errors import AuditError, WorkspaceError
+
+RETRIED = ("worker-died", "node-died", "device-lost", "deadline", "out-of-memory", "storage", "error")
+
+
+def kind_of(error: BaseException) -> str:
+    """Why a stage failed: "input" where the task itself is at fault, else one of RETRIED."""
+    if isinstance(error, WorkspaceError):
+        return "storage"
+    fault = fault_of(error)
+    if fault is Fault.lost:
+        return "device-lost"
+    if fault is Fault.memory:
+        return "out-of-memory"
+    return "input" if isinstance(error, AuditError) else "error"
+
+
+def reason_of(error: BaseException) -> str:
+    """What is recorded of an error: our own words, or its class and the beginning of its text."""
+    return str(error) if isinstance(error, AuditError) else f"{type(error).__name__}: {error}"[:1000]
 
 
 @dataclass(frozen=True)

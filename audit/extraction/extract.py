@@ -1,9 +1,17 @@
-"""The extraction stage: sample, describe and keep, batch by batch, so that a stopped run goes on where it was."""
+"""The extraction stage: sample, describe and keep, batch by batch, so that a stopped run goes on where it was.
+
+While one batch is sampled on a GPU, the one before it is described, hashed and written by threads. Pixels go into the
+spool as they are: nearly all of them are thrown away after clustering, and only what is kept becomes a PNG.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pyarrow as pa
@@ -14,49 +22,95 @@ from audit.extraction.sampling import Batch, Sampler, image_seed
 from audit.schemas import GENERATIONS
 from audit.storage import Spool
 
-SPOOLED = GENERATIONS.append(
-    pa.field("seconds", pa.float64(), metadata={"doc": "wall time of its batch / its images, s"})
+_SPOOL_COLUMNS = (
+    ("seconds", pa.float64(), "wall time of its batch / its images, s"),
+    ("height", pa.int32(), "pixels"),
+    ("width", pa.int32(), "pixels"),
 )
+# As generations, but "image" is raw: uint8 [height, width, 3], or null.
+SPOOLED = pa.schema(
+    [*GENERATIONS, *(pa.field(name, kind, metadata={"doc": text}) for name, kind, text in _SPOOL_COLUMNS)]
+)
+MOST_UNKEPT = 2  # batches that wait to be described and written; sampling waits for them then
+MOST_THREADS = 8
 
 
 class Extract:
-    """Sample ``images`` images into ``spool``; those already there are not sampled again."""
+    """Sample ``images`` images into ``spool``; those already there are not sampled again.
+
+    ``overlap``: describe and write in threads while the next batch is sampled; by default where a GPU samples. On a CPU
+    both would compete for the same cores.
+    """
 
     def __init__(
-        self, sampler: Sampler, descriptor: Descriptor, spool: Spool, audit_id: str, images: int, pixels: bool
+        self,
+        sampler: Sampler,
+        descriptor: Descriptor,
+        spool: Spool,
+        audit_id: str,
+        images: int,
+        pixels: bool,
+        overlap: bool | None = None,
     ) -> None:
         self.sampler, self.descriptor, self.spool = sampler, descriptor, spool
         self.audit_id, self.images, self.pixels = audit_id, images, pixels
+        self.overlap = sampler.pair.device.type != "cpu" if overlap is None else overlap
 
-    def run(self, progress: Callable[[int, int], None] | None = None) -> pa.Table:
-        """Sample what is missing and return all rows (schema SPOOLED), in order of their numbers.
+    def run(self, progress: Callable[[int, int], None] | None = None) -> None:
+        """Sample what is missing. ``progress`` is told (images done, of how many).
 
-        ``progress`` is told (images done, of how many). Raises SamplingError and WorkspaceError.
+        Raises SamplingError, DeviceMemoryError and WorkspaceError; what is finished by then is in the spool.
         """
-        kept = self.spool.read()
-        done = set(kept["index"].to_pylist()) if kept is not None else set()
-        missing = [index for index in range(self.images) if index not in done]
-        if progress:
-            progress(len(done), self.images)
-        started = time.monotonic()
-        for batch in self.sampler.batches(missing):
-            rows = self._rows(batch)
-            took = (time.monotonic() - started) / len(batch.indices)
-            self.spool.add(
-                batch.indices[0], rows.append_column(SPOOLED.field("seconds"), pa.array([took] * rows.num_rows))
-            )
+        tell = progress or (lambda done, total: None)
+        there = self.spool.indices()
+        missing = [index for index in range(self.images) if index not in there]
+        done = self.images - len(missing)
+        tell(done, self.images)
+        with ExitStack() as stack:
+            keep = self._keeper(stack)
             started = time.monotonic()
-            done.update(batch.indices)
-            if progress:
-                progress(len(done), self.images)
-        table = self.spool.read()
-        if table is None:
-            raise ValueError("an audit samples at least one image")
-        return table.sort_by("index")
+            for batch in self.sampler.batches(missing):
+                took = (time.monotonic() - started) / len(batch.indices)
+                for kept in keep(batch, took):
+                    done += kept
+                    tell(done, self.images)
+                started = time.monotonic()
+            for kept in keep(None, 0.0):
+                done += kept
+                tell(done, self.images)
 
-    def _rows(self, batch: Batch) -> pa.Table:
-        vectors = self.descriptor.describe(batch.images)
-        hashes, pictures = self._hashes_and_pictures(batch.images)
+    def _keeper(self, stack: ExitStack) -> Callable[[Batch | None, float], Iterator[int]]:
+        """Takes a batch (None: no more) and yields the sizes of batches that have come into the spool."""
+        if not self.overlap:
+            return lambda batch, took: iter([self._keep(batch, took)] if batch else [])
+        threads = ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1))
+        writer = ThreadPoolExecutor(1)  # one: batches are written in order
+        stack.callback(threads.shutdown)
+        stack.callback(writer.shutdown)  # leaving waits for what is under way: a finished batch is not lost
+        waiting: deque[Future[int]] = deque()
+
+        def keep(batch: Batch | None, took: float) -> Iterator[int]:
+            if batch is not None:
+                waiting.append(writer.submit(self._keep, batch, took, threads))
+            while waiting and (batch is None or len(waiting) > MOST_UNKEPT or waiting[0].done()):
+                yield waiting.popleft().result()
+
+        return keep
+
+    def _keep(self, batch: Batch, took: float, threads: ThreadPoolExecutor | None = None) -> int:
+        started = time.monotonic()
+        hashes = threads.map(pdq_hash, batch.images) if threads else map(pdq_hash, batch.images)
+        vectors = self.descriptor.describe(batch.images, threads)
+        rows = self._rows(batch, vectors, list(hashes))
+        if threads is None:  # what is done beside the sampling costs it no time
+            took += (time.monotonic() - started) / len(batch.indices)
+        count, height, width, _ = batch.images.shape
+        for name, value in (("seconds", took), ("height", height), ("width", width)):
+            rows = rows.append_column(SPOOLED.field(name), pa.array([value] * count, SPOOLED.field(name).type))
+        self.spool.add(batch.indices[0], rows)
+        return count
+
+    def _rows(self, batch: Batch, vectors: np.ndarray, hashes: list[tuple[bytes, int]]) -> pa.Table:
         return pa.table(
             {
                 "audit_id": [self.audit_id] * len(batch.indices),
@@ -67,13 +121,33 @@ class Extract:
                 "descriptor": list(vectors),
                 "pdq": [packed for packed, _ in hashes],
                 "pdq_quality": [quality for _, quality in hashes],
-                "image": pictures,
+                "image": [image.tobytes() if self.pixels else None for image in batch.images],
             },
             schema=GENERATIONS,
         )
 
-    def _hashes_and_pictures(self, images: np.ndarray) -> tuple[list[tuple[bytes, int]], list[bytes | None]]:
-        return [pdq_hash(image) for image in images], [to_png(image) if self.pixels else None for image in images]
+
+def as_generations(spooled: pa.Table, wanted: set[int]) -> pa.Table:
+    """Rows of the spool (schema SPOOLED) as rows of generations; the ``wanted`` ones have their picture as PNG.
+
+    PNGs are made by threads: compressing them lets others run.
+    """
+    if not wanted:
+        pictures: list[bytes | None] = [None] * spooled.num_rows
+    else:
+        with ThreadPoolExecutor(min(MOST_THREADS, os.cpu_count() or 1)) as threads:
+            pictures = list(threads.map(lambda row: _png(row, wanted), spooled.to_batches(max_chunksize=1)))
+    table = spooled.select(GENERATIONS.names)
+    at = GENERATIONS.get_field_index("image")
+    return table.set_column(at, GENERATIONS.field(at), pa.array(pictures, pa.binary()))
+
+
+def _png(row: pa.RecordBatch, wanted: set[int]) -> bytes | None:
+    pixels = row["image"][0]
+    if row["index"][0].as_py() not in wanted or not pixels.is_valid:
+        return None
+    shape = row["height"][0].as_py(), row["width"][0].as_py(), 3
+    return to_png(np.frombuffer(pixels.as_buffer(), np.uint8).reshape(shape))
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:

@@ -16,6 +16,7 @@ strongly by how far fine-tuning has moved the predictions.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Protocol
 
 import torch
@@ -36,6 +37,11 @@ class Conditioning:
     tuned_empty: Condition
     base_caption: Condition
     base_empty: Condition
+
+    @cached_property
+    def tuned_both(self) -> Condition:
+        """The empty caption's behind which those of the captions, as one batch [2 N]; joined once for all steps."""
+        return Condition.joined([self.tuned_empty, self.tuned_caption])
 
     def select(self, rows: torch.Tensor) -> Conditioning:
         """Those of captions ``rows`` (int64 [M])."""
@@ -77,8 +83,7 @@ class ClassifierFree:
         self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
     ) -> torch.Tensor:
         """eps_ft(x_t) + w (eps_ft(x_t, c) - eps_ft(x_t))."""
-        both = conditioning.tuned_empty.then(conditioning.tuned_caption)
-        empty, caption = pair.predict_tuned(torch.cat([x, x]), t, both).chunk(2)
+        empty, caption = pair.predict_tuned(torch.cat([x, x]), t, conditioning.tuned_both).chunk(2)
         return extrapolate(empty, caption, w)
 
 

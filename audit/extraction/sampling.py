@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from audit.config import Solver
-from audit.errors import SamplingError
+from audit.errors import NotFiniteError
 from audit.extraction.guidance import Conditioning, Guidance
 from audit.models.families.identify import Family
 from audit.models.pair import ModelPair
@@ -102,8 +102,9 @@ class Sampler:
     """Samples image ``i`` always from the same noise and caption, whatever the batch it falls into.
 
     Caption ``i mod len(captions)`` is image i's, so that captions share any budget evenly. When memory runs out the
-    batch is halved and tried again; SamplingError is raised where a single image does not fit, and where the
-    network answers with numbers that are not finite.
+    batch is halved and tried again, and the worker remembers what fitted (``pair.fits``); a finished batch is not
+    sampled again when it does not fit into the decoder. Raises DeviceMemoryError where a single image does not fit,
+    and NotFiniteError where the network answers with numbers that are not finite.
     """
 
     def __init__(
@@ -140,45 +141,48 @@ class Sampler:
 
     def batches(self, indices: Sequence[int]) -> Iterator[Batch]:
         """Sample the images ``indices``, a batch at a time."""
-        remaining = list(indices)
-        while remaining:
-            part = remaining[: self.batch_size]
-            try:
-                images = self.pair.decode(self.latents(part))
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-                self._halve(error)
-                continue
-            except FloatingPointError as error:
-                raise SamplingError(
-                    f"images {part[0]} to {part[-1]}: {error}; the checkpoint may be broken, or w is far too large"
-                ) from error
-            yield Batch(part, images)
-            remaining = remaining[len(part) :]
+        pair = self.pair
+        kind = "sample", pair.architecture.family, pair.latent_shape, pair.dtype, self.guidance.evaluations
+        sampled = pair.fits.slices(kind, list(indices), self._finite_latents, self.batch_size, pair.device)
+        for part, latents in sampled:
+            yield Batch(part, self._decoded(part, latents))
 
-    def _halve(self, error: Exception) -> None:
-        text = str(error).lower()
-        if not (isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "memory" in text):
-            raise error
-        if self.batch_size == 1:
-            raise SamplingError("not one image fits into memory: use a device with more, or a smaller model") from error
-        self.batch_size = max(1, self.batch_size // 2)
-        if self.pair.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def _finite_latents(self, indices: Sequence[int]) -> torch.Tensor:
+        latents = self.latents(indices)
+        if not torch.isfinite(latents).all():
+            raise self._not_finite(indices, "the latents are not finite")
+        return latents
+
+    def _decoded(self, indices: Sequence[int], latents: torch.Tensor) -> np.ndarray:
+        try:
+            return self.pair.decode(latents)
+        except NotFiniteError as error:
+            raise self._not_finite(indices, str(error)) from error
+
+    @staticmethod
+    def _not_finite(indices: Sequence[int], what: str) -> NotFiniteError:
+        return NotFiniteError(
+            f"images {indices[0]} to {indices[-1]}: {what}; the checkpoint may be broken, or w is far too large"
+        )
 
     @torch.inference_mode()
     def latents(self, indices: Sequence[int]) -> torch.Tensor:
         """Denoised latents [N, C, H, W] of the images ``indices``."""
         pair = self.pair
         schedule = make_schedule(pair, self.solver, self.steps)
-        scheduler = schedule.scheduler
-        on_device = schedule.timesteps.to(pair.device)
         rows = torch.tensor([index % len(self.captions) for index in indices], device=pair.device)
         conditioning = self.conditioning.select(rows)
         noise = torch.cat([self.noise(index) for index in indices]).to(pair.device, pair.dtype)
-        start = getattr(scheduler, "init_noise_sigma", 1.0)
+        start = getattr(schedule.scheduler, "init_noise_sigma", 1.0)
         x = (noise * start).contiguous(memory_format=torch.channels_last)
+        with pair.text_once():
+            return self._denoise(schedule, x, conditioning)
+
+    def _denoise(self, schedule: Schedule, x: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        """The loop over the timesteps. Nothing in it waits for the device."""
         w = 1.0 if self.w is None else self.w
+        on_device = schedule.timesteps.to(x.device)
         for timestep, on, alpha in zip(schedule.timesteps, on_device, schedule.alphas, strict=True):
-            prediction = self.guidance.predict(pair, x, on, alpha, conditioning, w)
-            x = scheduler.step(prediction, timestep, x, return_dict=False)[0]
+            prediction = self.guidance.predict(self.pair, x, on, alpha, conditioning, w)
+            x = schedule.scheduler.step(prediction, timestep, x, return_dict=False)[0]
         return x

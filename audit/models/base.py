@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from audit.errors import CheckpointError
 from audit.models.families.base import ModelFamily
 from audit.models.families.identify import Family, family_of_dimensions, family_of_shapes
 from audit.models.families.registry import FAMILIES
+from audit.models.placement import is_placed, place
 from audit.models.safetensors_header import read_header
 
 _STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -29,7 +30,7 @@ MAX_INDEX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The public model a checkpoint started from, in float32 on the CPU.
+    """The public model a checkpoint started from, on the CPU: in float32, or in the precision that its files store.
 
     ``revision`` identifies the weights: the hub's commit, or a SHA256 of the local files. ``pipeline`` is diffusers'
     own, with all its parts. ``placed`` holds copies of parts on devices, so that they are made once for all
@@ -67,14 +68,19 @@ class BaseModel:
         return getattr(self.pipeline, name)
 
     def part_on(self, name: str, device: torch.device, dtype: torch.dtype) -> Any:
-        """The network ``name`` in ``dtype`` on ``device``; the float32 one stays on the CPU. All are channels-last."""
+        """The network ``name`` in ``dtype`` on ``device``: itself where it is there already. All are channels-last."""
         network = self.part(name)
-        if network is None or (device.type == "cpu" and dtype is torch.float32):
+        if network is None or is_placed(network, device, dtype):
             return network
         key = name, str(device), dtype
         if key not in self.placed:
-            self.placed[key] = copy.deepcopy(network).to(device, dtype, memory_format=torch.channels_last).eval()
+            self.placed[key] = place(network, device, dtype)
         return self.placed[key]
+
+    def forget(self, dtype: torch.dtype | None = None) -> None:
+        """Let go of the copies on devices in ``dtype``, or of all."""
+        for key in [key for key in self.placed if dtype in (None, key[2])]:
+            del self.placed[key]
 
 
 @dataclass(frozen=True)
@@ -112,8 +118,12 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
     )
 
 
-def load_base(location: BaseLocation) -> BaseModel:
-    """Load a located base model. Raises CheckpointError where it is of no family that can be audited."""
+def load_base(location: BaseLocation, as_stored: bool = False) -> BaseModel:
+    """Load a located base model in float32; ``as_stored``: in the precision of its files, where all of a part have one.
+
+    As stored it holds the same numbers, in half the host's memory where a GPU computes. Raises CheckpointError where
+    it is of no family that can be audited.
+    """
     from diffusers.utils import logging as diffusers_logging
     from diffusers.utils.logging import disable_progress_bar as quiet_diffusers
     from transformers.utils.logging import disable_progress_bar as quiet_transformers
@@ -121,7 +131,7 @@ def load_base(location: BaseLocation) -> BaseModel:
     quiet_diffusers()
     quiet_transformers()
     diffusers_logging.set_verbosity_error()  # what it warns of (long captions, missing filters) is our own to report
-    return _from_file(location) if location.config else _from_folder(location)
+    return _from_file(location, as_stored) if location.config else _from_folder(location, as_stored)
 
 
 def download_snapshot(source: str, patterns: list[str]) -> Path:
@@ -195,7 +205,7 @@ def _leave_out(architecture: ModelFamily) -> dict[str, Any]:
     return {"feature_extractor": None} if architecture.family is not Family.sd3 else {}
 
 
-def _from_folder(location: BaseLocation) -> BaseModel:
+def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
     architecture = _architecture(location.path)
     folder = location.path / architecture.denoiser
     whole = bool(list(folder.glob("diffusion_pytorch_model.safetensors*"))) or bool(
@@ -206,7 +216,10 @@ def _from_folder(location: BaseLocation) -> BaseModel:
         "use_safetensors": True,
         "local_files_only": True,
         "variant": None if whole else "fp16",
-        "dtype": torch.float32,
+        "dtype": {
+            part: _stored_dtype((location.path / part).glob("*.safetensors")) if as_stored else torch.float32
+            for part in architecture.networks
+        },
         **_leave_out(architecture),
     }
     try:
@@ -216,6 +229,14 @@ def _from_folder(location: BaseLocation) -> BaseModel:
             f"{location.path} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
         ) from error
     return _base_of(pipeline, architecture, location)
+
+
+def _stored_dtype(files: Iterable[Path]) -> torch.dtype:
+    """The precision of all weights in ``files``, which holds them exactly: float32 where they are mixed."""
+    kinds = {info.dtype for path in files for info in read_header(path).tensors.values()}
+    floating = {kind for kind in kinds if kind[0] not in "IU"}
+    half = {frozenset({"F16"}): torch.float16, frozenset({"BF16"}): torch.bfloat16}
+    return half.get(frozenset(floating), torch.float32)
 
 
 def _locate_file(path: Path, config: str | None) -> BaseLocation:
@@ -235,7 +256,7 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
         return BaseLocation(path.name, hashlib.file_digest(file, "sha256").hexdigest(), path, folder)
 
 
-def _from_file(location: BaseLocation) -> BaseModel:
+def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:
     import diffusers
 
     assert location.config is not None
@@ -247,7 +268,7 @@ def _from_file(location: BaseLocation) -> BaseModel:
             str(location.path),
             config=str(location.config),
             local_files_only=True,
-            dtype=torch.float32,
+            dtype=_stored_dtype([location.path]) if as_stored else torch.float32,
             **_leave_out(architecture),
         )
     except _LOADING_ERRORS as error:

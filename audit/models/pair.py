@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from audit.config import default_of
-from audit.errors import CheckpointError, NoEffectError
+from audit.config import Compile, Precision, default_of
+from audit.devices import raise_fault
+from audit.errors import CheckpointError, NoEffectError, NotFiniteError
+from audit.fits import Fits
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.base import Condition
 from audit.models.formats.adapter import Tuned
 from audit.models.formats.parts import set_parameter, sharing_copy
+from audit.models.placement import NAMES, choose_precision, decoder_precision, place
+from audit.models.text_once import text_once
 from audit.models.tuning import family_warnings, tune
+
+ENCODED = 64  # captions that are encoded at once, where they fit
+DECODED = 32  # images that are decoded at once, where they fit: more is not faster
 
 
 @dataclass(frozen=True)
@@ -32,9 +41,11 @@ class ModelPair:
     """A base model and one checkpoint of it.
 
     Both denoisers are resident, and of both sides only what differs: weights that the checkpoint leaves alone, VAE and
-    tokenizers are shared. On a GPU the networks run in half precision and channels-last, on a CPU in float32.
-    ``resolution`` is the side of the sampled images in pixels, None for the model's own. Raises CheckpointError where
-    the checkpoint does not fit and NoEffectError where it changes nothing.
+    tokenizers are shared. ``precision`` says what the networks compute in (``Settings.precision``); all are
+    channels-last. ``resolution`` is the side of the sampled images in pixels, None for the model's own. ``tuned`` is
+    what ``tune`` has made of the checkpoint where that was done before, and ``fits`` what a worker knows of how much
+    fits into memory. Raises CheckpointError where the checkpoint does not fit, NoEffectError where it changes nothing,
+    NotFiniteError where predictions overflow, and DeviceMemoryError where the networks do not fit into memory.
     """
 
     def __init__(
@@ -46,19 +57,29 @@ class ModelPair:
         adapter: str | None = None,
         resolution: int | None = None,
         embedded_guidance: float = default_of("embedded_guidance"),
+        precision: Precision = Precision.auto,
+        tuned: Tuned | None = None,
+        fits: Fits | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.architecture = base.architecture
-        self.dtype = base.architecture.half if self.device.type == "cuda" else torch.float32
+        self.dtype = choose_precision(precision, base.architecture.half, self.device)
         self.embedded_guidance, self.resolution = embedded_guidance, resolution
+        self.fits = fits or Fits()
+        self.compiled = Compile.off
         self.scheduler = base.pipeline.scheduler
         self.warnings = family_warnings(checkpoint, base)
-        tuned = tune(base, checkpoint, lora_scale, adapter)
+        tuned = tuned or tune(base, checkpoint, lora_scale, adapter, self.dtype)
         self.warnings += tuned.warnings
         self.changes, self.tokens = tuned.changes, sorted(tuned.embeddings)
         weights = _weight_change(base, tuned, checkpoint)
-        self.base = self._base_side(base)
-        self.tuned = self._tuned_side(base, tuned, checkpoint)
+        self.model = base
+        try:
+            self.base = self._base_side(base)
+            self.tuned = self._tuned_side(base, tuned, checkpoint)
+        except RuntimeError as error:
+            raise_fault(error, f"{base.name} with {checkpoint.path.name}", str(self.device))
+            raise
         self.vae = self.base.vae
         self._check_resolution(base.name)
         # six digits: the last bits of a norm depend on threads and memory layout, and an audit is to repeat exactly
@@ -67,29 +88,19 @@ class ModelPair:
     def _base_side(self, base: BaseModel) -> Any:
         side = copy.copy(base.pipeline)
         for part in base.architecture.networks:
-            exact = part == "vae" and base.pipeline.vae.config.force_upcast
-            setattr(side, part, base.part_on(part, self.device, torch.float32 if exact else self.dtype))
+            dtype = self.dtype if part != "vae" else decoder_precision(base.part(part), self.dtype, self.device)
+            setattr(side, part, base.part_on(part, self.device, dtype))
         return side
 
     def _tuned_side(self, base: BaseModel, tuned: Tuned, checkpoint: Checkpoint) -> Any:
         side = copy.copy(self.base)
-        on_base = self.device.type == "cpu" and self.dtype is torch.float32
         for part, network in tuned.networks.items():
-            placed = network if on_base else self._placed(base.part(part), getattr(self.base, part), network)
+            before, there = base.part(part), getattr(self.base, part)
+            placed = network if there is before else place(network, self.device, self.dtype, like=(before, there))
             setattr(side, part, placed.requires_grad_(False).eval())
         if tuned.embeddings:
             self._add_tokens(side, tuned, checkpoint)
         return side
-
-    def _placed(self, before: Any, on_device: Any, after: Any) -> Any:
-        """``after`` on the device; what it shares with ``before`` it shares with ``on_device`` there."""
-        copied = sharing_copy(on_device)
-        originals = dict(before.named_parameters())
-        for name, parameter in after.named_parameters():
-            if originals.get(name) is not parameter:
-                owner = copied.get_submodule(name.rpartition(".")[0])
-                set_parameter(owner, name.rpartition(".")[2], parameter.to(self.device, self.dtype))
-        return copied
 
     def _add_tokens(self, side: Any, tuned: Tuned, checkpoint: Checkpoint) -> None:
         """Textual inversion by diffusers, on copies of the tokenizers and encoders."""
@@ -142,9 +153,37 @@ class ModelPair:
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str], tuned: bool) -> Condition:
-        """The condition of ``captions`` by the fine-tuned or the base text encoders."""
+        """The condition of ``captions`` by the fine-tuned or the base text encoders, as many at a time as fit."""
         side = self.tuned if tuned else self.base
-        return self.architecture.encode(side, list(captions), self.device).to(self.dtype)
+
+        def encoded(some: Sequence[str]) -> Condition:
+            return self.architecture.encode(side, list(some), self.device).to(self.dtype)
+
+        kind = "encode", self.architecture.family, self.dtype
+        found = [one for _, one in self.fits.slices(kind, list(captions), encoded, ENCODED, self.device)]
+        return Condition.joined(found)
+
+    def compile(self, how: Compile) -> None:
+        """Let torch.compile have the denoisers: their repeated blocks, or the whole of them with CUDA graphs.
+
+        Nothing is compiled again for another checkpoint: shapes and code are the same, and weights are inputs.
+        """
+        self.compiled = how
+        if how is Compile.off:
+            return
+        for side in (self.base, self.tuned):
+            network = getattr(side, self.architecture.denoiser)
+            if how is Compile.blocks:
+                network.compile_repeated_blocks(fullgraph=True, dynamic=False)
+            elif getattr(network, "_compiled_call_impl", None) is None:
+                network.compile(mode="reduce-overhead", fullgraph=True, dynamic=False)
+
+    def text_once(self) -> AbstractContextManager[None]:
+        """While it is entered, what cross attention makes of captions is computed once, not at every step."""
+        if self.compiled is not Compile.off:
+            return nullcontext()  # compiled code does not see what is exchanged behind it
+        part = self.architecture.denoiser
+        return text_once(getattr(self.base, part), getattr(self.tuned, part))
 
     def predict_base(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The base's prediction [N, C, H, W] at one timestep (0-dim)."""
@@ -156,21 +195,40 @@ class ModelPair:
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """uint8 [N, H, W, 3] of latents, rounded as diffusers' VaeImageProcessor does."""
-        mean, deviation = self._latent_statistics()
-        pixels = self.vae.decode((latents * deviation + mean).to(self.vae.dtype), return_dict=False)[0]
-        if not torch.isfinite(pixels).all():
-            raise FloatingPointError("the decoded images are not finite")
-        unit = (pixels.float() / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-        return unit.permute(0, 2, 3, 1).cpu().numpy()
+        """uint8 [N, H, W, 3] of latents, rounded as diffusers' VaeImageProcessor does; in slices that fit into memory.
+
+        A decoder that overflows in half precision is used in float32 from then on. Raises NotFiniteError where the
+        pictures are not finite even so.
+        """
+        return self._sliced("decode", latents, self._pixels)
 
     @torch.inference_mode()
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, 3] through the codec and back: the best that any extraction can reach."""
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(self.device, self.vae.dtype).div(127.5).sub(1)
-        latents = self.vae.encode(pixels).latent_dist.mean
+
+        def through(some: torch.Tensor) -> torch.Tensor:
+            pixels = some.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype).div(127.5).sub(1)
+            mean, deviation = self._latent_statistics()
+            return self._pixels((self.vae.encode(pixels).latent_dist.mean - mean) / deviation)
+
+        return self._sliced("reconstruct", torch.from_numpy(images), through)
+
+    def _sliced(self, what: str, items: torch.Tensor, work: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+        kind = what, self.architecture.family, tuple(items.shape[1:]), self.vae.dtype
+        pieces = self.fits.slices(kind, items, lambda some: work(some).cpu(), DECODED, self.device)
+        return torch.cat([pixels for _, pixels in pieces]).numpy()
+
+    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
+        """uint8 [N, H, W, 3] on the device."""
         mean, deviation = self._latent_statistics()
-        return self.decode((latents - mean) / deviation)
+        pixels = self.vae.decode((latents * deviation + mean).to(self.vae.dtype), return_dict=False)[0]
+        if not torch.isfinite(pixels).all():
+            if self.vae.dtype is torch.float32:
+                raise NotFiniteError("the decoded images are not finite")
+            self.vae = self.base.vae = self.tuned.vae = self.model.part_on("vae", self.device, torch.float32)
+            return self._pixels(latents)
+        unit = (pixels.float() / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
+        return unit.permute(0, 2, 3, 1)
 
     def _latent_statistics(self) -> tuple[Any, Any]:
         """What the VAE's latents are shifted and scaled by: numbers, or one a channel [1, C, 1, 1]."""
@@ -206,6 +264,11 @@ class ModelPair:
             else:
                 base, tuned = ((alpha * latents.float() - x0) / sigma for x0 in (base, tuned))
         change = float((tuned - base).norm() / base.norm().clamp(min=1e-12))
+        if not math.isfinite(change):
+            raise NotFiniteError(
+                f"{checkpoint.path}: its predictions are not finite in {NAMES[self.dtype]}"
+                + ("" if self.dtype is torch.float32 else "; a wider --precision may do")
+            )
         if not change > 1e-6:
             raise NoEffectError(
                 f"{checkpoint.path} does not change the base's predictions: there is nothing to extract"

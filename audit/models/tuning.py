@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from safetensors import SafetensorError
 
+from audit.devices import raise_fault
 from audit.errors import CheckpointError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
@@ -18,16 +20,25 @@ MAX_UNUSED_SHARE = 0.01  # of the squared norm of all that the file holds
 _ERRORS = (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeError, SafetensorError, MemoryError)
 
 
-def tune(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0, adapter: str | None = None) -> Tuned:
-    """What ``checkpoint`` makes of ``base``, in float32 on the CPU; what it does not touch is not copied.
+def tune(
+    base: BaseModel,
+    checkpoint: Checkpoint,
+    strength: float = 1.0,
+    adapter: str | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tuned:
+    """What ``checkpoint`` makes of ``base`` on the CPU; what it does not touch is not copied.
 
-    Raises CheckpointError where tensors do not fit the base, or where more than 1 % of the file would be without
-    effect: an audit of the rest would report "nothing found" of a model that nobody has run.
+    Changes are computed in float32, tensor by tensor, and kept in ``dtype`` (float32 by default). Raises
+    CheckpointError where tensors do not fit the base, or where more than 1 % of the file would be without effect: an
+    audit of the rest would report "nothing found" of a model that nobody has run; and DeviceMemoryError where the
+    host has too little memory.
     """
     hint = "; ".join([*family_warnings(checkpoint, base), "check that --base is what it was trained on"])
     try:
-        tuned = _tune(base, checkpoint, strength, adapter)
+        tuned = _tune(base, checkpoint, strength, adapter, dtype)
     except _ERRORS as error:
+        raise_fault(error, f"putting {checkpoint.path} into {base.name}", "the host")
         raise CheckpointError(
             f"{checkpoint.path} does not fit the base model {base.name}: {str(error)[:300]}; {hint}"
         ) from error
@@ -42,10 +53,12 @@ def tune(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0, adapter
     return tuned
 
 
-def _tune(base: BaseModel, checkpoint: Checkpoint, strength: float, adapter: str | None) -> Tuned:
+def _tune(
+    base: BaseModel, checkpoint: Checkpoint, strength: float, adapter: str | None, dtype: torch.dtype | None
+) -> Tuned:
     if checkpoint.format.is_adapter:
         with Tensors(list(checkpoint.files.values())) as tensors:
-            return apply_adapter(base, tensors, checkpoint.metadata, strength, adapter, checkpoint.path.stem)
+            return apply_adapter(base, tensors, checkpoint.metadata, strength, adapter, checkpoint.path.stem, dtype)
     whole = Tuned()
     parts: dict[str, list[str]] = {}
     for name in checkpoint.files:
@@ -55,7 +68,7 @@ def _tune(base: BaseModel, checkpoint: Checkpoint, strength: float, adapter: str
         if component and (component not in base.architecture.networks or base.part(component) is None):
             raise ValueError(f"the base has no {component}")
         with Tensors([checkpoint.files[name] for name in names]) as tensors:
-            found = apply_weights(base, tensors, component)
+            found = apply_weights(base, tensors, component, dtype)
         whole.networks |= found.networks
         whole.changes += found.changes
         whole.unused += found.unused

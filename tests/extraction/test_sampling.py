@@ -8,7 +8,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from audit.config import Solver
-from audit.errors import SamplingError
+from audit.errors import DeviceMemoryError, SamplingError
 from audit.extraction.guidance import ClassifierFree, Direct, Guidance, ModelGuidance
 from audit.extraction.sampling import Sampler, make_schedule
 from audit.models.pair import ModelPair
@@ -89,7 +89,7 @@ def test_memory_for_not_one_image_is_a_clear_error(kohya_pair: ModelPair) -> Non
 
     hook = kohya_pair.tuned.unet.register_forward_pre_hook(refuse)
     try:
-        with pytest.raises(SamplingError, match="not one image fits"):
+        with pytest.raises(DeviceMemoryError, match="not one image fits"):
             list(Sampler(kohya_pair, Direct(), [CAPTION], steps=2).batches([0]))
     finally:
         hook.remove()

@@ -28,11 +28,13 @@ class Condition:
         """The conditions of captions ``rows`` (int64 [M])."""
         return Condition(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
 
-    def then(self, other: Condition) -> Condition:
-        """These conditions and ``other``'s behind them, as one batch."""
-        pairs = zip(self._parts(), other._parts(), strict=True)
-        joined = [None if a is None or b is None else torch.cat([a, b]) for a, b in pairs]
-        return Condition(*joined)  # type: ignore[arg-type]
+    @staticmethod
+    def joined(conditions: Sequence[Condition]) -> Condition:
+        """All of them, one behind the other, as one batch."""
+        if len(conditions) == 1:
+            return conditions[0]
+        columns = zip(*(one._parts() for one in conditions), strict=True)
+        return Condition(*(None if parts[0] is None else torch.cat(parts) for parts in columns))  # type: ignore[arg-type]
 
     def to(self, dtype: torch.dtype) -> Condition:
         """In ``dtype``; the mask stays as it is."""

@@ -23,6 +23,7 @@ class StableDiffusion3(ModelFamily):
     encoder_names: ClassVar[dict[str, str]] = {"te1": "text_encoder", "te2": "text_encoder_2", "te3": "text_encoder_3"}
     longest_caption = 256
     flow = True
+    half = torch.bfloat16  # T5 overflows in float16
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
         """As diffusers\' pipeline encodes prompts."""

@@ -60,16 +60,19 @@ class AltDiffusion(StableDiffusion):
         )
         from transformers import XLMRobertaTokenizer
 
-        common = {name: options[name] for name in ("use_safetensors", "local_files_only", "dtype", "variant")}
+        common = {name: options[name] for name in ("use_safetensors", "local_files_only", "variant")}
+        dtypes = options["dtype"]
         index = json.loads((folder / "model_index.json").read_bytes())
         scheduler = getattr(diffusers, str(index["scheduler"][1]))
         if not issubclass(scheduler, diffusers.SchedulerMixin):
             raise ValueError(f"{index['scheduler'][1]} is no scheduler")
         return diffusers.AltDiffusionPipeline(
-            vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae", **common),
-            text_encoder=RobertaSeriesModelWithTransformation.from_pretrained(folder / "text_encoder", **common),
+            vae=diffusers.AutoencoderKL.from_pretrained(folder / "vae", dtype=dtypes["vae"], **common),
+            text_encoder=RobertaSeriesModelWithTransformation.from_pretrained(
+                folder / "text_encoder", dtype=dtypes["text_encoder"], **common
+            ),
             tokenizer=XLMRobertaTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", **common),
+            unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtypes["unet"], **common),
             scheduler=scheduler.from_pretrained(folder / "scheduler", local_files_only=True),
             safety_checker=None,
             feature_extractor=None,
@@ -111,9 +114,19 @@ class StableDiffusionXL(_WithUNet):
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
     ) -> torch.Tensor:
         """Asked for an uncropped picture of the sampled size, as diffusers does by default."""
-        height, width = (side * pipeline.vae_scale_factor for side in latents.shape[2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], dtype=latents.dtype, device=latents.device)
-        added = {"text_embeds": condition.pooled, "time_ids": sizes.expand(len(latents), -1)}
+        added = {"text_embeds": condition.pooled, "time_ids": _sizes(pipeline, latents)}
         return pipeline.unet(
             latents, timestep, encoder_hidden_states=condition.states, added_cond_kwargs=added, return_dict=False
         )[0]
+
+
+def _sizes(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:
+    """[N, 6]: height and width of an uncropped picture, its upper left corner, and the size asked for.
+
+    Filled on the device: a tensor made of numbers on the host would have to wait for the device at every step.
+    """
+    sizes = latents.new_zeros(len(latents), 6)
+    height, width = (side * pipeline.vae_scale_factor for side in latents.shape[2:])
+    for column, side in ((0, height), (1, width), (4, height), (5, width)):
+        sizes[:, column].fill_(side)
+    return sizes

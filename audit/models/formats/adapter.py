@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from audit.models.base import BaseModel
 from audit.models.families.keys import Target, flat_targets, module_targets
 from audit.models.formats.algorithms import changed
 from audit.models.formats.names import AdapterNames, Algorithm, Group, read_names
-from audit.models.formats.parts import gathered, scatter, sharing_copy
+from audit.models.formats.parts import gathered, narrow, scatter, sharing_copy
 from audit.models.formats.scaling import Scaling, read_scaling
 from audit.models.formats.tensors import Tensors
 
@@ -70,12 +71,19 @@ class Places:
 
 
 def apply_adapter(
-    base: BaseModel, tensors: Tensors, metadata: dict[str, str], strength: float, adapter: str | None, token: str
+    base: BaseModel,
+    tensors: Tensors,
+    metadata: dict[str, str],
+    strength: float,
+    adapter: str | None,
+    token: str,
+    dtype: torch.dtype | None = None,
 ) -> Tuned:
     """The base's networks with the adapter in effect at ``strength``.
 
-    ``adapter`` chooses one of several in the file; ``token`` names an embedding that has no name of its own. Raises
-    ValueError where tensors do not fit the modules they name.
+    ``adapter`` chooses one of several in the file; ``token`` names an embedding that has no name of its own. Changes
+    are computed in float32 and, once a module is finished, kept in ``dtype``. Raises ValueError where tensors do not
+    fit the modules they name.
     """
     names = read_names(tensors.info, adapter)
     _one_adapter(names, adapter)
@@ -84,8 +92,9 @@ def apply_adapter(
     found = Tuned(unused=list(names.unknown))
     used = 0.0
     lost = sum(norm_of(tensors.get(name)) ** 2 for name in names.unknown)
-    for group in names.groups:
-        place = places.find(group)
+    placed = [(group, places.find(group)) for group in names.groups]
+    unfinished = Counter((place[0], module) for _, place in placed if place for module in place[1].modules)
+    for group, place in placed:
         if place is None:
             found.unused += group.tensors.values()
             lost += _lost_norm(group, tensors, scalings.get(group.part, Scaling())) ** 2
@@ -93,6 +102,11 @@ def apply_adapter(
         change = _apply_group(base, found, group, place, tensors, scalings.get(group.part, Scaling()), strength)
         found.changes.append(change)
         used += change.norm**2 / max(strength**2, 1e-12)
+        part, target = place
+        for module in target.modules:
+            unfinished[part, module] -= 1
+            if not unfinished[part, module]:
+                narrow(found.networks[part], module, dtype, base.part(part))
     for one in names.embeddings:
         component = places.component(one.part)
         if component is None:
@@ -143,9 +157,10 @@ def _apply_group(
     weight, bias = gathered(network, target), gathered(network, target, "bias")
     if weight is None:
         raise ValueError(f"{target.modules[0]} has no weights to change")
+    weight, bias = weight.float(), None if bias is None else bias.float()
     try:
         after, after_bias = changed(
-            group.algorithm, values, weight.float(), bias, strength, scaling.of(group.module), scaling.rank_stabilised
+            group.algorithm, values, weight, bias, strength, scaling.of(group.module), scaling.rank_stabilised
         )
     except (ValueError, RuntimeError, IndexError, KeyError, AssertionError, TypeError) as error:
         raise ValueError(f"{group.module[:120]}: {str(error)[:200]}") from error

@@ -50,6 +50,33 @@ def set_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
     setattr(module, name, nn.Parameter(value.clone(memory_format=layout), requires_grad=False))
 
 
+def narrow(network: nn.Module, module: str, dtype: torch.dtype | None, base: nn.Module) -> None:
+    """Keep the changed parameters of one finished module in ``dtype``; None leaves them in float32.
+
+    Those that are still ``base``'s own are left alone, and those that the network's class wants in float32.
+    """
+    if dtype is None or dtype is torch.float32:
+        return
+    own, before = network.get_submodule(module), base.get_submodule(module)
+    for name, parameter in own.named_parameters(recurse=False):
+        if parameter is not getattr(before, name):
+            narrowed = parameter.detach().to(dtype_of(network, f"{module}.{name}", dtype))
+            setattr(own, name, nn.Parameter(narrowed, requires_grad=False))
+
+
+def dtype_of(network: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the parameter ``name`` of a network that runs in ``dtype``.
+
+    Its class may want some modules in float32: T5's ``wo`` in float16, which would overflow, and others in any half.
+    """
+    if dtype is torch.float32:
+        return dtype
+    exact = tuple(getattr(network, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype is torch.float16:
+        exact += tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
+    return torch.float32 if any(part in exact for part in name.split(".")) else dtype
+
+
 def _rows(module: Any) -> int:
     return module.weight.shape[0]
 

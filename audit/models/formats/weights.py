@@ -12,7 +12,7 @@ from torch import nn
 from audit.models.base import BaseModel
 from audit.models.families.keys import Target, module_targets
 from audit.models.formats.adapter import ModuleChange, Tuned, norm_of
-from audit.models.formats.parts import gathered, scatter, sharing_copy
+from audit.models.formats.parts import gathered, narrow, scatter, sharing_copy
 from audit.models.formats.tensors import Tensors
 
 # Where the parts of a single file are. The VAE is not audited, and the rest are constants of samplers and of training.
@@ -44,11 +44,11 @@ class _Place:
     parameter: str
 
 
-def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
+def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: torch.dtype | None = None) -> Tuned:
     """The base's networks with the file's weights; ``part`` is the component it is of, None for an original layout.
 
-    A tensor that is the base's own, rounded as the file stores it, is no change: the base's is kept. Raises
-    ValueError where tensors do not fit, or a network has some of its weights only.
+    A tensor that is the base's own, rounded as the file stores it, is no change: the base's is kept. Changed ones are
+    kept in ``dtype``. Raises ValueError where tensors do not fit, or a network has some of its weights only.
     """
     found = Tuned()
     covered: dict[str, set[str]] = {}
@@ -84,6 +84,8 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
         if place.component not in found.networks:
             found.networks[place.component] = sharing_copy(network)
         scatter(found.networks[place.component], place.target, value, place.parameter)
+        for module in place.target.modules:
+            narrow(found.networks[place.component], module, dtype, network)
         norm = norm_of(value - before)
         found.changes.append(ModuleChange(place.component, place.target.modules[0], norm, norm_of(before)))
     for component, names in covered.items():
