@@ -147,7 +147,7 @@ def test_a_killed_scan_goes_on_where_it_was(tmp_path: Path) -> None:
     )
     process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True, env=os.environ)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list((tmp_path / "w").glob("spool/*/00000004.parquet")):
+    while time.monotonic() < deadline and not list((tmp_path / "w").glob("spool/*/raw-00000004.parquet")):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()

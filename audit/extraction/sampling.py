@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from audit.config import Solver
+from audit.config import Compile, Solver
 from audit.errors import NotFiniteError
 from audit.extraction.guidance import Conditioning, Guidance
 from audit.models.families.identify import Family
@@ -142,16 +142,26 @@ class Sampler:
     def batches(self, indices: Sequence[int]) -> Iterator[Batch]:
         """Sample the images ``indices``, a batch at a time."""
         pair = self.pair
-        kind = "sample", pair.architecture.family, pair.latent_shape, pair.dtype, self.guidance.evaluations
-        sampled = pair.fits.slices(kind, list(indices), self._finite_latents, self.batch_size, pair.device)
+        sampled = pair.fits.slices(self._kind, list(indices), self._finite_latents, self.batch_size, pair.device)
         for part, latents in sampled:
             yield Batch(part, self._decoded(part, latents))
 
+    @property
+    def _kind(self) -> tuple[object, ...]:
+        pair = self.pair
+        return "sample", pair.architecture.family, pair.latent_shape, pair.dtype, self.guidance.evaluations
+
     def _finite_latents(self, indices: Sequence[int]) -> torch.Tensor:
-        latents = self.latents(indices)
+        latents = self.latents([*indices, *self._filling(indices)])[: len(indices)]
         if not torch.isfinite(latents).all():
             raise self._not_finite(indices, "the latents are not finite")
         return latents
+
+    def _filling(self, indices: Sequence[int]) -> list[int]:
+        """Images that fill up a batch of compiled networks: another size would have to be compiled first."""
+        if self.pair.compiled is Compile.off:
+            return []
+        return [indices[-1]] * (self.pair.fits.most(self._kind, self.batch_size) - len(indices))
 
     def _decoded(self, indices: Sequence[int], latents: torch.Tensor) -> np.ndarray:
         try:
@@ -176,12 +186,13 @@ class Sampler:
         start = getattr(schedule.scheduler, "init_noise_sigma", 1.0)
         x = (noise * start).contiguous(memory_format=torch.channels_last)
         with pair.text_once():
-            return self._denoise(schedule, x, conditioning)
+            return self._denoise(schedule, schedule.timesteps.to(pair.device), x, conditioning)
 
-    def _denoise(self, schedule: Schedule, x: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
-        """The loop over the timesteps. Nothing in it waits for the device."""
+    def _denoise(
+        self, schedule: Schedule, on_device: torch.Tensor, x: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The loop over the timesteps; networks take them from ``on_device``. Nothing in it waits for the device."""
         w = 1.0 if self.w is None else self.w
-        on_device = schedule.timesteps.to(x.device)
         for timestep, on, alpha in zip(schedule.timesteps, on_device, schedule.alphas, strict=True):
             prediction = self.guidance.predict(self.pair, x, on, alpha, conditioning, w)
             x = schedule.scheduler.step(prediction, timestep, x, return_dict=False)[0]

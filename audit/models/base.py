@@ -285,4 +285,5 @@ def _base_of(pipeline: Any, architecture: ModelFamily, location: BaseLocation) -
         if network is not None:
             network.requires_grad_(False).to(memory_format=torch.channels_last).eval()
     architecture.check(pipeline, location.name)
+    architecture.settle(pipeline)
     return BaseModel(location.name, location.revision, architecture, pipeline)

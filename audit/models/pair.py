@@ -25,6 +25,7 @@ from audit.models.placement import NAMES, choose_precision, decoder_precision, p
 from audit.models.text_once import text_once
 from audit.models.tuning import family_warnings, tune
 
+MOST_SHAPES = 64  # a block is compiled for: one a resolution of the network and batch size
 ENCODED = 64  # captions that are encoded at once, where they fit
 DECODED = 32  # images that are decoded at once, where they fit: more is not faster
 
@@ -171,6 +172,7 @@ class ModelPair:
         self.compiled = how
         if how is Compile.off:
             return
+        torch._dynamo.config.recompile_limit = MOST_SHAPES
         for side in (self.base, self.tuned):
             network = getattr(side, self.architecture.denoiser)
             if how is Compile.blocks:
@@ -254,8 +256,9 @@ class ModelPair:
         steps = self.scheduler.config.num_train_timesteps
         timestep = torch.tensor(steps // 2, device=self.device)
         captions = [" ".join(self.tokens) or self.architecture.probe] * 2
-        base = self.predict_base(latents, timestep, self.encode(captions, tuned=False)).float()
-        tuned = self.predict_tuned(latents, timestep, self.encode(captions, tuned=True)).float()
+        with torch.compiler.set_stance("force_eager"):  # nothing is compiled for two latents
+            base = self.predict_base(latents, timestep, self.encode(captions, tuned=False)).float()
+            tuned = self.predict_tuned(latents, timestep, self.encode(captions, tuned=True)).float()
         if self.prediction_type in ("epsilon", "sample"):
             alpha = float(self.scheduler.alphas_cumprod[steps // 2]) ** 0.5
             sigma = (1 - alpha**2) ** 0.5

@@ -16,7 +16,7 @@ import ray
 from audit.engine.local import LocalEngine
 from audit.engine.ray import RayEngine, RayOptions
 from audit.engine.work import Event, Queue, Task
-from audit.errors import WorkspaceError
+from audit.errors import DeviceLostError, WorkspaceError
 from tests.engine import work
 from tests.engine.work import Extract, Finish, tasks
 
@@ -203,6 +203,47 @@ def test_memory_does_not_grow_with_the_work() -> None:
     for _ in range(1000):
         queue.take("g")
     assert read <= 1100
+
+
+def test_a_lost_device_costs_a_worker_and_no_task(cluster: None, tmp_path: Path) -> None:
+    """An error of CUDA stays in its process: the worker is replaced, and whoever came after it is not to blame."""
+    behaviours = ["ok"] * 3 + ["assert-once"] + ["ok"] * 13
+    events = run(quick(max_workers=2), tasks(tmp_path, *behaviours))
+    found = outcomes(events)
+    assert found.pop("t0003") == ["retry", "finished"]
+    assert set(map(tuple, found.values())) == {("finished",)}
+    assert len(found) == 16
+    assert [(event.kind, event.counted) for event in events if event.what == "retry"] == [("device-lost", False)]
+
+
+def test_a_task_that_loses_device_after_device_is_quarantined_alone(cluster: None, tmp_path: Path) -> None:
+    found = outcomes(run(quick(max_workers=1), tasks(tmp_path, "assert", *["ok"] * 4)))
+    assert found.pop("t0000") == ["retry"] * 4 + ["quarantined"]
+    assert set(map(tuple, found.values())) == {("finished",)}
+
+
+def test_devices_that_are_all_lost_end_the_run_and_blame_no_task(cluster: None, tmp_path: Path) -> None:
+    seen: list[Event] = []
+    with pytest.raises(DeviceLostError, match="times in a row"):
+        seen.extend(quick(max_workers=1).run(tasks(tmp_path, *["assert"] * 4), Extract, Finish, threading.Event(), {}))
+    assert not [event for event in seen if event.what == "quarantined"]
+
+
+def test_the_local_engine_ends_when_its_device_is_lost(tmp_path: Path) -> None:
+    events: list[Event] = []
+    running = LocalEngine().run(tasks(tmp_path, "ok", "assert", "ok"), Extract, Finish, threading.Event(), {})
+    with pytest.raises(DeviceLostError, match="device-side assert"):
+        events.extend(running)
+    assert outcomes(events) == {"t0000": ["finished"], "t0001": ["retry"]}
+    assert not events[-1].counted
+
+
+def test_the_local_engine_reads_the_next_task_ahead(tmp_path: Path) -> None:
+    work_ = tasks(tmp_path, "ok", "ok", "ok")
+    for event in LocalEngine().run(work_, Extract, Finish, threading.Event(), {}):
+        if event.what == "started":
+            following = tmp_path / f"t{int(event.task.key[1:]) + 1:04d}.prepared"
+            assert following.exists() == (event.task.key != "t0002")
 
 
 def test_a_lost_worker_process_is_replaced(cluster: None, tmp_path: Path) -> None:

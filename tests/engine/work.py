@@ -36,6 +36,7 @@ class Extract:
 
     def __init__(self) -> None:
         self.groups: list[str] = []
+        self.poisoned = False
 
     def prepare(self, task: Task) -> None:
         """Leave a trace."""
@@ -61,6 +62,10 @@ class Extract:
             raise RuntimeError("something broke")
         if payload.do == "memory-once" and first:
             raise MemoryError("full")
+        if payload.do == "assert" or (payload.do == "assert-once" and first):
+            self.poisoned = True
+        if self.poisoned:  # as with CUDA: from its first error on, every call in this process fails
+            raise RuntimeError("CUDA error: device-side assert triggered")
         if payload.do == "storage" or (payload.do == "storage-once" and first):
             raise WorkspaceError("the storage was away")
         import ray

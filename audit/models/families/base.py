@@ -73,6 +73,10 @@ class ModelFamily(ABC):
         """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""
         return
 
+    def settle(self, pipeline: Any) -> None:
+        """Change what would make a step of the sampler wait for a GPU, once the model is loaded."""
+        return
+
     def load(self, folder: Path, options: dict[str, Any]) -> Any:
         """The pipeline that save_pretrained() wrote into ``folder``; raises what diffusers raises."""
         import diffusers

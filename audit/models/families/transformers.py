@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from audit.errors import CheckpointError
 from audit.models.families.base import Condition, ModelFamily
@@ -124,6 +125,20 @@ class Flux(_Patched):
         return unpack(patches, *latents.shape[2:])
 
 
+class _NoGuidance(nn.Module):
+    """The projection of a guidance of 0, kept: diffusers makes it on the host and moves it at every evaluation."""
+
+    value: torch.Tensor
+
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("value", projection(torch.tensor([0])), persistent=False)
+
+    def forward(self, guidance: torch.Tensor) -> torch.Tensor:
+        """[N, channels] for the zeros [N] that diffusers passes."""
+        return self.value.expand(len(guidance), -1)
+
+
 class Chroma(_Patched):
     """Chroma: a descendant of FLUX.1 schnell with T5 alone, without distilled guidance."""
 
@@ -132,6 +147,11 @@ class Chroma(_Patched):
     encoder_names: ClassVar[dict[str, str]] = {
         "te1": "text_encoder", "te2": "text_encoder", "te3": "text_encoder",
     }  # fmt: skip
+
+    def settle(self, pipeline: Any) -> None:
+        """Keep the guidance of 0 where the networks are."""
+        embedding = pipeline.transformer.time_text_embed
+        embedding.guidance_proj = _NoGuidance(embedding.guidance_proj)
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
         """As diffusers\' pipeline encodes prompts."""
