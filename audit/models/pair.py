@@ -189,11 +189,18 @@ class ModelPair:
 
     def predict_base(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The base's prediction [N, C, H, W] at one timestep (0-dim)."""
-        return self.architecture.predict(self.base, latents, timestep, condition, self.embedded_guidance)
+        return self._predict(self.base, latents, timestep, condition)
 
     def predict_tuned(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
         """The fine-tuned model's prediction [N, C, H, W] at one timestep (0-dim)."""
-        return self.architecture.predict(self.tuned, latents, timestep, condition, self.embedded_guidance)
+        return self._predict(self.tuned, latents, timestep, condition)
+
+    def _predict(self, side: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:
+        if self.compiled is not Compile.graphs:
+            return self.architecture.predict(side, latents, timestep, condition, self.embedded_guidance)
+        torch.compiler.cudagraph_mark_step_begin()
+        found = self.architecture.predict(side, latents, timestep, condition, self.embedded_guidance)
+        return found.clone()  # the graph writes its next answer into the same memory
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> np.ndarray:
