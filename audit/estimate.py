@@ -26,7 +26,7 @@ CEILING = 64  # images in a batch, as in sampling
 
 @dataclass(frozen=True)
 class Device:
-    """A card: memory in GiB as its driver reports it, and its peak in TFLOP/s."""
+    """A card: memory in GiB as CUDA reports it (less than the name says), and its peak in TFLOP/s."""
 
     title: str
     gib: float
@@ -38,15 +38,15 @@ class Device:
 DEVICES: dict[str, Device] = {
     # NVIDIA, product page of the RTX 3060: 102 "AI TOPS", with sparsity and accumulation in float16; GeForce cards
     # accumulate in float32 at half that rate (NVIDIA, "Ampere GA102 GPU Architecture", appendix A)
-    "rtx3060": Device("RTX 3060 12 GB", 12.0, 25.5),
+    "rtx3060": Device("RTX 3060 12 GB", 11.8, 25.5),
     # NVIDIA, "Ada GPU Architecture", appendix A: FP16 tensor with FP32 accumulate, dense
-    "rtx4090": Device("RTX 4090 24 GB", 24.0, 165.2),
+    "rtx4090": Device("RTX 4090 24 GB", 23.6, 165.2),
     # NVIDIA, "L4 Tensor Core GPU" data sheet: 242 with sparsity
-    "l4": Device("L4 24 GB", 22.5, 121.0),
+    "l4": Device("L4 24 GB", 22.0, 121.0),
     # NVIDIA, "A10G Tensor Core GPU" data sheet (the card of AWS' G5): 70 dense, 140 with sparsity
-    "a10g": Device("A10G 24 GB", 22.5, 70.0),
+    "a10g": Device("A10G 24 GB", 22.0, 70.0),
     # NVIDIA, "A100 Tensor Core GPU" data sheet: 312 dense
-    "a100-40": Device("A100 40 GB", 39.5, 312.0),
+    "a100-40": Device("A100 40 GB", 39.4, 312.0),
     "a100-80": Device("A100 80 GB", 79.3, 312.0),
     # NVIDIA, "H100 Tensor Core GPU" data sheet: 1,513 (PCIe) and 1,979 (SXM) with sparsity
     "h100-pcie": Device("H100 80 GB PCIe", 79.2, 756.5),
@@ -117,7 +117,11 @@ class Estimate:
 
 
 def seconds_an_image(
-    evaluation: float, evaluations: int, decoding: float, teraflops: float, utilisation: tuple[float, float] = UTILISATION
+    evaluation: float,
+    evaluations: int,
+    decoding: float,
+    teraflops: float,
+    utilisation: tuple[float, float] = UTILISATION,
 ) -> Span:
     """Seconds for an image: ``evaluations`` of ``evaluation`` operations, and one decoding of ``decoding``."""
     worst, best = (teraflops * 1e12 * share for share in utilisation)

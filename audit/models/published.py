@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from audit.errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
 
@@ -134,6 +136,13 @@ PUBLISHED: dict[str, PublishedModel] = {
          "vae": _VAE_16},
     ),
 }  # fmt: skip
+
+
+def published(name: str) -> PublishedModel:
+    """The model of this name. Raises ConfigError where there is none."""
+    if name not in PUBLISHED:
+        raise ConfigError(f"there is no published model {name!r} here: choose one of {', '.join(PUBLISHED)}")
+    return PUBLISHED[name]
 
 
 def build(network: PublishedNetwork, dtype: torch.dtype | None = None) -> Any:

@@ -2,8 +2,8 @@
 
 Where the networks are, and in what precision:
 
-* host: the base as its files store it (bfloat16 and float16 take 2 bytes a weight, float32 takes 4), the changed weights
-  in half precision, and one tensor in float32, since the fine-tuned side is merged tensor by tensor;
+* host: the base as its files store it (bfloat16 and float16 take 2 bytes a weight, float32 takes 4), the changed
+  weights in half precision, and one tensor in float32, since the fine-tuned side is merged tensor by tensor;
 * device: the base in half precision, copied tensor by tensor without another copy on the host; the changed weights in
   half precision; activations. A VAE that its configuration asks to be exact (all published ones do) is in float32.
 
@@ -24,7 +24,7 @@ from audit.errors import ConfigError
 from audit.models.cost import Cost, SamplingCost, TextShape, decoding_cost, evaluation_cost, weight_bytes
 from audit.models.families.base import ModelFamily
 from audit.models.families.registry import FAMILIES
-from audit.models.published import PUBLISHED, PublishedModel, build
+from audit.models.published import PublishedModel, build, published
 
 HALF, EXACT = 2, 4  # bytes a weight
 CONTEXT_BYTES = 1 << 30  # of a card: the CUDA context, the libraries' kernels and the descriptor (an assumption)
@@ -36,8 +36,8 @@ _ATTENTION = re.compile(r"(?:^|\.)attn\d?\.")
 class Footprint:
     """The weights of a base model, and of a LoRA's fine-tuned side: numbers, and bytes of the base on a device.
 
-    ``everything``: a LoRA on all linear layers and convolutions of denoiser and text encoders; ``attention``: one on the
-    denoiser's attention. ``largest``: the largest weight that a LoRA changes.
+    ``everything``: a LoRA on all linear layers and convolutions of denoiser and text encoders; ``attention``: one on
+    the denoiser's attention. ``largest``: the largest weight that a LoRA changes.
     """
 
     weights: int
@@ -80,11 +80,9 @@ class Sizing:
 def size(name: str, resolution: int | None = None) -> Sizing:
     """The sizing of a published model at ``resolution`` pixels, by default its own. Takes about two seconds.
 
-    Raises ConfigError for a name that is not in PUBLISHED, and a side that the model does not sample.
+    Raises ConfigError for a name that is not known, and a side that the model does not sample.
     """
-    if name not in PUBLISHED:
-        raise ConfigError(f"there is no published model {name!r} here: choose one of {', '.join(PUBLISHED)}")
-    model = PUBLISHED[name]
+    model = published(name)
     side = model.resolution if resolution is None else resolution
     if side % (2 * VAE_SCALE) or not 2 * VAE_SCALE <= side <= 4096:
         raise ConfigError(f"a resolution of {side} pixels: give a multiple of {2 * VAE_SCALE} up to 4096")
@@ -114,9 +112,7 @@ def latent_shape(vae: Any, side: int) -> tuple[int, int, int]:
     return vae.config.latent_channels, side // VAE_SCALE, side // VAE_SCALE
 
 
-def published_evaluation(
-    model: PublishedModel, architecture: ModelFamily, networks: dict[str, Any], side: int
-) -> Cost:
+def published_evaluation(model: PublishedModel, architecture: ModelFamily, networks: dict[str, Any], side: int) -> Cost:
     """One evaluation of the denoiser at ``side`` pixels."""
     return evaluation_cost(
         architecture,
