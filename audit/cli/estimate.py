@@ -39,7 +39,7 @@ def estimate(
     n0: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Training images assumed. [default: 10; for a catalog, what it claims of each network]"
+            min=1, help="Training images assumed: by default 10, and for a catalog what it claims of each network."
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help=help_of("steps"))] = Settings.steps,

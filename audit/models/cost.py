@@ -74,6 +74,13 @@ class TextShape:
     pooled: int | None = None
     masked: bool = False
 
+    @classmethod
+    def of(cls, condition: Condition) -> TextShape:
+        """The shape of ``condition``, whatever its batch."""
+        tokens, width = condition.states.shape[1:]
+        pooled = None if condition.pooled is None else condition.pooled.shape[-1]
+        return cls(tokens, width, pooled, condition.mask is not None)
+
     def condition(self, batch: int, dtype: torch.dtype) -> Condition:
         """A condition of this shape on the meta device."""
         return Condition(
@@ -99,10 +106,7 @@ def cost_of_pair(pair: ModelPair, condition: Condition | None = None) -> Samplin
     ``condition`` is one that the pair has encoded, of any captions; without it the empty one is encoded to see its
     shape. Takes as long as four forward passes without arithmetic: a few seconds at most.
     """
-    condition = pair.encode([""], tuned=False) if condition is None else condition
-    pooled = None if condition.pooled is None else condition.pooled.shape[-1]
-    tokens, width = condition.states.shape[1:]
-    text = TextShape(tokens, width, pooled, condition.mask is not None)
+    text = TextShape.of(pair.encode([""], tuned=False) if condition is None else condition)
     networks = copy.copy(pair.base)
     name = pair.architecture.denoiser
     setattr(networks, name, on_meta(getattr(pair.base, name)))
