@@ -210,12 +210,27 @@ def _show_models(out: Console, sizings: list[Sizing]) -> None:
     out.print(table)
 
 
+def estimate_row(one: Estimate, usd_per_hour: float | None = None) -> tuple[str, ...]:
+    """The cells of a model on a device; with a price, the costs behind the hours."""
+    from audit.estimate import DEVICES
+
+    hours = one.hours_an_audit.times(AUDITS)
+    money = [] if usd_per_hour is None else [_span(hours.times(usd_per_hour))]
+    return (
+        DEVICES[one.device].title,
+        _span(one.seconds_an_image),
+        _span(one.seconds_an_audit),
+        _span(hours),
+        *money,
+        f"{_gib(one.bytes_everything)} / {_gib(one.bytes_attention)}",
+        " / ".join(str(batch or "none") for batch in (one.batch_everything, one.batch_attention)),
+    )
+
+
 def _show_estimates(
     out: Console, sizing: Sizing, estimates: list[Estimate], work: Work, usd_per_hour: float | None
 ) -> None:
     from rich.table import Table
-
-    from audit.estimate import DEVICES
 
     title = (
         f"{sizing.model.title}, {sizing.resolution} pixels: {work.images} images an audit, "
@@ -227,13 +242,7 @@ def _show_estimates(
     table.add_column("GiB at batch 1")
     table.add_column("batch that fits")
     for one in estimates:
-        hours = one.hours_an_audit.times(AUDITS)
-        money = [] if usd_per_hour is None else [_span(hours.times(usd_per_hour))]
-        batches = " / ".join(str(n or "none") for n in (one.batch_everything, one.batch_attention))
-        table.add_row(
-            DEVICES[one.device].title, _span(one.seconds_an_image), _span(one.seconds_an_audit), _span(hours), *money,
-            f"{_gib(one.bytes_everything)} / {_gib(one.bytes_attention)}", batches,
-        )  # fmt: skip
+        table.add_row(*estimate_row(one, usd_per_hour))
     out.print(table)
 
 
