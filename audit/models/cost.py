@@ -15,7 +15,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,7 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from audit.models.families.base import Condition, ModelFamily
-from audit.models.pair import ModelPair
+
+if TYPE_CHECKING:
+    from audit.models.pair import ModelPair
 
 MARGIN = 0.15  # of the free memory, left to workspaces of kernels and to the allocator
 META = torch.device("meta")
