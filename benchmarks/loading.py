@@ -26,16 +26,9 @@ from torch import nn
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.registry import FAMILIES
+from audit.models.published import SD15, SDXL
 from audit.models.tuning import tune
 
-SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
-SDXL: dict[str, Any] = {
-    "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
-    "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10), "sample_size": 128,
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-}  # fmt: skip
 RANK = 16
 
 

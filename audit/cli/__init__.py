@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from audit.cli import catalog, crawl, demo, inspect, operate, query, references, report, run, scan
+from audit.cli import catalog, crawl, demo, estimate, inspect, operate, query, references, report, run, scan
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("demo")(demo.demo)
 app.command("report")(report.report)
 app.command("query")(query.query)
 app.command("run")(run.run)
+app.command("estimate")(estimate.estimate)
 app.command("status")(operate.status)
 app.command("failures")(operate.failures)
 app.command("verify")(operate.verify)

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import (
-    FluxTransformer2DModel,
-    SD3Transformer2DModel,
-    UNet2DConditionModel,
-)
+from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import (
     convert_chroma_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
@@ -22,64 +17,41 @@ from diffusers.loaders.single_file_utils import (
     convert_sd3_transformer_checkpoint_to_diffusers,
 )
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import CLIPTextModelWithProjection
 
 from audit.models.families.keys import _ORIGINALS, Target, flat_targets, module_targets, original_unet_names
 from audit.models.formats.names import Algorithm, read_names
 from audit.models.formats.parts import gathered
+from audit.models.published import PUBLISHED, PublishedNetwork, build
 from audit.models.safetensors_header import TensorInfo
-from benchmarks.loading import SD15, SDXL
 from tests.models import nano
-
-# Published configurations (config.json of the models' repositories); what is left out is diffusers' default.
-SD21 = {"cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}
-FLUX = {"guidance_embeds": True}
-SD35_LARGE = {
-    "sample_size": 128, "num_layers": 38, "attention_head_dim": 64, "num_attention_heads": 38,
-    "caption_projection_dim": 2432, "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "qk_norm": "rms_norm",
-    "in_channels": 16, "pos_embed_max_size": 192,
-}  # fmt: skip
-CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-OPEN_CLIP_H = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16}
-OPEN_CLIP_G = {
-    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
-    "projection_dim": 1280,
-}  # fmt: skip
-T5_XXL = {"vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
-          "feed_forward_proj": "gated-gelu"}  # fmt: skip
-
-
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    with torch.device("meta"):
-        return make()
 
 
 def parameters_of(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-# (network, its parameters in millions as published)
-REAL: dict[str, tuple[Callable[[], nn.Module], float]] = {
-    "sd15": (lambda: UNet2DConditionModel(**SD15), 859.5),
-    "sd21": (lambda: UNet2DConditionModel(**SD21), 865.9),
-    "sdxl": (lambda: UNet2DConditionModel(**SDXL), 2567.5),
-    "flux": (lambda: FluxTransformer2DModel(**FLUX), 11901.4),
-    "sd35": (lambda: SD3Transformer2DModel(**SD35_LARGE), 8056.6),
-    "clip-l": (lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), 123.06),
-    "open-clip-h": (lambda: CLIPTextModel(CLIPTextConfig(**OPEN_CLIP_H)), 340.4),
-    "open-clip-g": (lambda: CLIPTextModelWithProjection(CLIPTextConfig(**OPEN_CLIP_G)), 694.7),
-    "t5-xxl": (lambda: T5EncoderModel(T5Config(**T5_XXL)), 4762.3),
+REAL: dict[str, PublishedNetwork] = {
+    "sd15": PUBLISHED["sd15"].networks["unet"],
+    "sd21": PUBLISHED["sd2"].networks["unet"],
+    "sdxl": PUBLISHED["sdxl"].networks["unet"],
+    "flux": PUBLISHED["flux-dev"].networks["transformer"],
+    "sd35": PUBLISHED["sd3.5-large"].networks["transformer"],
+    "clip-l": PUBLISHED["sd15"].networks["text_encoder"],
+    "open-clip-h": PUBLISHED["sd2"].networks["text_encoder"],
+    "open-clip-g": PUBLISHED["sdxl"].networks["text_encoder_2"],
+    "t5-xxl": PUBLISHED["flux-dev"].networks["text_encoder_2"],
 }
 
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, nn.Module]:
-    return {name: on_meta(make) for name, (make, _) in REAL.items()}
+    return {name: build(network) for name, network in REAL.items()}
 
 
 @pytest.mark.parametrize("name", list(REAL))
 def test_the_configurations_are_those_of_the_real_models(networks: dict[str, nn.Module], name: str) -> None:
-    assert parameters_of(networks[name]) / 1e6 == pytest.approx(REAL[name][1], rel=2e-4)
+    assert parameters_of(networks[name]) / 1e6 == pytest.approx(REAL[name].millions, rel=2e-4)
 
 
 def adaptable(network: nn.Module) -> dict[str, nn.Module]:

@@ -1,0 +1,171 @@
+"""The published base models by name: what a network of each is built from, without its weights.
+
+The configurations are those of the models' repositories (config.json); what is left out is the default of diffusers or
+transformers. ``build`` makes the networks on torch's meta device, where a tensor has a shape and no memory, so that the
+largest of them can be looked at on any machine.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from audit.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Configuration = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PublishedNetwork:
+    """One network: its class in diffusers or transformers, its configuration, and its parameters in millions."""
+
+    kind: str
+    configuration: Configuration
+    millions: float
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A base model as it was published.
+
+    ``pipeline`` is the class of its diffusers pipeline; ``resolution`` the side of its pictures in pixels;
+    ``text_tokens`` how many text states its denoiser reads; ``stored_bytes`` what a weight takes in its files.
+    """
+
+    title: str
+    pipeline: str
+    resolution: int
+    text_tokens: int
+    stored_bytes: int
+    networks: Mapping[str, PublishedNetwork]
+
+
+SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8}
+SD21: dict[str, Any] = {
+    "cross_attention_dim": 1024, "attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True,
+    "sample_size": 96,
+}  # fmt: skip
+SDXL: dict[str, Any] = {
+    "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20), "use_linear_projection": True,
+    "block_out_channels": (320, 640, 1280), "transformer_layers_per_block": (1, 2, 10), "sample_size": 128,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+}  # fmt: skip
+SD35_MEDIUM: dict[str, Any] = {
+    "sample_size": 128, "num_layers": 24, "attention_head_dim": 64, "num_attention_heads": 24,
+    "caption_projection_dim": 1536, "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "qk_norm": "rms_norm",
+    "in_channels": 16, "pos_embed_max_size": 384, "dual_attention_layers": tuple(range(13)),
+}  # fmt: skip
+SD35_LARGE: dict[str, Any] = {
+    "sample_size": 128, "num_layers": 38, "attention_head_dim": 64, "num_attention_heads": 38,
+    "caption_projection_dim": 2432, "joint_attention_dim": 4096, "pooled_projection_dim": 2048, "qk_norm": "rms_norm",
+    "in_channels": 16, "pos_embed_max_size": 192,
+}  # fmt: skip
+FLUX: dict[str, Any] = {"guidance_embeds": True}
+CHROMA: dict[str, Any] = {}
+CLIP_L: dict[str, Any] = {
+    "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "projection_dim": 768,
+}  # fmt: skip
+OPEN_CLIP_H: dict[str, Any] = {
+    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
+}  # fmt: skip
+OPEN_CLIP_G: dict[str, Any] = {
+    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
+    "projection_dim": 1280,
+}  # fmt: skip
+T5_XXL: dict[str, Any] = {
+    "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
+    "feed_forward_proj": "gated-gelu",
+}  # fmt: skip
+# force_upcast is not in the older configurations, and true by diffusers' default
+VAE_4: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+    "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+}  # fmt: skip
+VAE_16: dict[str, Any] = {**VAE_4, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+
+_VAE_4 = PublishedNetwork("AutoencoderKL", VAE_4, 83.65)
+_VAE_16 = PublishedNetwork("AutoencoderKL", VAE_16, 83.82)
+_CLIP_L = PublishedNetwork("CLIPTextModel", CLIP_L, 123.06)
+_CLIP_L_PROJECTED = PublishedNetwork("CLIPTextModelWithProjection", CLIP_L, 123.65)
+_OPEN_CLIP_H = PublishedNetwork("CLIPTextModel", OPEN_CLIP_H, 340.39)
+_OPEN_CLIP_G = PublishedNetwork("CLIPTextModelWithProjection", OPEN_CLIP_G, 694.66)
+_T5_XXL = PublishedNetwork("T5EncoderModel", T5_XXL, 4762.3)
+_SD3_ENCODERS = {"text_encoder": _CLIP_L_PROJECTED, "text_encoder_2": _OPEN_CLIP_G, "text_encoder_3": _T5_XXL}
+
+PUBLISHED: dict[str, PublishedModel] = {
+    "sd15": PublishedModel(
+        "Stable Diffusion 1.5", "StableDiffusionPipeline", 512, 77, 4,
+        {"unet": PublishedNetwork("UNet2DConditionModel", SD15, 859.52), "text_encoder": _CLIP_L, "vae": _VAE_4},
+    ),
+    "sd2": PublishedModel(
+        "Stable Diffusion 2.1", "StableDiffusionPipeline", 768, 77, 4,
+        {"unet": PublishedNetwork("UNet2DConditionModel", SD21, 865.91), "text_encoder": _OPEN_CLIP_H, "vae": _VAE_4},
+    ),
+    "sdxl": PublishedModel(
+        "Stable Diffusion XL 1.0", "StableDiffusionXLPipeline", 1024, 77, 4,
+        {"unet": PublishedNetwork("UNet2DConditionModel", SDXL, 2567.46), "text_encoder": _CLIP_L,
+         "text_encoder_2": _OPEN_CLIP_G, "vae": _VAE_4},
+    ),
+    "sd3.5-medium": PublishedModel(
+        "Stable Diffusion 3.5 medium", "StableDiffusion3Pipeline", 1024, 333, 2,
+        {"transformer": PublishedNetwork("SD3Transformer2DModel", SD35_MEDIUM, 2243.17), **_SD3_ENCODERS,
+         "vae": _VAE_16},
+    ),
+    "sd3.5-large": PublishedModel(
+        "Stable Diffusion 3.5 large", "StableDiffusion3Pipeline", 1024, 333, 2,
+        {"transformer": PublishedNetwork("SD3Transformer2DModel", SD35_LARGE, 8056.63), **_SD3_ENCODERS,
+         "vae": _VAE_16},
+    ),
+    "flux-dev": PublishedModel(
+        "FLUX.1 dev", "FluxPipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("FluxTransformer2DModel", FLUX, 11901.4), "text_encoder": _CLIP_L,
+         "text_encoder_2": _T5_XXL, "vae": _VAE_16},
+    ),
+    "chroma": PublishedModel(
+        "Chroma", "ChromaPipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("ChromaTransformer2DModel", CHROMA, 8900.0), "text_encoder": _T5_XXL,
+         "vae": _VAE_16},
+    ),
+}  # fmt: skip
+
+
+def published(name: str) -> PublishedModel:
+    """The model of this name. Raises ConfigError where there is none."""
+    if name not in PUBLISHED:
+        raise ConfigError(f"there is no published model {name!r} here: choose one of {', '.join(PUBLISHED)}")
+    return PUBLISHED[name]
+
+
+def build(network: PublishedNetwork, dtype: torch.dtype | None = None) -> Any:
+    """The network on the meta device, as it is placed on a GPU: channels-last, without gradients, in ``dtype``."""
+    import torch
+    from torch import nn
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers uses what it deprecates
+        made: nn.Module = _maker(network.kind)(network.configuration)
+    place: Any = nn.Module.to  # diffusers' own warns of parts kept in float32 where there are none
+    return place(made.requires_grad_(False), dtype=dtype, memory_format=torch.channels_last).eval()
+
+
+def _maker(kind: str) -> Callable[[Configuration], Any]:
+    import diffusers
+    import transformers
+
+    if hasattr(diffusers, kind):
+        return partial(_called, getattr(diffusers, kind))
+    configuration = transformers.T5Config if kind.startswith("T5") else transformers.CLIPTextConfig
+    return lambda values: getattr(transformers, kind)(configuration(**values))
+
+
+def _called(kind: Callable[..., Any], values: Configuration) -> Any:
+    return kind(**values)

@@ -1,0 +1,157 @@
+"""What auditing a published base model takes: operations, and memory of the host and of the device.
+
+Where the networks are, and in what precision:
+
+* host: the base as its files store it (bfloat16 and float16 take 2 bytes a weight, float32 takes 4), the changed
+  weights in half precision, and one tensor in float32, since the fine-tuned side is merged tensor by tensor;
+* device: the base in half precision, copied tensor by tensor without another copy on the host; the changed weights in
+  half precision; activations. A VAE that its configuration asks to be exact (all published ones do) is in float32.
+
+Evaluations and decoding alternate, so activations are the larger of the two. All figures are counts on the meta device.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+from audit.errors import ConfigError
+from audit.models.cost import Cost, SamplingCost, TextShape, decoding_cost, evaluation_cost, weight_bytes
+from audit.models.families.base import ModelFamily
+from audit.models.families.registry import FAMILIES
+from audit.models.published import PublishedModel, build, published
+
+HALF, EXACT = 2, 4  # bytes a weight
+CONTEXT_BYTES = 1 << 30  # of a card: the CUDA context, the libraries' kernels and the descriptor (an assumption)
+VAE_SCALE = 8
+_ATTENTION = re.compile(r"(?:^|\.)attn\d?\.")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The weights of a base model, and of a LoRA's fine-tuned side: numbers, and bytes of the base on a device.
+
+    ``everything``: a LoRA on all linear layers and convolutions of denoiser and text encoders; ``attention``: one on
+    the denoiser's attention. ``largest``: the largest weight that a LoRA changes.
+    """
+
+    weights: int
+    device_base_bytes: int
+    everything: int
+    attention: int
+    largest: int
+
+    def host_bytes(self, changed: int, stored_bytes: int) -> int:
+        """Memory of the host with ``changed`` weights changed, of a base stored in ``stored_bytes`` a weight."""
+        return self.weights * stored_bytes + changed * HALF + self.largest * EXACT
+
+    def resident_bytes(self, changed: int) -> int:
+        """Memory of the device without activations."""
+        return self.device_base_bytes + changed * HALF
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """A published model at a resolution: its weights, what an image costs, and what a caption costs."""
+
+    name: str
+    model: PublishedModel
+    resolution: int
+    footprint: Footprint
+    sampling: SamplingCost
+    exact_decoding: bool  # whether the VAE is in float32
+
+    def device_bytes(self, changed: int, batch: int = 1, rows: int = 1) -> int:
+        """Memory of the device while ``batch`` images are sampled, ``rows`` rows of the denoiser's batch an image."""
+        passes = (self.sampling.evaluation.peak_bytes(batch * rows), self.sampling.decoding.peak_bytes(batch))
+        return self.footprint.resident_bytes(changed) + max(passes)
+
+    def batch(self, changed: int, device_bytes: int, ceiling: int, rows: int = 1) -> int:
+        """Images in a batch that fit on a device of ``device_bytes``; 0 where none does."""
+        free = device_bytes - CONTEXT_BYTES - self.footprint.resident_bytes(changed)
+        return self.sampling.images_that_fit(free, ceiling, rows)
+
+
+def size(name: str, resolution: int | None = None) -> Sizing:
+    """The sizing of a published model at ``resolution`` pixels, by default its own. Takes about two seconds.
+
+    Raises ConfigError for a name that is not known, and a side that the model does not sample.
+    """
+    model = published(name)
+    side = model.resolution if resolution is None else resolution
+    if side % (2 * VAE_SCALE) or not 2 * VAE_SCALE <= side <= 4096:
+        raise ConfigError(f"a resolution of {side} pixels: give a multiple of {2 * VAE_SCALE} up to 4096")
+    architecture = FAMILIES[model.pipeline]
+    networks = build_all(model, architecture)
+    try:
+        sampling = SamplingCost(
+            published_evaluation(model, architecture, networks, side),
+            decoding_cost(networks["vae"], latent_shape(networks["vae"], side)),
+        )
+    except ValueError as error:
+        raise ConfigError(f"{model.title} does not sample {side} pixels: {str(error)[:200]}") from error
+    exact = networks["vae"].dtype is torch.float32
+    return Sizing(name, model, side, footprint(networks, architecture), sampling, exact)
+
+
+def build_all(model: PublishedModel, architecture: ModelFamily) -> dict[str, Any]:
+    """All networks of a model on the meta device, in the precision that they have on a GPU."""
+    networks = {name: build(one, architecture.half) for name, one in model.networks.items()}
+    if networks["vae"].config.force_upcast:
+        networks["vae"].float()
+    return networks
+
+
+def latent_shape(vae: Any, side: int) -> tuple[int, int, int]:
+    """Channels, height and width of the latents of ``side`` pixels."""
+    return vae.config.latent_channels, side // VAE_SCALE, side // VAE_SCALE
+
+
+def published_evaluation(model: PublishedModel, architecture: ModelFamily, networks: dict[str, Any], side: int) -> Cost:
+    """One evaluation of the denoiser at ``side`` pixels."""
+    return evaluation_cost(
+        architecture,
+        SimpleNamespace(**networks, vae_scale_factor=VAE_SCALE),
+        latent_shape(networks["vae"], side),
+        architecture.half,
+        text_shape(model, networks[architecture.denoiser]),
+    )
+
+
+def text_shape(model: PublishedModel, denoiser: Any) -> TextShape:
+    """What the denoiser is conditioned on, by its configuration."""
+    config = denoiser.config
+    if "cross_attention_dim" in config:
+        pooled = None
+        if config.addition_embed_type == "text_time":  # six numbers of sizes and crop stand beside the pooled vector
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return TextShape(model.text_tokens, config.cross_attention_dim, pooled)
+    pooled = config.get("pooled_projection_dim")
+    return TextShape(model.text_tokens, config.joint_attention_dim, pooled, masked=pooled is None)
+
+
+def footprint(networks: dict[str, Any], architecture: ModelFamily) -> Footprint:
+    """The weights of ``networks``, and of them what the two LoRAs change."""
+    adapted = {
+        name: [(key, one.weight.numel()) for key, one in network.named_modules() if _adaptable(one)]
+        for name, network in networks.items()
+        if name != "vae"
+    }
+    sizes = [size for found in adapted.values() for _, size in found]
+    denoiser = adapted[architecture.denoiser]
+    return Footprint(
+        weights=sum(weight_bytes(one) // one.dtype.itemsize for one in networks.values()),
+        device_base_bytes=sum(weight_bytes(one) for one in networks.values()),
+        everything=sum(sizes),
+        attention=sum(size for key, size in denoiser if _ATTENTION.search(key)),
+        largest=max(sizes),
+    )
+
+
+def _adaptable(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d))
