@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from audit.storage import Workspace
 
 UTILISATION = (0.4, 0.6)  # of the peak, an assumption
-EXACT_SLOWDOWN = 2  # float32 convolutions run as TF32, whose peak is half that of half precision on all of these
 EVALUATIONS = {Method.direct: 1, Method.cfg: 2, Method.model_guidance: 2}
 CEILING = 64  # images in a batch, as in sampling
 
@@ -133,10 +132,7 @@ def estimate(sizing: Sizing, name: str, work: Work) -> Estimate:
     """What audits of a model take on the device ``name``. Raises ConfigError where there is no such device."""
     device = device_named(name)
     sampling, weights = sizing.sampling, sizing.footprint
-    slowdown = EXACT_SLOWDOWN if sizing.exact_decoding else 1
-    image = seconds_an_image(
-        sampling.evaluation.flops, work.evaluations, sampling.decoding.flops * slowdown, device.teraflops
-    )
+    image = seconds_an_image(sampling.evaluation.flops, work.evaluations, sampling.decoding.flops, device.teraflops)
     memory = int(device.gib * 2**30)
     changes = weights.everything, weights.attention
     return Estimate(

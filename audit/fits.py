@@ -31,6 +31,13 @@ class Fits:
 
     def __init__(self) -> None:
         self._most: dict[Hashable, int] = {}
+        self._remembered: dict[Hashable, Any] = {}
+
+    def remember(self, what: Hashable, compute: Callable[[], R]) -> R:
+        """What ``compute`` finds, computed once."""
+        if what not in self._remembered:
+            self._remembered[what] = compute()
+        return self._remembered[what]
 
     def most(self, kind: Hashable, start: int) -> int:
         """How many items of ``kind`` to take at once; ``start`` where nothing is known yet."""

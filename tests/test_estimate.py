@@ -29,7 +29,7 @@ from audit.estimate import (
 )
 from audit.extraction.captions import DEFAULT_TRAINING_IMAGES
 from audit.extraction.guidance import ClassifierFree, Direct, ModelGuidance
-from audit.extraction.sampling import GPU_BATCH
+from audit.models.batches import GPU_BATCH
 from audit.models.published import PUBLISHED
 from audit.models.sizing import CONTEXT_BYTES, Sizing, size
 from audit.storage import Workspace

@@ -53,6 +53,7 @@ class Guidance(Protocol):
     """One prediction [N, C, H, W] from the pair at noisy latents ``x`` and timestep ``t`` under weight ``w``."""
 
     evaluations: ClassVar[int]
+    rows: ClassVar[int]  # of the network's batch that an image takes
 
     def predict(
         self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
@@ -65,6 +66,7 @@ class Direct:
     """Plain sampling of the fine-tuned model."""
 
     evaluations: ClassVar[int] = 1
+    rows: ClassVar[int] = 1
 
     def predict(
         self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
@@ -78,6 +80,7 @@ class ClassifierFree:
     """Classifier-free guidance within the fine-tuned model, both halves in one batch."""
 
     evaluations: ClassVar[int] = 2
+    rows: ClassVar[int] = 2
 
     def predict(
         self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
@@ -94,6 +97,7 @@ class ModelGuidance:
     k: float = 0.0
     base_caption: BaseCaption = BaseCaption.empty
     evaluations: ClassVar[int] = 2
+    rows: ClassVar[int] = 1
 
     def predict(
         self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float

@@ -13,11 +13,9 @@ import torch
 from audit.config import Compile, Solver
 from audit.errors import NotFiniteError
 from audit.extraction.guidance import Conditioning, Guidance
+from audit.models.batches import batch_to_sample
 from audit.models.families.identify import Family
 from audit.models.pair import ModelPair
-
-CPU_BATCH = 32
-GPU_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ class Sampler:
     ) -> None:
         self.pair, self.guidance, self.captions, self.w = pair, guidance, list(captions), w
         self.solver, self.steps, self.seed = solver, steps, seed
-        self.batch_size = batch_size or (GPU_BATCH if pair.device.type == "cuda" else CPU_BATCH)
+        self.batch_size = batch_size or batch_to_sample(pair, guidance.rows)
         count = len(self.captions)
         same = torch.zeros(count, dtype=torch.long, device=pair.device)
         self.conditioning = Conditioning(
@@ -149,7 +147,7 @@ class Sampler:
     @property
     def _kind(self) -> tuple[object, ...]:
         pair = self.pair
-        return "sample", pair.architecture.family, pair.latent_shape, pair.dtype, self.guidance.evaluations
+        return "sample", pair.architecture.family, pair.latent_shape, pair.dtype, self.guidance.rows
 
     def _finite_latents(self, indices: Sequence[int]) -> torch.Tensor:
         latents = self.latents([*indices, *self._filling(indices)])[: len(indices)]

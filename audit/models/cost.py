@@ -54,17 +54,16 @@ class Cost:
 
 @dataclass(frozen=True)
 class SamplingCost:
-    """What sampling alternates between: evaluations of the denoiser, and one decoding of the finished latents."""
+    """What sampling alternates between: evaluations of the denoiser, and decoding of the finished latents in slices."""
 
     evaluation: Cost
     decoding: Cost
 
     def images_that_fit(self, free_bytes: int, ceiling: int, rows: int = 1) -> int:
-        """Images in a batch for which both have room; ``rows`` as in the function of this name."""
-        return min(
-            images_that_fit(self.evaluation, free_bytes, ceiling, rows),
-            images_that_fit(self.decoding, free_bytes, ceiling),
-        )
+        """Images in a batch of the denoiser, where at least one can be decoded; ``rows`` as in the function below."""
+        if not images_that_fit(self.decoding, free_bytes, 1):
+            return 0
+        return images_that_fit(self.evaluation, free_bytes, ceiling, rows)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from audit.devices import raise_fault
 from audit.errors import CheckpointError, NoEffectError, NotFiniteError
 from audit.fits import Fits
 from audit.models.base import BaseModel
+from audit.models.batches import batch_to_decode
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.base import Condition
 from audit.models.formats.adapter import Tuned
@@ -27,7 +28,6 @@ from audit.models.tuning import family_warnings, tune
 
 MOST_SHAPES = 64  # a block is compiled for: one a resolution of the network and batch size
 ENCODED = 64  # captions that are encoded at once, where they fit
-DECODED = 32  # images that are decoded at once, where they fit: more is not faster
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class ModelPair:
 
     def _sliced(self, what: str, items: torch.Tensor, work: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         kind = what, self.architecture.family, tuple(items.shape[1:]), self.vae.dtype
-        pieces = self.fits.slices(kind, items, lambda some: work(some).cpu(), DECODED, self.device)
+        pieces = self.fits.slices(kind, items, lambda some: work(some).cpu(), batch_to_decode(self), self.device)
         return torch.cat([pixels for _, pixels in pieces]).numpy()
 
     def _pixels(self, latents: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ Where the networks are, and in what precision:
 * host: the base as its files store it (bfloat16 and float16 take 2 bytes a weight, float32 takes 4), the changed
   weights in half precision, and one tensor in float32, since the fine-tuned side is merged tensor by tensor;
 * device: the base in half precision, copied tensor by tensor without another copy on the host; the changed weights in
-  half precision; activations. A VAE that its configuration asks to be exact (all published ones do) is in float32.
+  half precision; activations. A VAE that would overflow in float16 (all published ones say so) is in bfloat16.
 
 Evaluations and decoding alternate, so activations are the larger of the two. All figures are counts on the meta device.
 """
@@ -24,6 +24,7 @@ from audit.errors import ConfigError
 from audit.models.cost import Cost, SamplingCost, TextShape, decoding_cost, evaluation_cost, weight_bytes
 from audit.models.families.base import ModelFamily
 from audit.models.families.registry import FAMILIES
+from audit.models.placement import decoder_precision, place
 from audit.models.published import PublishedModel, build, published
 
 HALF, EXACT = 2, 4  # bytes a weight
@@ -64,11 +65,10 @@ class Sizing:
     resolution: int
     footprint: Footprint
     sampling: SamplingCost
-    exact_decoding: bool  # whether the VAE is in float32
 
     def device_bytes(self, changed: int, batch: int = 1, rows: int = 1) -> int:
         """Memory of the device while ``batch`` images are sampled, ``rows`` rows of the denoiser's batch an image."""
-        passes = (self.sampling.evaluation.peak_bytes(batch * rows), self.sampling.decoding.peak_bytes(batch))
+        passes = (self.sampling.evaluation.peak_bytes(batch * rows), self.sampling.decoding.peak_bytes(1))
         return self.footprint.resident_bytes(changed) + max(passes)
 
     def batch(self, changed: int, device_bytes: int, ceiling: int, rows: int = 1) -> int:
@@ -95,15 +95,14 @@ def size(name: str, resolution: int | None = None) -> Sizing:
         )
     except ValueError as error:
         raise ConfigError(f"{model.title} does not sample {side} pixels: {str(error)[:200]}") from error
-    exact = networks["vae"].dtype is torch.float32
-    return Sizing(name, model, side, footprint(networks, architecture), sampling, exact)
+    return Sizing(name, model, side, footprint(networks, architecture), sampling)
 
 
 def build_all(model: PublishedModel, architecture: ModelFamily) -> dict[str, Any]:
     """All networks of a model on the meta device, in the precision that they have on a GPU."""
     networks = {name: build(one, architecture.half) for name, one in model.networks.items()}
-    if networks["vae"].config.force_upcast:
-        networks["vae"].float()
+    vae, meta = networks["vae"], torch.device("meta")
+    networks["vae"] = place(vae, meta, decoder_precision(vae, architecture.half, meta))
     return networks
 
 
