@@ -60,18 +60,20 @@ def _without(rows: pa.Table, columns: tuple[str, ...], key: str | None) -> pa.Ta
 
 
 class Workspace:
-    """Where everything is kept: a folder, or s3://bucket/prefix. Opening creates it.
+    """Where everything is kept: a folder, or s3://bucket/prefix. Opening creates it, unless ``create`` is False.
 
-    Raises WorkspaceError for one of another version, or a folder of other things.
+    Raises WorkspaceError for one of another version, a folder of other things, or one that is not there to be read.
     """
 
-    def __init__(self, location: str | Path) -> None:
+    def __init__(self, location: str | Path, create: bool = True) -> None:
         self.files = Files(location)
         marker = self.files.read(MARKER)
         if marker is None:
             # another process may be creating it at this moment
             if self.files.list("") and self.files.read(MARKER) is None:
                 raise WorkspaceError(f"{self.files} is not a workspace and not empty: choose another --workspace")
+            if not create:
+                raise WorkspaceError(f"there is no workspace at {self.files}: check --workspace, or LORA_AUDIT_WORKSPACE")
             self.files.write(MARKER, json.dumps({"version": VERSION}).encode())
             marker = self.files.read(MARKER)
         try:
@@ -231,6 +233,7 @@ class Workspace:
             connection.register(f"{name}_rows" if name in NEWEST else name, self._dataset(name))
         for name, sql in NEWEST.items():
             connection.execute(f"CREATE TEMP VIEW {name} AS {sql}")
+        connection.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout, which is for --json
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         return connection

@@ -51,7 +51,7 @@ def list_items(
         if value is not None:
             escaped = value.replace("'", "''")
             conditions.append(f"{column} = '{escaped}'")
-    catalog = open_catalog(workspace, None)
+    catalog = open_catalog(workspace, None, create=False)
     rows = _find(catalog, " AND ".join(conditions), limit)
     if as_json:
         print_json([{name: _plain(value) for name, value in row.items()} for row in rows])
@@ -196,7 +196,7 @@ def fetch(
     from crawlers.catalog import MAX_ATTEMPTS
     from crawlers.crawl import Crawl
 
-    catalog = open_catalog(workspace, opt_out, max_file)
+    catalog = open_catalog(workspace, opt_out, max_file, create=False)
     tried = "TRUE" if retry else f"attempts < {MAX_ATTEMPTS}"
     condition = f"({where}) AND (state = 'listed' OR (state = 'failed' AND {tried}))"
     rows = _find(catalog, f"{condition} AND source IN ('civitai', 'huggingface')", limit)
@@ -235,7 +235,7 @@ def refresh(
     """
     from crawlers.crawl import Crawl
 
-    catalog = open_catalog(workspace, opt_out)
+    catalog = open_catalog(workspace, opt_out, create=False)
     rows = _find(catalog, f"({where}) AND state NOT IN ('gone', 'opted-out')", limit)
     started = time.monotonic()
     total: dict[str, Any] = {}

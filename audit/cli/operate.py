@@ -30,7 +30,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
     from audit.engine.run import is_alive, read_runs
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, create=False)
     catalog = opened.rows("SELECT source, state, count(*) AS items FROM checkpoints GROUP BY ALL ORDER BY ALL")
     audits = opened.rows(
         "SELECT count(*) AS audits, coalesce(sum(images), 0)::BIGINT AS images, max(finished_at) AS last FROM audits"
@@ -85,7 +85,7 @@ def failures(
 
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, create=False)
     rows = [row for row in opened.rows(LATEST_FAILURES) if kind in (None, row["kind"])]
     if retry and rows:
         now = datetime.now(UTC)
@@ -125,7 +125,7 @@ def compact(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption 
     from audit.schemas import TABLES
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, create=False)
     merged = {table: opened.compact(table) for table in TABLES}
     files = {table: len(opened.keys(table)) for table in TABLES}
     if as_json:
@@ -139,7 +139,7 @@ def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
     """Check every stored file against its recorded hash, every row against what it refers to. Exit code 1: damage."""
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, create=False)
     out = console()
     problems: list[dict[str, str]] = []
     with progress_display(out) as progress:

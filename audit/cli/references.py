@@ -63,7 +63,7 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    rows = ReferenceSets(Workspace(workspace)).list()
+    rows = ReferenceSets(Workspace(workspace, create=False)).list()
     if as_json:
         print_json(rows)
         return
@@ -86,5 +86,5 @@ def remove(
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    ReferenceSets(Workspace(workspace)).remove(name)
+    ReferenceSets(Workspace(workspace, create=False)).remove(name)
     console().print(f"{name} removed")

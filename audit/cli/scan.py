@@ -297,7 +297,7 @@ def scan(
     )
     request = Request(Path(file), base, base_config, caption or [], caption_file, n0, settings)
     if ITEM.fullmatch(file) and not request.checkpoint.exists():
-        entry = open_catalog(workspace, None).entry(file)
+        entry = open_catalog(workspace, None, create=False).entry(file)
         request = replace(
             request,
             checkpoint=entry.path,
