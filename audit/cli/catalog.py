@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, print_json, progress_display
+from audit.cli.common import (
+    DEFAULT_WORKSPACE,
+    JsonOption,
+    WorkspaceOption,
+    console,
+    print_json,
+    progress_display,
+    result_console,
+)
 from audit.cli.crawl import AllowPrivate, Downloads, MaxFile, OptOut, open_catalog, show_counts, shown_bytes
 
 if TYPE_CHECKING:
@@ -56,22 +64,27 @@ def list_items(
     if as_json:
         print_json([{name: _plain(value) for name, value in row.items()} for row in rows])
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     if not rows:
         typer.echo("nothing in the catalog fits: fill it with 'lora-audit crawl', or widen --where")
         return
+    out = result_console()
     table = Table("item", "title", "base", "N0", "size", "state", "why")
     table.columns[0].overflow = "fold"
+
+    def short(text: str, most: int) -> str:
+        return text[:most] if out.is_terminal else text
+
     for row in rows:
         base = f"{row['family'] or '?'} ({row['base_model'] or '?'})"
         size = row["bytes"] or row["claimed_bytes"]
-        cells = (row["item_id"], (row["title"] or row["name"] or "")[:40], base[:30], row["training_images"] or "?",
-                 shown_bytes(size) if size else "?", row["state"], (row["reason"] or "")[:60])  # fmt: skip
+        cells = (row["item_id"], short(row["title"] or row["name"] or "", 40), short(base, 30),
+                 row["training_images"] or "?", shown_bytes(size) if size else "?", row["state"],
+                 short(row["reason"] or "", 60))  # fmt: skip
         table.add_row(*(escape(str(cell)) for cell in cells))
-    Console().print(table)
+    out.print(table)
     if len(rows) == limit:
         typer.echo(f"the newest {limit} are shown: see more with --limit")
 

@@ -38,6 +38,17 @@ def console() -> Console:
     return Console(stderr=True)
 
 
+PIPED_WIDTH = 100_000  # columns of what is not a terminal: a line is as long as it is
+
+
+def result_console() -> Console:
+    """The console for results: stdout. Where it is no terminal, nothing is wrapped or cut."""
+    from rich.console import Console
+
+    out = Console()
+    return out if out.is_terminal else Console(width=PIPED_WIDTH)
+
+
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     typer.echo(json.dumps(value, indent=2, default=str))

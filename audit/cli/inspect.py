@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from audit.cli.common import EXIT_BAD_INPUT, JsonOption, print_json
+from audit.cli.common import EXIT_BAD_INPUT, JsonOption, print_json, result_console
 
 if TYPE_CHECKING:
     from audit.models.inspect import Inspection
@@ -50,11 +50,10 @@ def inspect(
 
 def show(found: Inspection) -> None:
     """For people: two tables and a bar a block."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    out = Console()
+    out = result_console()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

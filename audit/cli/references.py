@@ -16,6 +16,7 @@ from audit.cli.common import (
     default_device,
     print_json,
     progress_display,
+    result_console,
     tell_skipped,
 )
 
@@ -67,14 +68,13 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
     if as_json:
         print_json(rows)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("reference set", "pictures", "descriptor", "added (UTC)")
     for row in rows:
         added = f"{row['added_at']:%Y-%m-%d %H:%M}"
         table.add_row(row["reference_set"], str(row["images"]), row["descriptor_name"], added)
-    Console().print(table)
+    result_console().print(table)
 
 
 @app.command()
