@@ -73,7 +73,9 @@ class Workspace:
             if self.files.list("") and self.files.read(MARKER) is None:
                 raise WorkspaceError(f"{self.files} is not a workspace and not empty: choose another --workspace")
             if not create:
-                raise WorkspaceError(f"there is no workspace at {self.files}: check --workspace, or LORA_AUDIT_WORKSPACE")
+                raise WorkspaceError(
+                    f"there is no workspace at {self.files}: check --workspace, or LORA_AUDIT_WORKSPACE"
+                )
             self.files.write(MARKER, json.dumps({"version": VERSION}).encode())
             marker = self.files.read(MARKER)
         try:
