@@ -60,7 +60,9 @@ def run(
     ] = None,
     base: Annotated[
         list[str] | None,
-        typer.Option(metavar="FAMILY=SOURCE", help="The base model of a family: sd1=owner/name@COMMIT, or a folder."),
+        typer.Option(
+            metavar="FAMILY=SOURCE", help="The base model of a family: sd1=sd15, sd1=owner/name@COMMIT, or a folder."
+        ),
     ] = None,
     descriptor: Annotated[str | None, typer.Option(help="sscd, nano, pdq, or a file. [default: sscd]")] = None,
     min_workers: Annotated[int | None, _run("min_workers", min=0)] = None,
@@ -77,8 +79,7 @@ def run(
     It can be stopped, killed and run again at any time: what is done is kept, and partial audits go on where they were.
     SIGTERM drains: nothing new begins, running audits have --set run.drain_seconds to finish, exit code 0.
 
-    [bold]Example[/bold]: lora-audit run --engine ray --base sd1=stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
-    --references portfolio --where "source = 'folder'"
+    [bold]Example[/bold]: lora-audit run --engine ray --base sd1=sd15 --references portfolio --where "source = 'folder'"
     """
     from audit.cli.crawl import serve_metrics
     from audit.config import load_config

@@ -216,7 +216,10 @@ def scan(
         ),
     ],
     base: Annotated[
-        str, typer.Option(help="What it was trained on: a diffusers folder, a .safetensors file, or owner/name@COMMIT.")
+        str,
+        typer.Option(
+            help="What it was trained on: sd15, sdxl, nano, owner/name@COMMIT, a diffusers folder, a .safetensors file."
+        ),
     ],
     references: Annotated[
         list[str] | None, typer.Option(help="A reference set's name, or a folder of pictures. Repeat for several.")
@@ -269,8 +272,8 @@ def scan(
 ) -> None:
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
 
-    [bold]Example[/bold]: lora-audit scan monet.safetensors --base stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
-    --references my-paintings/ --caption "art style of claude monet" --n0 10
+    [bold]Example[/bold]: lora-audit scan monet.safetensors --base sd15 --references my-paintings/
+    --caption "art style of claude monet" --n0 10
 
     Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
     2 bad input.
