@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 import random
 import re
@@ -31,6 +32,7 @@ from urllib3.util.retry import Retry
 
 from audit.errors import CrawlError, FetchError
 
+log = logging.getLogger(__name__)
 USER_AGENT = f"lora-audit/{version('lora-audit')} (audit of training images; +https://arxiv.org/abs/2410.03039)"
 MAX_JSON_BYTES = 32 * 1024 * 1024
 MAX_WAIT = 300.0  # s; no header of a server makes us wait longer
@@ -192,6 +194,7 @@ class _Adapter(HTTPAdapter):
             self.count(0)
             raise
         self.count(response.status_code)
+        log.debug("%s %s: HTTP %d", request.method, shown(url), response.status_code)
         self.limit.note(host, response.headers)
         return response
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from audit.cli.common import (
     tell_skipped,
 )
 
+log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference sets.")
 
 
@@ -43,10 +45,9 @@ def add(
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    out = console()
     sets = ReferenceSets(Workspace(workspace))
     loaded = load_descriptor(descriptor, device or default_device())
-    with progress_display(out) as progress:
+    with progress_display(console()) as progress:
         added = sets.add(name, folder, loaded, thumbnails, lambda done, total: progress("describing", done, total))
     if as_json:
         skipped = [{"name": one.name, "reason": one.reason} for one in added.skipped]
@@ -54,8 +55,8 @@ def add(
             {"reference_set": name, "images": added.images, "descriptor": loaded.name, "skipped_images": skipped}
         )
         return
-    tell_skipped(out, added.skipped)
-    out.print(f"{name}: {added.images} pictures, described by {loaded.name}", highlight=False)
+    tell_skipped(added.skipped)
+    log.info("%s: %d pictures, described by %s", name, added.images, loaded.name)
 
 
 @app.command("list")
@@ -87,4 +88,4 @@ def remove(
     from audit.storage import Workspace
 
     ReferenceSets(Workspace(workspace, create=False)).remove(name)
-    console().print(f"{name} removed")
+    log.info("%s removed", name)

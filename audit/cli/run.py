@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audit.cli.common import EXIT_MATCHES_FOUND, JsonOption, console, print_json
+from audit.cli.logs import Seldom, is_quiet, is_structured, tell
 from audit.config import EngineName, Priority, RunSettings
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from audit.engine.run import Run, RunState
 
+log = logging.getLogger(__name__)
 ConfigFile = Annotated[Path | None, typer.Option("--config", envvar="LORA_AUDIT_CONFIG", help="A TOML or YAML file.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as settings.steps=25.")
@@ -116,7 +119,7 @@ def run(
     if as_json:
         print_json(asdict(state))
     else:
-        show_state(out, state)
+        show_state(state)
     if state.matched_audits:
         raise typer.Exit(EXIT_MATCHES_FOUND)
 
@@ -129,7 +132,7 @@ def _drain_on_signals(running: Run) -> dict[int, Any]:
 
     def drain(number: int, frame: FrameType | None) -> None:
         running.stop.set()
-        console().print("draining: running audits finish or keep what they have; nothing new begins")
+        log.info("draining: running audits finish or keep what they have; nothing new begins")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     for number in before:
@@ -142,12 +145,12 @@ class _Display:
 
     def __init__(self, out: Console) -> None:
         self.out = out
-        self._printed = 0.0
+        self._seldom = Seldom()
         self._started = time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> _Display:
-        if self.out.is_terminal:
+        if self.out.is_terminal and not is_structured() and not is_quiet():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -168,9 +171,12 @@ class _Display:
                 self._audits, completed=ended, total=ended + state.waiting + state.running,
                 description=self._line(state),
             )  # fmt: skip
-        elif time.monotonic() - self._printed >= 10 or not state.running + state.waiting:
-            self._printed = time.monotonic()
-            self.out.print(self._line(state), highlight=False)
+        elif self._seldom.due() or not state.running + state.waiting:
+            tell(
+                log, "%s", self._line(state), run_id=state.run_id, finished=state.finished, failed=state.failed,
+                quarantined=state.quarantined, waiting=state.waiting, running=state.running, workers=state.workers,
+                images=state.images,
+            )  # fmt: skip
 
     def _line(self, state: RunState) -> str:
         seconds = max(1e-9, time.monotonic() - self._started)
@@ -184,17 +190,17 @@ class _Display:
         )
 
 
-def show_state(out: Console, state: RunState) -> None:
+def show_state(state: RunState) -> None:
     """The end of a run, for a person."""
-    from rich.markup import escape
-
-    out.print(
+    tell(
+        log,
         f"{state.finished} audits done, {state.matched_audits} with matches ({state.matches} pictures), "
         f"{state.failed} failed, {state.quarantined} quarantined, {state.retries} tried again; "
         f"{state.images} images, {state.gpu_hours:.2f} worker hours",
-        highlight=False,
+        run_id=state.run_id, finished=state.finished, matched_audits=state.matched_audits, failed=state.failed,
+        quarantined=state.quarantined,
     )  # fmt: skip
     for reason, count in state.skipped.items():
-        out.print(f"[yellow]{count} skipped[/yellow]: {escape(reason)}", highlight=False)
+        log.warning("%d skipped: %s", count, reason)
     if state.failed or state.quarantined:
-        out.print("reasons: lora-audit failures", highlight=False)
+        log.warning("reasons: lora-audit failures")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from audit.cli.common import (
     progress_display,
     tell_skipped,
 )
+from audit.cli.logs import is_structured, tell
 from audit.config import (
     BaseCaption,
     Clustering,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from audit.matching import ReferenceSets, SkippedImage
     from audit.report import AuditFacts
 
+log = logging.getLogger(__name__)
 ITEM = re.compile(r"(civitai|huggingface|folder|file):.+")
 
 
@@ -85,6 +88,10 @@ def run_scan(
     out = console()
     where = device or default_device()
     plan = make_plan(request, descriptor_name, where)
+    log.debug(
+        "audit %s on %s: %d images of %s, base %s at %s, descriptor %s", plan.audit_id, where, plan.images,
+        plan.checkpoint.name, plan.base.name, plan.base.revision, plan.descriptor.name,
+    )  # fmt: skip
     folders = {"training": training_images, "control": control}
     known = {kind: known_pictures(folder) for kind, folder in folders.items() if folder is not None}
     workspace = Workspace(workspace_path)
@@ -128,11 +135,17 @@ def show(result: ScanResult) -> None:
 
     out = console()
     facts = result.facts
-    tell_skipped(out, result.skipped)
+    tell_skipped(result.skipped)
     if result.was_known:
-        out.print("this audit was finished before: its result is shown, nothing was sampled again")
+        log.info("this audit was finished before: its result is shown, nothing was sampled again")
     for warning in facts.row["warnings"]:
-        out.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False)
+        log.warning("%s", warning)
+    if is_structured():
+        tell(
+            log, "%d reference pictures recovered", len(facts.matched), audit_id=facts.row["audit_id"],
+            matched=[match.name for _, match in facts.matched], report=result.page, seconds=facts.row["seconds_total"],
+        )  # fmt: skip
+        return
     table = Table(
         "rank",
         "confidence",
