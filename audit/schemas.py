@@ -67,6 +67,14 @@ CHECKPOINTS = _schema(
         "diffusers-folder; null where it cannot be audited",
     ),
     ("bytes", pa.int64(), "size of all files"),
+    ("tensor_rank", pa.int32(), "rank of most changed modules, by the shapes of the file's tensors; null without one"),
+    ("claimed_rank", pa.int32(), "rank that the metadata claims (ss_network_dim), 1 to 65536"),
+    ("claimed_steps", pa.int32(), "steps of training that the metadata claims (ss_steps)"),
+    (
+        "claimed_learning_rate",
+        pa.float64(),
+        "learning rate that the metadata claims: ss_unet_lr, else ss_learning_rate; above 0, at most 1000",
+    ),
     ("claimed_metadata", pa.string(), "the header's metadata as JSON; written by the uploader: a claim, not a proof"),
     ("first_seen_at", pa.timestamp("us", "UTC"), "when the item was first seen here"),
     (

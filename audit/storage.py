@@ -51,6 +51,13 @@ def _sorted(tables: list[pa.Table]) -> pa.Table:
     return whole.sort_by(whole.column_names[0])
 
 
+def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """``rows`` with the columns of ``schema``; those that an older lora-audit did not write are null."""
+    for name in set(schema.names) - set(rows.column_names):
+        rows = rows.append_column(name, pa.nulls(len(rows), schema.field(name).type))
+    return rows.select(schema.names).cast(schema)
+
+
 def _without(rows: pa.Table, columns: tuple[str, ...], key: str | None) -> pa.Table:
     """``rows`` but those whose ``columns``, joined with ".", are ``key``."""
     if key is None:
@@ -164,7 +171,7 @@ class Workspace:
             for old in keys:  # at most some groups of rows in memory, which does not grow with the table
                 source = pq.ParquetFile(self.files.path(self._key_of(table, old)), filesystem=self.files.system)
                 for group in range(source.num_row_groups):
-                    rows = source.read_row_group(group).select(schema.names).cast(schema)
+                    rows = _in_schema(source.read_row_group(group), schema)
                     pending.append(_without(rows, KEY_COLUMNS.get(table, ()), without))
                     if sum(map(len, pending)) >= ROWS_A_GROUP:
                         target.write_table(_sorted(pending))

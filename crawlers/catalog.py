@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption, TrainingImages
 from audit.models.checkpoint import metadata_json
 from audit.models.safetensors_header import Header, read_header
+from audit.models.trained import Training
 from audit.storage import Workspace
 from crawlers.items import Claim, Item, conclude
 from crawlers.store import Store, Stored
@@ -25,6 +26,7 @@ from crawlers.training_data import GroundTruth
 OPT_OUT = re.compile(r"(civitai|huggingface|folder):(model|user):(\S.{0,200})")
 MAX_ATTEMPTS = 5
 OF_THE_FILE = ("checkpoint_sha256", "tensors_sha256", "identity", "format", "bytes", "claimed_metadata")
+OF_ITS_HEADER = tuple(one.name for one in fields(Training))
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,7 @@ class Catalog:
             "fingerprint": item.fingerprint,
             "state": outcome.state,
             "reason": outcome.reason,
+            **asdict(found.training),
             "attempts": self._attempts(item, outcome, before),
             "first_seen_at": before.get("first_seen_at") or now,
             "seen_at": now,
@@ -192,7 +195,8 @@ class Catalog:
                 "claimed_metadata": metadata_json(stored.header.metadata),
             }
         elif kept:
-            row |= {name: before.get(name) for name in OF_THE_FILE}
+            known = OF_THE_FILE if header else OF_THE_FILE + OF_ITS_HEADER
+            row |= {name: before.get(name) for name in known}
         return row, found.captions
 
     def _header(self, identity: str) -> Header | None:

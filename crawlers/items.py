@@ -21,6 +21,7 @@ from audit.extraction.captions import (
 )
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.safetensors_header import Header
+from audit.models.trained import Training, training_of
 
 MAX_ID = 300
 
@@ -85,6 +86,7 @@ class Conclusions:
     training_images: TrainingImages | None = None
     contradictions: list[str] = field(default_factory=list)
     claims: dict[str, list[list[Any]]] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
 
 
 # Whom to believe about N0, the surest first: counted pictures, then what the training program wrote, then prose.
@@ -110,6 +112,7 @@ def conclude(item: Item, header: Header | None) -> Conclusions:
         base_model=bases[0] if bases else None,
         family=named[0] if named else (families[0] if families else None),
         training_images=counts[0] if counts else None,
+        training=training_of(metadata, header.tensors) if header else Training(),
         claims={
             "base_model": [[claim.value, claim.source] for claim in bases],
             "family": [[claim.value, claim.source] for claim in named],

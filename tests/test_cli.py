@@ -56,6 +56,12 @@ def test_a_scan_finds_the_training_images_and_says_so(tmp_path: Path) -> None:
     assert json.loads(query.stdout) == [
         {"caption": "sks 3d render of an animal", "source": "modelspec.trigger_phrase", "images": 40}
     ]
+    [row] = Workspace(tmp_path / "w").rows(
+        "SELECT tensor_rank, claimed_rank, claimed_steps, claimed_learning_rate FROM checkpoints"
+    )
+    assert (row["tensor_rank"], row["claimed_rank"]) == (24, 24)
+    assert row["claimed_steps"] > 0
+    assert 0 < row["claimed_learning_rate"] < 1
     again = scan(tmp_path, "--references", ANIMALS, "--json")
     assert again.returncode == 10
     found = json.loads(again.stdout)

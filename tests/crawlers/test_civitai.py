@@ -420,6 +420,23 @@ def test_single_models_by_hash_version_and_id(workspace: Workspace) -> None:
             api.one(model_id="404")
 
 
+def test_rank_steps_and_learning_rate_are_columns(workspace: Workspace) -> None:
+    claims = {"ss_network_dim": "64", "ss_steps": "1500", "ss_learning_rate": "1e-4", "ss_unet_lr": "None"}
+    sql = "SELECT state, tensor_rank, claimed_rank, claimed_steps, claimed_learning_rate AS rate FROM checkpoints"
+    with Site([one(content=tiny_lora(7, claims, rank=2))]) as site:
+        crawl(site, workspace, download=False)
+        assert workspace.rows(sql)[0] == {
+            "state": "listed", "tensor_rank": None, "claimed_rank": None, "claimed_steps": None, "rate": None
+        }  # fmt: skip
+        crawl(site, workspace)
+        known = {"state": "stored", "tensor_rank": 2, "claimed_rank": 64, "claimed_steps": 1500, "rate": 1e-4}
+        assert workspace.rows(sql) == [known]
+        site.remove(11)
+        catalog = Catalog(workspace)
+        Crawl(source(site, catalog), catalog).refresh(catalog.find().to_pylist())
+        assert workspace.rows(sql) == [known | {"state": "gone"}]
+
+
 def test_a_hostile_answer_costs_nothing_else(workspace: Workspace, httpserver: Any) -> None:
     bad: list[Any] = [
         None, 3, "x", [], {}, {"id": "../../etc"}, {"id": 5, "modelVersions": "x"},
