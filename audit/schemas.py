@@ -95,6 +95,12 @@ CAPTIONS = _schema(
     ("seen_at", pa.timestamp("us", "UTC"), "equals seen_at of the item's row"),
 )
 
+ASKED = _schema(
+    "When a source was asked again about items it had listed before (catalog refresh); rows are only added.",
+    ("item_id", pa.string(), "joins checkpoints"),
+    ("asked_at", pa.timestamp("us", "UTC"), "when"),
+)
+
 SAMPLED_CAPTION = pa.struct(
     [
         pa.field("caption", pa.string()),
@@ -220,6 +226,7 @@ FAILURES = _schema(
 TABLES: dict[str, pa.Schema] = {
     "checkpoints": CHECKPOINTS,
     "captions": CAPTIONS,
+    "asked": ASKED,
     "audits": AUDITS,
     "generations": GENERATIONS,
     "extractions": EXTRACTIONS,

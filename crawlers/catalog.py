@@ -267,6 +267,23 @@ class Catalog:
         """Rows of the checkpoints view that fulfil the SQL condition ``where``, newest first."""
         return self.workspace.select(f"SELECT * FROM checkpoints WHERE {where} ORDER BY seen_at DESC LIMIT {limit:d}")
 
+    def longest_unasked(self, where: str, limit: int) -> pa.Table:
+        """Rows of Civitai and Hugging Face that fulfil ``where``: first whose source was asked for longest ago.
+
+        What a crawl has seen counts as asked then.
+        """
+        return self.workspace.select(
+            f"""SELECT c.* FROM (SELECT * FROM checkpoints WHERE ({where})) AS c
+            LEFT JOIN (SELECT item_id, max(asked_at) AS at FROM asked GROUP BY item_id) AS a ON a.item_id = c.item_id
+            WHERE c.source IN ('civitai', 'huggingface') AND c.state NOT IN ('gone', 'opted-out')
+            ORDER BY greatest(c.seen_at, coalesce(a.at, c.seen_at)), c.item_id LIMIT {limit:d}"""
+        )
+
+    def note_asked(self, item_ids: Iterable[str]) -> None:
+        """Remember that the source was asked about these items now."""
+        now = datetime.now(UTC)
+        self.workspace.append("asked", [{"item_id": one, "asked_at": now} for one in item_ids])
+
     def entry(self, item_id: str) -> Entry:
         """What an audit needs of an item. Raises FetchError where it is not in the catalog or has no stored file."""
         rows = self.workspace.rows("SELECT * FROM checkpoints WHERE item_id = ?", [item_id])

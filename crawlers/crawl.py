@@ -17,6 +17,8 @@ from crawlers.catalog import Catalog, Outcome
 from crawlers.items import Item
 
 RECORD_EVERY = 25  # downloads a row file; after a kill no more than these are asked for again
+ASKED_A_FILE = 200
+MOST_FAILURES = 5  # in a row, until a source counts as not answering
 
 Progress = Callable[[str, int, int], None]
 
@@ -154,18 +156,38 @@ class Crawl:
         return counts
 
     def refresh(self, rows: list[dict[str, Any]]) -> Counts:
-        """Ask the source again about the catalog's ``rows``: what it changed or took away is recorded."""
+        """Ask the source again about the catalog's ``rows``: what it changed or took away is recorded.
+
+        One that cannot be answered is counted with its reason, and its turn comes again after all others. Raises
+        CrawlError where the source has failed MOST_FAILURES times in a row.
+        """
         counts = Counts()
         asked: set[str] = set()
-        for number, row in enumerate(rows):
-            if row["item_id"] not in asked:
-                try:
-                    items = self.source.check(row)
-                except FetchError as error:
-                    raise CrawlError(f"{error}; what was asked is recorded, run it again for the rest") from error
-                asked |= {item.item_id for item in items}
-                self._take(items, counts)
-            self.progress("asking", number + 1, len(rows))
+        noted: set[str] = set()
+        failed = 0
+        try:
+            for number, row in enumerate(rows):
+                if row["item_id"] not in asked:
+                    asked.add(row["item_id"])
+                    try:
+                        items = self.source.check(row)
+                        failed = 0
+                    except FetchError as error:
+                        failed += 1
+                        counts.add(Outcome("failed", str(error)))
+                        if failed >= MOST_FAILURES:
+                            raise CrawlError(
+                                f"{error}; what was asked is recorded, run it again for the rest"
+                            ) from error
+                        items = []
+                    asked |= {item.item_id for item in items}
+                    self._take(items, counts)
+                if len(asked) - len(noted) >= ASKED_A_FILE:
+                    self.catalog.note_asked(sorted(asked - noted))
+                    noted |= asked
+                self.progress("asking", number + 1, len(rows))
+        finally:
+            self.catalog.note_asked(sorted(asked - noted))
         counts.requests = self.source.requests()
         return counts
 

@@ -53,7 +53,7 @@ FILES_A_MODEL = 8
 EXPAND = ["author", "cardData", "disabled", "gated", "lastModified", "private", "sha", "siblings", "tags"]
 UNSAFE = ("unsafe", "suspicious", "infected")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_PATH = re.compile(r"(?:[\w\- +()\[\],=@&!'][\w\-. +()\[\],=@&!']*/){0,4}[\w\- +()\[\],=@&!'][\w\-. +()\[\],=@&!']*")
+MAX_PATH = 1000
 
 
 @dataclass(frozen=True)
@@ -169,9 +169,9 @@ class HuggingFace:
         if not HUB_ID.fullmatch(model.id) or not re.fullmatch(r"[0-9a-f]{40}", model.sha or ""):
             return []
         names = [sibling.rfilename for sibling in (model.siblings or [])[:5000]]
-        paths = [name for name in names if name.lower().endswith(".safetensors") and _PATH.fullmatch(name)]
+        paths = [name for name in names if name.lower().endswith(".safetensors") and is_path(name)]
         paths.sort(key=lambda name: (name != "pytorch_lora_weights.safetensors", name.count("/"), name))
-        chosen = paths[:FILES_A_MODEL] or [n for n in names if n.lower().endswith(PICKLES) and _PATH.fullmatch(n)][:1]
+        chosen = paths[:FILES_A_MODEL] or [n for n in names if n.lower().endswith(PICKLES) and is_path(n)][:1]
         # transformers' ModelCardData becomes a plain dictionary; its fields are whatever the author wrote
         card = model.card_data.to_dict() if model.card_data else {}
         captions = [Caption(text_of(card.get("instance_prompt")), "instance_prompt", 0.9)]
@@ -272,6 +272,11 @@ class HuggingFace:
         if item.claimed_sha256 and stored.sha256 != item.claimed_sha256:
             return Outcome("stored", "the hub states another SHA256 than the file's", stored)
         return Outcome("stored", stored.note, stored)
+
+
+def is_path(name: str) -> bool:
+    """Whether ``name`` can be a file's path in a repository: printable, without "." and ".." and empty folders."""
+    return 0 < len(name) <= MAX_PATH and name.isprintable() and not {"", ".", ".."} & set(name.split("/"))
 
 
 def _gated(what: str) -> FetchError:

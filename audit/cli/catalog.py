@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -94,12 +95,17 @@ def _plain(value: Any) -> Any:
 
 
 def _find(catalog: Catalog, where: str, limit: int) -> list[dict[str, Any]]:
+    return _rows(where, lambda: catalog.find(where, limit))
+
+
+def _rows(where: str, find: Callable[[], Any]) -> list[dict[str, Any]]:
     import duckdb
 
     from audit.errors import CrawlError
 
     try:
-        return catalog.find(where, limit).to_pylist()
+        found: list[dict[str, Any]] = find().to_pylist()
+        return found
     except duckdb.Error as error:
         raise CrawlError(f"the condition {where[:200]!r} failed: {str(error)[:300]}") from error
 
@@ -233,7 +239,7 @@ def fetch(
 @app.command()
 def refresh(
     where: Where = "TRUE",
-    limit: Annotated[int, typer.Option(min=1, help="Items at most; those asked longest ago come first.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="Items at most.")] = 1000,
     civitai_endpoint: CivitaiEndpoint = CIVITAI,
     hub_endpoint: HubEndpoint = HUB,
     rate: Rate = 2.0,
@@ -244,12 +250,13 @@ def refresh(
 ) -> None:
     """Ask the sources again about known items: what they changed, deleted or took down is recorded.
 
-    Nothing is downloaded, and nothing that is stored is removed: a deleted model's row says "gone" and keeps its file.
+    Those asked longest ago come first, so that repeated calls reach all. Nothing is downloaded, and nothing that is
+    stored is removed: a deleted model's row says "gone" and keeps its file.
     """
     from crawlers.crawl import Crawl
 
     catalog = open_catalog(workspace, opt_out, create=False)
-    rows = _find(catalog, f"({where}) AND state NOT IN ('gone', 'opted-out')", limit)
+    rows = _rows(where, lambda: catalog.longest_unasked(where, limit))
     started = time.monotonic()
     total: dict[str, Any] = {}
     for name, source in _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never").items():

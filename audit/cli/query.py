@@ -36,7 +36,8 @@ def query(
 ) -> None:
     """Run SQL over the workspace's tables.
 
-    They are checkpoints, captions, audits, generations, extractions, "references", matches, evaluations and failures.
+    They are checkpoints, captions, asked, audits, generations, extractions, "references", matches, evaluations and
+    failures.
 
     [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, count(*) FROM audits JOIN matches USING (audit_id)
     WHERE is_match GROUP BY ALL" --format csv

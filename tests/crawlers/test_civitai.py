@@ -282,6 +282,44 @@ def test_what_is_taken_down_archived_or_deleted_is_marked_and_kept(workspace: Wo
     assert {found[str(model.id)]["state"] for model in models[3:]} == {"stored"}
 
 
+def test_a_refresh_asks_the_longest_unasked_first_and_reaches_all(workspace: Workspace) -> None:
+    models = [replace(one(), id=number, versions=[replace(one().versions[0], id=number, files=[SimFile(
+        number, "a.safetensors", tiny_lora(number))])]) for number in range(1, 8)]  # fmt: skip
+    catalog = Catalog(workspace)
+    with Site(models) as site:
+        crawl(site, workspace, download=False)
+        workspace.append("checkpoints", [{"item_id": "folder:a:b", "source": "folder", "state": "stored",
+                                          "seen_at": datetime(2020, 1, 1, tzinfo=UTC)}])  # fmt: skip
+        site.remove(4)
+        asked: list[str] = []
+        for _ in range(4):
+            site.requests.clear()
+            Crawl(source(site, catalog), catalog, False).refresh(catalog.longest_unasked("TRUE", 2).to_pylist())
+            asked += [seen.path.rpartition("/")[2] for seen in site.requests]
+    assert sorted(asked[:7]) == list("1234567")  # none twice before all were asked
+    assert asked[7:] == asked[:1] or len(asked) == 7
+    assert workspace.rows("SELECT item_id FROM checkpoints WHERE state = 'gone'") == [{"item_id": "civitai:4:4:4"}]
+
+
+def test_a_model_that_always_fails_does_not_end_a_refresh_and_a_source_that_is_away_does(
+    workspace: Workspace,
+) -> None:
+    models = [replace(one(), id=number, versions=[replace(one().versions[0], id=number, files=[SimFile(
+        number, "a.safetensors", tiny_lora(number))])]) for number in range(1, 8)]  # fmt: skip
+    catalog = Catalog(workspace)
+    with Site(models) as site:
+        crawl(site, workspace, download=False)
+        site.broken_models = {1: 500, 2: 500}
+        site.remove(7)
+        rows = catalog.longest_unasked("TRUE", 100).to_pylist()
+        counts = Crawl(source(site, catalog, retries=0), catalog, False).refresh(rows)
+        assert counts.states == {"failed": 2, "gone": 1}
+        assert "HTTP 500" in next(iter(counts.reasons))
+        site.broken_models = dict.fromkeys(range(8), 500)
+        with pytest.raises(CrawlError, match="HTTP 500"):
+            Crawl(source(site, catalog, retries=0), catalog, False).refresh(rows)
+
+
 def test_changed_metadata_is_recorded_without_another_download(workspace: Workspace) -> None:
     model = one()
     with Site([model]) as site:

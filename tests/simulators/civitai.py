@@ -425,7 +425,8 @@ class Civitai:
     """Serves ``models`` as Civitai's REST API v1 does, with its quirks; a context manager.
 
     ``token`` None means that downloads need no token. ``counts`` has one entry for each kind of request, ``requests``
-    the last 50. ``link_seconds`` can be set to let presigned links expire earlier.
+    the last 50. ``link_seconds`` can be set to let presigned links expire earlier, ``broken_models`` to the status that
+    whatever holds one of these models is answered with, a page of the listing too.
     """
 
     def __init__(
@@ -458,6 +459,7 @@ class Civitai:
         self._models: dict[int, SimModel] = {}
         self._versions: dict[int, tuple[SimModel, SimVersion]] = {}
         self._files: dict[int, SimFile] = {}
+        self.broken_models: dict[int, int] = {}
         self._orders: dict[str, list[tuple[str, int]]] = {}
         self._hash_index: dict[str, int] | None = None
         self._begun: set[int] = set()
@@ -553,6 +555,8 @@ class Civitai:
             case ("GET", "api", "v1", "models", model_id):
                 self._record.count("model")
                 model = self._models.get(_number(model_id))
+                if broken := self.broken_models.get(_number(model_id)):
+                    return json_response({"error": "Server error"}, broken)
                 if model is None:
                     return json_response({"error": f"No model with id {model_id}"}, 404)
                 return json_response(self._model(model))
@@ -598,6 +602,10 @@ class Civitai:
             skipped = next((entry for entry in entries if entry != last), None)
             entries = [entry for entry in entries if entry != skipped]
         more, entries = len(entries) > size, entries[:size]
+        broken = [self.broken_models[model_id] for _, model_id in entries if model_id in self.broken_models]
+        if broken:
+            self._record.count("broken-page")
+            return json_response({"error": "Server error"}, broken[0])
         items = [self._model(self._models[model_id], "primaryFileOnly" in args) for _, model_id in entries]
         return json_response(self._page(request, items, _cursor(number + 1, entries[-1]) if more else None))
 
