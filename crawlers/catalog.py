@@ -31,12 +31,13 @@ OF_ITS_HEADER = tuple(one.name for one in fields(Training))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item: a state of the checkpoints table, why, and the stored file."""
+    """What became of an item: a state of the checkpoints table, why, the stored file, and when it can be had later."""
 
     state: str
     reason: str | None = None
     stored: Stored | None = None
     ground_truth: GroundTruth | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ class Catalog:
             "real_person": item.real_person,
             "minor": item.minor,
             "published_at": item.published_at,
+            "available_at": outcome.until or item.available_at,
             "base_model": found.base_model.value if found.base_model else None,
             "base_model_source": found.base_model.source if found.base_model else None,
             "family": str(found.family.value) if found.family else None,
@@ -223,6 +225,9 @@ class Catalog:
             if download and item.ground_truth_url and not row["ground_truth"] and not same:
                 return "fetch"  # its training set is asked for now
             return "nothing" if same else Outcome("stored", row["reason"])
+        if same and row["state"] == "later":
+            due = row["available_at"] is None or row["available_at"] <= datetime.now(UTC)
+            return "fetch" if download and due else "nothing"
         if same:
             tired = row["state"] == "failed" and row["attempts"] >= MAX_ATTEMPTS and not again
             done = row["state"] == "refused" or tired or not download
@@ -266,6 +271,12 @@ class Catalog:
     def find(self, where: str = "TRUE", limit: int = 1000) -> pa.Table:
         """Rows of the checkpoints view that fulfil the SQL condition ``where``, newest first."""
         return self.workspace.select(f"SELECT * FROM checkpoints WHERE {where} ORDER BY seen_at DESC LIMIT {limit:d}")
+
+    def due_later(self, source: str, limit: int) -> list[Item]:
+        """Items of ``source`` whose early access has ended since they were recorded."""
+        where = "source = ? AND state = 'later' AND coalesce(available_at <= now(), TRUE)"
+        sql = f"SELECT * FROM checkpoints WHERE {where} ORDER BY available_at LIMIT {limit:d}"
+        return self.items(self.workspace.rows(sql, [source]))
 
     def longest_unasked(self, where: str, limit: int) -> pa.Table:
         """Rows of Civitai and Hugging Face that fulfil ``where``: first whose source was asked for longest ago.
@@ -335,6 +346,7 @@ def item_of(row: dict[str, Any], captions: Iterable[dict[str, Any]] = ()) -> Ite
         real_person=bool(row["real_person"]),
         minor=bool(row["minor"]),
         published_at=row["published_at"],
+        available_at=row["available_at"],
         base_models=tuple(Claim(*pair) for pair in claims.get("base_model", []) if not pair[1].startswith(from_header)),
         training_images=tuple(
             TrainingImages(*pair) for pair in claims.get("training_images", []) if not pair[1].startswith(from_header)

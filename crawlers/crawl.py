@@ -18,6 +18,7 @@ from crawlers.items import Item
 
 RECORD_EVERY = 25  # downloads a row file; after a kill no more than these are asked for again
 ASKED_A_FILE = 200
+MOST_LATER = 1000  # items whose early access has ended that one crawl takes
 MOST_FAILURES = 5  # in a row, until a source counts as not answering
 
 Progress = Callable[[str, int, int], None]
@@ -76,7 +77,7 @@ class Counts:
     def add(self, outcome: Outcome) -> None:
         """Count one recorded outcome."""
         self.states[outcome.state] = self.states.get(outcome.state, 0) + 1
-        if outcome.state in ("failed", "refused", "gone") and outcome.reason:
+        if outcome.state in ("failed", "refused", "gone", "later") and outcome.reason:
             reason = outcome.reason[:100]
             if reason in self.reasons or len(self.reasons) < 50:
                 self.reasons[reason] = self.reasons.get(reason, 0) + 1
@@ -145,6 +146,9 @@ class Crawl:
         except FetchError as error:
             raise CrawlError(f"{error}; what was crawled is kept, and the same command goes on from there") from error
         state_file.write(self.source.finished(state))
+        if self.download:
+            left = MOST_LATER if self.limit is None else min(MOST_LATER, max(0, self.limit - counts.new))
+            self._take(self.catalog.due_later(self.source.name, left), counts)
         counts.requests = self.source.requests()
         return counts
 
@@ -260,7 +264,7 @@ class Crawl:
         try:
             return self.source.fetch(item, tell)
         except FetchError as error:
-            return Outcome(error.state, str(error)[:1000])
+            return Outcome(error.state, str(error)[:1000], until=error.until)
 
 
 def estimate(source: Source, catalog: Catalog, limit: int | None, progress: Progress) -> dict[str, Any]:

@@ -38,8 +38,9 @@ class Claim:
 class Item:
     """One file at one place, as its source describes it. ``item_id`` stays the same as long as the place does.
 
-    ``refusal`` says why it is not to be downloaded (a pickle, an opt-out); ``missing`` that the source has taken it
-    away. ``ground_truth_url`` is the uploader's own training set, where the source has it.
+    ``available_at`` is when its early access ends. ``refusal`` says why it is not to be downloaded (a pickle, an
+    opt-out); ``missing`` that the source has taken it away. ``ground_truth_url`` is the uploader's own training set,
+    where the source has it.
     """
 
     item_id: str
@@ -57,6 +58,7 @@ class Item:
     real_person: bool = False
     minor: bool = False
     published_at: datetime | None = None
+    available_at: datetime | None = None
     base_models: tuple[Claim, ...] = ()
     training_images: tuple[TrainingImages, ...] = ()
     captions: tuple[Caption, ...] = ()
@@ -73,7 +75,10 @@ class Item:
         """32 hex digits that change when the source says something else; those of its row for an item read back."""
         if self.known_fingerprint:
             return self.known_fingerprint
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:32]
+        said = asdict(self)
+        if self.available_at is None:  # most have none: their fingerprints are those of before there was one
+            del said["available_at"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 @dataclass

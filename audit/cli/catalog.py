@@ -47,7 +47,9 @@ def list_items(
     context: typer.Context,
     where: Where = "TRUE",
     source: Annotated[str | None, typer.Option(help="civitai, huggingface, folder or file.")] = None,
-    state: Annotated[str | None, typer.Option(help="listed, stored, refused, failed, gone or opted-out.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="listed, stored, later, refused, failed, gone or opted-out.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 50,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
@@ -217,7 +219,8 @@ def fetch(
 
     catalog = open_catalog(workspace, opt_out, max_file, create=False)
     tried = "TRUE" if retry else f"attempts < {MAX_ATTEMPTS}"
-    condition = f"({where}) AND (state = 'listed' OR (state = 'failed' AND {tried}))"
+    due = "state = 'later' AND coalesce(available_at <= now(), TRUE)"
+    condition = f"({where}) AND (state = 'listed' OR (state = 'failed' AND {tried}) OR ({due}))"
     rows = _find(catalog, f"{condition} AND source IN ('civitai', 'huggingface')", limit)
     sources = _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never")
     started = time.monotonic()

@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from audit.errors import CrawlError
 from audit.schemas import CHECKPOINTS
 from audit.storage import Workspace
-from crawlers import http
+from crawlers import civitai, http
 from crawlers.catalog import Catalog, Outcome
 from crawlers.civitai import Civitai, CivitaiQuery, prompts_of, reference_of
 from crawlers.crawl import Counts, Crawl, estimate
@@ -63,6 +64,37 @@ def one(fault: Fault = Fault.none, content: bytes | None = None, **options: Any)
 def site() -> Iterator[Site]:
     with Site(make_models(250, files=False)) as running:
         yield running
+
+
+@pytest.fixture
+def twins(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Site, Site]]:
+    """Two names of one site; the first links to the second's downloads."""
+    with Site([one()]) as first, Site([one()]) as second:
+        first._api_server.url = second._api_server.url
+        monkeypatch.setattr(civitai, "TWINS", frozenset({urlsplit(first.url).netloc, urlsplit(second.url).netloc}))
+        yield first, second
+
+
+def test_twin_hosts_are_one_source(workspace: Workspace, twins: tuple[Site, Site]) -> None:
+    first, second = twins
+    assert crawl(first, workspace).states == {"stored": 1}
+    assert (first.counts["download"], second.counts["download"]) == (0, 1)
+    assert crawl(second, workspace).new == 0
+    [row] = table(workspace)
+    assert row["page_url"].startswith(first.url.removesuffix("/api/v1"))
+
+
+def test_what_one_twin_does_not_show_is_not_gone(workspace: Workspace, twins: tuple[Site, Site]) -> None:
+    first, second = twins
+    catalog = Catalog(workspace)
+    crawl(second, workspace, download=False)
+    first.remove(11)
+    rows = catalog.find().to_pylist()
+    assert Crawl(source(first, catalog), catalog, False).refresh(rows).states == {}
+    assert first.counts["model"] == 0  # it was seen at the second, which is asked first
+    assert [item.item_id for item in source(first, catalog).one(version_id="21")] == ["civitai:11:21:31"]
+    second.remove(11)
+    assert Crawl(source(first, catalog), catalog, False).refresh(rows).states == {"gone": 1}
 
 
 def test_everything_is_listed_once_in_spite_of_the_quirks(workspace: Workspace, tmp_path: Path) -> None:
@@ -179,6 +211,40 @@ def test_a_download_goes_on_where_a_killed_one_stopped(workspace: Workspace) -> 
         catalog.store.part(item).write_bytes(content)
         assert Crawl(api, catalog).take([item]).bytes == 0
     assert table(workspace)[0]["state"] == "stored"
+
+
+@pytest.mark.parametrize("field", ["earlyAccessEndsAt", "earlyAccessDeadline", "deadline"])
+def test_early_access_is_later_with_its_date_and_taken_then(
+    workspace: Workspace, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = one()
+    version = model.versions[0]
+    version.names_the_date = field
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
+    version.early_access_until = until.isoformat()
+    with Site([model]) as site:
+        assert crawl(site, workspace).states == {"later": 1}
+        [row] = table(workspace)
+        assert (row["state"], row["available_at"], row["attempts"]) == ("later", until, 0)
+        assert f"early access until {until:%Y-%m-%d %H:%M} UTC" in row["reason"]
+        assert "token" not in row["reason"]
+        crawl(site, workspace)
+        assert site.counts["early"] == 1  # it is left alone until then
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        version.early_access_until = past.isoformat()
+        known = workspace.rows("SELECT * FROM checkpoints")
+        workspace.append("checkpoints", [known[0] | {"available_at": past, "seen_at": datetime.now(UTC)}])
+        assert crawl(site, workspace).states == {"stored": 1}
+    assert table(workspace)[0]["state"] == "stored"
+
+
+def test_a_bad_token_stays_a_bad_token(workspace: Workspace) -> None:
+    model = one()
+    with Site([model], token="another-token") as site:
+        catalog = Catalog(workspace)
+        item = Civitai(catalog, endpoint=site.url)._items(site._model(model), "civitai.com")[0]
+        [(_, outcome)] = [(item, Crawl(source(site, catalog), catalog).fetch_one(item, lambda n: None))]
+    assert (outcome.state, "token" in (outcome.reason or "")) == ("failed", True)
 
 
 def test_without_a_token_the_reason_says_so(workspace: Workspace) -> None:
@@ -429,6 +495,7 @@ def test_a_bad_training_set_does_not_cost_the_checkpoint(workspace: Workspace) -
 
 
 def test_references_people_paste() -> None:
+    assert reference_of("https://civitai.green/models/11/one") == {"model_id": "11"}
     sha = "ab" * 32
     assert reference_of("https://civitai.com/models/12/name?modelVersionId=34") == {
         "model_id": "12",
@@ -525,7 +592,7 @@ MODEL = st.fixed_dictionaries(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_model_becomes_items_that_can_be_recorded(workspace: Workspace, model: dict[str, Any]) -> None:
     api = Civitai(Catalog(workspace), CivitaiQuery(since=datetime(2024, 1, 1, tzinfo=UTC)), ground_truth=True)
-    for item in api._items(model):
+    for item in api._items(model, "civitai.com"):
         row, _ = api.catalog._row(item, Outcome("listed"), None, datetime.now(UTC))
         pa.Table.from_pylist([row], schema=CHECKPOINTS)
         assert item.item_id.startswith("civitai:")

@@ -114,6 +114,10 @@ class SimVersion:
     files: list[SimFile] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     published_at: str = "2026-01-01T00:00:00.000Z"
+    early_access_until: str | None = None
+    """Until then it is listed, and its download answers 401 to a right token."""
+    names_the_date: str = "earlyAccessEndsAt"
+    """Where the date is said: this field of the version, or ``deadline`` of the refusal."""
 
 
 @dataclass
@@ -674,6 +678,7 @@ class Civitai:
             "baseModel": version.base_model,
             "publishedAt": version.published_at,
             "trainedWords": version.trained_words,
+            **self._early_access(version),
             "files": [self._file(version, file) for file in files],
             "images": [
                 {
@@ -687,6 +692,12 @@ class Civitai:
             ],
             "downloadUrl": f"{self._api_server.url}/api/download/models/{version.id}",
         }
+
+    @staticmethod
+    def _early_access(version: SimVersion) -> dict[str, Any]:
+        if version.early_access_until is None or version.names_the_date == "deadline":
+            return {}
+        return {"availability": "EarlyAccess", version.names_the_date: version.early_access_until}
 
     def _whole_version(self, version_id: int) -> dict[str, Any]:
         model, version = self._versions[version_id]
@@ -771,6 +782,11 @@ class Civitai:
         files = version.files if version and model and not model.mode else []
         wanted = _number(request.args["fileId"]) if "fileId" in request.args else None
         file = next((file for file in files if (file.primary if wanted is None else file.id == wanted)), None)
+        until = version.early_access_until if version else None
+        if version and until and datetime.fromisoformat(until) > datetime.now(UTC):
+            self._record.count("early")
+            named = {"deadline": until} if version.names_the_date == "deadline" else {}
+            return json_response({"error": "Unauthorized", "message": "Early Access", **named}, 401)
         if file is None or file.fault is Fault.not_found:
             return json_response({"error": "File not found"}, 404)
         if file.fault is Fault.server_error:
