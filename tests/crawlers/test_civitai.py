@@ -131,7 +131,8 @@ def test_rows_say_what_the_source_says(workspace: Workspace) -> None:
 
 GOOD = {
     Fault.none: None, Fault.missing_sha256: None, Fault.drops_halfway: None, Fault.link_expires: None,
-    Fault.ignores_range: None, Fault.corrupt_once: None, Fault.rewritten_header: "header was rewritten",
+    Fault.ignores_range: None, Fault.corrupt_once: None, Fault.gzipped: None, Fault.gzipped_range: None,
+    Fault.rewritten_header: "header was rewritten",
     Fault.wrong_sha256: "right tensor hash",
 }  # fmt: skip
 BAD = {

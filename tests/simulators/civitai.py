@@ -6,6 +6,7 @@ There are two servers on two ports: the API, and the object store that the presi
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import hmac
 import io
@@ -82,11 +83,16 @@ class Fault(StrEnum):
     """The download always answers 500."""
     too_big = "too_big"
     """Content-Length says 10 GB (64 MB of zeros come, then the connection closes); sizeKB says small."""
+    gzipped = "gzipped"
+    """The object store compresses whole answers with gzip, asked or not; the first download drops halfway."""
+    gzipped_range = "gzipped_range"
+    """As gzipped, and Range answers 206 with a range of the compressed bytes."""
     corrupt_once = "corrupt_once"
     """The first download has a flipped byte in the tensor data."""
 
 
-DROPS = (Fault.drops_halfway, Fault.link_expires, Fault.ignores_range)
+GZIPPED = (Fault.gzipped, Fault.gzipped_range)
+DROPS = (*GZIPPED, Fault.drops_halfway, Fault.link_expires, Fault.ignores_range)
 
 
 @dataclass
@@ -834,6 +840,8 @@ class Civitai:
 
     def _store_file(self, request: Request, file: SimFile, signature: str) -> Response:
         content = served(file)
+        if file.fault in GZIPPED:
+            content = gzip.compress(bytes_of(content), mtime=0)
         size = TEN_GIGABYTES if file.fault is Fault.too_big else size_of(content)
         asked = asked_range(request.headers.get("Range"), size)
         stop_after = None
@@ -850,7 +858,9 @@ class Civitai:
             "ETag": f'"{hashlib.md5(f"{file.id} {size}".encode()).hexdigest()}"',
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}",
         }
-        ignore_range = file.fault is Fault.ignores_range
+        if file.fault in GZIPPED:
+            headers["Content-Encoding"] = "gzip"
+        ignore_range = file.fault in (Fault.ignores_range, Fault.gzipped)
         return file_response(request, content, headers, size=size, ignore_range=ignore_range, stop_after=stop_after)
 
     def _is_first(self, file_id: int) -> bool:
