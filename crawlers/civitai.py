@@ -13,8 +13,8 @@ from audit import metrics
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from crawlers.catalog import Catalog, Outcome
-from crawlers.crawl import Page
-from crawlers.http import Session, Token
+from crawlers.crawl import Page, with_passed_over
+from crawlers.http import Session, Token, is_of_the_request
 from crawlers.items import (
     Claim,
     Item,
@@ -35,6 +35,8 @@ ADAPTERS = ("LORA", "LoCon", "DoRA")
 SORTS = ("Newest", "Most Downloaded", "Highest Rated")
 WEIGHTS = ("Model", "Pruned Model")
 PAGE = 100
+PART = 10  # models: of a page that fails as a whole
+MOST_PARTS = 50  # page times limit may be 1000 at most
 PROMPT_IMAGES = 20
 # A first crawl's prompts cost a request a version; they are asked for only where the version names no trained words.
 PROMPTS = ("missing", "always", "never")
@@ -100,22 +102,75 @@ class Civitai:
         return self.session.requests
 
     def pages(self, state: dict[str, Any]) -> Iterator[Page]:
-        """Pages of models; the end is an absent nextCursor, an empty page is not."""
+        """Pages of models; the end is an absent nextCursor, an empty page is not.
+
+        A page that answers 400 or 5xx for ever is taken in parts, and the parts that cannot be had are passed over.
+        """
         cursor = state.get("cursor")
         while True:
-            parameters = [*self.asked.parameters(), *([("cursor", cursor)] if cursor else [])]
-            answer = self.session.get_json(f"{self.endpoint}/models?{urlencode(parameters)}")
-            metadata = dict_of(dict_of(answer).get("metadata"))
-            following = text_of(metadata.get("nextCursor"), 2000) or None
-            models = list_of(dict_of(answer).get("items"))
-            items = [item for model in models for item in self._items(dict_of(model), self.hosts[0])]
-            yield Page(items, {**state, "cursor": following, "pages": state.get("pages", 0) + 1})
+            passed_over: tuple[str, ...] = ()
+            try:
+                items, following = self._listed(cursor)
+            except FetchError as error:
+                if not is_of_the_request(error):
+                    raise
+                items, following, passed_over = self._in_parts(cursor, error)
+            state = with_passed_over({**state, "cursor": following, "pages": state.get("pages", 0) + 1}, passed_over)
+            yield Page(items, state, passed_over)
             if following is None:
                 return
             if following == cursor:
                 raise CrawlError(f"{self.endpoint} gives the same cursor twice: its listing cannot be followed")
-            state = {**state, "cursor": following, "pages": state.get("pages", 0) + 1}
             cursor = following
+
+    def _listed(self, cursor: str | None, number: int | None = None) -> tuple[list[Item], str | None]:
+        """The items at ``cursor`` and the next cursor; with ``number`` only those of that part of PART models."""
+        parameters = [*self.asked.parameters(), *([("cursor", cursor)] if cursor else [])]
+        if number is not None:
+            parameters = [(name, str(PART) if name == "limit" else value) for name, value in parameters]
+            parameters.append(("page", str(number)))
+        answer = self.session.get_json(f"{self.endpoint}/models?{urlencode(parameters)}")
+        metadata = dict_of(dict_of(answer).get("metadata"))
+        models = list_of(dict_of(answer).get("items"))
+        items = [item for model in models for item in self._items(dict_of(model), self.hosts[0])]
+        return items, text_of(metadata.get("nextCursor"), 2000) or None
+
+    def _in_parts(self, cursor: str | None, whole: FetchError) -> tuple[list[Item], str | None, tuple[str, ...]]:
+        """What can be had of the page that fails with ``whole``, the cursor behind it, and what was passed over.
+
+        Raises ``whole`` where the pages behind it fail as well: then it is not this page, but the source or the query.
+        """
+        behind = PAGE // PART + 1
+        if not any(self._answers(cursor, number) for number in (behind, 2 * behind)):
+            raise whole
+        items: list[Item] = []
+        passed_over: list[str] = []
+        for number in range(1, MOST_PARTS + 1):
+            try:
+                part, following = self._listed(cursor, number)
+            except FetchError as error:
+                if not is_of_the_request(error):
+                    raise
+                passed_over.append(
+                    f"listing passed over {PART} models (HTTP {error.status}; part {number} behind cursor "
+                    f"{cursor or 'none'})"
+                )
+                continue
+            if part and items and {item.item_id for item in part} <= {item.item_id for item in items[-len(part) :]}:
+                raise whole  # the number is ignored: the same models come again and again
+            items += part
+            if following is None or number * PART >= PAGE:
+                return items, following, tuple(passed_over)
+        raise whole
+
+    def _answers(self, cursor: str | None, number: int) -> bool:
+        try:
+            self._listed(cursor, number)
+        except FetchError as error:
+            if not is_of_the_request(error):
+                raise
+            return False
+        return True
 
     def seen_all(self, state: dict[str, Any], page: Page, new: int) -> bool:
         """Newest first, after a crawl that saw everything, a page without anything new is the last that matters."""

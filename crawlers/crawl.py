@@ -26,10 +26,14 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Page:
-    """Items of one answer of the source. ``state`` is what the crawl needs to go on behind it."""
+    """Items of one answer of the source. ``state`` is what the crawl needs to go on behind it.
+
+    ``passed_over`` names the parts of the listing that the source could not answer.
+    """
 
     items: list[Item]
     state: dict[str, Any]
+    passed_over: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -71,6 +75,7 @@ class Counts:
     new: int = 0
     requests: int = 0
     bytes: int = 0
+    passed_over: int = 0
     states: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
 
@@ -78,9 +83,12 @@ class Counts:
         """Count one recorded outcome."""
         self.states[outcome.state] = self.states.get(outcome.state, 0) + 1
         if outcome.state in ("failed", "refused", "gone", "later") and outcome.reason:
-            reason = outcome.reason[:100]
-            if reason in self.reasons or len(self.reasons) < 50:
-                self.reasons[reason] = self.reasons.get(reason, 0) + 1
+            self.because(outcome.reason[:100])
+
+    def because(self, reason: str) -> None:
+        """Count ``reason``; at most 50 are kept."""
+        if reason in self.reasons or len(self.reasons) < 50:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
 class CrawlState:
@@ -135,6 +143,9 @@ class Crawl:
             for page in self.source.pages(state):
                 new = self._take(page.items, counts)
                 counts.pages += 1
+                for one in page.passed_over:
+                    counts.passed_over += 1
+                    counts.because(one)
                 counts.requests = self.source.requests()
                 self.progress("listing", counts.items, 0)
                 if self.limit is not None and counts.new >= self.limit:
@@ -145,7 +156,8 @@ class Crawl:
                 state_file.write(state)
         except FetchError as error:
             raise CrawlError(f"{error}; what was crawled is kept, and the same command goes on from there") from error
-        state_file.write(self.source.finished(state))
+        kept = {name: state[name] for name in (PASSED_OVER,) if name in state}
+        state_file.write({**self.source.finished(state), **kept})
         if self.download:
             left = MOST_LATER if self.limit is None else min(MOST_LATER, max(0, self.limit - counts.new))
             self._take(self.catalog.due_later(self.source.name, left), counts)
@@ -267,9 +279,22 @@ class Crawl:
             return Outcome(error.state, str(error)[:1000], until=error.until)
 
 
+PASSED_OVER = "passed_over"
+
+
+def with_passed_over(state: dict[str, Any], passed_over: tuple[str, ...]) -> dict[str, Any]:
+    """``state`` that names what was passed over too, the newest 100."""
+    if not passed_over:
+        return state
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    named = [*state.get(PASSED_OVER, []), *({"what": one, "at": now} for one in passed_over)]
+    return {**state, PASSED_OVER: named[-100:]}
+
+
 def estimate(source: Source, catalog: Catalog, limit: int | None, progress: Progress) -> dict[str, Any]:
     """What a crawl would do, without writing or downloading: items by step, and the bytes the source states."""
-    counts: dict[str, Any] = {"pages": 0, "items": 0, "new": 0, "to_download": 0, "bytes": 0, "unknown_sizes": 0}
+    counts: dict[str, Any] = {"pages": 0, "items": 0, "new": 0, "to_download": 0, "bytes": 0, "unknown_sizes": 0,
+                              "passed_over": 0}  # fmt: skip
     state = CrawlState(catalog.workspace, source.name, source.query()).read()
     for page in source.pages(state):
         known = catalog.known([item.item_id for item in page.items])
@@ -282,6 +307,7 @@ def estimate(source: Source, catalog: Catalog, limit: int | None, progress: Prog
                 counts["bytes"] += item.claimed_bytes or 0
                 counts["unknown_sizes"] += item.claimed_bytes is None
         counts["pages"] += 1
+        counts["passed_over"] += len(page.passed_over)
         counts["items"] += len(page.items)
         counts["new"] += new
         progress("listing", counts["items"], 0)

@@ -329,6 +329,11 @@ class Session:
             raise FetchError(f"{shown(url)} answers no JSON ({str(error)[:80]})") from None
 
 
+def is_of_the_request(error: FetchError) -> bool:
+    """Whether the source answers, but not this (400, or an error of its own that all retries have met)."""
+    return error.status == 400 or (error.status or 0) >= 500
+
+
 def check_status(response: requests.Response) -> None:
     """Raise FetchError for a status of 400 and more, with what the status means."""
     status = response.status_code

@@ -109,6 +109,38 @@ def test_everything_is_listed_once_in_spite_of_the_quirks(workspace: Workspace, 
     assert counts.states == {"listed": len(files)}
 
 
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("place", [0, 4, 130, 249])
+def test_a_page_that_fails_for_ever_is_passed_over_and_named(workspace: Workspace, status: int, place: int) -> None:
+    models = make_models(250, files=False)
+    newest = sorted(models, key=lambda model: max(v.published_at for v in model.versions), reverse=True)
+    with Site(models) as site:
+        site.broken_models = {newest[place].id: status}
+        counts = crawl(site, workspace, download=False, retries=1)
+        listed = {int(row["model_id"]) for row in table(workspace)}
+        missing = {model.id for model in models} - listed
+        assert newest[place].id in missing
+        assert len(missing) <= 10
+        assert counts.passed_over >= 1
+        assert f"HTTP {status}" in next(iter(counts.reasons))
+        [state] = [json.loads(path.read_text())["state"] for path in (workspace.root / "crawls").iterdir()]
+        assert state["complete"]
+        assert f"HTTP {status}" in state["passed_over"][0]["what"]
+        site.broken_models = {}
+        catalog = Catalog(workspace)
+        assert Crawl(source(site, catalog), catalog, False, restart=True).run().new >= 1
+        assert len({row["model_id"] for row in table(workspace)}) == 250
+
+
+def test_a_query_that_always_fails_ends_the_crawl(workspace: Workspace) -> None:
+    models = make_models(250, files=False)
+    with Site(models) as site:
+        site.broken_models = {model.id: 400 for model in models}
+        with pytest.raises(CrawlError, match="HTTP 400"):
+            crawl(site, workspace, download=False)
+        assert site.counts["models"] == 3
+
+
 def test_rows_say_what_the_source_says(workspace: Workspace) -> None:
     with Site([one()]) as site:
         crawl(site, workspace)

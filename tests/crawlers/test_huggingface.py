@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -103,6 +104,23 @@ def test_pages_bursts_and_a_second_run(workspace: Workspace) -> None:
         publish(hub, 200, last_modified="2026-04-01T00:00:00.000Z")
         third = crawl(hub, workspace, download=False)
         assert (third.new, third.items < 20) == (1, True)
+
+
+def test_a_page_that_fails_for_ever_does_not_end_the_crawl(workspace: Workspace) -> None:
+    with Hub.serve(page_size=10) as hub:
+        for number in range(60):
+            publish(hub, number, content=tiny_lora(0))
+        hub.broken = {"lastModified": ("user0/lora-30", 400)}
+        counts = crawl(hub, workspace, download=False)
+        assert hub.counts["broken-page"] > 0
+        assert (len(rows(workspace)), counts.passed_over) == (60, 1)
+        assert "the listing by last_modified ends early (HTTP 400" in next(iter(counts.reasons))
+        [state] = [json.loads(path.read_text())["state"] for path in (workspace.root / "crawls").iterdir()]
+        assert "last_modified" in state["passed_over"][0]["what"]
+        assert state["complete_until"].startswith("2026-03-28")
+        hub.broken = {"lastModified": ("user0/lora-27", 400)}  # on the first page
+        with pytest.raises(CrawlError, match="HTTP 400"):
+            crawl(hub, Workspace(workspace.root.parent / "other"), download=False)
 
 
 def test_an_interrupted_crawl_loses_nothing_and_asks_nothing_twice(workspace: Workspace) -> None:
