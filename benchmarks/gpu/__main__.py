@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.gpu.facts import Record
+from benchmarks.gpu.facts import Figures, Record
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -69,7 +69,7 @@ def main(
 ) -> None:
     """Measure and report."""
     names = chosen(parts)
-    command = {"seconds": seconds, "parts": ",".join(names), "device": device, "tiny": tiny}
+    command: Figures = {"seconds": seconds, "parts": ",".join(names), "device": device, "tiny": tiny}
     record = Record(command, seconds, json_file, tiny, speed_counts=device.startswith("cuda") and not tiny)
     record.say("begun", {"parts": ",".join(names)})  # before anything heavy is imported
     with record.within("start", 0):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,10 +18,11 @@ import torch
 from benchmarks.gpu import models, subject
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.facts import Figures
-from benchmarks.gpu.measure import Cost, cost_of, release, tera_operations, wait
+from benchmarks.gpu.measure import cost_of, release, tera_operations, wait
 from benchmarks.gpu.models import Kind
 
 RANK, TINY_RANK = 64, 4
+Work = Callable[[], object]
 MOST_OTHER_SHARE = 0.05
 LEAST_TIMES_FASTER = 1.5
 
@@ -63,10 +66,9 @@ def _measure(bench: Bench, kind: Kind) -> None:
     if not bench.record.step("checkpoint", sweep.build, lambda: _checkpoint(bench, kind)):
         return
     real = pair_of(bench, kind)
-    for batch in sweep.evaluations:
-        bench.record.step(f"UNet, batch {batch}", sweep.step, lambda n=batch: _evaluation(bench, real, n))
-    for batch in sweep.decodings:
-        bench.record.step(f"decoder, batch {batch}", sweep.step, lambda n=batch: _decoding(bench, real, n))
+    pair = real.pair
+    _sweep(bench, "UNet", sweep.evaluations, sweep.step, lambda batch: subject.evaluation(pair, batch))
+    _sweep(bench, "decoder", sweep.decodings, sweep.step, lambda batch: subject.decoding(pair, batch))
     release(bench.device)
     rates: list[float] = []
     bench.record.step("extraction", sweep.extraction, lambda: _extraction(bench, kind, sweep, real, rates))
@@ -98,29 +100,26 @@ def _checkpoint(bench: Bench, kind: Kind) -> Figures:
     }
 
 
-def _evaluation(bench: Bench, real: subject.RealPair, batch: int) -> Figures:
-    with torch.inference_mode():
-        evaluate = subject.evaluation(real.pair, batch)
-        return _swept(cost_of(evaluate, bench.device), batch, tera_operations(subject.evaluation(real.pair, 1)))
+def _sweep(bench: Bench, name: str, batches: tuple[int, ...], cost: float, work_of: Callable[[int], Work]) -> None:
+    """The work at each batch size, until one does not fit into memory."""
+    operations = cache(lambda: tera_operations(work_of(1)))
 
+    @torch.inference_mode()
+    def swept(batch: int) -> Figures:
+        found = cost_of(work_of(batch), bench.device)
+        if found is None:
+            return {"out_of_memory": True}
+        return {
+            "ms": found.seconds * 1e3,
+            "a_second": batch / found.seconds,
+            "tflop_s": batch * operations() / found.seconds,
+            "activations_gib": found.gib,
+        }
 
-def _decoding(bench: Bench, real: subject.RealPair, batch: int) -> Figures:
-    with torch.inference_mode():
-        latents = subject.random_latents(real.pair, batch)
-        cost = cost_of(lambda: real.pair.decode(latents), bench.device)
-        return _swept(cost, batch, tera_operations(lambda: real.pair.decode(latents[:1])))
-
-
-def _swept(cost: Cost | None, batch: int, operations: float) -> Figures:
-    """``operations``: 10^12 an image."""
-    if cost is None:
-        return {"out_of_memory": True}
-    return {
-        "ms": cost.seconds * 1e3,
-        "images_s": batch / cost.seconds,
-        "tflop_s": batch * operations / cost.seconds,
-        "activations_gib": cost.gib,
-    }
+    for batch in batches:
+        measured = bench.record.step(f"{name}, batch {batch}", cost, partial(swept, batch))
+        if measured and bench.record.last.get("out_of_memory"):
+            break
 
 
 def _extraction(bench: Bench, kind: Kind, sweep: Sweep, real: subject.RealPair, rates: list[float]) -> Figures:
@@ -146,6 +145,7 @@ def _diffusers(bench: Bench, kind: Kind, sweep: Sweep, real: subject.RealPair, r
     pipeline = _plain_pipeline(real)
     rated = {batch: _short_rate(pipeline, batch, bench) for batch in sweep.pipeline_batches}
     best = max(rated, key=lambda batch: rated[batch])
+    _draw(pipeline, best, 1, "pil")
     started = time.perf_counter()
     pictures: list[Any] = []
     while len(pictures) < sweep.pipeline_images:
@@ -162,7 +162,7 @@ def _diffusers(bench: Bench, kind: Kind, sweep: Sweep, real: subject.RealPair, r
     if rates:
         times = rates[0] * sampling / len(pictures)
         bench.record.bound("times diffusers' images a second", times, at_least=LEAST_TIMES_FASTER, speed=True)
-        figures |= {"ours_times_faster": times, "ours_times_faster_described_and_kept": rates[0] * whole / len(pictures)}
+        figures |= {"ours_faster": times, "ours_faster_described_and_kept": rates[0] * whole / len(pictures)}
     return figures
 
 

@@ -101,6 +101,11 @@ class Record:
         """Seconds since the start."""
         return time.monotonic() - self._began
 
+    @property
+    def last(self) -> Figures:
+        """The figures of the last fact."""
+        return self.results.facts[-1].figures
+
     def say(self, name: str, figures: Figures, state: State = State.measured) -> None:
         """Keep and print one fact."""
         fact = Fact(self.part, name, round(self.elapsed, 2), state, dict(figures))
@@ -117,7 +122,7 @@ class Record:
         equal: Figure = None,
         speed: bool = False,
     ) -> None:
-        """Keep whether ``figure`` holds its bound; NaN and None never do. ``speed`` counts on a GPU at real size only."""
+        """Keep whether ``figure`` holds its bound; NaN and None never do. ``speed`` counts on a GPU at real size."""
         number = figure if isinstance(figure, (int, float)) else float("nan")
         if at_least is not None:
             limit, held = f"at least {at_least:g}", number >= at_least

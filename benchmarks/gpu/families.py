@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ def measure(bench: Bench) -> None:
     from tests.models.nano import FAMILIES
 
     for name in FAMILIES:
-        bench.record.step(name, 40 / len(FAMILIES), lambda name=name: _family(bench, name))
+        bench.record.step(name, 40 / len(FAMILIES), partial(_family, bench, name))
 
 
 def _family(bench: Bench, name: str) -> Figures:

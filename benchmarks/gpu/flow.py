@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def _model(
     made: list[Any] = []
     if bench.record.step(f"{name}, made", 2 * cost, lambda: _made(bench, kind, sizes, made)):
         for batch in batches:
-            bench.record.step(f"{name}, batch {batch}", cost, lambda n=batch: _evaluated(bench, made[0], inputs, n))
+            bench.record.step(f"{name}, batch {batch}", cost, partial(_evaluated, bench, made[0], inputs, batch))
     made.clear()
     release(bench.device)
 

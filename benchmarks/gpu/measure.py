@@ -50,10 +50,10 @@ def seconds_of(work: Callable[[], object], device: str, repeats: int = 3, warm: 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of a piece of work, and the GiB it needed above what was there before; nan on a CPU."""
+    """Seconds of a piece of work, and the GiB it needed above what was there before; None on a CPU."""
 
     seconds: float
-    gib: float
+    gib: float | None
 
 
 def cost_of(work: Callable[[], object], device: str, repeats: int = 2) -> Cost | None:
@@ -69,7 +69,7 @@ def cost_of(work: Callable[[], object], device: str, repeats: int = 2) -> Cost |
         return None
     finally:
         peak = torch.cuda.max_memory_allocated() if is_cuda(device) else 0
-    return Cost(seconds, (peak - before) / GIB if is_cuda(device) else float("nan"))
+    return Cost(seconds, (peak - before) / GIB if is_cuda(device) else None)
 
 
 def tera_operations(work: Callable[[], object]) -> float:

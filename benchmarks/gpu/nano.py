@@ -39,8 +39,8 @@ def read_golden(file: Path) -> Golden:
     with np.load(file) as held:
         if int(held["version"]) != subject.VERSION:
             raise ValueError(f"{file}: facts of algorithm {held['version']}, not {subject.VERSION}; {mend}")
-        names = [held[name].tolist() for name in ("matches", "tiny_matches")]
-        return Golden(held["vectors"], *names, held["images"], float(held["change"]))
+        matches, tiny = (held[name].tolist() for name in ("matches", "tiny_matches"))
+        return Golden(held["vectors"], matches, tiny, held["images"], float(held["change"]))
 
 
 def make_golden(bench: Bench) -> None:

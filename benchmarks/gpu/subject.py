@@ -41,7 +41,7 @@ W = 2.0
 STEPS = 15
 VERSION = ALGORITHM_VERSION  # of the facts that an audit answers
 
-__all__ = ["VERSION", "pdq_hash", "to_png"]
+__all__ = ["Sampler", "pdq_hash", "to_png"]
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,12 @@ def random_latents(pair: ModelPair, batch: int) -> torch.Tensor:
     return torch.randn(batch, *pair.latent_shape, device=pair.device).to(pair.dtype)
 
 
+def decoding(pair: ModelPair, batch: int) -> Callable[[], np.ndarray]:
+    """Decoding of ``batch`` latents, ready to be called."""
+    latents = random_latents(pair, batch)
+    return lambda: pair.decode(latents)
+
+
 class Watched:
     """Guidance that calls ``begin`` before its first prediction: the loop, without what comes before it."""
 
@@ -246,8 +252,8 @@ def extract(pair: ModelPair, device: str, folder: Path, images: int) -> Extracti
         started = time.perf_counter()
         stage.run()
         seconds = time.perf_counter() - started
-    shares = [clock.seconds(part) / seconds for part in ("evaluation", "decoding")]
-    return Extraction(images, seconds, *shares, sum(sampled), sampler.batch_size)
+    evaluating, decoding = (clock.seconds(part) / seconds for part in ("evaluation", "decoding"))
+    return Extraction(images, seconds, evaluating, decoding, sum(sampled), sampler.batch_size)
 
 
 def describe_and_keep(pictures: Sequence[Any], device: str, folder: Path) -> None:

@@ -6,6 +6,7 @@ import copy
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def _layouts(bench: Bench, pair: Any) -> Figures:
     for name, layout in (("channels_last", torch.channels_last), ("contiguous", torch.contiguous_format)):
         network = copy.deepcopy(pair.base.unet).to(memory_format=layout)
         figures[f"{name}_ms"] = _milliseconds(bench, pair, network, layout)
-        with replaced(torch.backends.cudnn, "benchmark", True):
+        with torch.backends.cudnn.flags(enabled=True, benchmark=True):
             figures[f"{name}_benchmark_ms"] = _milliseconds(bench, pair, network, layout)
         del network
         release(bench.device)
@@ -94,9 +95,14 @@ def _threads(bench: Bench, pair: Any) -> Figures:
     figures = {}
     for threads in bench.size(THREADS, THREADS[:2]):
         with ThreadPoolExecutor(threads) as pool:
-            seconds = seconds_of(lambda pool=pool: list(pool.map(keep, images)), bench.device, 1)
+            seconds = seconds_of(partial(_all, pool, keep, images), bench.device, 1)
         figures[f"threads_{threads}_ms"] = seconds / len(images) * 1e3
     return figures
+
+
+def _all(pool: ThreadPoolExecutor, work: Callable[[np.ndarray], None], images: list[np.ndarray]) -> None:
+    """Do ``work`` on all images."""
+    list(pool.map(work, images))
 
 
 def _compiled(bench: Bench, pair: Any) -> Figures:
