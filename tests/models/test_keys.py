@@ -28,7 +28,7 @@ from audit.models.families.keys import _ORIGINALS, Target, flat_targets, module_
 from audit.models.formats.names import Algorithm, read_names
 from audit.models.formats.parts import gathered
 from audit.models.safetensors_header import TensorInfo
-from benchmarks.loading import SD15, SDXL
+from benchmarks.gpu.models import Kind, sizes_of
 from tests.models import nano
 
 # Published configurations (config.json of the models' repositories); what is left out is diffusers' default.
@@ -60,9 +60,9 @@ def parameters_of(network: nn.Module) -> int:
 
 # (network, its parameters in millions as published)
 REAL: dict[str, tuple[Callable[[], nn.Module], float]] = {
-    "sd15": (lambda: UNet2DConditionModel(**SD15), 859.5),
+    "sd15": (lambda: UNet2DConditionModel(**sizes_of(Kind.sd15).unet), 859.5),
     "sd21": (lambda: UNet2DConditionModel(**SD21), 865.9),
-    "sdxl": (lambda: UNet2DConditionModel(**SDXL), 2567.5),
+    "sdxl": (lambda: UNet2DConditionModel(**sizes_of(Kind.sdxl).unet), 2567.5),
     "flux": (lambda: FluxTransformer2DModel(**FLUX), 11901.4),
     "sd35": (lambda: SD3Transformer2DModel(**SD35_LARGE), 8056.6),
     "clip-l": (lambda: CLIPTextModel(CLIPTextConfig(**CLIP_L)), 123.06),
