@@ -37,15 +37,15 @@ class Part:
 
 
 PARTS = {
-    "card": Part("card", 2),
-    "nano": Part("nano", 12),
-    "families": Part("families", 6),
-    "memory": Part("memory", 10),
-    "sd15": Part("denoisers", 20, "measure_sd15"),
-    "variants": Part("variants", 5),
-    "sdxl": Part("denoisers", 45, "measure_sdxl"),
-    "flow": Part("flow", 6),
-    "match": Part("match", 10),
+    "card": Part("benchmarks.gpu.card", 2),
+    "nano": Part("benchmarks.gpu.nano", 12),
+    "families": Part("benchmarks.gpu.families", 6),
+    "memory": Part("benchmarks.gpu.memory", 10),
+    "sd15": Part("benchmarks.gpu.denoisers", 20, "measure_sd15"),
+    "variants": Part("benchmarks.gpu.variants", 5),
+    "sdxl": Part("benchmarks.gpu.denoisers", 45, "measure_sdxl"),
+    "flow": Part("benchmarks.gpu.flow", 6),
+    "match": Part("benchmarks.gpu.match", 10),
 }
 
 
@@ -72,7 +72,7 @@ def main(
     command: Figures = {"seconds": seconds, "parts": ",".join(names), "device": device, "tiny": tiny}
     record = Record(command, seconds, json_file, tiny, speed_counts=device.startswith("cuda") and not tiny)
     record.say("begun", {"parts": ",".join(names)})  # before anything heavy is imported
-    with record.within("start", 0):
+    with record.within("start"):
         measure_all(record, names, device, tiny, golden, make_golden)
     raise typer.Exit(record.end())
 
@@ -91,14 +91,12 @@ def measure_all(
     bench = Bench(record, device, tiny, golden or GOLDEN)
     measures: dict[str, Part] = {name: PARTS[name] for name in names}
     if make_golden:
-        measures = {"nano": Part("nano", 60, "make_golden")}
+        measures = {"nano": Part("benchmarks.gpu.nano", 60, "make_golden")}
     with torch.no_grad():
         for name, part in measures.items():
-            with record.within(name, part.least) as fits:
-                if fits:
-                    measure: Callable[[Bench], None] = getattr(
-                        import_module(f"benchmarks.gpu.{part.module}"), part.function
-                    )
+            with record.within(name):
+                if record.fits("the part", part.least):
+                    measure: Callable[[Bench], None] = getattr(import_module(part.module), part.function)
                     measure(bench)
             release(device)
     shutil.rmtree(bench.folder, ignore_errors=True)

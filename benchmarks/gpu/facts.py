@@ -158,11 +158,11 @@ class Record:
         return True
 
     @contextmanager
-    def within(self, part: str, cost: float) -> Iterator[bool]:
-        """The facts inside are of ``part``; an error becomes a failed fact. Yields whether the part fits at all."""
+    def within(self, part: str) -> Iterator[None]:
+        """The facts inside are of ``part``; an error becomes a failed fact."""
         self.part = part
         try:
-            yield self.fits("the part", cost)
+            yield
         except Exception as error:
             self._failed("the part", error)
 

@@ -32,8 +32,9 @@ pip=("$work/venv/bin/python" -m pip --disable-pip-version-check)
 
 platforms=()
 for glibc in 2_28 2_27 2_17; do platforms+=(--platform "manylinux_${glibc}_x86_64"); done
-requirements=()
-for name in diffusers duckdb importlib_metadata zipp pydantic pydantic_core typing-inspection annotated-types; do
+# the hub's client that both diffusers and the image's transformers take: this project's own is newer
+requirements=(huggingface_hub==1.33.0)
+for name in diffusers duckdb pydantic pydantic_core typing-inspection annotated-types; do
     requirements+=("$(pinned "$name")")
 done
 "${pip[@]}" download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \

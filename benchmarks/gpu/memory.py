@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,25 +17,23 @@ from benchmarks.gpu.facts import Figures
 from benchmarks.gpu.measure import release
 
 CAP_MIB = 48  # above what is resident: less than a batch of 256 needs, more than one of 1
-STEPS = 4
+STEPS, TINY_STEPS = 4, 2
 
 
 def measure(bench: Bench) -> None:
     """A cap on the device's memory, one that only decoding meets, and an error that is none of memory."""
     pair = subject.nano_pair(bench.device)
-    count, batch = bench.size((256, 256), (12, 12))
-    whole = subject.images_of(subject.sampler_of(pair, bench.size(64, 12), STEPS), count)
-    sampler = subject.sampler_of(pair, batch, STEPS)
-    bench.record.step("a cap on memory", 4, lambda: _capped(bench, sampler, whole))
-    sampler = subject.sampler_of(pair, batch, STEPS)
-    bench.record.step("decoding alone", 4, lambda: _decoding(bench, sampler, whole))
+    count, steps = bench.size((256, STEPS), (6, TINY_STEPS))
+    whole = subject.images_of(subject.sampler_of(pair, bench.size(64, 6), steps), count)
+    for name, measure_one in (("a cap on memory", _capped), ("decoding alone", _decoding)):
+        bench.record.step(name, 4, partial(measure_one, bench, subject.sampler_of(pair, count, steps), whole))
     bench.record.step("sticky error", 12, lambda: _sticky(bench))
 
 
 def _capped(bench: Bench, sampler: subject.Sampler, whole: np.ndarray) -> Figures:
-    """On a CPU, whose memory has no cap, batches of more than five are refused."""
+    """On a CPU, whose memory has no cap, batches of more than two are refused."""
     if not bench.cuda:
-        with subject.refusing(sampler, "latents", 5, _exhaust(bench)):
+        with subject.refusing(sampler, "latents", 2, _exhaust(bench)):
             return _halved(bench, "images kept under a cap", sampler, whole)
     release(bench.device)
     total = torch.cuda.mem_get_info()[1]
@@ -79,7 +78,7 @@ def _halved(bench: Bench, name: str, sampler: subject.Sampler, whole: np.ndarray
 def _sticky(bench: Bench) -> Figures:
     """In a process of its own: after such an error nothing on the device can be used any more."""
     command = [sys.executable, "-m", "benchmarks.gpu.sticky", bench.device]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 if bench.cuda else None, check=False)
     if done.returncode or not done.stdout.strip():
         raise RuntimeError(f"the child process ended with {done.returncode}: {done.stderr[-300:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -95,7 +95,7 @@ def _audit(bench: Bench, golden: Golden) -> Figures:
 
 def _batches(bench: Bench, golden: Golden) -> Figures:
     """Differences in levels of 255."""
-    count = bench.size(PIXELS, 4)
+    count = bench.size(PIXELS, 2)
     pair = subject.nano_pair(bench.device)
     whole = subject.images_of(subject.sampler_of(pair, count), count)
     again = subject.images_of(subject.sampler_of(pair, count), count)

@@ -17,9 +17,8 @@ from benchmarks.gpu import subject
 BATCH = 4
 
 
-def raised_by(device: str, fault: Callable[[], None]) -> tuple[str, bool]:
+def raised_by(sampler: subject.Sampler, fault: Callable[[], None]) -> tuple[str, bool]:
     """The class of the error that leaves the sampler, and whether it was taken for one of memory."""
-    sampler = subject.sampler_of(subject.nano_pair(device), BATCH, 2)
     with subject.refusing(sampler, "vae", 0, fault):
         try:
             subject.images_of(sampler, BATCH)
@@ -45,8 +44,9 @@ def main(device: str) -> None:
     def asserted() -> None:
         torch.zeros(4, device=device)[torch.tensor([9], device=device)].cpu()
 
-    access, access_as_memory = raised_by(device, named)
-    error, error_as_memory = raised_by(device, asserted)
+    pair = subject.nano_pair(device)
+    access, access_as_memory = raised_by(subject.sampler_of(pair, BATCH, 1), named)
+    error, error_as_memory = raised_by(subject.sampler_of(pair, BATCH, 1), asserted)
     figures = {
         "assert": error,
         "assert_taken_for_memory": error_as_memory,
