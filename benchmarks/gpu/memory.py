@@ -16,7 +16,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.facts import Figures
 from benchmarks.gpu.measure import release
 
-CAP_MIB = 48  # above what is resident: less than a batch of 256 needs, more than one of 1
+CAP_MIB = 48  # above what is reserved: less than a batch of 256 needs, more than one of 1
 STEPS, TINY_STEPS = 4, 2
 
 
@@ -37,7 +37,7 @@ def _capped(bench: Bench, sampler: subject.Sampler, whole: np.ndarray) -> Figure
             return _halved(bench, "images kept under a cap", sampler, whole)
     release(bench.device)
     total = torch.cuda.mem_get_info()[1]
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + CAP_MIB * 2**20) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + CAP_MIB * 2**20) / total)
     try:
         return _halved(bench, "images kept under a cap", sampler, whole)
     finally:

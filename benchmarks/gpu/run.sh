@@ -3,6 +3,7 @@
 # Facts, log and warnings are written under $OUT (the working directory where it is not set).
 set -uo pipefail
 out=${OUT:-.}
+mkdir -p "$out"
 site=${SITE:-/tmp/lora-audit-site}
 if [ ! -e "$site/complete" ]; then
     mkdir -p "$site" && tar -C "$site" -xJf .gpu/site.tar.xz --no-same-owner && touch "$site/complete" || exit 1

@@ -19,6 +19,7 @@ from benchmarks.gpu.match import best_matches
 from benchmarks.gpu.measure import tera_operations
 from benchmarks.gpu.models import Kind, make_unet
 
+pytestmark = pytest.mark.timeout(600)
 ROOT = Path(__file__).parents[2]
 # What a rented machine does not have, and the kit does not bring.
 ABSENT = ("ray", "lycoris", "moto", "hypothesis", "pytest_httpserver", "boto3")
@@ -32,7 +33,7 @@ def run(file: Path, *options: str, absent: tuple[str, ...] = ()) -> subprocess.C
     command = [sys.executable, "-c", code, "--device", "cpu", "--tiny", "--json", str(file), *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=560, check=False
     )  # fmt: skip
 
 
