@@ -130,7 +130,7 @@ def test_what_does_not_fit_into_the_time_is_skipped_and_said(tmp_path: Path) -> 
     results = show.read(file)
     skipped = [fact.part for fact in results.facts if fact.state is State.skipped]
     assert skipped == ["card", "nano", "families", "memory", "sd15", "variants", "sdxl", "flow", "match"]
-    assert "match: the part: SKIPPED needs_s 1.0, left_s 0.0" in done.stdout
+    assert "match: the part: SKIPPED needs_s 1, left_s 0" in done.stdout
 
 
 def test_an_unknown_part_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
