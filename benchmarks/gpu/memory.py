@@ -70,6 +70,7 @@ def _halved(bench: Bench, name: str, sampler: subject.Sampler, whole: np.ndarray
     return {
         "images": len(whole),
         "samplings_an_image": a_kept,
+        "largest_batch": max(sampled),
         "batch_left": sampler.batch_size,
         "levels_most": int(difference.max()),
     }
