@@ -132,3 +132,17 @@ def test_settings_compare_to_the_reference(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert "-0.100" in lines[0]
     assert "+0.000" in lines[1]
+
+
+def test_precision_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import precision
+
+    precision.main(images=1, json_file=tmp_path / "p.json")
+    found = json.loads((tmp_path / "p.json").read_text())
+    errors = {(row["strength"], row["weights"]): row["error"] for row in found["weights"]}
+    for strength in precision.STRENGTHS:  # the weaker the fine-tune, the more of it rounding takes; bf16 takes more
+        assert 0 == errors[strength, "fp32"] < errors[strength, "fp16"] < errors[strength, "bf16"] < 0.2
+    assert errors[1.0, "bf16"] < errors[0.03, "bf16"]
+    assert [row["decoder"] for row in found["decoder"]] == ["fp16", "bf16"]
+    assert all(row["levels_most"] <= 3 for row in found["decoder"])
+    assert "| 0.03 |" in capsys.readouterr().out
