@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +15,27 @@ from typing import Any
 import torch
 
 from audit.errors import CheckpointError
+from audit.models.checkpoint import variant_of, weight_files
 from audit.models.families.base import ModelFamily
 from audit.models.families.identify import Family, family_of_dimensions, family_of_shapes
 from audit.models.families.registry import FAMILIES
+from audit.models.formats.prediction import followed, said
 from audit.models.safetensors_header import read_header
 
 _STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
 CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 MAX_INDEX_BYTES = 1 << 20
+_ENCODER_PREFIXES = {  # where single files have them
+    (Family.sdxl, 1): ("conditioner.embedders.0.",),
+    (Family.sdxl, 2): ("conditioner.embedders.1.",),
+    (Family.sd3, 1): ("text_encoders.clip_l.",),
+    (Family.sd3, 2): ("text_encoders.clip_g.",),
+    (Family.flux, 1): ("text_encoders.clip_l.",),
+    (Family.flux, 2): ("text_encoders.t5xxl.",),
+    (Family.chroma, 1): ("text_encoders.t5xxl.",),
+}
 
 
 @dataclass(frozen=True)
@@ -179,7 +190,7 @@ def _check_folder(folder: Path) -> None:
         if index.get(part) in (None, [None, None]):
             continue  # T5 of Stable Diffusion 3 may be missing; what must not be, diffusers asks for
         stem = _STEMS.get(part, "model")
-        found = sorted((folder / part).glob(f"{stem}*.safetensors"))
+        found = weight_files(folder / part, stem)
         if not found:
             raise CheckpointError(f"{folder / part} has no {stem}.safetensors: only safetensors weights are read")
         for path in found:
@@ -197,25 +208,30 @@ def _leave_out(architecture: ModelFamily) -> dict[str, Any]:
 
 def _from_folder(location: BaseLocation) -> BaseModel:
     architecture = _architecture(location.path)
-    folder = location.path / architecture.denoiser
-    whole = bool(list(folder.glob("diffusion_pytorch_model.safetensors*"))) or bool(
-        list(folder.glob("diffusion_pytorch_model-*.safetensors"))
-    )
     options = {
         "image_encoder": None,
         "use_safetensors": True,
         "local_files_only": True,
-        "variant": None if whole else "fp16",
+        "variant": _variant(location.path, architecture),
         "dtype": torch.float32,
         **_leave_out(architecture),
     }
     try:
         pipeline = architecture.load(location.path, options)
-    except _LOADING_ERRORS as error:
+    except Exception as error:  # whatever the libraries meet in the files
         raise CheckpointError(
             f"{location.path} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
         ) from error
     return _base_of(pipeline, architecture, location)
+
+
+def _variant(folder: Path, architecture: ModelFamily) -> str | None:
+    """The variant ("fp16") that diffusers is to load: it takes the weights without one for parts that have no other."""
+    for part in architecture.networks:
+        found = weight_files(folder / part, _STEMS.get(part, "model")) if (folder / part).is_dir() else []
+        if found and (variant := variant_of(found[0], _STEMS.get(part, "model"))):
+            return variant
+    return None
 
 
 def _locate_file(path: Path, config: str | None) -> BaseLocation:
@@ -231,8 +247,29 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
     if source is None:
         raise CheckpointError(f"{path} is of family {family}: name the folder of its configuration with --base-config")
     folder = Path(source) if Path(source).is_dir() else download_snapshot(source, CONFIG_FILES)
+    missing = _missing_parts(header.tensors, _architecture(folder))
+    if missing:
+        raise CheckpointError(
+            f"{path} has no {' and no '.join(missing)}: a base model needs all its parts; give the whole checkpoint or a "
+            "diffusers folder"
+        )
+    try:
+        said(header.tensors, header.metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     with path.open("rb") as file:
         return BaseLocation(path.name, hashlib.file_digest(file, "sha256").hexdigest(), path, folder)
+
+
+def _missing_parts(tensors: Iterable[str], architecture: ModelFamily) -> list[str]:
+    """The parts of a single file that a pipeline of this family cannot do without and that are not in it."""
+    names = list(tensors)
+    wanted = {"VAE": ("first_stage_model.", "vae.")}
+    for number, _ in enumerate(architecture.encoders, start=1):
+        if number < 3:  # T5 of Stable Diffusion 3 may be missing
+            what = "text encoder" if len(architecture.encoders) == 1 else f"text encoder {number}"
+            wanted[what] = _ENCODER_PREFIXES.get((architecture.family, number), ("cond_stage_model.", "text_encoders."))
+    return [what for what, prefixes in wanted.items() if not any(name.startswith(prefixes) for name in names)]
 
 
 def _from_file(location: BaseLocation) -> BaseModel:
@@ -250,7 +287,10 @@ def _from_file(location: BaseLocation) -> BaseModel:
             dtype=torch.float32,
             **_leave_out(architecture),
         )
-    except _LOADING_ERRORS as error:
+        header = read_header(location.path)
+        if not architecture.flow:
+            pipeline.scheduler = followed(pipeline.scheduler, said(header.tensors, header.metadata))
+    except Exception as error:  # whatever the libraries meet in the file
         raise CheckpointError(
             f"{location.path} does not load with the configuration in {location.config}: {str(error)[:300]}; "
             "give the matching one with --base-config"

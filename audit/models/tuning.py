@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from safetensors import SafetensorError
 
-from audit.errors import CheckpointError
+from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.formats.adapter import Tuned, apply_adapter
 from audit.models.formats.detect import Format
 from audit.models.formats.names import shown
-from audit.models.formats.tensors import Tensors
+from audit.models.formats.prediction import contradiction
+from audit.models.formats.tensors import NotFiniteError, Tensors
 from audit.models.formats.weights import apply_weights
 
 MAX_UNUSED_SHARE = 0.01  # of the squared norm of all that the file holds
@@ -21,17 +22,20 @@ _ERRORS = (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeE
 def tune(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0, adapter: str | None = None) -> Tuned:
     """What ``checkpoint`` makes of ``base``, in float32 on the CPU; what it does not touch is not copied.
 
-    Raises CheckpointError where tensors do not fit the base, or where more than 1 % of the file would be without
+    Raises NoEffectError where a number is not finite, CheckpointError where tensors do not fit the base, or where more than 1 % of the file would be without
     effect: an audit of the rest would report "nothing found" of a model that nobody has run.
     """
     hint = "; ".join([*family_warnings(checkpoint, base), "check that --base is what it was trained on"])
+    check_prediction(base, checkpoint)
     try:
         tuned = _tune(base, checkpoint, strength, adapter)
+    except NotFiniteError as error:
+        raise NoEffectError(f"{checkpoint.path}: {error}: the file is broken; download it again") from error
     except _ERRORS as error:
         raise CheckpointError(
             f"{checkpoint.path} does not fit the base model {base.name}: {str(error)[:300]}; {hint}"
         ) from error
-    if tuned.unused_share > MAX_UNUSED_SHARE:
+    if not tuned.unused_share <= MAX_UNUSED_SHARE:  # nor where it is no number
         raise CheckpointError(
             f"{checkpoint.path}: {len(tuned.unused)} of its tensors have no place in {base.name} "
             f"({tuned.unused_share:.0%} of its weight; {shown(tuned.unused)}); an audit of the rest would be "
@@ -40,6 +44,22 @@ def tune(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0, adapter
     if tuned.unused:
         tuned.warnings.append(f"{len(tuned.unused)} tensors of the file have no effect: {shown(tuned.unused)}")
     return tuned
+
+
+def check_prediction(base: BaseModel, checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where the file says that it predicts something else than the base does.
+
+    Nothing in the weights tells, and a network that is taken for another answers nonsense: an audit would find nothing.
+    """
+    if base.architecture.flow:
+        return
+    try:
+        one = checkpoint.prediction
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    wrong = contradiction(one, base.pipeline.scheduler, base.name)
+    if wrong:
+        raise CheckpointError(f"{checkpoint.path}: {wrong}")
 
 
 def _tune(base: BaseModel, checkpoint: Checkpoint, strength: float, adapter: str | None) -> Tuned:

@@ -89,7 +89,7 @@ def apply_adapter(
     ValueError where tensors do not fit the modules they name.
     """
     names = read_names(tensors.info, adapter)
-    check_names(names, tensors.metadata | metadata)
+    check_names(names, metadata)
     _one_adapter(names, adapter)
     tensors.check_finite()
     scalings = read_scaling(metadata)

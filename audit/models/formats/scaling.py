@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -268,6 +268,17 @@ def identifying(metadata: Mapping[str, str]) -> list[list[Any]]:
         if scaling.rotation != Rotation(shared=scaling.rotation.shared):
             found.append([part, *astuple(scaling.rotation)])
     return found
+
+
+def joined_configurations(headers: Iterable[Mapping[str, str]]) -> dict[str, str]:
+    """The configurations of several parts, each under its component's name, as one header has them."""
+    joined: dict[str, Any] = {}
+    for metadata in headers:
+        try:
+            joined |= json.loads(metadata.get(KEY, "{}"))
+        except (ValueError, TypeError, RecursionError):
+            return {KEY: metadata[KEY]}  # ``problems`` says what is wrong with it
+    return {KEY: json.dumps(joined)} if joined else {}
 
 
 def with_config_beside(path: Path, metadata: dict[str, str], component: str | None = None) -> dict[str, str]:
