@@ -115,7 +115,7 @@ def _holder(weight: torch.Tensor) -> tuple[Any, Any]:
         layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], sizes, bias=False, device="meta")
     else:
         raise ValueError(f"a weight of {tuple(weight.shape)} is neither a matrix nor a convolution")
-    layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+    layer.weight = torch.nn.Parameter(weight.clone(memory_format=torch.contiguous_format), requires_grad=False)
     return torch.nn.ModuleDict({"layer": layer}), layer
 
 

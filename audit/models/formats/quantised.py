@@ -38,13 +38,13 @@ def scale_name(name: str, tensors: Mapping[str, TensorInfo]) -> str | None:
 def expanded(name: str, scale: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
     """``scale`` (float32) so that it multiplies a weight of ``shape``. Raises ValueError where it cannot be placed."""
     sizes = list(scale.shape)
-    while len(sizes) > 1 and sizes[-1] == 1:
+    while len(sizes) > max(len(shape), 1) and sizes[-1] == 1:
         sizes.pop()
     if scale.numel() == 1:
         return scale.reshape(())
     if len(sizes) == 1 and shape and sizes[0] == shape[0]:
         return scale.reshape(-1, *[1] * (len(shape) - 1))
-    if len(sizes) == len(shape) == 2 and all(whole % part == 0 for whole, part in zip(shape, sizes, strict=True)):
+    if len(sizes) == len(shape) and all(whole % part == 0 for whole, part in zip(shape, sizes, strict=True)):
         blocks = scale.reshape(sizes)
         for axis, (whole, part) in enumerate(zip(shape, sizes, strict=True)):
             blocks = blocks.repeat_interleave(whole // part, dim=axis)
