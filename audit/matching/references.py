@@ -164,9 +164,7 @@ class ReferenceSets:
         return Added(name, len(rows), skipped + others)
 
     @staticmethod
-    def _opened(
-        paths: list[Path], skipped: list[SkippedImage], folder: Path
-    ) -> Iterator[tuple[str, str, Image.Image]]:
+    def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
         """(SHA256 of the file, its name in the folder, picture) of every readable one; each file is read once."""
         for path in paths:
             label = str(path.relative_to(folder.resolve()))

@@ -250,8 +250,8 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
     missing = _missing_parts(header.tensors, _architecture(folder))
     if missing:
         raise CheckpointError(
-            f"{path} has no {' and no '.join(missing)}: a base model needs all its parts; give the whole checkpoint or a "
-            "diffusers folder"
+            f"{path} has no {' and no '.join(missing)}: a base model needs all its parts; give the whole checkpoint or "
+            "a diffusers folder"
         )
     try:
         said(header.tensors, header.metadata)
@@ -264,7 +264,7 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
 def _missing_parts(tensors: Iterable[str], architecture: ModelFamily) -> list[str]:
     """The parts of a single file that a pipeline of this family cannot do without and that are not in it."""
     names = list(tensors)
-    wanted = {"VAE": ("first_stage_model.", "vae.")}
+    wanted: dict[str, tuple[str, ...]] = {"VAE": ("first_stage_model.", "vae.")}
     for number, _ in enumerate(architecture.encoders, start=1):
         if number < 3:  # T5 of Stable Diffusion 3 may be missing
             what = "text encoder" if len(architecture.encoders) == 1 else f"text encoder {number}"

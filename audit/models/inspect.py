@@ -188,7 +188,7 @@ def _norm_alone(group: Group, tensors: Tensors, scaling: Scaling) -> float | Non
     """The norm of a change that the file alone determines, None where it takes the base's weights or much memory."""
     roles = group.tensors
     try:
-        if scaling.start or "diff_b" in roles and group.algorithm is not Algorithm.full:
+        if scaling.start or ("diff_b" in roles and group.algorithm is not Algorithm.full):
             return None  # of the base's weights, or of the bias beside them
         if group.algorithm is Algorithm.lora and "mid" not in roles and not {"dora_scale", "magnitude"} & set(roles):
             return lora_norm(tensors, group, scaling)

@@ -22,8 +22,9 @@ _ERRORS = (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeE
 def tune(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0, adapter: str | None = None) -> Tuned:
     """What ``checkpoint`` makes of ``base``, in float32 on the CPU; what it does not touch is not copied.
 
-    Raises NoEffectError where a number is not finite, CheckpointError where tensors do not fit the base, or where more than 1 % of the file would be without
-    effect: an audit of the rest would report "nothing found" of a model that nobody has run.
+    Raises NoEffectError where a number is not finite, CheckpointError where tensors do not fit the base, or where more
+    than 1 % of the file would be without effect: an audit of the rest would report "nothing found" of a model that
+    nobody has run.
     """
     hint = "; ".join([*family_warnings(checkpoint, base), "check that --base is what it was trained on"])
     check_prediction(base, checkpoint)

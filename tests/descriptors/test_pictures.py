@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from collections.abc import Callable
@@ -105,7 +106,8 @@ def test_two_colours_and_transparent_ones() -> None:
 @pytest.mark.parametrize(
     ("dtype", "factor", "words"),
     [
-        ("int32", -1, "negative"), ("int32", 65_536, "which of them is white"), ("float32", 9, "which of them is white"),
+        ("int32", -1, "negative"), ("int32", 65_536, "which of them is white"),
+        ("float32", 9, "which of them is white"),
         ("float32", float("nan"), "not finite"),
     ],
 )  # fmt: skip
@@ -156,14 +158,13 @@ BROKEN: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("kind", list(BROKEN))
 def test_whatever_a_decoder_raises_is_one_kind_of_error(kind: str) -> None:
-    try:
-        found = open_image(BROKEN[kind]())
-    except ValueError as error:
-        assert "not a readable picture" in str(error)
-        assert "0x" not in str(error)
-    else:
-        assert kind.startswith("EXIF")  # what cannot be read in it is left out by Pillow itself
-        assert away(found, PICTURE) < 10
+    if kind.startswith("EXIF"):  # what cannot be read in it may be left out by Pillow itself
+        with contextlib.suppress(ValueError):
+            assert away(open_image(BROKEN[kind]()), PICTURE) < 10
+        return
+    with pytest.raises(ValueError, match="not a readable picture") as caught:
+        open_image(BROKEN[kind]())
+    assert "0x" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "GIF", "JPEG", "PNG", "TIFF", "WEBP", "BMP"])

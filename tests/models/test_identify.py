@@ -124,7 +124,8 @@ def lora(modules: Mapping[str, tuple[int, ...]], naming: str) -> dict[str, Tenso
     found = {}
     for name, (out, *inputs) in modules.items():
         stem, down, up = {
-            "peft": (f"transformer.{name}", "lora_A", "lora_B"), "comfy": (f"diffusion_model.{name}", "lora_A", "lora_B"),
+            "peft": (f"transformer.{name}", "lora_A", "lora_B"),
+            "comfy": (f"diffusion_model.{name}", "lora_A", "lora_B"),
             "kohya": (f"lora_unet_{name.replace('.', '_')}", "lora_down", "lora_up"),
             "onetrainer": (f"lora_transformer_{name.replace('.', '_')}", "lora_down", "lora_up"),
         }[naming]  # fmt: skip

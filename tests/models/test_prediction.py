@@ -116,7 +116,9 @@ def test_what_contradicts_itself_or_is_made_for_other_noise_is_refused(epsilon: 
         tune(epsilon, open_checkpoint(path))
 
 
-def test_a_folder_says_it_by_its_scheduler(epsilon: BaseModel, velocity: BaseModel, folder: Path, tmp_path: Path) -> None:
+def test_a_folder_says_it_by_its_scheduler(
+    epsilon: BaseModel, velocity: BaseModel, folder: Path, tmp_path: Path
+) -> None:
     full_change(velocity, tmp_path / "m")
     shutil.copytree(folder / "v" / "scheduler", tmp_path / "m" / "scheduler")
     assert tune(velocity, open_checkpoint(tmp_path / "m")).networks

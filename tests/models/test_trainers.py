@@ -53,7 +53,9 @@ def flat(name: str, prefix: str = "lora_unet_") -> str:
     return prefix + name.replace(".", "_")
 
 
-def tuned_weight(base: BaseModel, state: dict[str, torch.Tensor], path: Path, module: str, **options: Any) -> torch.Tensor:
+def tuned_weight(
+    base: BaseModel, state: dict[str, torch.Tensor], path: Path, module: str, **options: Any
+) -> torch.Tensor:
     save_file(state, path / "f.safetensors")
     tuned = tune(base, open_checkpoint(path / "f.safetensors"), **options)
     assert tuned.unused == []
@@ -196,9 +198,7 @@ def kohya_oft(blocks: list[torch.Tensor], weight: torch.Tensor, constraint: floa
 @pytest.mark.parametrize("strength", [1.0, 0.5])
 @pytest.mark.parametrize("constraint", [0.004, 10.0])
 @pytest.mark.parametrize("module", [QUERY, CONVOLUTION])
-def test_oft_of_sd_scripts(
-    sd1: BaseModel, tmp_path: Path, module: str, constraint: float, strength: float
-) -> None:
+def test_oft_of_sd_scripts(sd1: BaseModel, tmp_path: Path, module: str, constraint: float, strength: float) -> None:
     weight = sd1.denoiser.get_submodule(module).weight
     blocks = drawn(4, len(weight) // 4, len(weight) // 4)
     stem = flat(module, "oft_unet_")
@@ -238,7 +238,8 @@ def test_loras_that_comfyui_extracts_change_biases_too(sd1: BaseModel, tmp_path:
     norm, alone = "mid_block.resnets.0.norm1", "mid_block.resnets.0.conv2"
     stems = {module: f"diffusion_model.{names[module]}" for module in (POINT, norm, alone)}
     state = {
-        f"{stems[POINT]}.lora_up.weight": drawn(32, RANK, 1, 1), f"{stems[POINT]}.lora_down.weight": drawn(RANK, 32, 1, 1),
+        f"{stems[POINT]}.lora_up.weight": drawn(32, RANK, 1, 1),
+        f"{stems[POINT]}.lora_down.weight": drawn(RANK, 32, 1, 1),
         f"{stems[POINT]}.diff_b": drawn(32), f"{stems[norm]}.diff": drawn(32), f"{stems[norm]}.diff_b": drawn(32),
         f"{stems[alone]}.diff_b": drawn(32),
     }  # fmt: skip
@@ -314,9 +315,7 @@ def test_weights_of_8_bits_with_comfyuis_markers_and_scales(folder: Path, tmp_pa
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("place", ["tensor", "header"])
-def test_markers_that_say_more_are_refused(
-    folder: Path, tmp_path: Path, said: Any, words: str, place: str
-) -> None:
+def test_markers_that_say_more_are_refused(folder: Path, tmp_path: Path, said: Any, words: str, place: str) -> None:
     base = nano.make("flux", folder)
     state, metadata = quantised(base, "tensor")[0], {}
     if place == "header":
@@ -375,7 +374,10 @@ def test_an_embedding_whose_encoder_is_not_told_by_its_width_is_refused(folder: 
 
 
 def test_tokens_of_onetrainer_and_what_of_them_is_lost(sd1: BaseModel, folder: Path, tmp_path: Path) -> None:
-    lora = {f"{flat(POINT)}.lora_down.weight": drawn(RANK, 32, 1, 1), f"{flat(POINT)}.lora_up.weight": drawn(32, RANK, 1, 1)}
+    lora = {
+        f"{flat(POINT)}.lora_down.weight": drawn(RANK, 32, 1, 1),
+        f"{flat(POINT)}.lora_up.weight": drawn(32, RANK, 1, 1),
+    }
     bundle = {f"bundle_emb.sks.{key}": drawn(2, 32) for key in ("clip_l", "clip_l_out", "t5", "t5_out")}
     save_file(lora | bundle, tmp_path / "f.safetensors")
     tuned = tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))

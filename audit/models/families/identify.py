@@ -37,9 +37,7 @@ _OTHER_UNETS = re.compile(
     r"temporal_transformer_block|time_stack|time_mixer|motion_modules|temp_attentions|temp_convs|"
     r"(?:^|[._])(?:class_embedding|encoder_hid_proj|controlnet_cond_embedding)[._]"
 )
-_LABELS = re.compile(
-    r"(?:^|[._])(?:label_emb[._]0[._]0|add_embedding[._]linear_1)(?:\.lora[._](?:down|A))?\.weight$"
-)
+_LABELS = re.compile(r"(?:^|[._])(?:label_emb[._]0[._]0|add_embedding[._]linear_1)(?:\.lora[._](?:down|A))?\.weight$")
 _SDXL_LABELS = 2816  # pooled text and six sizes; Kolors has 5632, unCLIP its images
 # Black Forest Labs' first Flux, told from what took over its names: HunyuanVideo says mod.linear and mlp.fc1, FLUX.2
 # modulates all blocks at once, AuraFlow, Bria and others have single_transformer_blocks too
@@ -54,7 +52,7 @@ _NOT_FLUX = re.compile(
 )
 _ORIGINAL_DOUBLE = re.compile(rf"{_START}double_blocks?[._](\d+)[._]")
 _ORIGINAL_SINGLE = re.compile(rf"{_START}single_blocks?[._](\d+)[._]")
-_DOUBLE = re.compile(rf"(?:^|\.|lora_transformer_|lora_unet_|lycoris_)transformer_blocks[._](\d+)[._]")
+_DOUBLE = re.compile(r"(?:^|\.|lora_transformer_|lora_unet_|lycoris_)transformer_blocks[._](\d+)[._]")
 _SINGLE = re.compile(rf"{_START}single_transformer_blocks[._](\d+)[._]")
 # blocks of FLUX.1; HunyuanVideo has 20 and 40, Bria's 8 and 38, LongCat 10 and 20, Ovis 6 and 27, FLUX.2 klein 5 and 20
 _FLUX_DOUBLE, _FLUX_SINGLE = 19, 38
@@ -63,7 +61,9 @@ _FLUX_WIDTH = 3072
 _FLUX_SIZES = {  # of the layers whose sizes are not every transformer's of this width, of the rows or of the inputs
     "linear1": (0, 21504), "linear2": (1, 15360), "mlp_0": (0, 12288), "mlp_2": (1, 12288),
 }  # fmt: skip
-_SIZED = re.compile(r"(?P<layer>linear1|linear2|mlp[._][02])(?:\.(?P<side>lora_[AB]|lora_down|lora_up)(?:\.\w+)?)?\.weight$")
+_SIZED = re.compile(
+    r"(?P<layer>linear1|linear2|mlp[._][02])(?:\.(?P<side>lora_[AB]|lora_down|lora_up)(?:\.\w+)?)?\.weight$"
+)
 _WHOLE = "context_embedder.weight"  # a whole transformer in diffusers' names has it, and FLUX.1 CLIP's vector beside it
 _POOLED = "time_text_embed.text_embedder.linear_1.weight"
 _SD3_BLOCKS = re.compile(r"joint_blocks?[._]\d+[._](?:x_block|context_block)[._]")

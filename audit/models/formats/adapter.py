@@ -115,7 +115,9 @@ def apply_adapter(
             "its alpha is in no tensor and its adapter_config.json is not beside it: alpha is taken to be the rank"
         )
     if any(group.algorithm is Algorithm.tlora for group in names.groups):
-        found.warnings.append("T-LoRA leaves out ranks at noisy steps where its trainer samples: here all are in effect")
+        found.warnings.append(
+            "T-LoRA leaves out ranks at noisy steps where its trainer samples: here all are in effect"
+        )
     return found
 
 
@@ -131,9 +133,7 @@ def check_names(names: AdapterNames, metadata: Mapping[str, str]) -> None:
         raise ValueError("; ".join(wrong[:3]))
 
 
-def _embed(
-    base: BaseModel, places: Places, names: AdapterNames, tensors: Tensors, token: str, found: Tuned
-) -> float:
+def _embed(base: BaseModel, places: Places, names: AdapterNames, tensors: Tensors, token: str, found: Tuned) -> float:
     """Put the tokens' vectors into ``found``; the squared norm of those for an encoder that the base has not."""
     lost, outputs = 0.0, list(names.lost)
     for one in names.embeddings:

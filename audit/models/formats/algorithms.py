@@ -349,5 +349,3 @@ def _glora(tensors: Tensors, weight: torch.Tensor, alpha: float | None) -> torch
     else:
         added = _product(b1, b2, weight.shape)
     return (on_inputs + added) * _scaling(alpha, rank, False)
-
-

@@ -99,14 +99,14 @@ def taken_at_the_start(start: str, weight: torch.Tensor, rank: int, scaling: flo
     from peft import LoraConfig
 
     config = LoraConfig(target_modules=["layer"], r=rank, lora_alpha=1, init_lora_weights=start)
-    holder, layer = _holder(weight)
+    holder = _holder(weight)
     config.lora_alpha = scaling * rank  # a fraction as well as a whole number
     _inject(config, holder)
     wrapped: Any = holder["layer"]
     return weight - wrapped.get_base_layer().weight.detach().reshape(weight.shape)
 
 
-def _holder(weight: torch.Tensor) -> tuple[Any, Any]:
+def _holder(weight: torch.Tensor) -> Any:
     layer: Any
     if weight.ndim == 2:
         layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
@@ -116,7 +116,7 @@ def _holder(weight: torch.Tensor) -> tuple[Any, Any]:
     else:
         raise ValueError(f"a weight of {tuple(weight.shape)} is neither a matrix nor a convolution")
     layer.weight = torch.nn.Parameter(weight.clone(memory_format=torch.contiguous_format), requires_grad=False)
-    return torch.nn.ModuleDict({"layer": layer}), layer
+    return torch.nn.ModuleDict({"layer": layer})
 
 
 def _inject(config: Any, holder: Any) -> None:
@@ -126,7 +126,7 @@ def _inject(config: Any, holder: Any) -> None:
 
 
 def _merged(config: Any, weight: torch.Tensor, values: dict[str, torch.Tensor]) -> torch.Tensor:
-    holder, _ = _holder(weight)
+    holder = _holder(weight)
     _inject(config, holder)
     state = holder.state_dict()
     for name, value in values.items():

@@ -118,7 +118,9 @@ _KEYS = r"(?P<key>clip_l|clip_g|emb_params|t5|t5xxl|string_to_param\..+)"
 _EMBEDDING = re.compile(rf"^bundle_emb\.(?P<token>.+?)\.{_KEYS}$")
 _OWN_EMBEDDING = re.compile(rf"^{_KEYS}$")
 # OneTrainer's vectors in place of an encoder's answer, and those of encoders that no family here has
-_LOST = re.compile(r"^bundle_emb\.(?P<token>.+?)\.(?:(?:clip_[lg]|t5(?:xxl)?)_out|(?:llama|qwen\w*|gemma\w*)(?:_out)?)$")
+_LOST = re.compile(
+    r"^bundle_emb\.(?P<token>.+?)\.(?:(?:clip_[lg]|t5(?:xxl)?)_out|(?:llama|qwen\w*|gemma\w*)(?:_out)?)$"
+)
 # diffusers' learned_embeds.safetensors: the token alone
 _TOKEN = re.compile(r"^(?:[^.\s]{1,100}|<[^<>]{1,100}>)$")
 ANY_ENCODER = "any"

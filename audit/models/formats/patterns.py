@@ -41,7 +41,7 @@ def checked(text: str, most_repeats: int) -> str:
 
 
 class PatternKeys:
-    """The keys of PEFT's ``rank_pattern`` and ``alpha_pattern``: ``peft.utils.other.get_pattern_key``, compiled once."""
+    """The keys of PEFT's ``rank_pattern`` and ``alpha_pattern``: ``get_pattern_key`` of PEFT, compiled once."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         """Raises ValueError for keys that are not read."""

@@ -1,4 +1,4 @@
-"""What a file says that its network predicts: by tensors that mark it, by its header, or by a scheduler's configuration.
+"""What a file says that its network predicts: by tensors that mark it, its header, or a scheduler's configuration.
 
 A network that predicts v answers nonsense where it is taken to predict eps, and nothing in its weights tells the two
 apart. ComfyUI and the trainers of NoobAI mark files by empty tensors, sd-scripts and ModelSpec by metadata.
@@ -92,7 +92,9 @@ def followed(scheduler: Any, one: Prediction) -> Any:
     """``scheduler``, or where a single-file base says otherwise one that predicts what the file says."""
     wanted = {"prediction_type": one.kind, "rescale_betas_zero_snr": one.zero_snr}
     differing = {
-        name: value for name, value in wanted.items() if value is not None and value != (scheduler.config.get(name) or False)
+        name: value
+        for name, value in wanted.items()
+        if value is not None and value != (scheduler.config.get(name) or False)
     }
     if not differing:
         return scheduler

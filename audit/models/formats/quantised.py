@@ -62,7 +62,7 @@ def check_kind(name: str, info: TensorInfo, scaled: bool) -> None:
 
 
 def check_marker(name: str, claims: Any) -> None:
-    """Raise ValueError where ComfyUI's marker ``name`` says more than that a weight is to be multiplied by its scale."""
+    """Raise ValueError where ComfyUI's marker ``name`` says more than that a weight is multiplied by its scale."""
     kind = claims.get("format") if isinstance(claims, dict) else None
     if not isinstance(kind, str) or not _FORMATS.fullmatch(kind):
         raise ValueError(f"{name[:120]} is quantised as {str(kind)[:40]}, which is not read: give it in float16")

@@ -199,7 +199,7 @@ def _alpha_of(own: Mapping[str, Any]) -> float | None:
 
 def _targets(own: Mapping[str, Any]) -> dict[str, Any]:
     """What decides which modules have an adapter, empty where nothing does. Raises ValueError."""
-    found = {}
+    found: dict[str, Any] = {}
     for name in ("target_modules", "exclude_modules", "layers_pattern"):
         value = own.get(name)
         if not value or (name == "target_modules" and value == "all-linear"):
