@@ -243,9 +243,10 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
         )
     family = family_of_shapes(header.tensors)
     known = {one.family: one.default_config for one in FAMILIES.values()}
-    source = config or known.get(family or Family.sd1)
+    source = config or (known.get(family) if family else None)
     if source is None:
-        raise CheckpointError(f"{path} is of family {family}: name the folder of its configuration with --base-config")
+        kind = f"of family {family}" if family else "of no family that is known by its shapes"
+        raise CheckpointError(f"{path} is {kind}: name the folder of its configuration with --base-config")
     folder = Path(source) if Path(source).is_dir() else download_snapshot(source, CONFIG_FILES)
     missing = _missing_parts(header.tensors, _architecture(folder))
     if missing:

@@ -101,6 +101,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError for anything missing, unsafe, damaged or of an unknown layout.
     """
     if path.is_dir():
+        if adapter := _only_adapter(path):
+            return replace(open_checkpoint(adapter), path=path)
         files = _adapter_files(path)
         kind = Format.lora_peft if files else Format.diffusers_folder
         files = files or _folder_files(path)
@@ -130,16 +132,19 @@ _PARTS = {
     "text_encoder_2": "model", "text_encoder_3": "model",
 }  # fmt: skip
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:\.(?P<variant>[\w-]+))?\.safetensors$")
-ADAPTER_NAME = "adapter_model.safetensors"  # of PEFT's folders
+ADAPTER_NAME, DIFFUSERS_NAME = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 _VARIANTS = ("", "fp16", "bf16", "fp32")
 
 
+def _only_adapter(path: Path) -> Path | None:
+    """The adapter in a folder that PEFT or diffusers saved, where it has no parts of its own."""
+    if any((path / part).is_dir() for part in _PARTS):
+        return None
+    return next((path / name for name in (ADAPTER_NAME, DIFFUSERS_NAME) if (path / name).is_file()), None)
+
+
 def _adapter_files(path: Path) -> dict[str, tuple[Path, Header]]:
-    """The adapters that PEFT saved below ``path``, or in the folders of its parts; empty where there are none."""
-    if (path / ADAPTER_NAME).is_file():
-        file = path / ADAPTER_NAME
-        header = read_any_header(file)
-        return {"adapter": (file, replace(header, metadata=with_config_beside(file, header.metadata)))}
+    """The adapters that PEFT saved in the folders of the parts; empty where there are none."""
     found = {}
     for part in _PARTS:
         file = path / part / ADAPTER_NAME

@@ -209,10 +209,11 @@ def test_the_corpus_is_complete() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.text(max_size=60), st.lists(st.integers(0, 9), max_size=5).map(tuple), max_size=8))
 def test_any_names_are_sorted_without_loss(shapes: dict[str, tuple[int, ...]]) -> None:
-    """Every tensor is in a group, an embedding, unknown, or another adapter's."""
+    """Every tensor is in a group, an embedding, lost, a marker, unknown, or another adapter's."""
     names = read_names({name: TensorInfo("F32", shape, 0, 0) for name, shape in shapes.items()})
     placed = [tensor for group in names.groups for tensor in group.tensors.values()]
-    placed += [one.tensor for one in names.embeddings] + names.unknown
+    placed += [one.tensor for one in names.embeddings] + names.unknown + names.lost + names.markers
+    assert set(names.strange) <= set(names.unknown)
     assert len(placed) == len(set(placed))
     if len(names.adapters) < 2:
         assert set(placed) == set(shapes)

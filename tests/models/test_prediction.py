@@ -111,6 +111,9 @@ def test_what_contradicts_itself_or_is_made_for_other_noise_is_refused(epsilon: 
     with pytest.raises(CheckpointError, match="contradicts itself: v_pred says v_prediction"):
         tune(epsilon, open_checkpoint(path))
     assert "contradicts itself" in str(inspect(path).problem)
+    path = full(epsilon, tmp_path, {"modelspec.prediction_type": "rectified flow"})
+    with pytest.raises(CheckpointError, match="predicts 'rectified flow', which is not sampled"):
+        tune(epsilon, open_checkpoint(path))
     path = full(epsilon, tmp_path, **{"edm_vpred.sigma_max": torch.tensor(120.0)})
     with pytest.raises(CheckpointError, match="EDM"):
         tune(epsilon, open_checkpoint(path))
@@ -163,6 +166,13 @@ def test_a_base_in_one_file_without_a_part_is_refused_by_the_part(
     save_file(state, tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match=words):
         locate_base(str(tmp_path / "b.safetensors"), config=str(folder / "sd1"))
+
+
+def test_a_base_of_no_known_family_asks_for_its_configuration(tmp_path: Path) -> None:
+    state = {"model.diffusion_model.double_layers.0.attn.w1q.weight": torch.ones(3072, 2)}
+    save_file(state, tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match=r"of no family that is known .* --base-config"):
+        locate_base(str(tmp_path / "b.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -481,3 +481,52 @@ def test_queries_print_valid_json(tmp_path: Path) -> None:
 
 def test_algorithms_are_all_told_apart() -> None:
     assert len({str(one) for one in Algorithm}) == len(list(Algorithm))
+
+
+@pytest.mark.parametrize("name", ["double_blocks.0.img_attn.proj.smooth", "img_in.svd_up", "is_distilled"])
+def test_an_unknown_tensor_beside_full_weights_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
+    """However small: one more of a module, or one of the whole file; what has a place nowhere is weighed."""
+    base = nano.make("flux", folder)
+    state = flux_original(base)
+    state["img_in.weight"] = state["img_in.weight"] + 0.1
+    save_file({key: t.contiguous() for key, t in state.items()} | {name: torch.zeros(1)}, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError, match=f"{name} is of no known format"):
+        tune(base, open_checkpoint(tmp_path / "f.safetensors"))
+    more = {"some.other.network.weight": torch.zeros(1), "scale_factor": torch.tensor(0.18)}
+    save_file({key: t.contiguous() for key, t in state.items()} | more, tmp_path / "f.safetensors")
+    assert tune(base, open_checkpoint(tmp_path / "f.safetensors")).unused == ["some.other.network.weight"]
+
+
+def test_a_scale_of_a_weight_that_is_not_of_8_bits_is_refused(folder: Path, tmp_path: Path) -> None:
+    base = nano.make("flux", folder)
+    state = flux_original(base)
+    state["img_in.weight"] = state["img_in.weight"] + 0.1
+    for scale in (1.0, 2.0):
+        state["img_in.weight_scale"] = torch.tensor(scale)
+        save_file({key: t.contiguous() for key, t in state.items()}, tmp_path / "f.safetensors")
+        if scale == 1:
+            assert tune(base, open_checkpoint(tmp_path / "f.safetensors")).unused == []
+        else:
+            with pytest.raises(CheckpointError, match="scales a weight of type F32"):
+                tune(base, open_checkpoint(tmp_path / "f.safetensors"))
+
+
+PREFIXES = ("lora_unet_", "lycoris_", "lycoris_unet_", "lora_transformer_", "unet.", "base_model.model.", "lora_unet.",
+            "unet.base_model.model.", "diffusion_model.", "")  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_of_the_denoiser(sd1: BaseModel, tmp_path: Path, prefix: str) -> None:
+    stem = flat(QUERY, prefix) if prefix.endswith("_") else f"{prefix}{QUERY}"
+    state = {f"{stem}.{key}": tensor for key, tensor in KNOWN["lora"].items()}
+    found = tuned_weight(sd1, state, tmp_path, QUERY) - sd1.denoiser.get_submodule(QUERY).weight
+    torch.testing.assert_close(found, KNOWN["lora"]["lora_up.weight"] @ KNOWN["lora"]["lora_down.weight"])
+
+
+def test_a_folder_that_diffusers_saved_is_its_adapter(sd1: BaseModel, tmp_path: Path) -> None:
+    state = {f"unet.{QUERY}.{key}": tensor for key, tensor in KNOWN["lora"].items()}
+    save_file(state, tmp_path / "pytorch_lora_weights.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.name == tmp_path.name
+    assert checkpoint.identity == open_checkpoint(tmp_path / "pytorch_lora_weights.safetensors").identity
+    assert tune(sd1, checkpoint).unused == []

@@ -102,11 +102,15 @@ _ALGORITHMS: tuple[tuple[Algorithm, frozenset[str], frozenset[str]], ...] = (
 )
 # What a prefix says of the part of the model; flat names have underscores for dots.
 _KOHYA_OFT = "oft_unet_"  # of sd-scripts' networks.oft and networks.oft_flux, whose constraint is their own
-_FLAT = (
-    ("lora_unet_", "denoiser"), (_KOHYA_OFT, "denoiser"), ("lora_transformer_", "denoiser"), ("lycoris_", "denoiser"),
-    ("lora_te1_", "te1"), ("lora_te2_", "te2"), ("lora_te3_", "te3"), ("lora_te_", "te1"),
+_PARTS = (
+    ("unet", "denoiser"), ("transformer", "denoiser"), ("te1", "te1"), ("te2", "te2"), ("te3", "te3"), ("te", "te1"),
 )  # fmt: skip
+_FLAT = (
+    *((f"{who}_{name}_", part) for who in ("lora", "oft", "lycoris") for name, part in _PARTS),
+    ("lycoris_", "denoiser"),
+)
 _DOTTED = (
+    *((f"lora_{name}.", part) for name, part in _PARTS),
     ("unet.", "denoiser"), ("transformer.", "denoiser"), ("diffusion_model.", "denoiser"),
     ("model.diffusion_model.", "denoiser"), ("text_encoder_2.", "te2"), ("text_encoder_3.", "te3"),
     ("text_encoder.", "te1"), ("text_encoders.clip_l.transformer.", "te1"),
@@ -153,7 +157,8 @@ class AdapterNames:
     """An adapter file by its names.
 
     ``unknown``: tensors that make up no known set; of them, ``strange`` have names that no known format has, and what
-    they do to the others is not known. ``lost``: tokens' vectors that no loader takes. ``adapters``: names of several.
+    they do to the others is not known. ``lost``: tokens' vectors that no loader takes. ``markers``: of what the network
+    predicts. ``adapters``: names of several.
     """
 
     groups: list[Group]
@@ -161,6 +166,7 @@ class AdapterNames:
     unknown: list[str]
     strange: list[str] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    markers: list[str] = field(default_factory=list)
     adapters: list[str] = field(default_factory=list)
     incomplete: Naming | None = None  # whose names the tensors have that make up no whole group
 
@@ -172,7 +178,8 @@ class AdapterNames:
 
 def read_names(tensors: Mapping[str, TensorInfo], adapter: str | None = None) -> AdapterNames:
     """Sort ``tensors`` into groups. ``adapter`` chooses one of several that lie in one file by PEFT's names."""
-    embeddings, lost, rest = _embeddings(tensors)
+    markers = sorted(PREDICTION_MARKERS & set(tensors))
+    embeddings, lost, rest = _embeddings(name for name in tensors if name not in PREDICTION_MARKERS)
     found: dict[tuple[str, str, bool], dict[str, str]] = {}
     naming: dict[tuple[str, str, bool], Naming] = {}
     adapters = _adapters(rest)
@@ -204,7 +211,7 @@ def read_names(tensors: Mapping[str, TensorInfo], adapter: str | None = None) ->
             groups.append(Group(part, module, flat, algorithm, naming[part, module, flat], roles))
     if not groups and not embeddings and not lost and (tokens := _tokens(tensors)):
         return AdapterNames([], tokens, [])
-    return AdapterNames(groups, embeddings, unknown, strange, lost, adapters, incomplete)
+    return AdapterNames(groups, embeddings, unknown, strange, lost, markers, adapters, incomplete)
 
 
 def _embeddings(tensors: Iterable[str]) -> tuple[list[Embedding], list[str], list[str]]:
@@ -212,8 +219,6 @@ def _embeddings(tensors: Iterable[str]) -> tuple[list[Embedding], list[str], lis
     found, lost, rest = [], [], []
     for name in tensors:
         match = _EMBEDDING.match(name) or _OWN_EMBEDDING.match(name)
-        if name in PREDICTION_MARKERS:
-            continue
         if _LOST.match(name):
             lost.append(name)
         elif match is None:
@@ -275,7 +280,7 @@ def _place(stem: str) -> tuple[str, str, bool]:
     stem = stem.removeprefix("base_model.model.")
     for prefix, part in _DOTTED:
         if stem.startswith(prefix):
-            return part, stem.removeprefix(prefix), False
+            return part, stem.removeprefix(prefix).removeprefix("base_model.model."), False
     return "denoiser", stem, False
 
 

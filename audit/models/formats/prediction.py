@@ -21,6 +21,7 @@ _KINDS = {
     "sample": "sample", "x0": "sample",
 }  # fmt: skip
 _CLAIMS = ("modelspec.prediction_type", "modelspec.predict_key")
+_NOTHING = ("", "none", "null", "unknown")
 _YES, _NO = ("true", "1", "yes"), ("false", "0", "no")
 
 
@@ -45,6 +46,9 @@ def said(tensors: Iterable[str], metadata: Mapping[str, str]) -> Prediction:
     claims = {name: metadata[name].strip().lower() for name in _CLAIMS if name in metadata}
     if metadata.get("ss_v_parameterization", "").strip().lower() in _YES:
         claims["ss_v_parameterization"] = "v"
+    unknown = next((name for name, value in claims.items() if value not in _KINDS and value not in _NOTHING), None)
+    if unknown:
+        raise ValueError(f"its {unknown} says that it predicts {claims[unknown][:40]!r}, which is not sampled here")
     kinds = {name: _KINDS[value] for name, value in claims.items() if value in _KINDS}
     if "v_pred" in marked:
         kinds = {"v_pred": "v_prediction", **kinds}

@@ -136,7 +136,9 @@ def read_scaling(metadata: Mapping[str, str]) -> dict[str, Scaling]:
 def problems(metadata: Mapping[str, str]) -> list[str]:
     """What a PEFT configuration says that is not put into effect here: each a reason to refuse the file."""
     try:
-        return [problem for _, own in _claims(metadata) for problem in _problems(own)]
+        found = [problem for _, own in _claims(metadata) for problem in _problems(own)]
+        bare = sorted((HONOURED | REFUSED) & set(json.loads(metadata.get(KEY, "{}"))))
+        return [*found, *(f"its configuration says {name} of no part of the model" for name in bare)]
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         return [f"the configuration in its header cannot be read ({str(error)[:120]})"]
 

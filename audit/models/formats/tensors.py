@@ -14,6 +14,7 @@ from audit.models.formats.headers import gguf_reader, is_gguf
 from audit.models.formats.quantised import (
     FLOAT8,
     MARKER,
+    SCALES,
     check_kind,
     check_marker,
     expanded,
@@ -112,6 +113,10 @@ class Tensors:
                 check_marker(name, parsed_marker(name, self.raw(name)))
         for name, claims in header_markers(self.metadata).items():
             check_marker(name, claims)
+        for name in self.info:
+            weight = next((name.removesuffix(s) + ".weight" for s in SCALES if name.endswith(s)), None)
+            if weight in self.info and scale_name(weight, self.info) != name and (self.raw(name).float() != 1).any():
+                raise ValueError(f"{name[:120]} scales a weight of type {self.info[weight].dtype}, which is not read")
 
     def scale_of(self, name: str) -> torch.Tensor | None:
         """The scale of a weight of 8 bits, where it has one, so that it multiplies the weight."""

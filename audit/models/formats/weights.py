@@ -27,7 +27,7 @@ _PREFIXES = (
 )  # fmt: skip
 _VAE = re.compile(r"^(?:first_stage_model\.|vae\.|model_ema\.)")
 _IGNORED = re.compile(  # constants, some of them infinite: OpenCLIP's mask, the noise of the first step
-    r"^(?:betas$|alphas_cumprod|sqrt_|log_one_minus|posterior_|lvlb_|model_ema$|denoiser\.sigmas$|scaled_fp8$|logvar$|"
+    r"^(?:betas$|alphas_cumprod|sqrt_|log_one_minus|posterior_|lvlb_|model_ema$|denoiser\.sigmas$|scaled_fp8$|logvar$|scale_factor$|global_step$|"
     r".*position_ids$|.*logit_scale$|.*attn_mask$|.*\.scale_(?:weight|input)$|.*\.(?:weight|input)_scale$|"
     r".*\.weight_scale_inv$|.*\.comfy_quant$|(?:model\.diffusion_model\.)?pos_embed(?:\.pos_embed)?$|"
     r".*embed_tokens\.weight$)"
@@ -65,6 +65,7 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
             if _VAE.match(name):
                 tensors.check_finite([name])
             elif not _IGNORED.match(name) and name not in PREDICTION_MARKERS and not _left_out(base, name, part):
+                _check_known(base, name, part, targets)
                 found.unused.append(name)
                 lost += norm_of(tensors.get(name)) ** 2
             continue
@@ -104,6 +105,16 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None) -> Tuned:
         )
     found.unused_share = lost / (lost + used) if lost + used > 0 else 0.0
     return found
+
+
+def _check_known(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> None:
+    """Raise ValueError for a tensor that may change what the others mean: one more of a module that has its weights
+    in the file, or one of the file as a whole.
+    """
+    component, rest = _component(base, name, part)
+    module = rest.rpartition(".")[0]
+    if (component is not None and module in targets.get(component, {})) or "." not in name:
+        raise ValueError(f"{name[:120]} is of no known format: what it does to the other tensors is not known")
 
 
 def weights_of(names: Iterable[str]) -> list[str]:
