@@ -46,7 +46,8 @@ def open_image(source: Path | bytes) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=_formats()) as opened:
                 if opened.width * opened.height > MAX_PIXELS:
                     raise _RefusedError(f"{opened.width} x {opened.height} pixels are too many")
-                return _as_rgb(ImageOps.exif_transpose(_first_frame(opened)), _white_is_zero(opened))
+                opened.load()  # the first frame
+                return _as_rgb(ImageOps.exif_transpose(opened), _white_is_zero(opened))
     except _RefusedError:
         raise
     except UnidentifiedImageError as error:
@@ -78,13 +79,6 @@ def _unknown(data: bytes) -> str:
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and not _heif():
         return "HEIF is read with lora-audit[heif] installed"
     return f"damaged, or none of {', '.join(_formats())}"
-
-
-def _first_frame(opened: Image.Image) -> Image.Image:
-    if getattr(opened, "n_frames", 1) > 1:
-        opened.seek(0)
-    opened.load()
-    return opened
 
 
 def _white_is_zero(opened: Image.Image) -> bool:

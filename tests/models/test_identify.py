@@ -188,6 +188,13 @@ def test_original_layouts_are_told_apart(networks: dict[str, nn.Module], name: s
         assert family_of_shapes(lora(modules, naming)) is family
 
 
+@pytest.mark.parametrize("kind", ["lokr_w1", "oft_blocks"])
+def test_what_shows_no_widths_is_told_by_its_last_block(kind: str) -> None:
+    for last, family in ((18, Family.flux), (19, None), (7, None)):
+        names = [f"oft_unet_double_blocks_{number}_img_attn_qkv.{kind}" for number in range(last + 1)]
+        assert family_of_shapes(dict.fromkeys(names, info(4, 4))) is family
+
+
 def hunyuan_modules() -> dict[str, tuple[int, ...]]:
     """HunyuanVideo as Tencent's code names its layers."""
     found: dict[str, tuple[int, ...]] = {}

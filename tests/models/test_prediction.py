@@ -11,10 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from audit.config import Solver
 from audit.errors import CheckpointError
+from audit.extraction.guidance import ModelGuidance
+from audit.extraction.sampling import Sampler
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.inspect import inspect
+from audit.models.pair import ModelPair
 from audit.models.tuning import tune
 from tests.conftest import BASE, KOHYA
 from tests.models import nano
@@ -142,6 +146,23 @@ def test_a_base_in_one_file_is_sampled_as_it_says(shipped: BaseModel, folder: Pa
     if "ztsnr" in tensors:
         assert float(base.pipeline.scheduler.alphas_cumprod[-1]) == pytest.approx(0, abs=1e-6)
     assert tune(base, open_checkpoint(full(base, tmp_path, metadata, **tensors))).networks
+
+
+@pytest.mark.parametrize("solver", list(Solver))
+def test_a_base_of_zero_terminal_snr_is_sampled(velocity: BaseModel, tmp_path: Path, solver: Solver) -> None:
+    pair = ModelPair(velocity, open_checkpoint(full(velocity, tmp_path, v_pred=EMPTY, ztsnr=EMPTY)))
+    assert pair.prediction_type == "v_prediction"
+    latents = Sampler(pair, ModelGuidance(), ["a photo"], solver, 6, w=1.5).latents([0])
+    assert torch.isfinite(latents).all()
+
+
+def test_a_marked_adapter_is_one_of_v(epsilon: BaseModel, velocity: BaseModel, tmp_path: Path) -> None:
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    state = {f"{stem}.lora_down.weight": torch.ones(2, 32, 1, 1), f"{stem}.lora_up.weight": torch.ones(32, 2, 1, 1)}
+    save_file(state | {"v_pred": EMPTY}, tmp_path / "f.safetensors")
+    assert tune(velocity, open_checkpoint(tmp_path / "f.safetensors")).unused == []
+    with pytest.raises(CheckpointError, match="v_pred says that it predicts v_prediction"):
+        tune(epsilon, open_checkpoint(tmp_path / "f.safetensors"))
 
 
 def test_a_base_that_says_nothing_keeps_its_configuration(shipped: BaseModel, folder: Path, tmp_path: Path) -> None:

@@ -530,3 +530,10 @@ def test_a_folder_that_diffusers_saved_is_its_adapter(sd1: BaseModel, tmp_path: 
     assert checkpoint.name == tmp_path.name
     assert checkpoint.identity == open_checkpoint(tmp_path / "pytorch_lora_weights.safetensors").identity
     assert tune(sd1, checkpoint).unused == []
+
+
+def test_a_module_that_is_named_in_two_spellings_is_refused(sd1: BaseModel, tmp_path: Path) -> None:
+    state = {f"{stem}.{key}": t.clone() for stem in (flat(QUERY), f"unet.{QUERY}") for key, t in KNOWN["lora"].items()}
+    save_file(state, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError, match="named twice"):
+        tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))

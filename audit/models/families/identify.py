@@ -114,13 +114,14 @@ def _flux(tensors: Mapping[str, TensorInfo]) -> Family | None:
         return None
     if any(_FLUX_ALONE.search(name) for name in tensors):
         return Family.flux
-    if _FLUX_WIDTH not in {size for info in tensors.values() if len(info.shape) == 2 for size in info.shape}:
-        return None
+    sizes = {size for info in tensors.values() if len(info.shape) == 2 for size in info.shape}
     double, single = _numbers(tensors, _ORIGINAL_DOUBLE), _numbers(tensors, _ORIGINAL_SINGLE)
     if double or single:
         fits = max(double, default=0) < _FLUX_DOUBLE and max(single, default=0) < _FLUX_SINGLE
         klein = (double, single) == tuple(set(range(count)) for count in _KLEIN)
-        return Family.flux if fits and not klein and _sizes_are_flux(tensors) else None
+        complete = max(double, default=0) == _FLUX_DOUBLE - 1 or max(single, default=0) == _FLUX_SINGLE - 1
+        told = _FLUX_WIDTH in sizes or complete  # LoKr, LoHa and OFT show no widths
+        return Family.flux if fits and told and not klein and _sizes_are_flux(tensors) else None
     double, single = _numbers(tensors, _DOUBLE), _numbers(tensors, _SINGLE)
     if any(name.endswith(_WHOLE) for name in tensors) and not any(name.endswith(_POOLED) for name in tensors):
         return None

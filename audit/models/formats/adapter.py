@@ -95,7 +95,7 @@ def apply_adapter(
     scalings = read_scaling(metadata)
     places = Places(base)
     found = Tuned(unused=list(names.unknown))
-    used = 0.0
+    used, hit = 0.0, set[tuple[str, str]]()
     lost = sum(norm_of(tensors.get(name)) ** 2 for name in names.unknown)
     for group in names.groups:
         place = places.find(group)
@@ -103,6 +103,10 @@ def apply_adapter(
             found.unused += group.tensors.values()
             lost += _lost_norm(group, tensors, scalings.get(group.part, Scaling())) ** 2
             continue
+        named = {(place[0], module) for module in place[1].modules}
+        if named & hit:
+            raise ValueError(f"{group.module[:120]} is named twice in it, in two spellings: which holds is not known")
+        hit |= named
         change = _apply_group(base, found, group, place, tensors, scalings.get(group.part, Scaling()), strength)
         found.changes.append(change)
         used += change.norm**2 / max(strength**2, 1e-12)
