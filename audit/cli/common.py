@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,8 +41,25 @@ def console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    typer.echo(json.dumps(value, indent=2, default=str))
+    """One JSON document on stdout; numbers that are not finite, which JSON has not, are null."""
+    typer.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """``value`` with None for every number that is not finite, as a value or as a key's text."""
+    if hasattr(value, "tolist"):  # an array or a number of numpy's
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {_key(name): _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_finite(one) for one in value]
+    return value
+
+
+def _key(name: Any) -> Any:
+    return name if name is None or isinstance(name, (str, int, bool)) else str(name)
 
 
 @contextmanager
@@ -100,13 +119,17 @@ def _plain_lines(out: Console) -> Callable[[str, int, int], None]:
 
 
 def tell_skipped(out: Console, skipped: list[SkippedImage]) -> None:
-    """Name the pictures that were passed over, and why."""
+    """Name the files that were passed over, and why; those of one ending, which are no pictures, in one line."""
     from rich.markup import escape
 
-    for one in skipped[:20]:
+    endings = Counter(one.reason for one in skipped if "ending" in one.reason)
+    told = [one for one in skipped if one.reason not in endings]
+    for one in told[:20]:
         out.print(f"[yellow]passed over[/yellow] {escape(one.name)}: {escape(one.reason)}", highlight=False)
-    if len(skipped) > 20:
-        out.print(f"[yellow]passed over[/yellow] {len(skipped) - 20} more")
+    if len(told) > 20:
+        out.print(f"[yellow]passed over[/yellow] {len(told) - 20} more")
+    for reason, count in endings.most_common(20):
+        out.print(f"[yellow]passed over[/yellow] {count} files: {escape(reason)}", highlight=False)
 
 
 def default_device() -> str:
