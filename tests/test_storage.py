@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from audit.workspace import compaction as storage
 from audit.errors import WorkspaceError
 from audit.files import whole_file
 from audit.schemas import TABLES
 from audit.storage import Workspace
+from audit.workspace import compaction as storage
 
 ROW = {"audit_id": "a", "kind": "training", "images": 3, "average_similarity": 0.5,
        "extraction_rate_07": 0.1, "extraction_rate_06": 0.2, "ceiling": 0.9}  # fmt: skip

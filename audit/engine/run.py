@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from audit import metrics
@@ -107,6 +107,7 @@ class Run:
         self._leases = Leases(self.workspace.files)
         self._holder = Holder(self.state.run_id, self.state.shard, self.state.host, self.state.pid)
         self._evicted = False
+        self._failed_at = datetime.fromtimestamp(0, UTC)
 
     def run(self) -> RunState:
         """Do the work; the final state. Raises AuditError where it cannot begin, and where results cannot be kept."""
@@ -119,8 +120,8 @@ class Run:
             self._work()
             if self._evicted:
                 raise WorkspaceError(
-                    f"this run ({self.state.run_id}) gave no sign of life for {STALE:.0f} s, or its clock is wrong, and "
-                    "another one took its work over: see 'lora-audit status'"
+                    f"this run ({self.state.run_id}) gave no sign of life for {STALE:.0f} s, or its clock is wrong, "
+                    "and another one took its work over: see 'lora-audit status'"
                 )
             self.state.state = "stopped" if self.stop.is_set() else "done"
         except BaseException:
@@ -217,6 +218,8 @@ class Run:
                 WHERE g.audit_id = f.audit_id AND g.state = 'forgiven'), TIMESTAMPTZ 'epoch')
             GROUP BY audit_id"""
         )
+        [latest] = self.workspace.rows("SELECT max(failed_at) AS at FROM failures")
+        self._failed_at = latest["at"] or self._failed_at
         over = {row["audit_id"] for row in rows if row["over"]}
         metrics.quarantined.set(len(over))
         return {row["audit_id"]: row["attempts"] for row in rows}, over
@@ -275,6 +278,8 @@ class Run:
         self.workspace.append("failures", [self._failure_row(event.task, event)])
 
     def _failure_row(self, task: Task, event: Event) -> dict[str, Any]:
+        # later than all before it, also after a clock was set back: the latest word on an audit holds
+        self._failed_at = max(datetime.now(UTC), self._failed_at + timedelta(microseconds=1))
         return {
             "audit_id": task.key,
             "item_id": task.payload.item_id,
@@ -285,7 +290,7 @@ class Run:
             "counted": event.counted,
             "state": "retry" if event.what == "retry" else event.what,
             "run_id": self.state.run_id,
-            "failed_at": datetime.now(UTC),
+            "failed_at": self._failed_at,
         }
 
     def compact(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -14,11 +15,11 @@ from audit.errors import WorkspaceError
 from audit.schemas import TABLES
 from audit.workspace.manifest import Manifest, MergedFile, Taken
 from audit.workspace.names import DATA, LooseName, merged_name, merged_number, read_name
-from audit.workspace.table import MISSING, Table, check_file, is_damage, log
-from audit.workspace.view import KEY_COLUMN, OWN, STAMP_COLUMN, View, merged_schema
+from audit.workspace.table import MISSING, ROWS_A_GROUP, Table, check_file, is_damage, log
+from audit.workspace.view import KEY_COLUMN, OWN, PARQUET, STAMP_COLUMN, View, merged_schema
 
 MOST_LOOSE, MOST_MERGED = 64, 16
-ROWS_A_GROUP, BYTES_A_GROUP = 4096, 64 << 20
+BYTES_A_GROUP = 64 << 20
 BIG = 256 << 20  # bytes from which a merged file is left alone, and the next one begun
 KEEP_REPLACED = 300.0  # s that replaced files stay for those who read them
 REMEMBER = 600.0  # s that a manifest names loose files that have gone: a listing on NFS can be behind
@@ -62,10 +63,10 @@ def _merge(table: Table, view: View, force: bool, drop_damaged: bool) -> int:
         )  # fmt: skip
         return 0
     kept, rewritten = _sources(table, view)
+    given_up = sorted(name for name in view.damaged if drop_damaged and merged_number(name) is None)
     signs = any(one.kind != DATA for one in view.fresh)
-    if len(view.fresh) < 2 and not (rewritten and len(rewritten) > 1) and not (force or signs or lost):
-        return 0
-    if not view.fresh and not rewritten and not lost:
+    worth = len(view.fresh) > 1 or len(rewritten) > 1 or signs or (force and (view.fresh or rewritten))
+    if not (worth or lost or given_up):
         return 0
     number = view.latest + 1
     try:
@@ -73,7 +74,6 @@ def _merge(table: Table, view: View, force: bool, drop_damaged: bool) -> int:
     except FileNotFoundError:  # a merge that was first has replaced our sources, and a vacuum has removed them
         return 0
     names = [one.name for one in view.fresh]
-    given_up = sorted(name for name in view.damaged if drop_damaged and merged_number(name) is None)
     manifest = Manifest(
         number=number,
         at=time.time(),
@@ -106,7 +106,7 @@ def _is_touched(table: Table, view: View, file: MergedFile) -> bool:
     key = table.merged_key(file.name)
     try:
         data = ds.FileSystemDataset.from_paths(
-            [table.files.path(key)], schema=merged_schema(table.name), format=ds.ParquetFileFormat(),
+            [table.files.path(key)], schema=merged_schema(table.name), format=PARQUET,
             filesystem=table.files.system,
         )  # fmt: skip
         return bool(data.head(1, columns=[KEY_COLUMN], filter=~kept).num_rows)
@@ -168,9 +168,7 @@ def _groups(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
     rows = size = 0
     for one in tables:
         if pending and (
-            one.schema != pending[0].schema
-            or rows + one.num_rows > ROWS_A_GROUP
-            or size + one.nbytes > BYTES_A_GROUP
+            one.schema != pending[0].schema or rows + one.num_rows > ROWS_A_GROUP or size + one.nbytes > BYTES_A_GROUP
         ):
             yield _sorted(pending)
             pending, rows, size = [], 0, 0
@@ -209,7 +207,10 @@ def stamped(rows: pa.Table, one: LooseName) -> pa.Table:
 
 
 def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """``rows`` without their schema's metadata, with the columns of ``schema``, null where there was none, and those that a newer version has added."""
+    """``rows`` with the columns of ``schema``, null where there was none, and those that a newer version has added.
+
+    Their schema has no metadata.
+    """
     columns = [
         rows[field.name].cast(field.type) if field.name in rows.column_names else pa.nulls(rows.num_rows, field.type)
         for field in schema
@@ -261,7 +262,7 @@ def vacuum(table: Table, grace: float | None = None) -> int:
     if len(manifests) < 2 or manifests[-1].number != table.chain.newest():
         return 0
     newest, before = manifests[-1], manifests[-2]
-    recent = [one for one, after in zip(manifests, manifests[1:], strict=False) if _young(after.at, grace)]
+    recent = [one for one, after in pairwise(manifests) if _young(after.at, grace)]
     needed = {name for one in (before, newest, *recent) for name in one.merged_names}
     old = {name for batch in newest.taken if not _young(batch.at, grace) for name in batch.names} & before.absorbed
     loose = [name for name in table.files.names(f"{table.folder}/loose") if name in old]
@@ -279,9 +280,10 @@ def vacuum(table: Table, grace: float | None = None) -> int:
         table.files.remove(f"{table.folder}/{name}")
     for folder in ("loose", "merged", "manifest"):
         table.files.sweep(f"{table.folder}/{folder}", ABANDONED)
-    for one in manifests[:-2]:
-        if one not in recent:
-            table.chain.remove(one.number)
+    kept = {one.number for one in recent}
+    for number in table.chain.numbers():
+        if number < before.number and number not in kept:
+            table.chain.remove(number)
     return len(loose) + len(merged) + len(imported)
 
 
@@ -316,6 +318,8 @@ def erase(table: Table, column: str, value: str | int) -> None:
 
     Raises WorkspaceError naming a damaged file, which may hold some, and where others write them again all the time.
     """
+    if not _parquet_files(table):
+        return
     table.take_away_where(column, value)
     stamp = table.clock.floor
     holding: list[str] = []
@@ -352,7 +356,7 @@ def _holds(table: Table, key: str, column: str, value: str | int, stamp: int) ->
         return False
     schema = TABLES[table.name] if merged_number(name) is None else merged_schema(table.name)
     data = ds.FileSystemDataset.from_paths(
-        [table.files.path(key)], schema=schema, format=ds.ParquetFileFormat(), filesystem=table.files.system
+        [table.files.path(key)], schema=schema, format=PARQUET, filesystem=table.files.system
     )
     wanted = ds.field(column) == pa.scalar(value, schema.field(column).type)
     if STAMP_COLUMN in schema.names:

@@ -91,5 +91,3 @@ def _taken(batch: dict[str, Any]) -> Taken:
 
 def _digest(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
-
-

@@ -27,6 +27,7 @@ from audit.workspace.view import KEY_COLUMN, View, fresh_names
 
 T = TypeVar("T")
 TRIES = 30
+ROWS_A_GROUP = 4096  # of which a merge holds a few in memory
 log = logging.getLogger("audit.workspace")
 
 
@@ -181,9 +182,7 @@ class Table:
                 return look(view)
             except (OSError, pa.ArrowException) as error:
                 if attempt + 1 == TRIES or not self.changed(view):
-                    raise WorkspaceError(
-                        f"{self.files}/{self.folder} cannot be read: {str(error)[:300]}"
-                    ) from error
+                    raise WorkspaceError(f"{self.files}/{self.folder} cannot be read: {str(error)[:300]}") from error
         raise AssertionError("unreachable")
 
     def changed(self, view: View) -> bool:
@@ -217,7 +216,7 @@ MISSING = "it is missing"
 
 def write_rows(rows: pa.Table, file: IO[bytes]) -> None:
     """Write ``rows`` as Parquet, with a checksum a page."""
-    pq.write_table(rows, file, compression="zstd", write_page_checksum=True)
+    pq.write_table(rows, file, row_group_size=ROWS_A_GROUP, compression="zstd", write_page_checksum=True)
 
 
 def check_file(files: Files, key: str, deep: bool) -> str | None:
@@ -241,7 +240,7 @@ def check_file(files: Files, key: str, deep: bool) -> str | None:
         return MISSING
     except (OSError, pa.ArrowException) as error:
         if is_damage(error):
-            return (str(error).strip().splitlines() or ["it cannot be read"])[0][:200]
+            return (str(error).strip().splitlines() or ["it cannot be read"])[0][:200].rstrip(".")
         raise WorkspaceError(f"{files}/{key} cannot be read: {str(error)[:300]}") from error
     return None
 

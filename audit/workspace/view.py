@@ -17,6 +17,10 @@ from audit.workspace.names import DATA, GONE, ROWS, WHERE, LooseName, read_name
 
 # Columns of merged files besides the table's: the key that the row was written under, and its stamp.
 KEY_COLUMN, STAMP_COLUMN = "_key", "_stamp"
+# A page whose bits have changed is an error, not another value.
+PARQUET = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 OWN = (pa.field(KEY_COLUMN, pa.string()), pa.field(STAMP_COLUMN, pa.int64()))
 
 
@@ -44,7 +48,7 @@ class Part:
     def dataset(self) -> ds.Dataset:
         """The rows that count; columns that a file does not have are null."""
         found = ds.FileSystemDataset.from_paths(
-            list(self.paths), schema=self.schema, format=ds.ParquetFileFormat(), filesystem=self.system
+            list(self.paths), schema=self.schema, format=PARQUET, filesystem=self.system
         )
         return found if self.kept is None else found.filter(self.kept)
 

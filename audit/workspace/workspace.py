@@ -263,7 +263,13 @@ class Workspace:
                 if len(names) == len(TABLES):
                     raise
                 names = list(TABLES)  # it says the name of a table in a way of its own
-            except (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, OSError, pa.ArrowException):
+            except (
+                duckdb.InvalidInputException,
+                duckdb.IOException,
+                duckdb.InternalException,
+                OSError,
+                pa.ArrowException,
+            ):
                 if attempt + 1 == TRIES or not any([self.table(n).changed(view) for n, view in views.items()]):
                     raise
             finally:
