@@ -38,6 +38,7 @@ NEWEST = {
 WORD = re.compile(r"[a-z_]+")
 # Words of statements that can see tables which they do not name.
 LISTING = {"show", "describe", "summarize", "pragma", "query", "query_table", "information_schema"}
+READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, OSError, pa.ArrowException)
 log = logging.getLogger("audit.workspace")
 
 
@@ -140,7 +141,7 @@ class Workspace:
         self.table(table).take_away_where(column, value)
 
     def erase(self, column: str, value: str | int, *tables: str) -> None:
-        """Remove the rows with ``value`` in ``column`` from ``tables``, else from all that have such a column, for good.
+        """Remove for good the rows with ``value`` in ``column`` from ``tables``, else from all that have the column.
 
         No Parquet file of the storage holds them afterwards. Raises WorkspaceError where a damaged file could.
         """
@@ -263,14 +264,8 @@ class Workspace:
                 if len(names) == len(TABLES):
                     raise
                 names = list(TABLES)  # it says the name of a table in a way of its own
-            except (
-                duckdb.InvalidInputException,
-                duckdb.IOException,
-                duckdb.InternalException,
-                OSError,
-                pa.ArrowException,
-            ):
-                if attempt + 1 == TRIES or not any([self.table(n).changed(view) for n, view in views.items()]):
+            except READ_ERRORS:
+                if attempt + 1 == TRIES or not any(self.table(name).changed(view) for name, view in views.items()):
                     raise
             finally:
                 with suppress(duckdb.Error):
