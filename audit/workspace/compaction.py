@@ -68,7 +68,9 @@ def _merge(table: Table, view: View, force: bool, drop_damaged: bool) -> int:
     worth = len(view.fresh) > 1 or len(rewritten) > 1 or signs or (force and (view.fresh or rewritten))
     if not (worth or lost or given_up):
         return 0
-    number = view.latest + 1
+    if not view.latest:  # a first one to go back to, should the next be damaged
+        table.chain.add(1, Manifest(number=1, at=time.time()).to_bytes())
+    number = max(view.latest + 1, 2)
     try:
         written = write_merged(table, _rows(table, view, rewritten), number)
     except FileNotFoundError:  # a merge that was first has replaced our sources, and a vacuum has removed them

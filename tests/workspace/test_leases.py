@@ -102,7 +102,9 @@ def test_a_heartbeat_that_is_no_time_blocks_nobody(workspace: Workspace, heartbe
     assert read_runs(workspace) == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"holders": 7}', b'{"holders": [7, {}]}', b"[" * 9999])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b'{"holders": 7}', b'{"holders": [7, {}]}', b"[" * 9999]
+)
 def test_a_damaged_lease_blocks_nobody_and_costs_no_run_its_work(workspace: Workspace, content: bytes) -> None:
     beat(workspace, "first")
     leases = Leases(workspace.files)

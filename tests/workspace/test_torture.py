@@ -1,4 +1,4 @@
-"""A short torture run; ``python -m tests.torture --minutes N`` is the long one, TORTURE_SECONDS makes this one longer."""
+"""A short torture run; ``python -m tests.torture --minutes N`` is the long one, TORTURE_SECONDS lengthens this one."""
 
 from __future__ import annotations
 

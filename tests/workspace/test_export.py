@@ -1,0 +1,107 @@
+"""Tables for other programs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import duckdb
+import pytest
+
+from audit.errors import WorkspaceError
+from audit.schemas import TABLES
+from audit.storage import Workspace
+from audit.workspace.export import ExportFormat, export
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def filled(workspace: Workspace) -> Workspace:
+    """Two extractions, one of them in a merged file, and an item of the catalog that has changed."""
+    for number in range(2):
+        row = {"audit_id": f"a{number}", "rank": 1, "members": [1, 2], "descriptor": [0.5, 1.0], "image": b"\x89P"}
+        workspace.write("extractions", f"a{number}", [row])
+        workspace.append("checkpoints", [{"item_id": "i", "title": 'a "title",\nof two lines', "seen_at": NOW}])
+        workspace.compact("extractions")
+    return workspace
+
+
+def test_parquet_is_what_sql_sees(filled: Workspace, tmp_path: Path) -> None:
+    for table in TABLES:
+        place, rows = export(filled, table, ExportFormat.parquet, tmp_path)
+        there = duckdb.sql(f"SELECT count(*) FROM '{place}'").fetchall()
+        assert there == [(rows,)]
+        assert rows == filled.rows(f'SELECT count(*) AS n FROM "{table}"')[0]["n"]
+    found = duckdb.sql(f"SELECT audit_id, members FROM '{tmp_path}/extractions.parquet' ORDER BY 1").fetchall()
+    assert found == [("a0", [1, 2]), ("a1", [1, 2])]
+    with pytest.raises(WorkspaceError, match="is there already"):
+        export(filled, "audits", ExportFormat.parquet, tmp_path)
+
+
+def test_csv_has_json_hex_and_utc(filled: Workspace, tmp_path: Path) -> None:
+    place, _ = export(filled, "extractions", ExportFormat.csv, tmp_path)
+    with place.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["audit_id"] for row in rows] == ["a0", "a1"]
+    assert json.loads(rows[0]["descriptor"]) == [0.5, 1.0]
+    assert bytes.fromhex(rows[0]["image"]) == b"\x89P"
+    place, _ = export(filled, "checkpoints", ExportFormat.csv, tmp_path)
+    with place.open(newline="") as file:
+        [row] = csv.DictReader(file)
+    assert (row["title"], row["seen_at"]) == ('a "title",\nof two lines', "2026-01-01T12:00:00+00:00")
+    place, rows_written = export(filled, "audits", ExportFormat.csv, tmp_path)
+    assert rows_written == 0
+    assert place.read_text().startswith('"audit_id","checkpoint_sha256"')
+
+
+def test_delta_tables_are_read_by_delta(filled: Workspace, tmp_path: Path) -> None:
+    deltalake = pytest.importorskip("deltalake")
+    for table in TABLES:
+        place, rows = export(filled, table, ExportFormat.delta, tmp_path)
+        assert pa_rows(deltalake.DeltaTable(str(place))) == rows
+
+
+def pa_rows(table: object) -> int:
+    """Rows by the log of a Delta table."""
+    import pyarrow as pa
+
+    actions = pa.table(table.get_add_actions(flatten=True))  # type: ignore[attr-defined]
+    return sum(actions["num_records"].to_pylist())
+
+
+def test_without_its_package_delta_is_refused_in_words(
+    filled: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    with pytest.raises(WorkspaceError, match=r"lora-audit\[delta\]"):
+        export(filled, "audits", ExportFormat.delta, tmp_path)
+
+
+def test_the_command_writes_the_chosen_tables(filled: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-c", "from audit.cli import main; main()", "export", "--format", "csv", "--table", "matches",
+         "--table", "extractions", "--json", "--workspace", str(filled.root), str(out)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert {name: one["rows"] for name, one in json.loads(done.stdout).items()} == {"matches": 0, "extractions": 2}
+    assert sorted(path.name for path in out.iterdir()) == ["extractions.csv", "matches.csv"]
+
+
+def test_the_documented_rule_reads_a_folder_directly(filled: Workspace) -> None:
+    """The statement of docs/tables.md, on a table after `lora-audit compact`."""
+    filled.append("failures", [{"audit_id": "x"}])
+    filled.append("failures", [{"audit_id": "y"}])
+    filled.compact("failures")
+    folder = filled.root / "tables/failures"
+    newest = sorted(folder.glob("manifest/*.json"))[-1]
+    manifest = json.loads(newest.read_text())
+    files = [str(folder / "merged" / one["name"]) for one in manifest["merged"]]
+    taken = {name for batch in manifest["taken"] for name in batch["names"]}
+    assert [path.name for path in folder.glob("loose/*") if path.name not in taken] == []
+    assert duckdb.sql(f"SELECT count(*) FROM read_parquet({files})").fetchall() == [(2,)]
