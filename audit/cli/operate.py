@@ -132,7 +132,7 @@ def compact(
     from audit.storage import Workspace
 
     opened = Workspace(workspace)
-    merged = {table: opened.compact(table, drop_damaged) for table in TABLES}
+    merged = {table: opened.compact(table, drop_damaged, every=True) for table in TABLES}
     files = {table: len(opened.keys(table)) for table in TABLES}
     if as_json:
         print_json({"merged": merged, "files": files})

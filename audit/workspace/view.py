@@ -70,15 +70,14 @@ class View:
 
     @cached_property
     def _best(self) -> dict[str, tuple[int, str]]:
-        """The order of the newest file of every key, of those that were taken in and of the fresh ones."""
+        """The order of the newest file of every fresh file's key, be it fresh or taken in."""
         best: dict[str, tuple[int, str]] = {}
-        for name in self.manifest.absorbed:
-            known = read_name(name)
-            if known is not None and known.kind != WHERE:
-                best[known.key] = max(known.order, best.get(known.key, known.order))
         for one in self.fresh:
             if one.kind != WHERE:
                 best[one.key] = max(one.order, best.get(one.key, one.order))
+        for name in self.manifest.absorbed if best else ():
+            if name.partition("~")[0] in best and (known := read_name(name)) and known.kind != WHERE:
+                best[known.key] = max(known.order, best[known.key])
         return best
 
     @cached_property

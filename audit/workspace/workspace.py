@@ -157,13 +157,14 @@ class Workspace:
         except (KeyError, pa.ArrowException, TypeError) as error:
             raise WorkspaceError(f"table {table!r} has no rows with {value!r} in {column!r}: {error}") from error
 
-    def compact(self, table: str, drop_damaged: bool = False) -> int:
+    def compact(self, table: str, drop_damaged: bool = False, every: bool = False) -> int:
         """Merge the small files of ``table``, and tidy up; how many loose files went into a merge.
 
-        ``drop_damaged`` gives up the rows of files that cannot be read.
+        ``every`` merges also a single loose file, so that none is left; ``drop_damaged`` gives up the rows of files
+        that cannot be read.
         """
         one = self.table(table)
-        merged = compaction.compact(one, drop_damaged=drop_damaged)
+        merged = compaction.compact(one, every, drop_damaged)
         compaction.settle(one)
         compaction.vacuum(one)
         return merged

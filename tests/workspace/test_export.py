@@ -11,7 +11,9 @@ from pathlib import Path
 
 import duckdb
 import pytest
+from typer.testing import CliRunner
 
+from audit.cli import app
 from audit.errors import WorkspaceError
 from audit.schemas import TABLES
 from audit.storage import Workspace
@@ -94,14 +96,16 @@ def test_the_command_writes_the_chosen_tables(filled: Workspace, tmp_path: Path)
 
 
 def test_the_documented_rule_reads_a_folder_directly(filled: Workspace) -> None:
-    """The statement of docs/tables.md, on a table after `lora-audit compact`."""
-    filled.append("failures", [{"audit_id": "x"}])
-    filled.append("failures", [{"audit_id": "y"}])
-    filled.compact("failures")
-    folder = filled.root / "tables/failures"
-    newest = sorted(folder.glob("manifest/*.json"))[-1]
-    manifest = json.loads(newest.read_text())
-    files = [str(folder / "merged" / one["name"]) for one in manifest["merged"]]
-    taken = {name for batch in manifest["taken"] for name in batch["names"]}
-    assert [path.name for path in folder.glob("loose/*") if path.name not in taken] == []
-    assert duckdb.sql(f"SELECT count(*) FROM read_parquet({files})").fetchall() == [(2,)]
+    """The lines of docs/tables.md, before and after `lora-audit compact`."""
+    text = (Path(__file__).parents[2] / "docs/tables.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("workspace/tables/audits", str(filled.root / "tables/extractions"))
+    filled.write("extractions", "a1", [{"audit_id": "a1", "rank": 7}])  # takes the place of a merged row
+    with pytest.raises(AssertionError, match="run 'lora-audit compact' first"):
+        exec(code, {})
+    done = CliRunner().invoke(app, ["compact", "--workspace", str(filled.root)])
+    assert done.exit_code == 0
+    names: dict[str, object] = {}
+    exec(code, names)
+    sql = f"SELECT audit_id, rank FROM read_parquet({names['files']}) ORDER BY 1"
+    assert duckdb.sql(sql).fetchall() == [("a0", 1), ("a1", 7)]
