@@ -297,7 +297,7 @@ class Run:
         """Merge the small files of the tables that grow with audits; by the first shard alone."""
         if not self.state.shard.startswith("0/"):
             return {}
-        tables = ("audits", "generations", "extractions", "matches", "evaluations", "failures")
+        tables = ("audits", "generations", "extractions", "matches", "evaluations", "failures", "references")
         return {table: self.workspace.compact(table) for table in tables}
 
 

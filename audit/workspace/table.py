@@ -27,6 +27,7 @@ from audit.workspace.view import KEY_COLUMN, View, fresh_names
 
 T = TypeVar("T")
 TRIES = 30
+REMEMBERED = 40  # manifests
 ROWS_A_GROUP = 4096  # of which a merge holds a few in memory
 log = logging.getLogger("audit.workspace")
 
@@ -119,18 +120,20 @@ class Table:
 
     def load(self, number: int) -> Manifest | str:
         """The manifest ``number``, or "damaged" or "gone"."""
-        if number not in self._manifests:
-            content = self.chain.read(number)
-            if content is None:
-                return "gone"
-            try:
-                self._manifests[number] = Manifest.from_bytes(content)
-            except ValueError as error:
-                self._manifests[number] = None
-                log.warning("%s/%s/%012d.json is damaged: %s", self.files, self.chain.folder, number, error)
-            for old in sorted(self._manifests)[:-16]:
-                del self._manifests[old]
-        return self._manifests.get(number) or "damaged"
+        if number in self._manifests:
+            return self._manifests[number] or "damaged"
+        content = self.chain.read(number)
+        if content is None:
+            return "gone"
+        found: Manifest | None = None
+        try:
+            found = Manifest.from_bytes(content)
+        except ValueError as error:
+            log.warning("%s/%s/%012d.json is damaged: %s", self.files, self.chain.folder, number, error)
+        self._manifests[number] = found
+        for old in sorted(self._manifests)[:-REMEMBERED]:
+            del self._manifests[old]
+        return found or "damaged"
 
     def _removal(self, one: LooseName) -> Removal | None:
         if one.name not in self._removals:

@@ -76,6 +76,18 @@ def pa_rows(table: object) -> int:
     return sum(actions["num_records"].to_pylist())
 
 
+@pytest.mark.parametrize("kind", ExportFormat)
+def test_a_damaged_file_costs_an_export_its_own_rows(filled: Workspace, tmp_path: Path, kind: ExportFormat) -> None:
+    for number in range(3):
+        filled.append("failures", [{"audit_id": str(number)}])
+    path = sorted(filled.root.glob("tables/failures/loose/*.parquet"))[1]
+    path.write_bytes(path.read_bytes()[:-20])
+    place, rows = export(Workspace(filled.root), "failures", kind, tmp_path)
+    assert rows == 2
+    assert place.exists()
+    assert [other.name for other in tmp_path.iterdir() if other.name.endswith(".part")] == []
+
+
 def test_without_its_package_delta_is_refused_in_words(
     filled: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
