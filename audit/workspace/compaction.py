@@ -28,12 +28,12 @@ MOST_MANIFESTS = 32
 TRIES = 20
 
 
-class _Damaged(Exception):
-    """A source of a merge that cannot be read: ``key``, and what is wrong with it."""
+class _Unread(Exception):
+    """A source of a merge, ``key``, that could not be read."""
 
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key}: {problem}")
-        self.key, self.problem = key, problem
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
 
 
 def compact(table: Table, force: bool = False, drop_damaged: bool = False) -> int:
@@ -43,15 +43,20 @@ def compact(table: Table, force: bool = False, drop_damaged: bool = False) -> in
     Damaged loose files stay where they are. With a damaged merged file nothing is merged: a later copy of it may still
     be put back. ``drop_damaged`` gives up both.
     """
-    while True:
+    for _ in range(TRIES):
         view = table.view()
         try:
             if drop_damaged:
                 _find_damage(table, view)
                 view = table.view()
             return _merge(table, view, force, drop_damaged)
-        except _Damaged as damaged:
-            table.pass_over(damaged.key, damaged.problem)
+        except _Unread as unread:
+            problem = check_file(table.files, unread.key, deep=True)  # or it was away in passing
+            if problem == MISSING and table.chain.newest() != view.latest:
+                return 0
+            if problem is not None:
+                table.pass_over(unread.key, problem)
+    raise WorkspaceError(f"{table.files}/{table.folder} cannot be merged, as its files cannot be read: try again later")
 
 
 def _merge(table: Table, view: View, force: bool, drop_damaged: bool) -> int:
@@ -102,7 +107,7 @@ def _sources(table: Table, view: View) -> tuple[list[MergedFile], list[MergedFil
 
 def _is_touched(table: Table, view: View, file: MergedFile) -> bool:
     """Whether ``file`` has rows that do not count any more."""
-    kept = view.kept_of_merged()
+    kept = view.kept_of_merged
     if kept is None:
         return False
     key = table.merged_key(file.name)
@@ -112,18 +117,10 @@ def _is_touched(table: Table, view: View, file: MergedFile) -> bool:
             filesystem=table.files.system,
         )  # fmt: skip
         return bool(data.head(1, columns=[KEY_COLUMN], filter=~kept).num_rows)
-    except FileNotFoundError:
-        return _missing(table, view, key)
     except (OSError, pa.ArrowException) as error:
         if is_damage(error):
-            raise _Damaged(key, str(error)[:200]) from error
+            raise _Unread(key) from error
         raise
-
-
-def _missing(table: Table, view: View, key: str) -> bool:
-    if table.chain.newest() == view.latest:
-        raise _Damaged(key, MISSING)
-    raise FileNotFoundError(key)
 
 
 def _remembered(table: Table, manifest: Manifest, taken: Taken | None = None) -> tuple[Taken, ...]:
@@ -188,14 +185,14 @@ def _sorted(tables: list[pa.Table]) -> pa.Table:
 
 def _rows(table: Table, view: View, rewritten: list[MergedFile]) -> Iterator[pa.Table]:
     """The rows that count, a row group at a time, with the columns of merged files."""
-    schema, kept = merged_schema(table.name), view.kept_of_merged()
+    schema, kept = merged_schema(table.name), view.kept_of_merged
     for file in rewritten:
-        for rows in _row_groups(table, view, table.merged_key(file.name)):
+        for rows in _row_groups(table, table.merged_key(file.name)):
             whole = conform(rows, schema)
             yield whole if kept is None else whole.filter(kept)
     for one in view.loose:
         kept = view.kept_of_loose(one)
-        for rows in _row_groups(table, view, table.loose_key(one.name)):
+        for rows in _row_groups(table, table.loose_key(one.name)):
             whole = conform(rows, TABLES[table.name])
             yield stamped(whole if kept is None else whole.filter(kept), one)
 
@@ -225,19 +222,15 @@ def conform(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=pa.schema(fields))
 
 
-def _row_groups(table: Table, view: View, key: str) -> Iterator[pa.Table]:
+def _row_groups(table: Table, key: str) -> Iterator[pa.Table]:
     try:
         path = table.files.path(key)
         with pq.ParquetFile(path, filesystem=table.files.system, page_checksum_verification=True) as source:
             for group in range(source.num_row_groups):
                 yield source.read_row_group(group)
-    except FileNotFoundError:
-        if merged_number(key.rpartition("/")[2]) is not None:
-            _missing(table, view, key)
-        raise
     except (OSError, pa.ArrowException) as error:
         if is_damage(error):
-            raise _Damaged(key, str(error)[:200]) from error
+            raise _Unread(key) from error
         raise
 
 
@@ -325,7 +318,8 @@ def erase(table: Table, column: str, value: str | int) -> None:
     table.take_away_where(column, value)
     stamp = table.clock.floor
     holding: list[str] = []
-    for _ in range(TRIES):
+    for attempt in range(TRIES):
+        time.sleep(0.02 * attempt)
         compact(table, force=True)
         settle(table, 0.0)
         vacuum(table, 0.0)
@@ -365,10 +359,11 @@ def _holds(table: Table, key: str, column: str, value: str | int, stamp: int) ->
         wanted &= ds.field(STAMP_COLUMN) < stamp
     try:
         return data.head(1, columns=[column], filter=wanted).num_rows > 0
-    except FileNotFoundError:
-        return False
     except (OSError, pa.ArrowException) as error:
-        if is_damage(error):
+        problem = check_file(table.files, key, deep=True)
+        if problem == MISSING:
+            return False
+        if problem is not None:
             raise WorkspaceError(
                 f"{table.files}/{key} is damaged and may hold rows to be erased: remove it, or put it back from a "
                 "backup, and try again"

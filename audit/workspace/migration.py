@@ -24,7 +24,7 @@ from audit.workspace.compaction import conform, write_merged
 from audit.workspace.leases import alive_runs
 from audit.workspace.manifest import Manifest
 from audit.workspace.names import KEY
-from audit.workspace.table import Table, is_damage
+from audit.workspace.table import MISSING, Table, check_file
 from audit.workspace.view import OWN
 
 MERGED = "merged-"  # how the names of the merged files of version 2 began
@@ -67,7 +67,9 @@ def _migrate(table: Table) -> None:
         written = write_merged(table, _rows(table, keys, damaged), 1)
     except FileNotFoundError:
         if not table.chain.newest():
-            raise
+            raise WorkspaceError(
+                f"a file of {table.files}/{table.folder} could not be read: run the same command again"
+            ) from None
         return  # another process has migrated this table and removed the old files
     imported = tuple(name for name in old if name not in damaged)
     manifest = Manifest(1, time.time(), tuple(written), imported=imported)
@@ -102,12 +104,11 @@ def _rows(table: Table, keys: list[str], damaged: list[str]) -> Iterator[pa.Tabl
         try:
             with pq.ParquetFile(table.files.path(path), filesystem=table.files.system) as source:
                 groups = [source.read_row_group(number) for number in range(source.num_row_groups)]
-        except FileNotFoundError:
-            raise
         except (OSError, pa.ArrowException) as error:
-            if not is_damage(error):
-                raise
-            log.warning("%s/%s is damaged (%s): its rows are left out, and it stays", table.files, path, error)
+            problem = check_file(table.files, path, deep=True)
+            if problem is None or problem == MISSING:
+                raise FileNotFoundError(path) from error
+            log.warning("%s/%s is damaged (%s): its rows are left out, and it stays", table.files, path, problem)
             damaged.append(f"{key}.parquet")
             continue
         for rows in groups:

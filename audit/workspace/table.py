@@ -70,7 +70,6 @@ class Table:
 
     def take_away(self, key: str) -> None:
         """Let ``key`` have no rows."""
-        self.clock.floor = max(self.clock.floor, self.view().top)
         self.commit(key, GONE, lambda file: None)
 
     def take_away_where(self, column: str, value: str | int) -> None:
@@ -249,7 +248,7 @@ def check_file(files: Files, key: str, deep: bool) -> str | None:
 
 
 def is_damage(error: Exception) -> bool:
-    """Whether ``error`` says that a file's content is wrong, rather than that it cannot be had now."""
+    """Whether ``error`` may say that a file's content is wrong, or that there is none, rather than a wrong machine."""
     if isinstance(error, MemoryError):
         return False
-    return not isinstance(error, OSError) or error.errno in (None, errno.EIO)
+    return not isinstance(error, OSError) or error.errno in (None, errno.EIO, errno.ENOENT)

@@ -115,6 +115,7 @@ class View:
         """The highest stamp in sight."""
         return max([self.manifest.top, *(one.stamp for one in self.fresh)])
 
+    @cached_property
     def kept_of_merged(self) -> pc.Expression | None:
         """Which rows of merged files count, None for all."""
         schema, kept = merged_schema(self.table), None
@@ -139,7 +140,7 @@ class View:
         found = []
         if self.merged:
             paths = tuple(f"{folder}/merged/{name}" for name in self.merged)
-            found.append(Part(paths, merged_schema(self.table), system, self.kept_of_merged()))
+            found.append(Part(paths, merged_schema(self.table), system, self.kept_of_merged))
         groups: dict[tuple[Removal, ...], list[LooseName]] = {}
         for one in self.loose:
             groups.setdefault(tuple(r for r in self.for_loose if one.stamp < r.stamp), []).append(one)

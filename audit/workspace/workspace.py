@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,7 +51,7 @@ class Workspace:
     def __init__(self, location: str | Path, reading: bool = False) -> None:
         self.files = Files(location)
         self._tables = {name: Table(self.files, name) for name in TABLES}
-        self._appends = {name: random.randrange(compaction.MOST_LOOSE) for name in TABLES}
+        self._loose: dict[str, int] = {}  # about how many loose files the tables have that were appended to
         marker = self.files.read(MARKER)
         if marker is None:
             # another process may be creating it at this moment
@@ -122,9 +121,12 @@ class Workspace:
         if not rows:
             return
         self.write(table, new_rows_key(), rows)
-        self._appends[table] += 1  # it begins by chance, so that many short-lived processes merge as often as one
-        if self._appends[table] >= compaction.MOST_LOOSE:
-            self._appends[table] = 0
+        if table in self._loose:
+            self._loose[table] += 1
+        else:
+            self._loose[table] = len(self.table(table).view().fresh)
+        if self._loose[table] >= compaction.MOST_LOOSE:
+            self._loose[table] = 0
             self.compact(table)
 
     def remove(self, table: str, key: str) -> None:
