@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from audit.errors import WorkspaceError
 from audit.files import Files
+from audit.workspace.table import check_file, log
 
 
 class Spool:
@@ -23,10 +25,30 @@ class Spool:
             pq.write_table(rows, file, compression="zstd")
 
     def read(self) -> pa.Table | None:
-        """Everything kept so far, or None."""
-        paths = [self.files.path(e.key) for e in self.files.list(self.folder) if e.key.endswith(".parquet")]
-        tables = [pq.ParquetFile(path, filesystem=self.files.system).read() for path in paths]
-        return pa.concat_tables(tables) if tables else None
+        """Everything kept so far, every image once, or None.
+
+        A damaged batch is removed: its images are sampled again. Raises WorkspaceError where all was said to be there.
+        """
+        keys = [entry.key for entry in self.files.list(self.folder) if entry.key.endswith(".parquet")]
+        tables = [table for table in map(self._batch, keys) if table is not None]
+        if len(tables) < len(keys) and self.finished() is not None:
+            self.files.remove(f"{self.folder}/finished.json")
+            raise WorkspaceError(
+                f"a batch in {self.files}/{self.folder} was damaged and is removed: run the audit again"
+            )
+        return _once(pa.concat_tables(tables)) if tables else None
+
+    def _batch(self, key: str) -> pa.Table | None:
+        try:
+            with pq.ParquetFile(self.files.path(key), filesystem=self.files.system) as source:
+                return source.read()
+        except (OSError, pa.ArrowException):
+            problem = check_file(self.files, key, deep=True)
+            if problem is None:
+                raise
+            log.warning("%s/%s is damaged (%s): its images are sampled again", self.files, key, problem)
+            self.files.remove(key)
+            return None
 
     def begin(self) -> None:
         """Say that a worker begins; it is remembered until ``take_begun``."""
@@ -54,3 +76,10 @@ class Spool:
     def discard(self) -> None:
         """Remove it."""
         self.files.remove_folder(self.folder)
+
+
+def _once(rows: pa.Table) -> pa.Table:
+    """``rows`` with every image once: two workers that were at one audit at the same time have sampled the same."""
+    numbers = rows["index"].to_pylist()
+    first = {number: place for place, number in reversed(list(enumerate(numbers)))}
+    return rows if len(first) == len(numbers) else rows.take(sorted(first.values()))
