@@ -69,9 +69,12 @@ class Spool:
         self.files.write(f"{self.folder}/finished.json", json.dumps(facts).encode())
 
     def finished(self) -> dict[str, Any] | None:
-        """The facts that ``finish`` was given, None where it was not called."""
-        content = self.files.read(f"{self.folder}/finished.json")
-        return json.loads(content) if content else None
+        """The facts that ``finish`` was given, None where it was not called or what it wrote is damaged."""
+        try:
+            facts = json.loads(self.files.read(f"{self.folder}/finished.json") or b"null")
+        except ValueError:
+            return None
+        return facts if isinstance(facts, dict) else None
 
     def discard(self) -> None:
         """Remove it."""
