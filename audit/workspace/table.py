@@ -187,13 +187,13 @@ class Table:
                     raise WorkspaceError(f"{self.files}/{self.folder} cannot be read: {str(error)[:300]}") from error
         raise AssertionError("unreachable")
 
-    def changed(self, view: View) -> bool:
+    def changed(self, view: View, deep: bool = True) -> bool:
         """Whether reading again can help after reading ``view`` has failed: its files have gone, or damaged ones are
-        known now and will be passed over.
+        known now and will be passed over. ``deep`` reads them whole to find out, where their ends are right.
         """
         names = [(self.loose_key(one.name), one.name) for one in view.loose]
         names += [(self.merged_key(name), name) for name in view.merged]
-        found = self._damage(names, view, deep=False) or self._damage(names, view, deep=True)
+        found = self._damage(names, view, deep=False) or (deep and self._damage(names, view, deep=True))
         return found or self.chain.newest() != view.latest
 
     def _damage(self, names: list[tuple[str, str]], view: View, deep: bool) -> bool:

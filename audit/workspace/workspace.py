@@ -38,6 +38,7 @@ WORD = re.compile(r"[a-z_]+")
 # Words of statements that can see tables which they do not name.
 LISTING = {"show", "describe", "summarize", "pragma", "query", "query_table", "information_schema"}
 READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, OSError, pa.ArrowException)
+OF_FILES = re.compile("stream|arrow|parquet|IOError", re.IGNORECASE)  # what errors of reading speak of
 log = logging.getLogger("audit.workspace")
 
 
@@ -267,8 +268,9 @@ class Workspace:
                 if len(names) == len(TABLES):
                     raise
                 names = list(TABLES)  # it says the name of a table in a way of its own
-            except READ_ERRORS:
-                if attempt + 1 == TRIES or not any(self.table(name).changed(view) for name, view in views.items()):
+            except READ_ERRORS as error:
+                deep = not isinstance(error, duckdb.Error) or bool(OF_FILES.search(str(error)))
+                if attempt + 1 == TRIES or not any(self.table(name).changed(views[name], deep) for name in views):
                     raise
             finally:
                 with suppress(duckdb.Error):
