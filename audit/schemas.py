@@ -221,7 +221,7 @@ TABLES: dict[str, pa.Schema] = {
     "failures": FAILURES,
 }
 
-# The columns whose values, joined with ".", are the key of an audit's file in these tables.
+# The columns whose values, joined with ".", are the key of an audit's rows in these tables.
 KEY_COLUMNS = {
     "audits": ("audit_id",),
     "generations": ("audit_id",),

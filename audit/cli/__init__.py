@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from audit.cli import catalog, crawl, demo, estimate, inspect, operate, query, references, report, run, scan
+from audit.cli import catalog, crawl, demo, estimate, inspect, operate, query, references, report, run, scan, tables
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 
 app = typer.Typer(
@@ -34,6 +34,8 @@ app.command("status")(operate.status)
 app.command("failures")(operate.failures)
 app.command("verify")(operate.verify)
 app.command("compact")(operate.compact)
+app.command("export")(tables.export)
+app.command("migrate")(tables.migrate)
 app.add_typer(operate.config_app, name="config")
 app.add_typer(references.app, name="references")
 app.add_typer(crawl.app, name="crawl")

@@ -57,12 +57,12 @@ def size_of(text: str) -> int:
     return int(number) * units[unit]
 
 
-def open_catalog(workspace: str, opt_out: Path | None, max_file: str = "8G") -> Catalog:
+def open_catalog(workspace: str, opt_out: Path | None, max_file: str = "8G", reading: bool = False) -> Catalog:
     """The catalog of a workspace; without --opt-out its own opt-out.txt counts, where there is one."""
     from audit.storage import Workspace
     from crawlers.catalog import Catalog, OptOuts
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, reading)
     catalog = Catalog(opened, OptOuts.read(opened, opt_out))
     catalog.store.max_bytes = size_of(max_file)
     return catalog

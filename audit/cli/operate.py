@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,7 +30,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
     from audit.engine.run import is_alive, read_runs
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, reading=True)
     catalog = opened.rows("SELECT source, state, count(*) AS items FROM checkpoints GROUP BY ALL ORDER BY ALL")
     audits = opened.rows(
         "SELECT count(*) AS audits, coalesce(sum(images), 0)::BIGINT AS images, max(finished_at) AS last FROM audits"
@@ -85,10 +85,11 @@ def failures(
 
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, reading=not retry)
     rows = [row for row in opened.rows(LATEST_FAILURES) if kind in (None, row["kind"])]
     if retry and rows:
-        now = datetime.now(UTC)
+        latest = max(row["failed_at"] for row in rows) + timedelta(microseconds=1)  # also where a clock was set back
+        now = max(datetime.now(UTC), latest)
         opened.append("failures", [row | {"state": "forgiven", "failed_at": now} for row in rows])
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
@@ -120,13 +121,19 @@ def _general(reason: str) -> str:
     return re.sub(r"'[^']*'|\S*/\S+|\b[0-9a-f]{12,}\b|\d+", "*", reason)[:200]
 
 
-def compact(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+def compact(
+    drop_damaged: Annotated[
+        bool, typer.Option("--drop-damaged", help="Give up the rows of files that cannot be read, and remove them.")
+    ] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
     """Merge the small files of every table, and remove what earlier merges have replaced."""
     from audit.schemas import TABLES
     from audit.storage import Workspace
 
     opened = Workspace(workspace)
-    merged = {table: opened.compact(table) for table in TABLES}
+    merged = {table: opened.compact(table, drop_damaged, every=True) for table in TABLES}
     files = {table: len(opened.keys(table)) for table in TABLES}
     if as_json:
         print_json({"merged": merged, "files": files})
@@ -136,13 +143,17 @@ def compact(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption 
 
 
 def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
-    """Check every stored file against its recorded hash, every row against what it refers to. Exit code 1: damage."""
+    """Check every stored file against its recorded hash, every row against what it refers to. Exit code 1: damage.
+
+    Table files, manifests and the states of runs that cannot be read are named; all else passes them over.
+    """
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, reading=True)
     out = console()
     problems: list[dict[str, str]] = []
     with progress_display(out) as progress:
+        _verify_tables(opened, problems, progress)
         _verify_checkpoints(opened, problems, progress)
         _verify_rows(opened, problems)
         _verify_files(opened, problems)
@@ -154,6 +165,18 @@ def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
         typer.echo(f"{len(problems)} problems" if problems else "everything is as recorded")
     if problems:
         raise typer.Exit(EXIT_DAMAGED)
+
+
+def _verify_tables(workspace: Workspace, problems: list[dict[str, str]], progress: Any) -> None:
+    from audit.engine.run import read_run
+    from audit.schemas import TABLES
+    from audit.workspace.verify import table_problems
+
+    for name in TABLES:
+        problems += [asdict(one) for one in table_problems(workspace, workspace.table(name), progress)]
+    for entry in workspace.files.list("runs"):
+        if entry.key.endswith(".json") and read_run(workspace, entry.key) is None and workspace.files.exists(entry.key):
+            problems.append({"where": entry.key, "problem": "the state of a run is damaged or of another version"})
 
 
 def _verify_checkpoints(workspace: Workspace, problems: list[dict[str, str]], progress: Any) -> None:

@@ -29,7 +29,7 @@ def query(
     from audit.storage import Workspace
 
     try:
-        rows = Workspace(workspace).rows(sql)
+        rows = Workspace(workspace, reading=True).rows(sql)
     except duckdb.Error as error:
         raise WorkspaceError(f"the query failed: {error}") from error
     if as_json:

@@ -63,7 +63,7 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    rows = ReferenceSets(Workspace(workspace)).list()
+    rows = ReferenceSets(Workspace(workspace, reading=True)).list()
     if as_json:
         print_json(rows)
         return
@@ -82,7 +82,7 @@ def remove(
     name: Annotated[str, typer.Argument(help="The set's name.")],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
 ) -> None:
-    """Remove a reference set, its thumbnails, and the matches with it."""
+    """Remove a reference set, its thumbnails, and the matches with it; no file holds them afterwards."""
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 

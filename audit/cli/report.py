@@ -24,7 +24,7 @@ def report(
     from audit.report.page import render
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, reading=as_json or output is not None)
     facts = collect(opened, audit)
     if as_json:
         print_json(facts.as_json())

@@ -107,7 +107,7 @@ def known_pictures(folder: Path) -> list[Image.Image]:
 
 
 class ReferenceSets:
-    """The reference sets of a workspace. A set is one immutable file a descriptor; adding again replaces it."""
+    """The reference sets of a workspace. A set has one key a descriptor; adding again replaces it."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -213,19 +213,15 @@ class ReferenceSets:
         )
 
     def remove(self, name: str) -> int:
-        """Remove the set ``name`` under every descriptor and the matches with it; how many files of it went.
+        """Remove the set ``name`` under every descriptor and the matches with it; under how many it was there.
 
-        Raises ReferenceSetError where there is none.
+        No file holds them afterwards. Raises ReferenceSetError where there is no such set.
         """
         descriptors = [row["descriptor_name"] for row in self.list() if row["reference_set"] == name]
         if not descriptors:
             known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
             raise ReferenceSetError(f"there is no reference set {name!r} (there are: {known})")
-        for descriptor_name in descriptors:
-            self.workspace.remove("references", self._key(name, descriptor_name))
-        for key in self.workspace.keys("matches"):
-            if key.partition(".")[2] == name:
-                self.workspace.remove("matches", key)
+        self.workspace.erase("reference_set", name)
         return len(descriptors)
 
     def require(self, name: str, descriptor: Descriptor) -> None:

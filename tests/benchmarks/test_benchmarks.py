@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from audit.config import Clustering, Settings
 from audit.testbed.sets import ASSETS
-from benchmarks import clustering, extraction, sampling, settings, tables
+from benchmarks import clustering, extraction, sampling, settings, tables, workspace_tables
 from benchmarks.grid import SHIPPED, Job, available, interval, run_job
 
 KEYS = {
@@ -146,3 +146,13 @@ def test_precision_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [row["decoder"] for row in found["decoder"]] == ["fp16", "bf16"]
     assert all(row["levels_most"] <= 3 for row in found["decoder"])
     assert "| 0.03 |" in capsys.readouterr().out
+
+
+def test_commits_are_measured_beside_loose_files(tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    done = run(workspace_tables.main, "--files", "40", "--json", str(written))
+    assert done.exit_code == 0
+    figures = json.loads(written.read_text())
+    assert figures["files"] == 40
+    assert figures["merged"] == 90  # with the fifty commits that were timed
+    assert all(value > 0 for value in figures.values())

@@ -95,7 +95,7 @@ def test_a_second_run_has_nothing_to_do_until_failures_are_forgiven(undisturbed:
 
 def test_a_killed_driver_is_resumed_to_the_same_tables(fresh: Workspace, undisturbed: Workspace) -> None:
     killed = start(fresh.root)
-    wait_for(fresh, "tables/audits/*.parquet")
+    wait_for(fresh, "tables/audits/*/*.parquet")
     wait_for(fresh, "spool/*/*.parquet")
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
