@@ -15,6 +15,7 @@ import pytest
 
 from audit.errors import WorkspaceError
 from audit.files import whole_file
+from audit.report.pages import page_key
 from audit.schemas import TABLES
 from audit.storage import Workspace
 from audit.workspace import compaction as storage
@@ -60,7 +61,7 @@ def test_keys_cannot_leave_the_workspace(workspace: Workspace, key: str) -> None
     with pytest.raises(WorkspaceError):
         workspace.spool(key)
     with pytest.raises(WorkspaceError):
-        workspace.report_key(key)
+        page_key(key, [], [])
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 EXIT_MATCHES_FOUND = 10
+EXIT_TELLS_NOTHING = 11
 EXIT_STOPPED = 130
 
 DESCRIPTOR_HELP = "sscd, nano, pdq, or the path of a TorchScript or ONNX file."

@@ -157,6 +157,7 @@ def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
         _verify_checkpoints(opened, problems, progress)
         _verify_rows(opened, problems)
         _verify_files(opened, problems)
+        _verify_pages(opened, problems)
     if as_json:
         print_json({"problems": problems})
     else:
@@ -218,6 +219,8 @@ _RULES = {
     "audits that are there twice": "SELECT audit_id FROM audits GROUP BY audit_id HAVING count(*) > 1",
     "extractions whose image was never sampled": "SELECT e.audit_id FROM extractions AS e ANTI JOIN generations AS g "
     'ON e.audit_id = g.audit_id AND e."index" = g."index"',
+    "matches with a reference set that is not there: 'lora-audit references remove' takes them away": "SELECT audit_id "
+    'FROM matches WHERE reference_set NOT IN (SELECT reference_set FROM "references")',
     "matches without their extraction": "SELECT m.audit_id FROM matches AS m ANTI JOIN extractions AS e "
     "ON m.audit_id = e.audit_id AND m.rank = e.rank",
 }
@@ -227,6 +230,22 @@ def _verify_rows(workspace: Workspace, problems: list[dict[str, str]]) -> None:
     for problem, sql in _RULES.items():
         for row in workspace.rows(f"SELECT DISTINCT audit_id FROM ({sql}) LIMIT 100"):
             problems.append({"where": f"audit {row['audit_id']}", "problem": problem})
+
+
+def _verify_pages(workspace: Workspace, problems: list[dict[str, str]]) -> None:
+    """Pages of sets that were removed, and pages that do not say what they show."""
+    from audit.report.pages import pages
+
+    rows = workspace.rows('SELECT DISTINCT reference_set FROM "references"')
+    there = {row["reference_set"] for row in rows}
+    for key, facts in pages(workspace):
+        if facts is None:
+            told = "it does not say which reference sets it shows: write it again with 'lora-audit report'"
+            problems.append({"where": key, "problem": told})
+            continue
+        for name in sorted(set(facts.reference_sets) - there):
+            told = f"it shows the removed reference set {name}: 'lora-audit references remove {name}' takes it away"
+            problems.append({"where": key, "problem": told})
 
 
 def _verify_files(workspace: Workspace, problems: list[dict[str, str]]) -> None:

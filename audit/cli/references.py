@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -81,10 +82,18 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
 def remove(
     name: Annotated[str, typer.Argument(help="The set's name.")],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
 ) -> None:
-    """Remove a reference set, its thumbnails, and the matches with it; no file holds them afterwards."""
+    """Remove a reference set for good: its pictures, the matches with it, and the report pages that show it."""
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    ReferenceSets(Workspace(workspace)).remove(name)
-    console().print(f"{name} removed")
+    removed = ReferenceSets(Workspace(workspace)).remove(name)
+    if as_json:
+        print_json(asdict(removed))
+        return
+    console().print(
+        f"{name} removed: {removed.pictures} pictures, {removed.matches} matches with them, "
+        f"{len(removed.pages)} report pages",
+        highlight=False,
+    )

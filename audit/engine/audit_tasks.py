@@ -294,13 +294,14 @@ class FinishStage:
         marks.append(time.monotonic())
         found = match(self.workspace, plan, self.references)
         marks.append(time.monotonic())
-        write_page(collect(self.workspace, task.key), self.workspace)
+        page = write_page(collect(self.workspace, task.key, self.references), self.workspace)
         marks.append(time.monotonic())
         return {
             "cluster": marks[1] - marks[0],
             "match": marks[2] - marks[1],
             "report": marks[3] - marks[2],
             "matches": found,
+            "page": page,
         }
 
 

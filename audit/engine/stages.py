@@ -26,6 +26,7 @@ from audit.engine.plan import Plan
 from audit.errors import WorkspaceError
 from audit.evaluation import score
 from audit.extraction.extract import SPOOLED, as_generations, vectors_of
+from audit.extraction.pictures import not_pictures
 from audit.matching import match_extractions
 from audit.models.checkpoint import metadata_json
 from audit.models.pair import ModelPair
@@ -82,6 +83,7 @@ def finish(workspace: Workspace, plan: Plan, progress: Progress | None = None) -
         "descriptor": plan.descriptor.name,
         "threshold": plan.descriptor.threshold,
         "warnings": extracted.warnings + warnings,
+        "tells_nothing": extracted.problem or not_pictures(rows["contrast"].to_numpy(), rows["roughness"].to_numpy()),
         "seconds_sampling": seconds,
         "seconds_total": extracted.seconds_total + time.monotonic() - started,
         "device": extracted.device,
@@ -159,14 +161,17 @@ def _store(workspace: Workspace, plan: Plan, clusters: list[Cluster]) -> None:
 def match(workspace: Workspace, plan: Plan, sets: list[str]) -> int:
     """Match a finished audit with reference sets; one file of matches a set, replaced when it is matched again.
 
-    How many reference pictures it matched.
+    How many different reference pictures it matched.
     """
     extractions = workspace.select("SELECT * FROM extractions WHERE audit_id = ?", [plan.audit_id])
-    found: set[tuple[str, str]] = set()
+    found: set[str] = set()
+    descriptor = plan.descriptor
     for name in sets:
-        rows = match_extractions(workspace, extractions, [name], plan.descriptor.name, plan.descriptor.threshold)
+        rows = match_extractions(
+            workspace, extractions, [name], descriptor.name, descriptor.threshold, descriptor.input_size
+        )
         workspace.write("matches", f"{plan.audit_id}.{name}", rows)
-        found |= {(name, row["reference_id"]) for row in rows if row["is_match"]}
+        found |= {row["reference_id"] for row in rows if row["is_match"]}
     return len(found)
 
 

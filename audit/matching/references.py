@@ -106,6 +106,30 @@ def known_pictures(folder: Path) -> list[Image.Image]:
     return pictures
 
 
+@dataclass(frozen=True)
+class Removed:
+    """What `remove` did: pictures, matches with them, and report pages that showed them."""
+
+    name: str
+    pictures: int
+    matches: int
+    pages: list[str]
+
+
+MOST_PASSED_OVER = 10_000  # that are kept of a set
+
+
+def _passed_rows(name: str, descriptor_name: str, now: datetime, passed: list[SkippedImage]) -> list[dict[str, Any]]:
+    kept = passed[:MOST_PASSED_OVER]
+    if len(passed) > len(kept):
+        kept[-1] = SkippedImage("...", f"{len(passed) - len(kept) + 1} more files")
+    return [
+        {"reference_set": name, "descriptor_name": descriptor_name, "name": one.name, "reason": one.reason,
+         "added_at": now}
+        for one in kept
+    ]  # fmt: skip
+
+
 class ReferenceSets:
     """The reference sets of a workspace. A set has one key a descriptor; adding again replaces it."""
 
@@ -160,8 +184,10 @@ class ReferenceSets:
         if not rows:
             listed = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:3])
             raise ReferenceSetError(f"none of the {len(paths)} pictures in {folder} can be read ({listed})")
+        passed = skipped + others
+        self.workspace.write("passed_over", key, _passed_rows(name, descriptor.name, now, passed))
         self.workspace.write("references", key, list(rows.values()))
-        return Added(name, len(rows), skipped + others)
+        return Added(name, len(rows), passed)
 
     @staticmethod
     def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
@@ -212,17 +238,27 @@ class ReferenceSets:
             "GROUP BY ALL ORDER BY ALL"
         )
 
-    def remove(self, name: str) -> int:
-        """Remove the set ``name`` under every descriptor and the matches with it; under how many it was there.
+    def remove(self, name: str) -> Removed:
+        """Remove the set ``name`` under every descriptor, all matches with it, and the pages that speak of it.
 
-        No file holds them afterwards. Raises ReferenceSetError where there is no such set.
+        No table file and no page holds anything of it afterwards. Raises ReferenceSetError where there is none.
         """
-        descriptors = [row["descriptor_name"] for row in self.list() if row["reference_set"] == name]
-        if not descriptors:
+        from audit.report.pages import pages_with, remove_page
+
+        rows = self.workspace.rows(
+            'SELECT count(DISTINCT reference_id) AS pictures FROM "references" WHERE reference_set = ?', [name]
+        )
+        pages = pages_with(self.workspace, name)
+        matches = self.workspace.rows(
+            "SELECT count(DISTINCT (audit_id, reference_id)) AS n FROM matches WHERE reference_set = ?", [name]
+        )
+        if not rows[0]["pictures"] and not matches[0]["n"] and not pages:
             known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
             raise ReferenceSetError(f"there is no reference set {name!r} (there are: {known})")
-        self.workspace.erase("reference_set", name)
-        return len(descriptors)
+        for page in pages:  # what shows pictures goes first
+            remove_page(self.workspace, page)
+        self.workspace.erase("reference_set", name, "references", "passed_over", "matches")
+        return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
     def require(self, name: str, descriptor: Descriptor) -> None:
         """Raise ReferenceSetError where the set does not exist, or only under another descriptor."""

@@ -285,12 +285,6 @@ class Workspace:
             raise WorkspaceError(f"{audit_id!r} is not an audit id")
         return Spool(self.files, f"spool/{audit_id}")
 
-    def report_key(self, audit_id: str) -> str:
-        """The key of an audit's report page."""
-        if not KEY.fullmatch(audit_id):
-            raise WorkspaceError(f"{audit_id!r} is not an audit id")
-        return f"reports/{audit_id}.html"
-
 
 def named_tables(sql: str | None) -> list[str]:
     """The tables that ``sql`` may read, in the order of their views."""

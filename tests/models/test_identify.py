@@ -12,9 +12,9 @@ from torch import nn
 
 from audit.models.families.identify import Family, family_of_name, family_of_shapes
 from audit.models.families.keys import _ORIGINALS, original_unet_names
+from audit.models.published import SD15, SD21, SD35_LARGE, SDXL
 from audit.models.safetensors_header import TensorInfo
-from benchmarks.loading import SD15, SDXL
-from tests.models.test_keys import SD21, SD35_LARGE, flux_modules, sd3_modules
+from tests.models.test_keys import flux_modules, sd3_modules
 
 KOLORS = SDXL | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
                  "projection_class_embeddings_input_dim": 5632}  # fmt: skip
