@@ -119,6 +119,7 @@ AUDITS = _schema(
     ("prediction_change", pa.float64(), "relative change of the prediction on a probe; above 0"),
     ("descriptor", pa.string(), "name and version of the descriptor"),
     ("threshold", pa.float64(), "descriptor cosine from which an extraction counts as a match"),
+    ("descriptor_size", pa.int32(), "side of the descriptor's input, pixels"),
     ("warnings", pa.list_(pa.string()), "what a reader of the result must know"),
     ("tells_nothing", pa.string(), "why nothing follows from finding no match; null where the audit did its work"),
     ("seconds_sampling", pa.float64(), "wall time of sampling and describing, s, over all runs of this audit"),

@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from audit.cli import catalog, crawl, demo, estimate, inspect, operate, query, references, report, run, scan, tables
+from audit.cli import (
+    catalog,
+    crawl,
+    demo,
+    estimate,
+    inspect,
+    match,
+    operate,
+    query,
+    references,
+    report,
+    run,
+    scan,
+    tables,
+)
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 
 app = typer.Typer(
@@ -28,6 +42,7 @@ app.command("scan")(scan.scan)
 app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
+app.command("match")(match.match)
 app.command("query")(query.query)
 app.command("run")(run.run)
 app.command("estimate")(estimate.estimate)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from audit.matching import SkippedImage
 
 EXIT_BAD_INPUT = 2
+EXIT_ALL_FAILED = 3
 EXIT_MATCHES_FOUND = 10
 EXIT_TELLS_NOTHING = 11
 EXIT_STOPPED = 130

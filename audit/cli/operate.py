@@ -61,9 +61,9 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
         )  # fmt: skip
 
 
-# The last word on every audit that has failed and has no result.
+# The last word on every audit that has failed and is not finished since: also one that is sampled but not matched.
 LATEST_FAILURES = """SELECT * FROM failures AS f WHERE state <> 'forgiven'
-    AND audit_id NOT IN (SELECT audit_id FROM audits)
+    AND NOT EXISTS (SELECT 1 FROM audits AS a WHERE a.audit_id = f.audit_id AND a.finished_at > f.failed_at)
     AND failed_at > coalesce((SELECT max(failed_at) FROM failures AS g WHERE g.audit_id = f.audit_id
         AND g.state = 'forgiven'), TIMESTAMPTZ 'epoch')
     QUALIFY row_number() OVER (PARTITION BY audit_id ORDER BY failed_at DESC) = 1"""

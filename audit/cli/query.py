@@ -18,7 +18,8 @@ def query(
 
     They are checkpoints, captions, audits, generations, extractions, "references", matches and evaluations.
 
-    [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, count(DISTINCT reference_id) FROM audits JOIN matches USING (audit_id)
+    [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, count(DISTINCT reference_id)
+    FROM audits JOIN matches USING (audit_id)
     WHERE is_match GROUP BY ALL"
 
     Columns are described in audit/schemas.py. The statement can read the tables and nothing else.

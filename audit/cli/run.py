@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audit.cli.common import EXIT_MATCHES_FOUND, JsonOption, console, print_json
+from audit.cli.common import EXIT_ALL_FAILED, EXIT_MATCHES_FOUND, EXIT_TELLS_NOTHING, JsonOption, console, print_json
 from audit.config import EngineName, Priority, RunSettings
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ def run(
 
     It can be stopped, killed and run again at any time: what is done is kept, and partial audits go on where they were.
     SIGTERM drains: nothing new begins, running audits have --set run.drain_seconds to finish, exit code 0.
+    Finished audits that lack a reference set named here, or their page, are matched and reported, not sampled again.
+
+    Exit codes: 0 nothing found, 10 matches found, 11 every audit tells nothing, 3 every audit failed, 2 bad input.
 
     [bold]Example[/bold]: lora-audit run --engine ray --base sd1=stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
     --references portfolio --where "source = 'folder'"
@@ -118,6 +121,10 @@ def run(
         show_state(out, state)
     if state.matched_audits:
         raise typer.Exit(EXIT_MATCHES_FOUND)
+    if (state.failed or state.quarantined) and not state.finished:
+        raise typer.Exit(EXIT_ALL_FAILED)
+    if state.finished and state.told_nothing == state.finished:
+        raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
 def _drain_on_signals(running: Run) -> dict[int, Any]:
@@ -186,6 +193,7 @@ class _Display:
 def show_state(out: Console, state: RunState) -> None:
     """The end of a run, for a person."""
     from rich.markup import escape
+    from rich.table import Table
 
     out.print(
         f"{state.finished} audits done, {state.matched_audits} with matches ({state.matches} pictures), "
@@ -193,6 +201,18 @@ def show_state(out: Console, state: RunState) -> None:
         f"{state.images} images, {state.gpu_hours:.2f} worker hours",
         highlight=False,
     )  # fmt: skip
+    if state.matched:
+        table = Table("checkpoint", "pictures", "page", title="with matches")
+        ordered = sorted(state.matched, key=lambda one: -one["matches"])
+        for one in ordered[:50]:
+            table.add_row(escape(one["name"]), str(one["matches"]), escape(one["page"]))
+        out.print(table)
+        if len(ordered) > 50:
+            out.print(f"and {state.matched_audits - 50} more")
+    if state.told_nothing:
+        out.print(f"[yellow]{state.told_nothing} audits tell nothing[/yellow]: what they sampled are no pictures")
+    if state.index:
+        out.print(f"all of them: {escape(state.index)}", highlight=False, soft_wrap=True)
     for reason, count in state.skipped.items():
         out.print(f"[yellow]{count} skipped[/yellow]: {escape(reason)}", highlight=False)
     if state.failed or state.quarantined:

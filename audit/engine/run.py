@@ -24,10 +24,12 @@ from audit.engine.local import LocalEngine
 from audit.engine.work import Event, Task
 from audit.errors import WorkspaceError
 from audit.files import shown
+from audit.report.index import Answer, write_index
 from audit.storage import Workspace
 from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
 
 HEARTBEAT = 10.0  # s
+MOST_LISTED = 1000  # matched audits that a run's state names; its index page has all
 
 
 @dataclass
@@ -56,6 +58,9 @@ class RunState:
     running: int = 0
     workers: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    told_nothing: int = 0
+    matched: list[dict[str, Any]] = field(default_factory=list)
+    index: str = ""
 
 
 def read_runs(workspace: Workspace) -> list[RunState]:
@@ -77,7 +82,8 @@ def _is_one(value: Any, kind: str) -> bool:
     """Whether ``value`` is of the type that RunState names ``kind``."""
     if kind == "float":
         return isinstance(value, int | float) and 0 <= value < LATEST
-    return isinstance(value, {"str": str, "int": int}.get(kind, dict))
+    kinds = {"str": str, "int": int, "list[dict[str, Any]]": list}
+    return isinstance(value, kinds.get(kind, dict))
 
 
 def is_alive(run: RunState) -> bool:
@@ -107,6 +113,8 @@ class Run:
         self._leases = Leases(self.workspace.files)
         self._holder = Holder(self.state.run_id, self.state.shard, self.state.host, self.state.pid)
         self._evicted = False
+        self._failed_before: set[str] = set()  # audits with an attempt on record that failed
+        self._answers: list[Answer] = []
         self._failed_at = datetime.fromtimestamp(0, UTC)
 
     def run(self) -> RunState:
@@ -166,6 +174,7 @@ class Run:
             config.settings, config.descriptor, config.references, None, config.run.batch_size, config.run.compile,
         )  # fmt: skip
         failed_before, given_up = self._failures()
+        self._failed_before = set(failed_before)
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys())
         engine = self._engine()
         for event in engine.run(iter(due), make_extract(stage), make_finish(stage), self.stop, failed_before):
@@ -182,6 +191,8 @@ class Run:
         for count in self.state.skipped.values():
             metrics.audits.labels("skipped").inc(count)
         self.compact()
+        if self._answers:
+            self.state.index = write_index(self.workspace, self.state.run_id, config.references, self._answers)
 
     def _count(self, due: Due) -> None:
         state = self.state
@@ -234,6 +245,7 @@ class Run:
             state.running -= 1
             state.finished += 1
             self._measured(measured)
+            self._answered(event.task, measured)
             metrics.audits.labels("finished").inc()
             metrics.last_finished.set_to_current_time()
             if state.finished % self.config.run.compact_every == 0:
@@ -263,6 +275,21 @@ class Run:
         metrics.matches.inc(measured.get("matches", 0))
         metrics.gpu_memory.set(max(measured.get("memory", 0), metrics.gpu_memory._value.get()))
 
+    def _answered(self, task: Task, measured: dict[str, Any]) -> None:
+        """Keep what the audit found, for the list at the end; an earlier failure of it is no news any more."""
+        state = self.state
+        state.told_nothing += bool(measured.get("tells_nothing"))
+        answer = Answer(
+            task.key, task.payload.name, task.payload.item_id, measured.get("matches", 0), measured.get("page", ""),
+            bool(measured.get("tells_nothing")),
+        )  # fmt: skip
+        self._answers.append(answer)
+        if answer.matches and len(state.matched) < MOST_LISTED:
+            state.matched.append(asdict(answer))
+        if task.key in self._failed_before:
+            row = self._failure_row(task, Event("finished", task, reason="it is finished now"))
+            self.workspace.append("failures", [row | {"state": "forgiven"}])
+
     def _failed(self, event: Event) -> None:
         state = self.state
         if event.what == "retry":
@@ -275,6 +302,7 @@ class Run:
             state.quarantined += event.what == "quarantined"
             metrics.audits.labels(event.what).inc()
             metrics.quarantined.inc()
+        self._failed_before.add(event.task.key)
         self.workspace.append("failures", [self._failure_row(event.task, event)])
 
     def _failure_row(self, task: Task, event: Event) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -82,6 +82,7 @@ def finish(workspace: Workspace, plan: Plan, progress: Progress | None = None) -
         "prediction_change": extracted.prediction_change,
         "descriptor": plan.descriptor.name,
         "threshold": plan.descriptor.threshold,
+        "descriptor_size": plan.descriptor.input_size,
         "warnings": extracted.warnings + warnings,
         "tells_nothing": extracted.problem or not_pictures(rows["contrast"].to_numpy(), rows["roughness"].to_numpy()),
         "seconds_sampling": seconds,
@@ -158,19 +159,31 @@ def _store(workspace: Workspace, plan: Plan, clusters: list[Cluster]) -> None:
         workspace.write("checkpoints", checkpoint.sha256, [row])
 
 
-def match(workspace: Workspace, plan: Plan, sets: list[str]) -> int:
+def match(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> int:
     """Match a finished audit with reference sets; one file of matches a set, replaced when it is matched again.
 
-    How many different reference pictures it matched.
+    How many different reference pictures it matched. Raises WorkspaceError where a set is not there any more: an audit
+    without its matches would pass for one that found nothing.
     """
-    extractions = workspace.select("SELECT * FROM extractions WHERE audit_id = ?", [plan.audit_id])
-    found: set[str] = set()
-    descriptor = plan.descriptor
-    for name in sets:
-        rows = match_extractions(
-            workspace, extractions, [name], descriptor.name, descriptor.threshold, descriptor.input_size
+    [audit] = workspace.rows("SELECT descriptor, threshold, descriptor_size FROM audits WHERE audit_id = ?", [audit_id])
+    extractions = workspace.select("SELECT * FROM extractions WHERE audit_id = ?", [audit_id])
+    there = {
+        row["reference_set"]
+        for row in workspace.rows(
+            'SELECT DISTINCT reference_set FROM "references" WHERE descriptor_name = ?', [audit["descriptor"]]
         )
-        workspace.write("matches", f"{plan.audit_id}.{name}", rows)
+    }
+    found: set[str] = set()
+    for name in sets:
+        if name not in there:
+            raise WorkspaceError(
+                f"the reference set {name!r} is not in {workspace.files} any more, described by {audit['descriptor']}: "
+                "add it again, or leave it out"
+            )
+        rows = match_extractions(
+            workspace, extractions, [name], audit["descriptor"], audit["threshold"], audit["descriptor_size"] or 0
+        )
+        workspace.write("matches", f"{audit_id}.{name}", rows)
         found |= {row["reference_id"] for row in rows if row["is_match"]}
     return len(found)
 

@@ -18,24 +18,32 @@ def data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def render(facts: AuditFacts) -> str:
-    """The page's HTML."""
-    environment = Environment(
+def environment() -> Environment:
+    """The templates, which escape everything."""
+    found = Environment(
         loader=PackageLoader("audit.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_url"] = data_url
-    template = environment.get_template("page.html")
-    return template.render(
-        facts=facts,
-        row=facts.row,
-        settings=facts.settings,
-        versions=json.loads(facts.row["versions"]),
-        claimed=json.loads(facts.checkpoint["claimed_metadata"]),
-        version=__version__,
+    found.filters["data_url"] = data_url
+    return found
+
+
+def render(facts: AuditFacts) -> str:
+    """The page's HTML."""
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            facts=facts,
+            row=facts.row,
+            settings=facts.settings,
+            versions=json.loads(facts.row["versions"]),
+            claimed=json.loads(facts.checkpoint["claimed_metadata"]),
+            version=__version__,
+        )
     )
 
 
