@@ -36,7 +36,7 @@ def add(
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
 
-    PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF are read, HEIF with lora-audit[[heif]] installed. Every file that is passed
+    PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF are read, HEIF where pillow-heif is installed. Every file that is passed
     over is listed with its reason.
     """
     from audit.descriptors import load_descriptor
