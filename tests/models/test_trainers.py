@@ -339,3 +339,35 @@ def test_a_module_that_is_named_in_two_spellings_is_refused(sd1: BaseModel, tmp_
     save_file(state, tmp_path / "f.safetensors")
     with pytest.raises(CheckpointError, match="named twice"):
         tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"oft_R.weight": drawn(4, 28, size=1e-9), "dora_scale": drawn(32, 1, size=1e-9)},
+        {"diff": drawn(32, 32, size=1e-9), "rescale": drawn(32, 1, size=1e-9)},
+        {
+            "lora_down.weight": drawn(1, 32, size=1e-9),
+            "lora_up.weight": drawn(32, 1, size=1e-9),
+            "hada_t1": drawn(1, 1),
+        },
+    ],
+)
+def test_a_set_with_more_than_its_own_is_refused(sd1: BaseModel, tmp_path: Path, more: dict[str, torch.Tensor]) -> None:
+    """However small beside another module's: known tensors in a combination that no format has."""
+    state = {f"{flat(QUERY)}.{key}": tensor for key, tensor in KNOWN["lora"].items()}
+    save_file(state | {f"{flat(POINT)}.{key}": t for key, t in more.items()}, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError, match="no known format"):
+        tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))
+
+
+def test_factors_of_integers_are_refused_and_an_alpha_may_be_one(sd1: BaseModel, tmp_path: Path) -> None:
+    state = {f"{flat(QUERY)}.{key}": tensor for key, tensor in KNOWN["lora"].items()}
+    alpha = {f"{flat(QUERY)}.alpha": torch.tensor(2)}
+    found = tuned_weight(sd1, state | alpha, tmp_path, QUERY) - sd1.denoiser.get_submodule(QUERY).weight
+    wanted = KNOWN["lora"]["lora_up.weight"] @ KNOWN["lora"]["lora_down.weight"] / 2
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    save_file({key: (t * 100).to(torch.int8) for key, t in state.items()}, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError, match="stored as I8, which is not read"):
+        tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))
+    assert "stored as I8" in str(inspect(tmp_path / "f.safetensors").problem)
