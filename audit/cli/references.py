@@ -37,7 +37,8 @@ def add(
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
 
-    Pictures that cannot be read are passed over and listed.
+    PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF are read, HEIF where pillow-heif is installed. Every file that is passed
+    over is listed with its reason.
     """
     from audit.descriptors import load_descriptor
     from audit.matching import ReferenceSets

@@ -113,7 +113,7 @@ def _check(checkpoint: Checkpoint, adapter: str | None) -> None:
         _ = checkpoint.prediction
         with Tensors(files) as opened:
             if checkpoint.format.is_adapter:
-                check_names(read_names(opened.info, adapter), checkpoint.metadata)
+                check_names(read_names(opened.info, adapter), checkpoint.metadata, opened.info)
             else:
                 opened.check_quantisation()
             opened.check_finite(None if checkpoint.format.is_adapter else weights_of(opened))

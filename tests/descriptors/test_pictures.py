@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,23 @@ def test_inks_are_converted_by_the_profile_in_the_file(monkeypatch: pytest.Monke
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     with pytest.raises(ValueError, match="not a readable picture"):  # an RGB profile says nothing of inks
         open_image(saved(PICTURE.convert("CMYK"), "JPEG", icc_profile=profile))
+
+
+def png_of_16_bits(pixels: np.ndarray) -> bytes:
+    """A PNG by its definition: uint16 [H, W, 3], no filter."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_colours_of_16_bits_are_the_picture_in_8_bits() -> None:
+    data = png_of_16_bits(np.asarray(PICTURE).astype(np.uint16) * 257)
+    assert away(open_image(data), PICTURE) == 0
 
 
 def test_two_colours_and_transparent_ones() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,17 @@ import torch
 from lycoris.modules import MODULE_LIST
 from lycoris.modules.tlora import TLoraModule
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from audit.cli import app
-from audit.cli.common import print_json
 from audit.errors import CheckpointError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.formats.detect import Format
-from audit.models.formats.names import Algorithm, read_names
+from audit.models.formats.names import read_names
 from audit.models.inspect import inspect
 from audit.models.pair import ModelPair
 from audit.models.safetensors_header import TensorInfo
 from audit.models.tuning import tune
 from tests.models import nano
-from tests.models.test_formats import flux_original
 
 RANK = 4
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -262,95 +257,6 @@ def test_loras_that_comfyui_extracts_change_biases_too(sd1: BaseModel, tmp_path:
     assert found.problem is None
 
 
-def quantised(base: BaseModel, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A Flux transformer with one layer changed, its matrices in 8 bits; and the weights that this stands for."""
-    state, wanted = {}, {}
-    for name, tensor in flux_original(base).items():
-        value = tensor + 0.2 if "img_attn.proj.weight" in name else tensor
-        if name.endswith(".weight") and value.ndim == 2 and value.shape[0] % 16 == 0 and value.shape[1] % 16 == 0:
-            stem = name.removesuffix(".weight")
-            whole = value.abs()
-            if kind == "tensor":
-                scale, spread = whole.max() / 400, None
-            elif kind == "row":
-                scale = whole.amax(1) / 400
-                spread = scale[:, None]
-            else:
-                scale = whole.unfold(0, 16, 16).unfold(1, 16, 16).amax((2, 3)) / 400
-                spread = scale.repeat_interleave(16, 0).repeat_interleave(16, 1)
-            spread = scale if spread is None else spread
-            if kind == "int8":
-                scale = spread = whole.max() / 100
-                state[name] = (value / spread).round().to(torch.int8)
-            else:
-                state[name] = (value / spread).to(torch.float8_e4m3fn)
-            state[f"{stem}.weight_scale"] = scale.clone()
-            said = {"tensor": "float8_e4m3fn", "int8": "int8_tensorwise"}.get(kind, f"float8_e4m3fn_{kind}wise")
-            text = json.dumps({"format": said, "full_precision_matrix_mult": True}).encode()
-            state[f"{stem}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
-            wanted[name] = state[name].float() * spread
-        else:
-            state[name] = value
-    return state, wanted
-
-
-@pytest.mark.parametrize("kind", ["tensor", "row", "block", "int8"])
-def test_weights_of_8_bits_with_comfyuis_markers_and_scales(folder: Path, tmp_path: Path, kind: str) -> None:
-    base = nano.make("flux", folder)
-    state, wanted = quantised(base, kind)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "f.safetensors")
-    tuned = tune(base, open_checkpoint(tmp_path / "f.safetensors"))
-    assert (tuned.unused, tuned.warnings) == ([], [])
-    assert {change.module.rpartition(".attn.")[2] for change in tuned.changes} == {"to_out.0"}
-    for layer in range(2):
-        found = tuned.networks["transformer"].state_dict()[f"transformer_blocks.{layer}.attn.to_out.0.weight"]
-        torch.testing.assert_close(found, wanted[f"double_blocks.{layer}.img_attn.proj.weight"], atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        ({"format": "nvfp4"}, "quantised as nvfp4"), ({"format": "int8_tensorwise", "convrot": True}, "with convrot"),
-        ({}, "quantised as None"), ([], "quantised as None"), (None, "no marker"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("place", ["tensor", "header"])
-def test_markers_that_say_more_are_refused(folder: Path, tmp_path: Path, said: Any, words: str, place: str) -> None:
-    base = nano.make("flux", folder)
-    state, metadata = quantised(base, "tensor")[0], {}
-    if place == "header":
-        if said is None:
-            words = "cannot be read"
-        layers = {"layers": {"double_blocks.0.img_attn.proj": said}}
-        metadata = {"_quantization_metadata": json.dumps(layers) if said is not None else "{"}
-    else:
-        text = json.dumps(said).encode() if said is not None else b"\xff"
-        state["double_blocks.0.img_attn.proj.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "f.safetensors", metadata)
-    with pytest.raises(CheckpointError, match=words):
-        tune(base, open_checkpoint(tmp_path / "f.safetensors"))
-
-
-@pytest.mark.parametrize("kind", [torch.int8, torch.uint8, torch.int32])
-def test_integers_without_a_scale_are_refused(folder: Path, tmp_path: Path, kind: torch.dtype) -> None:
-    base = nano.make("flux", folder)
-    state = flux_original(base)
-    name = "double_blocks.0.img_attn.proj.weight"
-    state[name] = (state[name] * 100).to(kind)
-    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "f.safetensors")
-    with pytest.raises(CheckpointError, match=f"{name} is stored as .*, which is not read"):
-        tune(base, open_checkpoint(tmp_path / "f.safetensors"))
-
-
-def test_a_scale_of_another_shape_is_refused(folder: Path, tmp_path: Path) -> None:
-    base = nano.make("flux", folder)
-    state, _ = quantised(base, "tensor")
-    state["double_blocks.0.img_attn.proj.weight_scale"] = torch.ones(5)
-    save_file({key: tensor.contiguous() for key, tensor in state.items()}, tmp_path / "f.safetensors")
-    with pytest.raises(CheckpointError, match=r"the scale of .* has the shape \(5,\)"):
-        tune(base, open_checkpoint(tmp_path / "f.safetensors"))
-
-
 def test_learned_embeds_of_diffusers(sd1: BaseModel, tmp_path: Path) -> None:
     """Its example script writes {token: vectors}; diffusers reads them as here."""
     for vectors in (drawn(32), drawn(3, 32)):
@@ -407,110 +313,6 @@ def test_tokens_of_flux_are_for_both_encoders(folder: Path, tmp_path: Path) -> N
     assert not torch.allclose(after.pooled, before.pooled, atol=1e-3)
 
 
-PLACES = ("lora", "lora without a place", "alpha", "embedding", "half a lora", "full", "vae")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("place", PLACES)
-def test_a_number_that_is_not_finite_anywhere_is_refused(
-    sd1: BaseModel, tmp_path: Path, place: str, value: float
-) -> None:
-    """In the file as a whole, and in what is said of it."""
-    bad = drawn(RANK, 32, 1, 1)
-    bad[1, 2] = value
-    stem = flat(POINT)
-    good = {f"{stem}.lora_down.weight": drawn(RANK, 32, 1, 1), f"{stem}.lora_up.weight": drawn(32, RANK, 1, 1)}
-    state = {
-        "lora": good | {f"{stem}.lora_down.weight": bad},
-        "lora without a place": good
-        | {"lora_unet_no.lora_down.weight": bad, "lora_unet_no.lora_up.weight": drawn(32, RANK, 1, 1, size=1e-9)},
-        "alpha": good | {f"{stem}.alpha": torch.tensor(value)},
-        "embedding": good | {"bundle_emb.x.clip_l": bad[..., 0, 0]},
-        "half a lora": good | {"lora_unet_no.lora_down.weight": bad},
-        "full": {**sd1.denoiser.state_dict(), "conv_in.bias": torch.full((32,), value)},
-        "vae": {f"model.diffusion_model.{n}": t for n, t in sd1.denoiser.state_dict().items()}
-        | {"first_stage_model.x": bad},
-    }[place]
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "f.safetensors")
-    if place != "vae":
-        with pytest.raises(CheckpointError, match="is not finite"):
-            tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))
-    done = CliRunner().invoke(app, ["inspect", str(tmp_path / "f.safetensors"), "--json"])
-    assert done.exit_code == 2, done.output
-    found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(name))
-    assert "is not finite" in found["problem"]
-    shown = CliRunner().invoke(app, ["inspect", str(tmp_path / "f.safetensors")], env={"COLUMNS": "200"})
-    assert (shown.exit_code, shown.exception.__class__) == (2, SystemExit)
-    assert "cannot be audited" in shown.output
-
-
-def test_constants_of_checkpoints_may_be_infinite(folder: Path, tmp_path: Path) -> None:
-    """OpenCLIP's mask has minus infinity above its diagonal, the noise of the first step none."""
-    base = nano.make("flux", folder)
-    state = {f"model.diffusion_model.{name}": t for name, t in flux_original(base).items()}
-    state["model.diffusion_model.img_in.weight"] = state["model.diffusion_model.img_in.weight"] + 0.1
-    state["cond_stage_model.model.attn_mask"] = torch.full((4, 4), -float("inf"))
-    state["log_one_minus_alphas_cumprod"] = torch.tensor([-float("inf")])
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, tmp_path / "f.safetensors")
-    assert tune(base, open_checkpoint(tmp_path / "f.safetensors")).unused == []
-    assert inspect(tmp_path / "f.safetensors", base).problem is None
-
-
-def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
-    import numpy as np
-
-    value = {
-        "a": float("nan"), "b": [float("inf"), {"c": (-float("inf"), 1.5)}], "d": np.array([1.0, np.nan]),
-        "e": np.float32("inf"), float("nan"): 1, "f": {1.5}, "g": torch.tensor(float("nan")), "h": True, "i": None,
-    }  # fmt: skip
-    print_json(value)
-    found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
-    assert found == {
-        "a": None, "b": [None, {"c": [None, 1.5]}], "d": [1.0, None], "e": None, "nan": 1, "f": [1.5], "g": None,
-        "h": True, "i": None,
-    }  # fmt: skip
-
-
-def test_queries_print_valid_json(tmp_path: Path) -> None:
-    sql = "SELECT 'nan'::DOUBLE AS a, 'inf'::FLOAT AS b, ['-inf'::DOUBLE, 1] AS c, {'d': 'nan'::DOUBLE} AS e"
-    done = CliRunner().invoke(app, ["query", sql, "--json", "--workspace", str(tmp_path / "w")])
-    assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(name))
-    assert found == [{"a": None, "b": None, "c": [None, 1], "e": {"d": None}}]
-
-
-def test_algorithms_are_all_told_apart() -> None:
-    assert len({str(one) for one in Algorithm}) == len(list(Algorithm))
-
-
-@pytest.mark.parametrize("name", ["double_blocks.0.img_attn.proj.smooth", "img_in.svd_up", "is_distilled"])
-def test_an_unknown_tensor_beside_full_weights_is_refused(folder: Path, tmp_path: Path, name: str) -> None:
-    """However small: one more of a module, or one of the whole file; what has a place nowhere is weighed."""
-    base = nano.make("flux", folder)
-    state = flux_original(base)
-    state["img_in.weight"] = state["img_in.weight"] + 0.1
-    save_file({key: t.contiguous() for key, t in state.items()} | {name: torch.zeros(1)}, tmp_path / "f.safetensors")
-    with pytest.raises(CheckpointError, match=f"{name} is of no known format"):
-        tune(base, open_checkpoint(tmp_path / "f.safetensors"))
-    more = {"some.other.network.weight": torch.zeros(1), "scale_factor": torch.tensor(0.18)}
-    save_file({key: t.contiguous() for key, t in state.items()} | more, tmp_path / "f.safetensors")
-    assert tune(base, open_checkpoint(tmp_path / "f.safetensors")).unused == ["some.other.network.weight"]
-
-
-def test_a_scale_of_a_weight_that_is_not_of_8_bits_is_refused(folder: Path, tmp_path: Path) -> None:
-    base = nano.make("flux", folder)
-    state = flux_original(base)
-    state["img_in.weight"] = state["img_in.weight"] + 0.1
-    for scale in (1.0, 2.0):
-        state["img_in.weight_scale"] = torch.tensor(scale)
-        save_file({key: t.contiguous() for key, t in state.items()}, tmp_path / "f.safetensors")
-        if scale == 1:
-            assert tune(base, open_checkpoint(tmp_path / "f.safetensors")).unused == []
-        else:
-            with pytest.raises(CheckpointError, match="scales a weight of type F32"):
-                tune(base, open_checkpoint(tmp_path / "f.safetensors"))
-
-
 PREFIXES = ("lora_unet_", "lycoris_", "lycoris_unet_", "lora_transformer_", "unet.", "base_model.model.", "lora_unet.",
             "unet.base_model.model.", "diffusion_model.", "")  # fmt: skip
 
@@ -537,3 +339,35 @@ def test_a_module_that_is_named_in_two_spellings_is_refused(sd1: BaseModel, tmp_
     save_file(state, tmp_path / "f.safetensors")
     with pytest.raises(CheckpointError, match="named twice"):
         tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"oft_R.weight": drawn(4, 28, size=1e-9), "dora_scale": drawn(32, 1, size=1e-9)},
+        {"diff": drawn(32, 32, size=1e-9), "rescale": drawn(32, 1, size=1e-9)},
+        {
+            "lora_down.weight": drawn(1, 32, size=1e-9),
+            "lora_up.weight": drawn(32, 1, size=1e-9),
+            "hada_t1": drawn(1, 1),
+        },
+    ],
+)
+def test_a_set_with_more_than_its_own_is_refused(sd1: BaseModel, tmp_path: Path, more: dict[str, torch.Tensor]) -> None:
+    """However small beside another module's: known tensors in a combination that no format has."""
+    state = {f"{flat(QUERY)}.{key}": tensor for key, tensor in KNOWN["lora"].items()}
+    save_file(state | {f"{flat(POINT)}.{key}": t for key, t in more.items()}, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError, match="no known format"):
+        tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))
+
+
+def test_factors_of_integers_are_refused_and_an_alpha_may_be_one(sd1: BaseModel, tmp_path: Path) -> None:
+    state = {f"{flat(QUERY)}.{key}": tensor for key, tensor in KNOWN["lora"].items()}
+    alpha = {f"{flat(QUERY)}.alpha": torch.tensor(2)}
+    found = tuned_weight(sd1, state | alpha, tmp_path, QUERY) - sd1.denoiser.get_submodule(QUERY).weight
+    wanted = KNOWN["lora"]["lora_up.weight"] @ KNOWN["lora"]["lora_down.weight"] / 2
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+    save_file({key: (t * 100).to(torch.int8) for key, t in state.items()}, tmp_path / "f.safetensors")
+    with pytest.raises(CheckpointError, match="stored as I8, which is not read"):
+        tune(sd1, open_checkpoint(tmp_path / "f.safetensors"))
+    assert "stored as I8" in str(inspect(tmp_path / "f.safetensors").problem)

@@ -23,8 +23,10 @@ from audit.models.formats.names import (
     shown,
 )
 from audit.models.formats.parts import gathered, narrow, scatter, sharing_copy
+from audit.models.formats.quantised import check_kind
 from audit.models.formats.scaling import Scaling, problems, read_scaling
 from audit.models.formats.tensors import Tensors
+from audit.models.safetensors_header import DTYPE_BITS, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def apply_adapter(
     fit the modules they name.
     """
     names = read_names(tensors.info, adapter)
-    check_names(names, metadata)
+    check_names(names, metadata, tensors.info)
     _one_adapter(names, adapter)
     tensors.check_finite()
     scalings = read_scaling(metadata)
@@ -134,8 +136,12 @@ def apply_adapter(
     return found
 
 
-def check_names(names: AdapterNames, metadata: Mapping[str, str]) -> None:
-    """Raise ValueError for tensors that may change what the others do, and for a configuration that does."""
+def check_names(names: AdapterNames, metadata: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise ValueError for tensors that may change what the others do, a configuration that does, and integers."""
+    for group in names.groups:
+        for role, name in group.tensors.items():
+            if role not in _FLAGS and tensors[name].dtype in DTYPE_BITS:  # GGUF's own are unpacked
+                check_kind(name, tensors[name], False)
     if names.strange:
         raise ValueError(
             f"{len(names.strange)} of its tensors are of no known format ({shown(names.strange)}): what they do to the "
@@ -217,9 +223,7 @@ def _apply_group(
     network = found.networks.get(component)
     if network is None:
         network = found.networks[component] = sharing_copy(base.part(component))
-    values = {
-        role: tensors.get(name) if role in _FLAGS else tensors.weight(name) for role, name in group.tensors.items()
-    }
+    values = {role: tensors.get(name) for role, name in group.tensors.items()}
     weight, bias = gathered(network, target), gathered(network, target, "bias")
     if weight is None:
         raise ValueError(f"{target.modules[0]} has no weights to change")

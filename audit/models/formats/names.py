@@ -203,8 +203,8 @@ def read_names(tensors: Mapping[str, TensorInfo], adapter: str | None = None) ->
         algorithm = _algorithm(set(roles), tensors, roles)
         if algorithm is None:
             unknown += roles.values()
-            if "weight" in roles:  # a whole weight among adapters
-                strange.append(roles["weight"])
+            if "weight" in roles or _has_more(set(roles)):  # a whole weight among adapters, or a set and more
+                strange += roles.values()
             if set(roles) - {"weight", "alpha"}:
                 incomplete = naming[part, module, flat]
         else:
@@ -232,7 +232,7 @@ def _tokens(tensors: Mapping[str, TensorInfo]) -> list[Embedding]:
     """diffusers' textual inversion: every tensor is one token's vectors, named by the token. Empty where it is not."""
     fits = len(tensors) <= MAX_TOKENS and all(
         _TOKEN.match(name)
-        and name not in PREDICTION_MARKERS
+        and name not in (*PREDICTION_MARKERS, "weight", "bias", "alpha")
         and info.dtype in ("F64", "F32", "F16", "BF16")
         and 1 <= len(info.shape) <= 2
         and (len(info.shape) == 1 or info.shape[0] <= MAX_VECTORS)
@@ -300,6 +300,11 @@ def _algorithm(roles: set[str], tensors: Mapping[str, TensorInfo], names: Mappin
             return Algorithm.boft
         return algorithm
     return None
+
+
+def _has_more(roles: set[str]) -> bool:
+    """Whether a whole set is among roles that are none: what the others do to it is not known."""
+    return any(needed and needed < roles for _, needed, _ in _ALGORITHMS)
 
 
 def shown(names: Iterable[str], most: int = 5) -> str:
