@@ -20,10 +20,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pyarrow import fs
 
+from audit.conditional import ConditionalObjects
 from audit.errors import WorkspaceError
 
 T = TypeVar("T")
 S3_TRIES = 5
+PART = ".part"  # how the names of unfinished files end; they begin with "."
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,17 @@ class Entry:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at ``path`` only once it is complete and on disk.
-
-    Raises WorkspaceError where the disk is full or the folder cannot be written; nothing is left behind.
+def _complete_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
+    """A temporary file beside ``path`` and its path; what is written to it is on disk when the block goes on to place
+    it, and it is gone afterwards. Raises WorkspaceError where the disk is full or the folder cannot be written.
     """
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=PART)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+            yield file, temporary
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise WorkspaceError(
@@ -62,6 +60,59 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in ``folder`` on disk, where the system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some network file systems know no such thing
+        pass
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def whole_file(path: Path, place: Callable[[], Path] | None = None) -> Iterator[IO[bytes]]:
+    """A binary file that appears at ``path`` only once it is complete and on disk.
+
+    ``place`` names, once the content is complete, another path of the same folder. Raises WorkspaceError where the disk
+    is full or the folder cannot be written; nothing is left behind.
+    """
+    with _complete_file(path) as (file, temporary):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        temporary.replace(place() if place else path)
+        _sync_folder(path.parent)
+
+
+def create_file(path: Path, content: bytes) -> bool:
+    """Create ``path`` with ``content`` unless it is there; whether this call did. Of many callers one does.
+
+    A hard link appears whole or not at all, also on NFS, where the answer can be lost: the link count tells. Raises
+    WorkspaceError where the file system has no hard links.
+    """
+    with _complete_file(path) as (file, temporary):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                raise WorkspaceError(
+                    f"{path.parent} is on a file system without hard links, which keep two writers apart: choose "
+                    "another --workspace"
+                ) from error
+            if os.fstat(file.fileno()).st_nlink != 2:
+                raise
+        created = os.fstat(file.fileno()).st_nlink == 2
+        _sync_folder(path.parent)
+    return created
 
 
 def is_remote(location: str) -> bool:
@@ -108,6 +159,7 @@ class Files:
     def __init__(self, location: str | Path) -> None:
         self.location = str(location)
         self.local: Path | None = None
+        self._objects: ConditionalObjects | None = None
         if is_remote(self.location):
             self.system, self.base = s3_filesystem(self.location)
         else:
@@ -122,16 +174,21 @@ class Files:
         return f"{self.base}/{key}"
 
     @contextmanager
-    def writing(self, key: str) -> Iterator[IO[bytes]]:
-        """A binary file that appears under ``key`` once it is complete. Raises WorkspaceError where it cannot."""
+    def writing(self, key: str, name: Callable[[], str] | None = None) -> Iterator[IO[bytes]]:
+        """A binary file that appears under ``key`` once it is complete. Raises WorkspaceError where it cannot.
+
+        ``name`` gives it, once its content is complete, another key in the same folder.
+        """
         if self.local is not None:
-            with whole_file(self.local / key) as file:
+            local = self.local
+            with whole_file(local / key, (lambda: local / name()) if name else None) as file:
                 yield file
             return
         with tempfile.TemporaryFile() as file:
             yield file
             file.seek(0)
-            self._patiently(lambda: self._send(file, key), key)
+            place = name() if name else key
+            self._patiently(lambda: self._send(file, place), place)
 
     def _send(self, file: IO[bytes], key: str) -> None:
         file.seek(0)
@@ -155,6 +212,54 @@ class Files:
         """Write ``content`` as the whole file ``key``."""
         with self.writing(key) as file:
             file.write(content)
+
+    def create(self, key: str, content: bytes) -> bool:
+        """Create ``key`` with ``content`` unless it is there; whether this call did: of many callers exactly one.
+
+        No two callers may give the same content. Raises WorkspaceError where the storage cannot do this.
+        """
+        if self.local is not None:
+            return create_file(self.local / key, content)
+        if self._objects is None:
+            self._objects = ConditionalObjects(self.location, self.system.region)
+        try:
+            if self._objects.create(key, content):
+                return True
+        except OSError as error:
+            raise WorkspaceError(f"{self}/{key} cannot be created: {str(error)[:300]}") from error
+        return self.read(key) == content  # it was this call, and the answer to its first try was lost
+
+    def mark(self, key: str) -> None:
+        """Make the empty file ``key``, without waiting until it is on disk."""
+        if self.local is None:
+            self.write(key, b"")
+            return
+        path = self.local / key
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
+
+    def names(self, folder: str) -> list[str]:
+        """The names of what is in ``folder``, in no order, without those that start with "."; quicker than ``list``."""
+        if self.local is None:
+            return [entry.key.rpartition("/")[2] for entry in self.list(folder)]
+        try:
+            return [name for name in os.listdir(self.local / folder) if not name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def sweep(self, folder: str, age: float) -> None:
+        """Remove unfinished files of dead processes in ``folder``: those not written to for ``age`` seconds."""
+        if self.local is None:
+            return
+        for path in (self.local / folder).glob(f".*{PART}"):
+            try:
+                if abs(time.time() - path.stat().st_mtime) >= age:
+                    path.unlink()
+            except FileNotFoundError:
+                continue
 
     def read(self, key: str) -> bytes | None:
         """The content of ``key``, None where there is none."""

@@ -134,7 +134,9 @@ AUDITS = _schema(
     ("prediction_change", pa.float64(), "relative change of the prediction on a probe; above 0"),
     ("descriptor", pa.string(), "name and version of the descriptor"),
     ("threshold", pa.float64(), "descriptor cosine from which an extraction counts as a match"),
+    ("descriptor_size", pa.int32(), "side of the descriptor's input, pixels"),
     ("warnings", pa.list_(pa.string()), "what a reader of the result must know"),
+    ("tells_nothing", pa.string(), "why nothing follows from finding no match; null where the audit did its work"),
     ("seconds_sampling", pa.float64(), "wall time of sampling and describing, s, over all runs of this audit"),
     ("seconds_total", pa.float64(), "wall time of the run that finished it, s"),
     ("device", pa.string(), "where the networks ran"),
@@ -186,6 +188,15 @@ REFERENCES = _schema(
     ("added_at", pa.timestamp("us", "UTC"), "when"),
 )
 
+PASSED_OVER = _schema(
+    "One row a file of a reference set's folder that is not among its pictures; 10,000 a set at most.",
+    ("reference_set", pa.string(), "joins references"),
+    ("descriptor_name", pa.string(), "joins references"),
+    ("name", pa.string(), "file name within the folder"),
+    ("reason", pa.string(), "why"),
+    ("added_at", pa.timestamp("us", "UTC"), "when"),
+)
+
 MATCHES = _schema(
     "The best references of each extraction, with the evidence.",
     ("audit_id", pa.string(), "the audit"),
@@ -195,7 +206,13 @@ MATCHES = _schema(
     ("position", pa.int32(), "1 is the reference of its set nearest to this extraction"),
     ("similarity", pa.float64(), "descriptor cosine, -1 to 1"),
     ("pdq_distance", pa.int32(), "differing bits of 256; null where a hash is missing or of quality below 50"),
-    ("is_match", pa.bool_(), "the nearest reference of its set, and similarity reaches the audit's threshold"),
+    ("is_match", pa.bool_(), "the verdict is match"),
+    (
+        "verdict",
+        pa.string(),
+        "match: the nearest reference of its set, and similarity reaches the audit's threshold; possible: so too, but "
+        "the reference is smaller than the descriptor's input; none",
+    ),
     ("evidence", pa.string(), "both: descriptor and PDQ agree; descriptor; pdq: PDQ alone, not a match; none"),
 )
 
@@ -232,12 +249,13 @@ TABLES: dict[str, pa.Schema] = {
     "generations": GENERATIONS,
     "extractions": EXTRACTIONS,
     "references": REFERENCES,
+    "passed_over": PASSED_OVER,
     "matches": MATCHES,
     "evaluations": EVALUATIONS,
     "failures": FAILURES,
 }
 
-# The columns whose values, joined with ".", are the key of an audit's file in these tables.
+# The columns whose values, joined with ".", are the key of an audit's rows in these tables.
 KEY_COLUMNS = {
     "audits": ("audit_id",),
     "generations": ("audit_id",),

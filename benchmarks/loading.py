@@ -18,54 +18,30 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import psutil
-import torch
 import typer
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.registry import FAMILIES
-from audit.models.published import SD15, SDXL
 from audit.models.tuning import tune
+from benchmarks.gpu.models import Kind, fuse_by_diffusers, make_lora, make_unet
 
 RANK = 16
 
 
-def make_base(config: dict[str, Any]) -> BaseModel:
-    """A Stable Diffusion pipeline around a random UNet of this configuration; nothing else of it is used."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def make_base(kind: Kind) -> BaseModel:
+    """A Stable Diffusion pipeline around a random UNet of this kind; nothing else of it is used."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(**config)
-    unet.to_empty(device="cpu").requires_grad_(False).eval()
-    generator = torch.Generator().manual_seed(0)
-    for parameter in unet.parameters():
-        parameter.normal_(std=0.02, generator=generator)
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=(4,), norm_num_groups=4), unet=unet,
+        vae=AutoencoderKL(block_out_channels=(4,), norm_num_groups=4), unet=make_unet(kind),
         scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
         text_encoder=CLIPTextModel(CLIPTextConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                                                   num_attention_heads=1)),
         tokenizer=CLIPTokenizer(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     return BaseModel("random", "0", FAMILIES["StableDiffusionPipeline"], pipeline)
-
-
-def make_lora(unet: nn.Module, path: Path) -> int:
-    """Write the LoRA; how many layers it has."""
-    generator = torch.Generator().manual_seed(1)
-    state = {}
-    for name, module in unet.named_modules():
-        if isinstance(module, nn.Linear) and ".transformer_blocks." in name:
-            stem = f"lora_unet_{name.replace('.', '_')}"
-            out, inputs = module.weight.shape
-            state[f"{stem}.lora_down.weight"] = torch.randn(RANK, inputs, generator=generator).half() * 0.02
-            state[f"{stem}.lora_up.weight"] = torch.randn(out, RANK, generator=generator).half() * 0.02
-            state[f"{stem}.alpha"] = torch.tensor(RANK / 2)
-    save_file(state, path)
-    return len(state) // 3
 
 
 def resident() -> float:
@@ -75,13 +51,8 @@ def resident() -> float:
 
 def by_diffusers(unet: Any, path: Path) -> Any:
     """A copy of the UNet with the adapter fused."""
-    from diffusers import StableDiffusionPipeline
-
     tuned = copy.deepcopy(unet)
-    state, alphas = StableDiffusionPipeline.lora_state_dict(load_file(path))
-    StableDiffusionPipeline.load_lora_into_unet(state, network_alphas=alphas, unet=tuned, adapter_name="x")
-    tuned.fuse_lora()
-    tuned.unload_lora()
+    fuse_by_diffusers(tuned, path)
     return tuned
 
 
@@ -96,14 +67,14 @@ def measure(make: Any) -> tuple[Any, float, float]:
 
 
 def main(
-    family: Annotated[str, typer.Option(help="sd15 or sdxl (needs 25 GB).")] = "sd15",
+    family: Annotated[Kind, typer.Option(help="sdxl needs 25 GB.")] = Kind.sd15,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the figures as JSON.")] = None,
 ) -> None:
     """Measure both, compare the weights, print the table."""
-    base = make_base({"sd15": SD15, "sdxl": SDXL}[family])
+    base = make_base(family)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "lora.safetensors"
-        layers = make_lora(base.denoiser, path)
+        layers = make_lora(base.denoiser, path, RANK)
         checkpoint = open_checkpoint(path)
         ours, our_seconds, our_mib = measure(lambda: tune(base, checkpoint).networks["unet"])
         theirs, their_seconds, their_mib = measure(lambda: by_diffusers(base.denoiser, path))

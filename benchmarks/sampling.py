@@ -146,7 +146,6 @@ def main(
             spool = workspace.spool(f"round-{number}")
             clock.wrap(spool, "add", "storing")
             extract = Extract(sampler, mine, spool, f"round-{number}", images, pixels=True)
-            clock.wrap(extract, "_hashes_and_pictures", "storing")
             started = time.perf_counter()
             extract.run()
             ours += time.perf_counter() - started

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -109,8 +109,11 @@ class Catalog:
 
     def record(self, outcomes: Iterable[tuple[Item, Outcome]], known: dict[str, dict[str, Any]]) -> None:
         """Write what became of items, their captions first: a checkpoints row makes its item's captions count."""
-        now = datetime.now(UTC)
+        outcomes = list(outcomes)
         rows, captions = [], []
+        earlier = [known[item.item_id]["seen_at"] for item, _ in outcomes if known.get(item.item_id)]
+        # the newest row holds, also after a clock was set back
+        now = max([datetime.now(UTC), *(seen + timedelta(microseconds=1) for seen in earlier if seen)])
         for item, outcome in outcomes:
             before = known.get(item.item_id)
             row, claims = self._row(item, outcome, before, now)

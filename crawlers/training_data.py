@@ -15,6 +15,7 @@ from typing import IO
 
 from audit.descriptors import open_image
 from audit.descriptors.base import to_png
+from audit.descriptors.pictures import SUFFIXES
 from audit.errors import FetchError
 from audit.extraction.captions import clean_text
 from audit.files import Files
@@ -28,7 +29,7 @@ MAX_PICTURES = 1000
 MAX_PICTURE_BYTES = 50 * 1024**2
 MAX_UNPACKED_BYTES = 4 * 1024**3
 MAX_RATIO = 200  # unpacked to packed; pictures hardly compress at all
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+PICTURES = tuple(sorted(SUFFIXES))
 
 
 @dataclass(frozen=True)

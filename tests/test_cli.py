@@ -46,7 +46,7 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
 def test_a_scan_finds_the_training_images_and_says_so(tmp_path: Path) -> None:
     done = scan(tmp_path, "--references", ANIMALS, "--training-images", ANIMALS)
     assert done.returncode == 10, done.stderr
-    assert "reference pictures recovered" in done.stderr
+    assert "of 20 reference pictures recovered" in done.stderr
     (page,) = (tmp_path / "w/reports").glob("*.html")
     assert "recovered from this model" in page.read_text()
     assert str(page.name) in done.stderr.replace("\n", "")
@@ -184,7 +184,8 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
 READERS = [
     ("query", "SELECT 1"), ("report", "abc"), ("status",), ("failures",), ("failures", "--retry"), ("verify",),
     ("compact",), ("catalog",), ("catalog", "fetch"), ("catalog", "refresh"), ("references", "list"),
-    ("references", "remove", "mine"), ("estimate",),
+    ("references", "remove", "mine"), ("estimate",), ("match", "--references", "mine"), ("migrate",),
+    ("export", "out"),
     ("scan", "civitai:1:2:3", "--base", str(BASE)),
 ]  # fmt: skip
 

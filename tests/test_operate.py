@@ -60,6 +60,5 @@ def test_a_failure_after_the_result_is_not_hidden_by_it(
         row = dict.fromkeys(AUDITS.names) | {"audit_id": audit, "finished_at": NOON}
         workspace.write("audits", audit, [row])
     fail(workspace, "a1", "sampling ran out of memory", -1)
-    fail(workspace, "a1", "worker died", 1, state="retry")  # and the next try matched it
     fail(workspace, "a2", "no reference set 'mine'", 1, "folder:a:y", stage="match", state="quarantined")
     assert [group["items"] for group in failures(workspace, capsys)["groups"]] == [["folder:a:y"]]

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from audit import storage
 from audit.errors import WorkspaceError
 from audit.files import whole_file
+from audit.report.pages import page_key
 from audit.schemas import TABLES
 from audit.storage import Workspace
+from audit.workspace import compaction as storage
 
 ROW = {"audit_id": "a", "kind": "training", "images": 3, "average_similarity": 0.5,
        "extraction_rate_07": 0.1, "extraction_rate_06": 0.2, "ceiling": 0.9}  # fmt: skip
@@ -60,7 +61,7 @@ def test_keys_cannot_leave_the_workspace(workspace: Workspace, key: str) -> None
     with pytest.raises(WorkspaceError):
         workspace.spool(key)
     with pytest.raises(WorkspaceError):
-        workspace.report_key(key)
+        page_key(key, [], [])
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
@@ -164,18 +165,19 @@ def test_many_small_files_become_few_without_losing_a_row(
         assert workspace.rows("SELECT count(*) AS n FROM checkpoints_rows")[0]["n"] == number + 1
     assert len(workspace.keys("checkpoints")) <= 4 + 3
     folder = workspace.root / "tables/checkpoints"
-    assert len(list(folder.glob("*.parquet"))) > 50  # a reader that has just listed the old ones can read on
+    assert len(list(folder.glob("*/*.parquet"))) > 50  # a reader that has just listed the old ones can read on
     monkeypatch.setattr(storage, "KEEP_REPLACED", -1.0)
     for number in range(50, 60):
         workspace.append("checkpoints", [item(f"i{number}", number)])
         assert workspace.rows("SELECT count(*) AS n FROM checkpoints_rows")[0]["n"] == number + 1
-    assert len(list(folder.glob("*.parquet"))) < 30
+    assert len(list(folder.glob("*/*.parquet"))) < 30
 
 
 def test_a_merge_killed_before_its_list_is_written_changes_nothing(workspace: Workspace) -> None:
     workspace.append("checkpoints", [item("a", 1)])
     half_merged = pa.Table.from_pylist([item("a", 1), item("x", 1)], schema=TABLES["checkpoints"])
-    workspace.write("checkpoints", "merged-1", half_merged)
+    (workspace.root / "tables/checkpoints/merged").mkdir()
+    pq.write_table(half_merged, workspace.root / "tables/checkpoints/merged/000000000001-00000000.parquet")
     assert [row["item_id"] for row in workspace.rows("SELECT item_id FROM checkpoints_rows")] == ["a"]
 
 
@@ -203,4 +205,4 @@ def test_audit_files_are_compacted_found_and_can_be_written_again(
             ("a0", 0), ("a1", 1), ("a2", 2), ("a3", 33), ("a4", 4),
         ]  # fmt: skip
         workspace.compact("evaluations")
-    assert len(list((workspace.root / "tables/evaluations").glob("*.parquet"))) <= 3
+    assert len(list((workspace.root / "tables/evaluations").glob("*/*.parquet"))) <= 3

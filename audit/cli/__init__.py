@@ -9,7 +9,21 @@ from typing import Annotated
 
 import typer
 
-from audit.cli import catalog, crawl, demo, estimate, inspect, operate, query, references, report, run, scan
+from audit.cli import (
+    catalog,
+    crawl,
+    demo,
+    estimate,
+    inspect,
+    match,
+    operate,
+    query,
+    references,
+    report,
+    run,
+    scan,
+    tables,
+)
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
 from audit.cli.logs import LogFormat, configure, hoisted
 
@@ -25,7 +39,8 @@ app = typer.Typer(
     [bold]lora-audit demo[/bold] shows it on the small model that comes along; [bold]lora-audit scan[/bold] audits a
     file of yours.
 
-    Exit codes: 0 nothing found, 10 matches found, 2 bad input, 130 stopped (the same command goes on where it was).
+    Exit codes: 0 nothing found, 10 matches found, 11 the audit tells nothing, 2 bad input, 130 stopped (the same
+    command goes on where it was).
     """,
 )
 
@@ -59,6 +74,7 @@ app.command("scan")(scan.scan)
 app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
+app.command("match")(match.match)
 app.command("query")(query.query)
 app.command("run")(run.run)
 app.command("estimate")(estimate.estimate)
@@ -66,6 +82,8 @@ app.command("status")(operate.status)
 app.command("failures")(operate.failures)
 app.command("verify")(operate.verify)
 app.command("compact")(operate.compact)
+app.command("export")(tables.export)
+app.command("migrate")(tables.migrate)
 app.add_typer(operate.config_app, name="config")
 app.add_typer(references.app, name="references")
 app.add_typer(crawl.app, name="crawl")

@@ -62,7 +62,7 @@ def list_items(
         if value is not None:
             escaped = value.replace("'", "''")
             conditions.append(f"{column} = '{escaped}'")
-    catalog = open_catalog(workspace, None, create=False)
+    catalog = open_catalog(workspace, None, reading=True, create=False)
     rows = _find(catalog, " AND ".join(conditions), limit)
     if as_json:
         print_json([{name: _plain(value) for name, value in row.items()} for row in rows])

@@ -6,7 +6,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2
+EXIT_ALL_FAILED = 3
 EXIT_MATCHES_FOUND = 10
+EXIT_TELLS_NOTHING = 11
 EXIT_STOPPED = 130
 
 DESCRIPTOR_HELP = "sscd, nano, pdq, or the path of a TorchScript or ONNX file."
@@ -55,16 +58,25 @@ def result_console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout; what is not finite is null."""
+    """One JSON document on stdout; numbers that are not finite, which JSON has not, are null."""
     typer.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
+    """``value`` with None for every number that is not finite, as a value or as a key's text."""
+    if hasattr(value, "tolist"):  # an array or a number of numpy's
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {_key(name): _finite(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
         return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return value
+
+
+def _key(name: Any) -> Any:
+    return name if name is None or isinstance(name, (str, int, bool)) else str(name)
 
 
 @contextmanager
@@ -127,11 +139,15 @@ def _plain_lines() -> Callable[[str, int, int], None]:
 
 
 def tell_skipped(skipped: list[SkippedImage]) -> None:
-    """Name the pictures that were passed over, and why."""
-    for one in skipped[:20]:
+    """Name the files that were passed over, and why; those of one ending, which are no pictures, in one line."""
+    endings = Counter(one.reason for one in skipped if "ending" in one.reason)
+    told = [one for one in skipped if one.reason not in endings]
+    for one in told[:20]:
         log.warning("passed over %s: %s", one.name, one.reason)
-    if len(skipped) > 20:
-        log.warning("passed over %d more", len(skipped) - 20)
+    if len(told) > 20:
+        log.warning("passed over %d more", len(told) - 20)
+    for reason, count in endings.most_common(20):
+        log.warning("passed over %d files: %s", count, reason)
 
 
 def default_device() -> str:

@@ -60,7 +60,9 @@ def size_of(text: str) -> int:
     return int(number) * units[unit]
 
 
-def open_catalog(workspace: str, opt_out: Path | None, max_file: str = "8G", create: bool = True) -> Catalog:
+def open_catalog(
+    workspace: str, opt_out: Path | None, max_file: str = "8G", reading: bool = False, create: bool = True
+) -> Catalog:
     """The catalog of a workspace; without --opt-out its own opt-out.txt counts, where there is one.
 
     Raises WorkspaceError where there is no workspace and ``create`` is False.
@@ -68,7 +70,7 @@ def open_catalog(workspace: str, opt_out: Path | None, max_file: str = "8G", cre
     from audit.storage import Workspace
     from crawlers.catalog import Catalog, OptOuts
 
-    opened = Workspace(workspace, create)
+    opened = Workspace(workspace, reading, create)
     catalog = Catalog(opened, OptOuts.read(opened, opt_out))
     catalog.store.max_bytes = size_of(max_file)
     return catalog

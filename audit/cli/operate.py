@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,7 +37,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
     from audit.engine.run import is_alive, read_runs
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, create=False)
+    opened = Workspace(workspace, reading=True, create=False)
     catalog = opened.rows("SELECT source, state, count(*) AS items FROM checkpoints GROUP BY ALL ORDER BY ALL")
     audits = opened.rows(
         "SELECT count(*) AS audits, coalesce(sum(images), 0)::BIGINT AS images, max(finished_at) AS last FROM audits"
@@ -68,10 +68,9 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
         )  # fmt: skip
 
 
-# The last word on every audit that has failed and has no result, or whose matching failed for good after it.
+# The last word on every audit that has failed and is not finished since: also one that is sampled but not matched.
 LATEST_FAILURES = """SELECT * FROM failures AS f WHERE state <> 'forgiven'
-    AND NOT EXISTS (SELECT 1 FROM audits AS a WHERE a.audit_id = f.audit_id
-        AND (f.state = 'retry' OR a.finished_at >= f.failed_at))
+    AND NOT EXISTS (SELECT 1 FROM audits AS a WHERE a.audit_id = f.audit_id AND a.finished_at > f.failed_at)
     AND failed_at > coalesce((SELECT max(failed_at) FROM failures AS g WHERE g.audit_id = f.audit_id
         AND g.state = 'forgiven'), TIMESTAMPTZ 'epoch')
     QUALIFY row_number() OVER (PARTITION BY audit_id ORDER BY failed_at DESC) = 1"""
@@ -96,10 +95,11 @@ def failures(
 
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, create=False)
+    opened = Workspace(workspace, reading=not retry, create=False)
     rows = [row for row in opened.rows(LATEST_FAILURES) if kind in (None, row["kind"])]
     if retry and rows:
-        now = datetime.now(UTC)
+        latest = max(row["failed_at"] for row in rows) + timedelta(microseconds=1)  # also where a clock was set back
+        now = max(datetime.now(UTC), latest)
         opened.append("failures", [row | {"state": "forgiven", "failed_at": now} for row in rows])
     groups = _groups(rows)
     if as_json:
@@ -152,13 +152,19 @@ def _general(reason: str) -> str:
     return re.sub(r"'[^']*'|\S*/\S+|\b[0-9a-f]{12,}\b|\d+", "*", reason)[:200]
 
 
-def compact(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+def compact(
+    drop_damaged: Annotated[
+        bool, typer.Option("--drop-damaged", help="Give up the rows of files that cannot be read, and remove them.")
+    ] = False,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
     """Merge the small files of every table, and remove what earlier merges have replaced."""
     from audit.schemas import TABLES
     from audit.storage import Workspace
 
     opened = Workspace(workspace, create=False)
-    merged = {table: opened.compact(table) for table in TABLES}
+    merged = {table: opened.compact(table, drop_damaged, every=True) for table in TABLES}
     files = {table: len(opened.keys(table)) for table in TABLES}
     if as_json:
         print_json({"merged": merged, "files": files})
@@ -168,16 +174,21 @@ def compact(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption 
 
 
 def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
-    """Check every stored file against its recorded hash, every row against what it refers to. Exit code 1: damage."""
+    """Check every stored file against its recorded hash, every row against what it refers to. Exit code 1: damage.
+
+    Table files, manifests and the states of runs that cannot be read are named; all else passes them over.
+    """
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, create=False)
+    opened = Workspace(workspace, reading=True, create=False)
     out = console()
     problems: list[dict[str, str]] = []
     with progress_display(out) as progress:
+        _verify_tables(opened, problems, progress)
         _verify_checkpoints(opened, problems, progress)
         _verify_rows(opened, problems)
         _verify_files(opened, problems)
+        _verify_pages(opened, problems)
     if as_json:
         print_json({"problems": problems})
     else:
@@ -186,6 +197,18 @@ def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
         typer.echo(f"{len(problems)} problems" if problems else "everything is as recorded")
     if problems:
         raise typer.Exit(EXIT_DAMAGED)
+
+
+def _verify_tables(workspace: Workspace, problems: list[dict[str, str]], progress: Any) -> None:
+    from audit.engine.run import read_run
+    from audit.schemas import TABLES
+    from audit.workspace.verify import table_problems
+
+    for name in TABLES:
+        problems += [asdict(one) for one in table_problems(workspace, workspace.table(name), progress)]
+    for entry in workspace.files.list("runs"):
+        if entry.key.endswith(".json") and read_run(workspace, entry.key) is None and workspace.files.exists(entry.key):
+            problems.append({"where": entry.key, "problem": "the state of a run is damaged or of another version"})
 
 
 def _verify_checkpoints(workspace: Workspace, problems: list[dict[str, str]], progress: Any) -> None:
@@ -227,6 +250,8 @@ _RULES = {
     "audits that are there twice": "SELECT audit_id FROM audits GROUP BY audit_id HAVING count(*) > 1",
     "extractions whose image was never sampled": "SELECT e.audit_id FROM extractions AS e ANTI JOIN generations AS g "
     'ON e.audit_id = g.audit_id AND e."index" = g."index"',
+    "matches with a reference set that is not there: 'lora-audit references remove' takes them away": "SELECT audit_id "
+    'FROM matches WHERE reference_set NOT IN (SELECT reference_set FROM "references")',
     "matches without their extraction": "SELECT m.audit_id FROM matches AS m ANTI JOIN extractions AS e "
     "ON m.audit_id = e.audit_id AND m.rank = e.rank",
 }
@@ -236,6 +261,22 @@ def _verify_rows(workspace: Workspace, problems: list[dict[str, str]]) -> None:
     for problem, sql in _RULES.items():
         for row in workspace.rows(f"SELECT DISTINCT audit_id FROM ({sql}) LIMIT 100"):
             problems.append({"where": f"audit {row['audit_id']}", "problem": problem})
+
+
+def _verify_pages(workspace: Workspace, problems: list[dict[str, str]]) -> None:
+    """Pages of sets that were removed, and pages that do not say what they show."""
+    from audit.report.pages import pages
+
+    rows = workspace.rows('SELECT DISTINCT reference_set FROM "references"')
+    there = {row["reference_set"] for row in rows}
+    for key, facts in pages(workspace):
+        if facts is None:
+            told = "it does not say which reference sets it shows: write it again with 'lora-audit report'"
+            problems.append({"where": key, "problem": told})
+            continue
+        for name in sorted(set(facts.reference_sets) - there):
+            told = f"it shows the removed reference set {name}: 'lora-audit references remove {name}' takes it away"
+            problems.append({"where": key, "problem": told})
 
 
 def _verify_files(workspace: Workspace, problems: list[dict[str, str]]) -> None:

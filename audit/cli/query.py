@@ -39,7 +39,8 @@ def query(
     They are checkpoints, captions, asked, audits, generations, extractions, "references", matches, evaluations and
     failures.
 
-    [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, count(*) FROM audits JOIN matches USING (audit_id)
+    [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, count(DISTINCT reference_id)
+    FROM audits JOIN matches USING (audit_id)
     WHERE is_match GROUP BY ALL" --format csv
 
     Columns are described in audit/schemas.py. The statement can read the tables and nothing else. Bytes are printed as
@@ -56,7 +57,7 @@ def query(
     if format_ is RowFormat.parquet and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is no text: redirect it into a file", param_hint="--format")
     try:
-        rows = Workspace(workspace, create=False).select(sql)
+        rows = Workspace(workspace, reading=True, create=False).select(sql)
     except duckdb.Error as error:
         raise WorkspaceError(f"the query failed: {error}") from error
     if as_json or format_ is RowFormat.json:

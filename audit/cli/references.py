@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,8 @@ def add(
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
 
-    Pictures that cannot be read are passed over and listed.
+    PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF are read, HEIF where pillow-heif is installed. Every file that is passed
+    over is listed with its reason.
     """
     from audit.descriptors import load_descriptor
     from audit.matching import ReferenceSets
@@ -65,7 +67,7 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    rows = ReferenceSets(Workspace(workspace, create=False)).list()
+    rows = ReferenceSets(Workspace(workspace, reading=True, create=False)).list()
     if as_json:
         print_json(rows)
         return
@@ -82,10 +84,17 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
 def remove(
     name: Annotated[str, typer.Argument(help="The set's name.")],
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
 ) -> None:
-    """Remove a reference set, its thumbnails, and the matches with it."""
+    """Remove a reference set for good: its pictures, the matches with it, and the report pages that show it."""
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    ReferenceSets(Workspace(workspace, create=False)).remove(name)
-    log.info("%s removed", name)
+    removed = ReferenceSets(Workspace(workspace, create=False)).remove(name)
+    if as_json:
+        print_json(asdict(removed))
+        return
+    log.info(
+        "%s removed: %d pictures, %d matches with them, %d report pages", name, removed.pictures, removed.matches,
+        len(removed.pages),
+    )  # fmt: skip

@@ -12,6 +12,10 @@ from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, pri
 
 def report(
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's id, or its beginning.")],
+    references: Annotated[
+        list[str] | None,
+        typer.Option(help="A reference set the page is about. Repeat for several. [default: all it was matched with]"),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where the page goes. [default: reports/ in the workspace]")
     ] = None,
@@ -24,8 +28,8 @@ def report(
     from audit.report.page import render
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, create=False)
-    facts = collect(opened, audit)
+    opened = Workspace(workspace, reading=as_json or output is not None, create=False)
+    facts = collect(opened, audit, references)
     if as_json:
         print_json(facts.as_json())
         return

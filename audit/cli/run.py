@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audit.cli.common import EXIT_MATCHES_FOUND, JsonOption, console, print_json
+from audit.cli.common import EXIT_ALL_FAILED, EXIT_MATCHES_FOUND, EXIT_TELLS_NOTHING, JsonOption, console, print_json
 from audit.cli.logs import Seldom, is_quiet, is_structured, tell
 from audit.config import EngineName, Priority, RunSettings
 
@@ -81,6 +81,9 @@ def run(
 
     It can be stopped, killed and run again at any time: what is done is kept, and partial audits go on where they were.
     SIGTERM drains: nothing new begins, running audits have --set run.drain_seconds to finish, exit code 0.
+    Finished audits that lack a reference set named here, or their page, are matched and reported, not sampled again.
+
+    Exit codes: 0 nothing found, 10 matches found, 11 every audit tells nothing, 3 every audit failed, 2 bad input.
 
     [bold]Example[/bold]: lora-audit run --engine ray --base sd1=sd15 --references portfolio --where "source = 'folder'"
     """
@@ -122,6 +125,10 @@ def run(
         show_state(state)
     if state.matched_audits:
         raise typer.Exit(EXIT_MATCHES_FOUND)
+    if (state.failed or state.quarantined) and not state.finished:
+        raise typer.Exit(EXIT_ALL_FAILED)
+    if state.finished and state.told_nothing == state.finished:
+        raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
 def _drain_on_signals(running: Run) -> dict[int, Any]:
@@ -192,6 +199,10 @@ class _Display:
 
 def show_state(state: RunState) -> None:
     """The end of a run, for a person."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = console()
     tell(
         log,
         f"{state.finished} audits done, {state.matched_audits} with matches ({state.matches} pictures), "
@@ -200,6 +211,18 @@ def show_state(state: RunState) -> None:
         run_id=state.run_id, finished=state.finished, matched_audits=state.matched_audits, failed=state.failed,
         quarantined=state.quarantined,
     )  # fmt: skip
+    if state.matched and not is_structured():
+        table = Table("checkpoint", "pictures", "page", title="with matches")
+        ordered = sorted(state.matched, key=lambda one: -one["matches"])
+        for one in ordered[:50]:
+            table.add_row(escape(one["name"]), str(one["matches"]), escape(one["page"]))
+        out.print(table)
+        if len(ordered) > 50:
+            out.print(f"and {state.matched_audits - 50} more")
+    if state.told_nothing:
+        log.warning("%d audits tell nothing: what they sampled are no pictures", state.told_nothing)
+    if state.index:
+        log.info("all of them: %s", state.index)
     for reason, count in state.skipped.items():
         log.warning("%d skipped: %s", count, reason)
     if state.failed or state.quarantined:

@@ -15,6 +15,7 @@ from audit.cli.common import (
     DEFAULT_WORKSPACE,
     DESCRIPTOR_HELP,
     EXIT_MATCHES_FOUND,
+    EXIT_TELLS_NOTHING,
     JsonOption,
     WorkspaceOption,
     console,
@@ -103,7 +104,7 @@ def run_scan(
         engine.match(plan, names)
         for kind, pictures in known.items():
             engine.evaluate(plan, kind, pictures)
-    facts = collect(workspace, plan.audit_id)
+    facts = collect(workspace, plan.audit_id, names)
     page = write_page(facts, workspace)
     return ScanResult(facts, page, skipped, not was_run)
 
@@ -165,7 +166,7 @@ def show(result: ScanResult) -> None:
             escape(best.name) if best else "",
             f"{best.similarity:.2f}" if best else "",
             "" if best is None or best.pdq_distance is None else str(best.pdq_distance),
-            "[bold red]match[/bold red]" if best and best.is_match else "",
+            {"match": "[bold red]match[/bold red]", "possible": "possible"}.get(best.verdict, "") if best else "",
         )
     out.print(table)
     for one in facts.evaluations:
@@ -174,20 +175,27 @@ def show(result: ScanResult) -> None:
             f"A-ESR {one['extraction_rate_07']:.2f} at 0.7, {one['extraction_rate_06']:.2f} at 0.6",
             highlight=False,
         )
-    found = len(facts.matched)
-    verdict = (
-        f"[bold red]{found} reference pictures recovered[/bold red]"
-        if found
-        else "[bold]no reference picture recovered[/bold]"
-    )
     row = facts.row
-    if facts.reference_sets:
-        out.print(verdict)
+    if facts.tells_nothing:
+        out.print(
+            f"[bold yellow]this audit tells nothing:[/bold yellow] {escape(facts.tells_nothing)}", highlight=False
+        )
+    elif facts.reference_sets:
+        out.print(verdict_of(facts), highlight=False)
     out.print(
         f"{row['images']} images, {row['evaluations']} network evaluations, {row['seconds_total']:.0f} s",
         highlight=False,
     )
     out.print(f"report: {escape(result.page)}", highlight=False, soft_wrap=True)
+
+
+def verdict_of(facts: AuditFacts) -> str:
+    """One line, with its denominator, in rich's markup."""
+    of = f"of {len(facts.references)} reference pictures"
+    maybe = f"; {len(facts.possible)} possibly: they are too small to be sure of" if facts.possible else ""
+    if facts.matched:
+        return f"[bold red]{len(facts.matched)} {of} recovered[/bold red]{maybe}"
+    return f"[bold]none {of} recovered[/bold]{maybe}"
 
 
 def finish(result: ScanResult, as_json: bool) -> None:
@@ -199,6 +207,8 @@ def finish(result: ScanResult, as_json: bool) -> None:
         show(result)
     if result.facts.matched:
         raise typer.Exit(EXIT_MATCHES_FOUND)
+    if result.facts.tells_nothing:
+        raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
 def _setting(name: str, **limits: Any) -> Any:
@@ -289,7 +299,7 @@ def scan(
     --caption "art style of claude monet" --n0 10
 
     Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
-    2 bad input.
+    11 the audit tells nothing (what was sampled are no pictures), 2 bad input.
     """
     from audit.cli.crawl import open_catalog
     from audit.engine.plan import Request

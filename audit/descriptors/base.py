@@ -1,23 +1,22 @@
-"""The interface of a descriptor, and the safe opening of pictures from strangers."""
+"""The interface of a descriptor, and pictures as arrays and files."""
 
 from __future__ import annotations
 
 import io
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from audit.descriptors.pictures import MAX_PIXELS as MAX_PIXELS
+from audit.descriptors.pictures import open_image as open_image
+from audit.descriptors.pictures import read_picture as read_picture
 from audit.fits import Fits
 
-MAX_PIXELS = 100_000_000
-MAX_FILE_BYTES = 200_000_000
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
@@ -71,40 +70,6 @@ class Descriptor(ABC):
     @abstractmethod
     def _vectors(self, batch: np.ndarray) -> np.ndarray:
         """float32 [N, dimensions] of prepared images [N, 3, S, S]."""
-
-
-def read_picture(path: Path) -> bytes:
-    """The bytes of a picture file. Raises ValueError where it is larger than MAX_FILE_BYTES or cannot be read."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"larger than {MAX_FILE_BYTES // 1_000_000} MB")
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"not a readable picture ({error.strerror or error})") from error
-
-
-def open_image(source: Path | bytes) -> Image.Image:
-    """A picture from a stranger as RGB: upright, on white where it is transparent, bounded in bytes and pixels.
-
-    Raises ValueError saying what is wrong with it.
-    """
-    try:
-        data = read_picture(source) if isinstance(source, Path) else source
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise ValueError(f"{opened.width} x {opened.height} pixels are too many")
-                picture = ImageOps.exif_transpose(opened)
-                if picture.mode == "P" and "transparency" in picture.info:
-                    picture = picture.convert("RGBA")
-                if picture.mode in ("RGBA", "LA", "PA"):
-                    rgba = picture.convert("RGBA")
-                    white = Image.new("RGBA", rgba.size, "white")
-                    return Image.alpha_composite(white, rgba).convert("RGB")
-                return picture.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError, MemoryError) as error:
-        raise ValueError(f"not a readable picture ({str(error)[:120] or type(error).__name__})") from error
 
 
 def to_png(image: np.ndarray | Image.Image) -> bytes:

@@ -35,7 +35,7 @@ class PdqDescriptor(Descriptor):
         self.name = "pdq"
         self.dimensions = 256
         self.threshold = 1 - MATCH_DISTANCE / 128
-        self.input_size = 512
+        self.input_size = 64  # what PDQ itself reduces a picture to
 
     def _prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
         packed, _ = pdq_hash(image)

@@ -19,8 +19,10 @@ from audit.engine.stages import finish, match
 from audit.engine.work import Task
 from audit.errors import CheckpointError, ConfigError
 from audit.extraction.captions import Caption, TrainingImages, choose_captions, choose_training_images, rank_captions
+from audit.matching import ReferenceSets
 from audit.models.base import BaseLocation, locate_base
 from audit.report import collect, write_page
+from audit.report.pages import Answers
 from audit.storage import Workspace
 
 CHUNK = 500
@@ -55,9 +57,11 @@ class Skipped:
 class Due:
     """The audits that the configuration asks for and the workspace does not have, read from the catalog in chunks.
 
-    The same tensors seen in several places are one audit, with the captions of all of them. ``given_up`` are not tried
-    again, and ``suspects``, whose worker has died before, come last: who is hit by chance is not hit again at every
-    start, and who crashes keeps nobody waiting.
+    An audit is there when it is sampled, matched with every reference set that is named, as the set is now, and
+    reported: its page tells so. One that lacks only the latter is brought up to date. The same tensors seen in several
+    places are one audit, with the captions of all of them. ``given_up`` are not tried again, and ``suspects``, whose
+    worker has died before, come last: who is hit by chance is not hit again at every start, and who crashes keeps
+    nobody waiting. Raises ReferenceSetError for a set that is not there.
     """
 
     def __init__(
@@ -77,7 +81,12 @@ class Due:
         self.total = 0  # networks that the condition names
         self.passed = 0  # of those, how many have their result already, or cannot be tried
         self._bases: dict[str, BaseLocation] = {}
-        self._descriptor = load_descriptor(config.descriptor, "cpu").name
+        descriptor = load_descriptor(config.descriptor, "cpu")
+        self._descriptor = descriptor.name
+        sets = ReferenceSets(workspace)
+        for name in config.references:
+            sets.require(name, descriptor)
+        self._answers = Answers(workspace, config.references, self._descriptor)
 
     def __iter__(self) -> Iterator[Task]:
         taken = 0
@@ -88,7 +97,7 @@ class Due:
                 "SELECT audit_id FROM audits WHERE audit_id IN (SELECT unnest(?::VARCHAR[]))",
                 [[task.key for task in tasks]],
             )
-            done = {row["audit_id"] for row in known}
+            done = {row["audit_id"] for row in known if row["audit_id"] in self._answers}
             for task in tasks:
                 if limit is not None and taken >= limit:
                     return
@@ -255,15 +264,17 @@ class ExtractStage:
 
     def prepare(self, task: Task) -> None:
         """Open, hash and merge the checkpoint while another one is sampled."""
-        self.plans.ahead(task, self.extraction.ahead)
+        if not self.extraction.workspace.has("audits", task.key):
+            self.plans.ahead(task, self.extraction.ahead)
 
     def process(self, task: Task) -> dict[str, Any]:
         """Sample into the spool."""
-        spool = self.extraction.workspace.spool(task.key)
+        workspace = self.extraction.workspace
+        spool = workspace.spool(task.key)
+        if workspace.has("audits", task.key) or spool.finished() is not None:  # what is left is to finish it
+            return {"load": 0.0, "extract": 0.0, "images": 0, "evaluations": 0, "memory": 0}
         spool.begin()
         plan = self.plans.get(task)
-        if spool.finished() is not None:
-            return {"load": 0.0, "extract": 0.0, "images": 0, "evaluations": 0, "memory": 0}
         done = self.extraction.run(plan)
         return {
             "load": done.seconds_loading,
@@ -287,20 +298,24 @@ class FinishStage:
 
     def process(self, task: Task) -> dict[str, Any]:
         """Write the tables, the matches and the page."""
-        plan = self.plans.get(task)
         marks = [time.monotonic()]
-        if not self.workspace.has("audits", task.key):
-            finish(self.workspace, plan)
+        if self.workspace.has("audits", task.key):
+            self.workspace.spool(task.key).discard()
+        else:
+            finish(self.workspace, self.plans.get(task))
         marks.append(time.monotonic())
-        found = match(self.workspace, plan, self.references)
+        found = match(self.workspace, task.key, self.references)
         marks.append(time.monotonic())
-        write_page(collect(self.workspace, task.key), self.workspace)
+        facts = collect(self.workspace, task.key, self.references)
+        page = write_page(facts, self.workspace)
         marks.append(time.monotonic())
         return {
             "cluster": marks[1] - marks[0],
             "match": marks[2] - marks[1],
             "report": marks[3] - marks[2],
             "matches": found,
+            "page": page,
+            "tells_nothing": facts.tells_nothing is not None,
         }
 
 

@@ -42,7 +42,7 @@ class Auditor:
     def match(self, plan: Plan, sets: list[str]) -> None:
         """Match a finished audit with reference sets."""
         self.progress("matching", 0, len(sets))
-        match(self.workspace, plan, sets)
+        match(self.workspace, plan.audit_id, sets)
         self.progress("matching", len(sets), len(sets))
 
     def evaluate(self, plan: Plan, kind: str, pictures: list[Image.Image]) -> None:

@@ -30,6 +30,7 @@ class Extracted:
     """What is known of an audit once its images are in the spool, besides the images."""
 
     warnings: list[str]
+    problem: str | None
     truncated: list[str]
     evaluations: int
     weight_change: float
@@ -138,6 +139,7 @@ class Extraction:
         extract.run(lambda done, total: self.progress("sampling", done, total))
         extracted = Extracted(
             warnings=warnings,
+            problem=pair.problem,
             truncated=truncated,
             evaluations=plan.images * plan.settings.steps * sampler.guidance.evaluations,
             weight_change=pair.effect.weights,

@@ -131,6 +131,7 @@ class RayEngine:
         self._reached: dict[str, int] = {}
         self._tries: dict[str, int] = {}
         self._storage_failures = 0
+        self._deaths: Counter[str] = Counter()  # workers that died under each task
         self._losses: list[str] = []  # the tasks that have lost a device since one was last extracted
         self._losses_of: Counter[str] = Counter()
 
@@ -290,14 +291,25 @@ class RayEngine:
         begun |= kind not in ("worker-died", "deadline")  # an answer came: it had begun
         counted = kind not in ("node-died", "storage") and begun and reached <= self._reached.get(task.key, 0)
         self._reached[task.key] = reached
+        self._deaths[task.key] += kind == "worker-died"
         if tries >= MOST_TRIES:
             return Event("quarantined", task, kind, f"tried {tries} times; {reason}", stage, True)
         if counted:
             failed_before[task.key] = failed_before.get(task.key, 0) + 1
-            if failed_before[task.key] >= self.options.attempts:
+            if failed_before[task.key] >= self._attempts(task, kind):
                 return Event("quarantined", task, kind, reason, stage, True)
         queue.put(task)
         return Event("retry", task, kind, reason, stage, counted)
+
+    def _attempts(self, task: Task, kind: str) -> int:
+        """Failed attempts after which a task is at fault itself.
+
+        Where workers die under other tasks too, something kills them: every such death may have been the one that hit
+        this task, and is one more attempt for it.
+        """
+        if kind not in ("worker-died", "deadline"):
+            return self.options.attempts
+        return self.options.attempts + self._deaths.total() - self._deaths[task.key]
 
     def _device_lost(self, queue: Queue, task: Task, reason: str, stage: str) -> Event:
         """A device answers nothing any more. The task goes on elsewhere, and it counts against none.

@@ -13,8 +13,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from audit import metrics
@@ -24,10 +24,12 @@ from audit.engine.local import LocalEngine
 from audit.engine.work import Event, Task
 from audit.errors import WorkspaceError
 from audit.files import shown
+from audit.report.index import Answer, write_index
 from audit.storage import Workspace
+from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
 
 HEARTBEAT = 10.0  # s
-STALE = 60.0  # s without a heartbeat after which a run counts as dead
+MOST_LISTED = 1000  # matched audits that a run's state names; its index page has all
 
 
 @dataclass
@@ -56,21 +58,37 @@ class RunState:
     running: int = 0
     workers: int = 0
     skipped: dict[str, int] = field(default_factory=dict)
+    told_nothing: int = 0
+    matched: list[dict[str, Any]] = field(default_factory=list)
+    index: str = ""
 
 
 def read_runs(workspace: Workspace) -> list[RunState]:
-    """The runs of a workspace, the newest first."""
-    found = []
-    for entry in workspace.files.list("runs"):
-        content = workspace.files.read(entry.key)
-        if entry.key.endswith(".json") and content:
-            found.append(RunState(**json.loads(content)))
-    return sorted(found, key=lambda run: -run.started_at)
+    """The runs of a workspace, the newest first; files that are damaged or of another version are passed over."""
+    found = (read_run(workspace, entry.key) for entry in workspace.files.list("runs") if entry.key.endswith(".json"))
+    return sorted((run for run in found if run is not None), key=lambda run: -run.started_at)
+
+
+def read_run(workspace: Workspace, key: str) -> RunState | None:
+    """The run in the file ``key``; None where it is gone, damaged, or of another version."""
+    try:
+        run = RunState(**json.loads(workspace.files.read(key) or b""))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return run if all(_is_one(getattr(run, field.name), str(field.type)) for field in fields(run)) else None
+
+
+def _is_one(value: Any, kind: str) -> bool:
+    """Whether ``value`` is of the type that RunState names ``kind``."""
+    if kind == "float":
+        return isinstance(value, int | float) and 0 <= value < LATEST
+    kinds = {"str": str, "int": int, "list[dict[str, Any]]": list}
+    return isinstance(value, kinds.get(kind, dict))
 
 
 def is_alive(run: RunState) -> bool:
     """Whether a run says that it is running, and has said so lately."""
-    return run.state == "running" and time.time() - run.heartbeat_at < STALE
+    return run.state == "running" and is_recent(run.heartbeat_at)
 
 
 class Run:
@@ -92,6 +110,12 @@ class Run:
             heartbeat_at=now,
         )
         self._lock = threading.Lock()
+        self._leases = Leases(self.workspace.files)
+        self._holder = Holder(self.state.run_id, self.state.shard, self.state.host, self.state.pid)
+        self._evicted = False
+        self._failed_before: set[str] = set()  # audits with an attempt on record that failed
+        self._answers: list[Answer] = []
+        self._failed_at = datetime.fromtimestamp(0, UTC)
 
     def run(self) -> RunState:
         """Do the work; the final state. Raises AuditError where it cannot begin, and where results cannot be kept."""
@@ -102,6 +126,11 @@ class Run:
         beating.start()
         try:
             self._work()
+            if self._evicted:
+                raise WorkspaceError(
+                    f"this run ({self.state.run_id}) gave no sign of life for {STALE:.0f} s, or its clock is wrong, "
+                    "and another one took its work over: see 'lora-audit status'"
+                )
             self.state.state = "stopped" if self.stop.is_set() else "done"
         except BaseException:
             self.state.state = "broken"
@@ -112,24 +141,25 @@ class Run:
         return self.state
 
     def _take_lease(self) -> None:
-        for other in read_runs(self.workspace):
-            if is_alive(other) and other.shard.partition("/")[2] == self.state.shard.partition("/")[2]:
-                if other.shard == self.state.shard:
-                    raise WorkspaceError(
-                        f"run {other.run_id} on {other.host} (process {other.pid}) works on {self.workspace.files} "
-                        f"(shard {other.shard}): wait for it, stop it, or share the work with --shard. A run that was "
-                        f"killed counts as gone {STALE:.0f} s after its last sign of life"
-                    )
-            elif is_alive(other):
-                raise WorkspaceError(
-                    f"run {other.run_id} shares the work of {self.workspace.files} in another way (shard "
-                    f"{other.shard}): use the same number of shards"
-                )
+        """Take the shard. The heartbeat comes first: without one a lease is a dead run's."""
         self._write()
+        try:
+            self._leases.take(self._holder)
+        except BaseException:
+            self.workspace.files.remove(f"runs/{self.state.run_id}.json")
+            raise
 
     def _beat(self) -> None:
         while not self._done.wait(HEARTBEAT):
-            self._write()
+            try:
+                self._write()
+                if self._leases.held(self.state.run_id):
+                    continue
+            except (WorkspaceError, OSError):  # the next beat may get through; if none does, results cannot be kept
+                continue
+            self._evicted = True
+            self.stop.set()
+            return
 
     def _write(self) -> None:
         with self._lock:
@@ -144,6 +174,7 @@ class Run:
             config.settings, config.descriptor, config.references, None, config.run.batch_size, config.run.compile,
         )  # fmt: skip
         failed_before, given_up = self._failures()
+        self._failed_before = set(failed_before)
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys())
         engine = self._engine()
         for event in engine.run(iter(due), make_extract(stage), make_finish(stage), self.stop, failed_before):
@@ -160,6 +191,8 @@ class Run:
         for count in self.state.skipped.values():
             metrics.audits.labels("skipped").inc(count)
         self.compact()
+        if self._answers:
+            self.state.index = write_index(self.workspace, self.state.run_id, config.references, self._answers)
 
     def _count(self, due: Due) -> None:
         state = self.state
@@ -196,6 +229,8 @@ class Run:
                 WHERE g.audit_id = f.audit_id AND g.state = 'forgiven'), TIMESTAMPTZ 'epoch')
             GROUP BY audit_id"""
         )
+        [latest] = self.workspace.rows("SELECT max(failed_at) AS at FROM failures")
+        self._failed_at = latest["at"] or self._failed_at
         over = {row["audit_id"] for row in rows if row["over"]}
         metrics.quarantined.set(len(over))
         return {row["audit_id"]: row["attempts"] for row in rows}, over
@@ -210,6 +245,7 @@ class Run:
             state.running -= 1
             state.finished += 1
             self._measured(measured)
+            self._answered(event.task, measured)
             metrics.audits.labels("finished").inc()
             metrics.last_finished.set_to_current_time()
             if state.finished % self.config.run.compact_every == 0:
@@ -239,6 +275,21 @@ class Run:
         metrics.matches.inc(measured.get("matches", 0))
         metrics.gpu_memory.set(max(measured.get("memory", 0), metrics.gpu_memory._value.get()))
 
+    def _answered(self, task: Task, measured: dict[str, Any]) -> None:
+        """Keep what the audit found, for the list at the end; an earlier failure of it is no news any more."""
+        state = self.state
+        state.told_nothing += bool(measured.get("tells_nothing"))
+        answer = Answer(
+            task.key, task.payload.name, task.payload.item_id, measured.get("matches", 0), measured.get("page", ""),
+            bool(measured.get("tells_nothing")),
+        )  # fmt: skip
+        self._answers.append(answer)
+        if answer.matches and len(state.matched) < MOST_LISTED:
+            state.matched.append(asdict(answer))
+        if task.key in self._failed_before:
+            row = self._failure_row(task, Event("finished", task, reason="it is finished now"))
+            self.workspace.append("failures", [row | {"state": "forgiven"}])
+
     def _failed(self, event: Event) -> None:
         state = self.state
         if event.what == "retry":
@@ -251,9 +302,12 @@ class Run:
             state.quarantined += event.what == "quarantined"
             metrics.audits.labels(event.what).inc()
             metrics.quarantined.inc()
+        self._failed_before.add(event.task.key)
         self.workspace.append("failures", [self._failure_row(event.task, event)])
 
     def _failure_row(self, task: Task, event: Event) -> dict[str, Any]:
+        # later than all before it, also after a clock was set back: the latest word on an audit holds
+        self._failed_at = max(datetime.now(UTC), self._failed_at + timedelta(microseconds=1))
         return {
             "audit_id": task.key,
             "item_id": task.payload.item_id,
@@ -264,14 +318,14 @@ class Run:
             "counted": event.counted,
             "state": "retry" if event.what == "retry" else event.what,
             "run_id": self.state.run_id,
-            "failed_at": datetime.now(UTC),
+            "failed_at": self._failed_at,
         }
 
     def compact(self) -> dict[str, int]:
         """Merge the small files of the tables that grow with audits; by the first shard alone."""
         if not self.state.shard.startswith("0/"):
             return {}
-        tables = ("audits", "generations", "extractions", "matches", "evaluations", "failures")
+        tables = ("audits", "generations", "extractions", "matches", "evaluations", "failures", "references")
         return {table: self.workspace.compact(table) for table in tables}
 
 

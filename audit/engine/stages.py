@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from audit.engine.plan import Plan
 from audit.errors import WorkspaceError
 from audit.evaluation import score
 from audit.extraction.extract import SPOOLED, as_generations, vectors_of
+from audit.extraction.pictures import not_pictures
 from audit.matching import match_extractions
 from audit.models.checkpoint import Checkpoint, metadata_json
 from audit.models.pair import ModelPair
@@ -82,7 +83,9 @@ def finish(workspace: Workspace, plan: Plan, progress: Progress | None = None) -
         "prediction_change": extracted.prediction_change,
         "descriptor": plan.descriptor.name,
         "threshold": plan.descriptor.threshold,
+        "descriptor_size": plan.descriptor.input_size,
         "warnings": extracted.warnings + warnings,
+        "tells_nothing": extracted.problem or not_pictures(rows["contrast"].to_numpy(), rows["roughness"].to_numpy()),
         "seconds_sampling": seconds,
         "seconds_total": extracted.seconds_total + time.monotonic() - started,
         "device": extracted.device,
@@ -163,17 +166,32 @@ def _training(checkpoint: Checkpoint) -> Training:
     return training_of(checkpoint.metadata, {name: one for header in headers for name, one in header.tensors.items()})
 
 
-def match(workspace: Workspace, plan: Plan, sets: list[str]) -> int:
+def match(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> int:
     """Match a finished audit with reference sets; one file of matches a set, replaced when it is matched again.
 
-    How many reference pictures it matched.
+    How many different reference pictures it matched. Raises WorkspaceError where a set is not there any more: an audit
+    without its matches would pass for one that found nothing.
     """
-    extractions = workspace.select("SELECT * FROM extractions WHERE audit_id = ?", [plan.audit_id])
-    found: set[tuple[str, str]] = set()
+    [audit] = workspace.rows("SELECT descriptor, threshold, descriptor_size FROM audits WHERE audit_id = ?", [audit_id])
+    extractions = workspace.select("SELECT * FROM extractions WHERE audit_id = ?", [audit_id])
+    there = {
+        row["reference_set"]
+        for row in workspace.rows(
+            'SELECT DISTINCT reference_set FROM "references" WHERE descriptor_name = ?', [audit["descriptor"]]
+        )
+    }
+    found: set[str] = set()
     for name in sets:
-        rows = match_extractions(workspace, extractions, [name], plan.descriptor.name, plan.descriptor.threshold)
-        workspace.write("matches", f"{plan.audit_id}.{name}", rows)
-        found |= {(name, row["reference_id"]) for row in rows if row["is_match"]}
+        if name not in there:
+            raise WorkspaceError(
+                f"the reference set {name!r} is not in {workspace.files} any more, described by {audit['descriptor']}: "
+                "add it again, or leave it out"
+            )
+        rows = match_extractions(
+            workspace, extractions, [name], audit["descriptor"], audit["threshold"], audit["descriptor_size"] or 0
+        )
+        workspace.write("matches", f"{audit_id}.{name}", rows)
+        found |= {row["reference_id"] for row in rows if row["is_match"]}
     return len(found)
 
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from audit.descriptors import Descriptor, pdq_hash
 from audit.descriptors.base import to_png
+from audit.extraction.pictures import statistics
 from audit.extraction.sampling import Batch, Sampler, image_seed
 from audit.schemas import GENERATIONS
 from audit.storage import Spool
@@ -26,6 +27,8 @@ _SPOOL_COLUMNS = (
     ("seconds", pa.float64(), "wall time of its batch / its images, s"),
     ("height", pa.int32(), "pixels"),
     ("width", pa.int32(), "pixels"),
+    ("contrast", pa.float32(), "see audit/extraction/pictures.py"),
+    ("roughness", pa.float32(), "see audit/extraction/pictures.py"),
 )
 # As generations, but "image" is raw: uint8 [height, width, 3], or null.
 SPOOLED = pa.schema(
@@ -101,12 +104,15 @@ class Extract:
         started = time.monotonic()
         hashes = threads.map(pdq_hash, batch.images) if threads else map(pdq_hash, batch.images)
         vectors = self.descriptor.describe(batch.images, threads)
+        cell = self.sampler.pair.base.vae_scale_factor
+        contrast, roughness = zip(*(statistics(image, cell) for image in batch.images), strict=True)
         rows = self._rows(batch, vectors, list(hashes))
         if threads is None:  # what is done beside the sampling costs it no time
             took += (time.monotonic() - started) / len(batch.indices)
         count, height, width, _ = batch.images.shape
-        for name, value in (("seconds", took), ("height", height), ("width", width)):
-            rows = rows.append_column(SPOOLED.field(name), pa.array([value] * count, SPOOLED.field(name).type))
+        columns = ([took] * count, [height] * count, [width] * count, contrast, roughness)
+        for (name, kind, _), values in zip(_SPOOL_COLUMNS, columns, strict=True):
+            rows = rows.append_column(SPOOLED.field(name), pa.array(values, kind))
         self.spool.add(batch.indices[0], rows)
         return count
 

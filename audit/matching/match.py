@@ -16,6 +16,7 @@ _SQL = """
 WITH pairs AS (
     SELECT e.audit_id, e.rank, r.reference_set, r.reference_id,
         list_cosine_similarity(e.descriptor, r.descriptor) AS similarity,
+        coalesce(least(r.width, r.height) < $smallest, false) AS is_small,
         CASE WHEN e.pdq_quality >= $quality AND r.pdq_quality >= $quality
             THEN bit_count(xor(e.pdq::BIT, r.pdq::BIT)) END AS pdq_distance
     FROM extracted AS e CROSS JOIN "references" AS r
@@ -24,14 +25,17 @@ WITH pairs AS (
     SELECT *, row_number() OVER (
         PARTITION BY rank, reference_set ORDER BY similarity DESC, reference_id
     ) AS position FROM pairs
+), judged AS (
+    SELECT *, CASE WHEN similarity < $threshold OR position > 1 THEN 'none'
+        WHEN is_small THEN 'possible' ELSE 'match' END AS verdict FROM placed
 )
 SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_distance,
-    similarity >= $threshold AND position = 1 AS is_match,
+    verdict = 'match' AS is_match, verdict,
     CASE WHEN similarity >= $threshold AND coalesce(pdq_distance <= $distance, false) THEN 'both'
         WHEN similarity >= $threshold THEN 'descriptor'
         WHEN coalesce(pdq_distance <= $distance, false) THEN 'pdq'
         ELSE 'none' END AS evidence
-FROM placed WHERE position <= $top OR coalesce(pdq_distance <= $distance, false)
+FROM judged WHERE position <= $top OR coalesce(pdq_distance <= $distance, false)
 ORDER BY rank, position
 """
 
@@ -42,12 +46,14 @@ def match_extractions(
     sets: list[str],
     descriptor_name: str,
     threshold: float,
+    input_size: int = 0,
     top: int = 3,
 ) -> list[dict[str, Any]]:
     """Rows of the matches table: the ``top`` nearest references of each extraction and set, and every PDQ match.
 
     ``extractions`` has the schema of that table. Compared are the references of ``sets`` described by
-    ``descriptor_name``.
+    ``descriptor_name``. Those with a side below ``input_size`` pixels, the descriptor's own, have been enlarged to be
+    described, which makes small pictures alike: they are possible at most.
     """
     found = workspace.select(
         _SQL,
@@ -57,6 +63,7 @@ def match_extractions(
             "sets": sets,
             "threshold": threshold,
             "distance": MATCH_DISTANCE,
+            "smallest": input_size,
             "top": top,
         },
         extracted=extractions.drop_columns(["image"]),

@@ -11,14 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from audit.descriptors import Descriptor, open_image, pdq_hash
-from audit.descriptors.base import read_picture, to_png
+from audit.descriptors.base import to_png
+from audit.descriptors.pictures import SUFFIXES, read_picture
 from audit.errors import ReferenceSetError
 from audit.storage import Workspace
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
 THUMBNAIL = 256
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 CHUNK = 256
@@ -26,7 +28,7 @@ CHUNK = 256
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """A file that is named like a picture but is none, and why."""
+    """A file that was passed over, and why."""
 
     name: str
     reason: str
@@ -41,27 +43,54 @@ class Added:
     skipped: list[SkippedImage]
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The pictures below ``folder`` by suffix, sorted; links that lead out of it are passed over.
+def survey(folder: Path) -> tuple[list[Path], list[SkippedImage]]:
+    """The pictures below ``folder`` by suffix, sorted, and every other file with the reason why it is none.
 
-    Raises ReferenceSetError where it is missing, unreadable, or holds none.
+    Links that lead out of the folder are passed over. Raises ReferenceSetError where it is missing, unreadable, or
+    holds no picture.
     """
     if not folder.is_dir():
         raise ReferenceSetError(f"{folder} is not a folder: give a folder of pictures")
     root = folder.resolve()
     errors: list[OSError] = []
-    found = []
+    found, passed = [], []
     for parent, folders, names in os.walk(root, onerror=errors.append):
         folders.sort()
+        passed += [
+            SkippedImage(str((Path(parent) / name).relative_to(root)), "a link to a folder is not followed")
+            for name in folders
+            if (Path(parent) / name).is_symlink()
+        ]
         for name in sorted(names):
             path = Path(parent) / name
-            if path.suffix.lower() in SUFFIXES and path.resolve().is_relative_to(root) and path.is_file():
+            reason = _passed_over(path, root)
+            if reason is None:
                 found.append(path)
+            else:
+                passed.append(SkippedImage(str(path.relative_to(root)), reason))
     if errors and not found:
         raise ReferenceSetError(f"{folder} cannot be read: {errors[0].strerror}")
     if not found:
         raise ReferenceSetError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    return found
+    passed += [SkippedImage(os.path.relpath(one.filename, root), f"{one.strerror}") for one in errors]
+    return found, passed
+
+
+def _passed_over(path: Path, root: Path) -> str | None:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        return f"the ending {suffix} is no picture's" if suffix else "it has no ending"
+    try:
+        if not path.resolve().is_relative_to(root):
+            return "a link that leads out of the folder"
+        return None if path.is_file() else "not a file"
+    except (OSError, RuntimeError) as error:  # links in a circle
+        return f"not a readable picture ({getattr(error, 'strerror', None) or error})"
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The pictures below ``folder`` by suffix, sorted. Raises ReferenceSetError as ``survey`` does."""
+    return survey(folder)[0]
 
 
 def known_pictures(folder: Path) -> list[Image.Image]:
@@ -77,8 +106,32 @@ def known_pictures(folder: Path) -> list[Image.Image]:
     return pictures
 
 
+@dataclass(frozen=True)
+class Removed:
+    """What `remove` did: pictures, matches with them, and report pages that showed them."""
+
+    name: str
+    pictures: int
+    matches: int
+    pages: list[str]
+
+
+MOST_PASSED_OVER = 10_000  # that are kept of a set
+
+
+def _passed_rows(name: str, descriptor_name: str, now: datetime, passed: list[SkippedImage]) -> list[dict[str, Any]]:
+    kept = passed[:MOST_PASSED_OVER]
+    if len(passed) > len(kept):
+        kept[-1] = SkippedImage("...", f"{len(passed) - len(kept) + 1} more files")
+    return [
+        {"reference_set": name, "descriptor_name": descriptor_name, "name": one.name, "reason": one.reason,
+         "added_at": now}
+        for one in kept
+    ]  # fmt: skip
+
+
 class ReferenceSets:
-    """The reference sets of a workspace. A set is one immutable file a descriptor; adding again replaces it."""
+    """The reference sets of a workspace. A set has one key a descriptor; adding again replaces it."""
 
     def __init__(self, workspace: Workspace) -> None:
         self.workspace = workspace
@@ -101,36 +154,28 @@ class ReferenceSets:
     ) -> Added:
         """Describe the pictures below ``folder`` and keep them as the set ``name``.
 
-        Pictures that cannot be read are passed over and listed; the same file twice counts once. Raises
-        ReferenceSetError where nothing can be read.
+        Every file that is passed over is listed with its reason: what cannot be read or described, is too small, is
+        no picture by its ending, or is the same file again. Raises ReferenceSetError where nothing can be read.
         """
         key = self._key(name, descriptor.name)
-        paths = image_files(folder)
+        paths, others = survey(folder)
         skipped: list[SkippedImage] = []
         rows: dict[str, dict[str, Any]] = {}
         now = datetime.now(UTC)
         done = 0
         for chunk in (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)):
-            fresh: list[tuple[str, Path, Image.Image]] = []
-            for digest, path, picture in self._opened(chunk, skipped, folder):
-                if digest not in rows and all(digest != other for other, _, _ in fresh):
-                    fresh.append((digest, path, picture))
-            vectors = descriptor.describe(picture for _, _, picture in fresh)
-            for (digest, path, picture), vector in zip(fresh, vectors, strict=True):
-                packed, quality = pdq_hash(picture)
-                small = picture.copy()
-                small.thumbnail((THUMBNAIL, THUMBNAIL))
-                rows[digest] = {
+            fresh: dict[str, tuple[str, Image.Image]] = {}
+            for digest, label, picture in self._opened(chunk, skipped, folder):
+                if digest in rows or digest in fresh:
+                    first = rows[digest]["name"] if digest in rows else fresh[digest][0]
+                    skipped.append(SkippedImage(label, f"the same file as {first}"))
+                else:
+                    fresh[digest] = label, picture
+            for digest, described in self._described(fresh, descriptor, thumbnails, skipped):
+                rows[digest] = described | {
                     "reference_set": name,
                     "reference_id": digest,
-                    "name": str(path.relative_to(folder.resolve())),
-                    "width": picture.width,
-                    "height": picture.height,
                     "descriptor_name": descriptor.name,
-                    "descriptor": vector,
-                    "pdq": packed,
-                    "pdq_quality": quality,
-                    "thumbnail": to_png(small) if thumbnails else None,
                     "added_at": now,
                 }
             done += len(chunk)
@@ -139,20 +184,52 @@ class ReferenceSets:
         if not rows:
             listed = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:3])
             raise ReferenceSetError(f"none of the {len(paths)} pictures in {folder} can be read ({listed})")
+        passed = skipped + others
+        self.workspace.write("passed_over", key, _passed_rows(name, descriptor.name, now, passed))
         self.workspace.write("references", key, list(rows.values()))
-        return Added(name, len(rows), skipped)
+        return Added(name, len(rows), passed)
 
     @staticmethod
-    def _opened(
-        paths: list[Path], skipped: list[SkippedImage], folder: Path
-    ) -> Iterator[tuple[str, Path, Image.Image]]:
-        """(SHA256 of the file, path, picture) of every readable one; each file is read once."""
+    def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
+        """(SHA256 of the file, its name in the folder, picture) of every readable one; each file is read once."""
         for path in paths:
+            label = str(path.relative_to(folder.resolve()))
             try:
                 data = read_picture(path)
-                yield hashlib.sha256(data).hexdigest(), path, open_image(data)
+                picture = open_image(data)
             except ValueError as error:
-                skipped.append(SkippedImage(str(path.relative_to(folder.resolve())), str(error)))
+                skipped.append(SkippedImage(label, str(error)))
+                continue
+            if min(picture.size) < SMALLEST_SIDE:
+                reason = f"{picture.width} x {picture.height} pixels are too few: the least is {SMALLEST_SIDE} a side"
+                skipped.append(SkippedImage(label, reason))
+                continue
+            yield hashlib.sha256(data).hexdigest(), label, picture
+
+    def _described(
+        self,
+        fresh: dict[str, tuple[str, Image.Image]],
+        descriptor: Descriptor,
+        thumbnails: bool,
+        skipped: list[SkippedImage],
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(SHA256 of the file, what its row says of the picture); a picture that cannot be described costs itself.
+
+        Raises what the descriptor raises where it describes none of them: then it is the descriptor that fails.
+        """
+        try:
+            vectors = list(descriptor.describe(picture for _, picture in fresh.values()))
+        except Exception:
+            vectors = _one_by_one(fresh, descriptor, skipped)
+        for (digest, (label, picture)), vector in zip(fresh.items(), vectors, strict=True):
+            if vector is None:
+                continue
+            try:
+                row = _row(label, picture, vector, thumbnails)
+            except Exception as error:
+                skipped.append(SkippedImage(label, f"cannot be described ({str(error)[:120]})"))
+            else:
+                yield digest, row
 
     def list(self) -> list[dict[str, Any]]:
         """A row a set and descriptor: reference_set, descriptor_name, images, added_at."""
@@ -161,21 +238,27 @@ class ReferenceSets:
             "GROUP BY ALL ORDER BY ALL"
         )
 
-    def remove(self, name: str) -> int:
-        """Remove the set ``name`` under every descriptor and the matches with it; how many files of it went.
+    def remove(self, name: str) -> Removed:
+        """Remove the set ``name`` under every descriptor, all matches with it, and the pages that speak of it.
 
-        Raises ReferenceSetError where there is none.
+        No table file and no page holds anything of it afterwards. Raises ReferenceSetError where there is none.
         """
-        descriptors = [row["descriptor_name"] for row in self.list() if row["reference_set"] == name]
-        if not descriptors:
+        from audit.report.pages import pages_with, remove_page
+
+        rows = self.workspace.rows(
+            'SELECT count(DISTINCT reference_id) AS pictures FROM "references" WHERE reference_set = ?', [name]
+        )
+        pages = pages_with(self.workspace, name)
+        matches = self.workspace.rows(
+            "SELECT count(DISTINCT (audit_id, reference_id)) AS n FROM matches WHERE reference_set = ?", [name]
+        )
+        if not rows[0]["pictures"] and not matches[0]["n"] and not pages:
             known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
             raise ReferenceSetError(f"there is no reference set {name!r} (there are: {known})")
-        for descriptor_name in descriptors:
-            self.workspace.remove("references", self._key(name, descriptor_name))
-        for key in self.workspace.keys("matches"):
-            if key.partition(".")[2] == name:
-                self.workspace.remove("matches", key)
-        return len(descriptors)
+        for page in pages:  # what shows pictures goes first
+            remove_page(self.workspace, page)
+        self.workspace.erase("reference_set", name, "references", "passed_over", "matches")
+        return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
     def require(self, name: str, descriptor: Descriptor) -> None:
         """Raise ReferenceSetError where the set does not exist, or only under another descriptor."""
@@ -191,3 +274,36 @@ class ReferenceSets:
         raise ReferenceSetError(
             f"{name!r} is neither a folder nor a reference set of this workspace (there are: {known})"
         )
+
+
+def _row(label: str, picture: Image.Image, vector: np.ndarray, thumbnails: bool) -> dict[str, Any]:
+    packed, quality = pdq_hash(picture)
+    small = picture.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    return {
+        "name": label,
+        "width": picture.width,
+        "height": picture.height,
+        "descriptor": vector,
+        "pdq": packed,
+        "pdq_quality": quality,
+        "thumbnail": to_png(small) if thumbnails else None,
+    }
+
+
+def _one_by_one(
+    fresh: dict[str, tuple[str, Image.Image]], descriptor: Descriptor, skipped: list[SkippedImage]
+) -> list[Any]:
+    """A vector a picture, None where the descriptor fails on it; raises where it fails on all of them."""
+    vectors: list[Any] = []
+    failed: list[tuple[SkippedImage, Exception]] = []
+    for label, picture in fresh.values():
+        try:
+            vectors.append(descriptor.describe([picture])[0])
+        except Exception as error:
+            failed.append((SkippedImage(label, f"cannot be described ({str(error)[:120]})"), error))
+            vectors.append(None)
+    if failed and len(failed) == len(fresh):
+        raise failed[0][1]
+    skipped += [one for one, _ in failed]
+    return vectors

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from audit.errors import CheckpointError
+from audit.models.checkpoint import variant_of, weight_files
 from audit.models.families.base import ModelFamily
 from audit.models.families.identify import Family, family_of_dimensions, family_of_shapes
 from audit.models.families.registry import FAMILIES
+from audit.models.formats.prediction import followed, said
 from audit.models.placement import is_placed, place
 from audit.models.published import ALIASES, source_of
 from audit.models.safetensors_header import read_header
@@ -24,9 +26,17 @@ from audit.models.safetensors_header import read_header
 _STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError)
 CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 MAX_INDEX_BYTES = 1 << 20
+_ENCODER_PREFIXES = {  # where single files have them
+    (Family.sdxl, 1): ("conditioner.embedders.0.",),
+    (Family.sdxl, 2): ("conditioner.embedders.1.",),
+    (Family.sd3, 1): ("text_encoders.clip_l.",),
+    (Family.sd3, 2): ("text_encoders.clip_g.",),
+    (Family.flux, 1): ("text_encoders.clip_l.",),
+    (Family.flux, 2): ("text_encoders.t5xxl.",),
+    (Family.chroma, 1): ("text_encoders.t5xxl.",),
+}
 
 
 @dataclass(frozen=True)
@@ -193,7 +203,7 @@ def _check_folder(folder: Path) -> None:
         if index.get(part) in (None, [None, None]):
             continue  # T5 of Stable Diffusion 3 may be missing; what must not be, diffusers asks for
         stem = _STEMS.get(part, "model")
-        found = sorted((folder / part).glob(f"{stem}*.safetensors"))
+        found = weight_files(folder / part, stem)
         if not found:
             raise CheckpointError(f"{folder / part} has no {stem}.safetensors: only safetensors weights are read")
         for path in found:
@@ -211,15 +221,11 @@ def _leave_out(architecture: ModelFamily) -> dict[str, Any]:
 
 def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
     architecture = _architecture(location.path)
-    folder = location.path / architecture.denoiser
-    whole = bool(list(folder.glob("diffusion_pytorch_model.safetensors*"))) or bool(
-        list(folder.glob("diffusion_pytorch_model-*.safetensors"))
-    )
     options = {
         "image_encoder": None,
         "use_safetensors": True,
         "local_files_only": True,
-        "variant": None if whole else "fp16",
+        "variant": _variant(location.path, architecture),
         "dtype": {
             part: _stored_dtype((location.path / part).glob("*.safetensors")) if as_stored else torch.float32
             for part in architecture.networks
@@ -228,7 +234,7 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
     }
     try:
         pipeline = architecture.load(location.path, options)
-    except _LOADING_ERRORS as error:
+    except Exception as error:  # whatever the libraries meet in the files
         raise CheckpointError(
             f"{location.path} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
         ) from error
@@ -243,6 +249,15 @@ def _stored_dtype(files: Iterable[Path]) -> torch.dtype:
     return half.get(frozenset(floating), torch.float32)
 
 
+def _variant(folder: Path, architecture: ModelFamily) -> str | None:
+    """The variant ("fp16") that diffusers is to load: it takes the weights without one for parts that have no other."""
+    for part in architecture.networks:
+        found = weight_files(folder / part, _STEMS.get(part, "model")) if (folder / part).is_dir() else []
+        if found and (variant := variant_of(found[0], _STEMS.get(part, "model"))):
+            return variant
+    return None
+
+
 def _locate_file(path: Path, config: str | None) -> BaseLocation:
     header = read_header(path)
     if not any(name.startswith("model.diffusion_model.") for name in header.tensors):
@@ -252,12 +267,34 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
         )
     family = family_of_shapes(header.tensors)
     known = {one.family: one.default_config for one in FAMILIES.values()}
-    source = config or known.get(family or Family.sd1)
+    source = config or (known.get(family) if family else None)
     if source is None:
-        raise CheckpointError(f"{path} is of family {family}: name the folder of its configuration with --base-config")
+        kind = f"of family {family}" if family else "of no family that is known by its shapes"
+        raise CheckpointError(f"{path} is {kind}: name the folder of its configuration with --base-config")
     folder = Path(source) if Path(source).is_dir() else download_snapshot(source, CONFIG_FILES)
+    missing = _missing_parts(header.tensors, _architecture(folder))
+    if missing:
+        raise CheckpointError(
+            f"{path} has no {' and no '.join(missing)}: a base model needs all its parts; give the whole checkpoint or "
+            "a diffusers folder"
+        )
+    try:
+        said(header.tensors, header.metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     with path.open("rb") as file:
         return BaseLocation(path.name, hashlib.file_digest(file, "sha256").hexdigest(), path, folder)
+
+
+def _missing_parts(tensors: Iterable[str], architecture: ModelFamily) -> list[str]:
+    """The parts of a single file that a pipeline of this family cannot do without and that are not in it."""
+    names = list(tensors)
+    wanted: dict[str, tuple[str, ...]] = {"VAE": ("first_stage_model.", "vae.")}
+    for number, _ in enumerate(architecture.encoders, start=1):
+        if number < 3:  # T5 of Stable Diffusion 3 may be missing
+            what = "text encoder" if len(architecture.encoders) == 1 else f"text encoder {number}"
+            wanted[what] = _ENCODER_PREFIXES.get((architecture.family, number), ("cond_stage_model.", "text_encoders."))
+    return [what for what, prefixes in wanted.items() if not any(name.startswith(prefixes) for name in names)]
 
 
 def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:
@@ -275,7 +312,10 @@ def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:
             dtype=_stored_dtype([location.path]) if as_stored else torch.float32,
             **_leave_out(architecture),
         )
-    except _LOADING_ERRORS as error:
+        header = read_header(location.path)
+        if not architecture.flow:
+            pipeline.scheduler = followed(pipeline.scheduler, said(header.tensors, header.metadata))
+    except Exception as error:  # whatever the libraries meet in the file
         raise CheckpointError(
             f"{location.path} does not load with the configuration in {location.config}: {str(error)[:300]}; "
             "give the matching one with --base-config"

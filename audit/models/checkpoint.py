@@ -11,7 +11,8 @@ from pathlib import Path
 from audit.errors import CheckpointError
 from audit.models.formats.detect import Format, detect_format
 from audit.models.formats.headers import read_any_header
-from audit.models.formats.scaling import identifying, with_config_beside
+from audit.models.formats.prediction import Prediction, said, said_by_scheduler
+from audit.models.formats.scaling import identifying, joined_configurations, with_config_beside
 from audit.models.safetensors_header import Header
 
 
@@ -42,13 +43,27 @@ class Checkpoint:
     def identity(self) -> str:
         """SHA256 of the tensors and their layout: the same bytes under other names or shapes are another network."""
         layouts = {part: layout_of(header) for part, (_, header) in self.files.items()}
-        only = next(iter(layouts.values())) if self.format is not Format.diffusers_folder else None
+        whole = self.format is Format.diffusers_folder or len(layouts) > 1
+        only = None if whole else next(iter(layouts.values()))
         return identity_of(self.tensors_sha256, only or layouts)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What its author wrote into the header: claims, not proofs."""
-        return next(iter(self.files.values()))[1].metadata
+        """What its author wrote into the headers: claims, not proofs. PEFT's configurations of all parts are joined."""
+        headers = [header for _, header in self.files.values()]
+        first = headers[0].metadata
+        if len(headers) == 1 or not self.format.is_adapter:
+            return first
+        return {**first, **joined_configurations([header.metadata for header in headers])}
+
+    @property
+    def prediction(self) -> Prediction:
+        """What it says that it predicts. Raises ValueError for what contradicts itself or is not sampled here."""
+        names = [name for _, header in self.files.values() for name in header.tensors]
+        told = said(names, self.metadata)
+        if told.kind is None and self.format is Format.diffusers_folder:
+            return said_by_scheduler(self.path)
+        return told
 
 
 def metadata_json(metadata: dict[str, str], limit: int = 100_000) -> str:
@@ -86,14 +101,17 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Raises CheckpointError for anything missing, unsafe, damaged or of an unknown layout.
     """
     if path.is_dir():
-        files = _folder_files(path)
-        kind = Format.diffusers_folder
+        if adapter := _only_adapter(path):
+            return replace(open_checkpoint(adapter), path=path)
+        files = _adapter_files(path)
+        kind = Format.lora_peft if files else Format.diffusers_folder
+        files = files or _folder_files(path)
     elif not path.exists():
         raise CheckpointError(f"{path} does not exist: check the path of the checkpoint")
     else:
         header = read_any_header(path)
         kind, part = detect_format(path, header)
-        if kind.is_adapter:
+        if kind is Format.lora_peft:  # a kohya file has its own alpha, whatever lies beside it
             header = replace(header, metadata=with_config_beside(path, header.metadata))
         files = {part: (path, header)}
     hashes = {part: hash_file(file, header) for part, (file, header) in files.items()}
@@ -113,7 +131,42 @@ _PARTS = {
     "unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "text_encoder": "model",
     "text_encoder_2": "model", "text_encoder_3": "model",
 }  # fmt: skip
-_SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
+_SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:\.(?P<variant>[\w-]+))?\.safetensors$")
+ADAPTER_NAME, DIFFUSERS_NAME = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
+_VARIANTS = ("", "fp16", "bf16", "fp32")
+
+
+def _only_adapter(path: Path) -> Path | None:
+    """The adapter in a folder that PEFT or diffusers saved, where it has no parts of its own."""
+    if any((path / part).is_dir() for part in _PARTS):
+        return None
+    return next((path / name for name in (ADAPTER_NAME, DIFFUSERS_NAME) if (path / name).is_file()), None)
+
+
+def _adapter_files(path: Path) -> dict[str, tuple[Path, Header]]:
+    """The adapters that PEFT saved in the folders of the parts; empty where there are none."""
+    found = {}
+    for part in _PARTS:
+        file = path / part / ADAPTER_NAME
+        if not file.is_file():
+            continue
+        header = read_any_header(file)
+        names = {f"{part}.{_bare(name, part)}": name for name in header.tensors}
+        found[part] = (
+            file,
+            replace(
+                header,
+                tensors={new: header.tensors[name] for new, name in names.items()},
+                metadata=with_config_beside(file, header.metadata, part),
+                stored_as=names,
+            ),
+        )
+    return found
+
+
+def _bare(name: str, part: str) -> str:
+    """A tensor's name without PEFT's and the part's own prefix."""
+    return name.removeprefix("base_model.model.").removeprefix(f"{part}.")
 
 
 def _folder_files(path: Path) -> dict[str, tuple[Path, Header]]:
@@ -122,8 +175,7 @@ def _folder_files(path: Path) -> dict[str, tuple[Path, Header]]:
         folder = path / part
         if not folder.is_dir():
             continue
-        found = [folder / f"{stem}.safetensors"] if (folder / f"{stem}.safetensors").is_file() else []
-        found = found or sorted(one for one in folder.glob(f"{stem}-*.safetensors") if _SHARD.search(one.name))
+        found = weight_files(folder, stem)
         if not found:
             raise CheckpointError(
                 f"{folder} has no {stem}.safetensors: only safetensors weights are read; save the model again "
@@ -139,3 +191,32 @@ def _folder_files(path: Path) -> dict[str, tuple[Path, Header]]:
             f"{path} has none of {', '.join(f'{part}/' for part in _PARTS)}: give the folder save_pretrained() wrote"
         )
     return files
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The weights in ``folder``, whole or in several files: those without a variant, else of the first that is there.
+
+    Empty where there are none.
+    """
+    for variant in _VARIANTS:
+        ending = f".{variant}.safetensors" if variant else ".safetensors"
+        whole = folder / f"{stem}{ending}"
+        if whole.is_file():
+            return [whole]
+        # diffusers names them stem.variant-00001-of-00002 or stem-00001-of-00002.variant, by its version
+        parts = sorted(
+            one
+            for one in folder.glob(f"{stem}*.safetensors")
+            if (match := _SHARD.search(one.name))
+            and (one.name[: match.start()], match["variant"] or "")
+            in ((f"{stem}.{variant}" if variant else stem, ""), (stem, variant))
+        )
+        if parts:
+            return parts
+    return []
+
+
+def variant_of(path: Path, stem: str) -> str | None:
+    """The variant ("fp16") in the name of a file that ``weight_files`` found; None without."""
+    rest = _SHARD.sub(lambda match: f".{match['variant']}" if match["variant"] else "", path.name.removeprefix(stem))
+    return rest.removesuffix(".safetensors").strip(".") or None

@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from audit.errors import AuditError
+from safetensors import SafetensorError
+
+from audit.errors import AuditError, CheckpointError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint, open_checkpoint
-from audit.models.formats.adapter import ModuleChange, lora_norm
+from audit.models.formats.adapter import ModuleChange, check_names, lora_norm
 from audit.models.formats.algorithms import low_rank_change, rank_of
+from audit.models.formats.headers import is_gguf
 from audit.models.formats.names import Algorithm, Group, read_names
 from audit.models.formats.scaling import Scaling, read_scaling
 from audit.models.formats.tensors import Tensors
+from audit.models.formats.weights import weights_of
 from audit.models.tuning import families_of, family_warnings, tune
 
 MOST_ELEMENTS = 1 << 26  # of a product that is made to measure it: 256 MiB
@@ -90,12 +94,31 @@ def inspect(path: Path, base: BaseModel | None = None, adapter: str | None = Non
         checkpoint = open_checkpoint(path)
         _describe(found, checkpoint, adapter)
         found.warnings = family_warnings(checkpoint, base)
+        _check(checkpoint, adapter)
         if base is not None:
             found.base = base.name
             _against(found, checkpoint, base, adapter)
     except AuditError as error:
         found.problem = str(error)
     return found
+
+
+def _check(checkpoint: Checkpoint, adapter: str | None) -> None:
+    """Raise CheckpointError for what no base can mend: numbers that are not finite, tensors of no known format.
+
+    The numbers of GGUF files are read with a base only: unpacking them takes minutes.
+    """
+    files = [(path, header) for path, header in checkpoint.files.values() if not is_gguf(path)]
+    try:
+        _ = checkpoint.prediction
+        with Tensors(files) as opened:
+            if checkpoint.format.is_adapter:
+                check_names(read_names(opened.info, adapter), checkpoint.metadata, opened.info)
+            else:
+                opened.check_quantisation()
+            opened.check_finite(None if checkpoint.format.is_adapter else weights_of(opened))
+    except (ValueError, SafetensorError) as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
 
 
 def _describe(found: Inspection, checkpoint: Checkpoint, adapter: str | None) -> None:
@@ -136,7 +159,7 @@ def _measure(found: Inspection, groups: list[Group], tensors: Tensors, scalings:
         try:
             rank = rank_of(group.algorithm, {role: tensors.info[name].shape for role, name in group.tensors.items()})
             alpha = _alpha(group, tensors, scaling)
-        except (IndexError, RuntimeError, KeyError):
+        except (IndexError, RuntimeError, KeyError, ValueError):
             found.unmeasured += 1
             continue
         if rank is not None:
@@ -144,7 +167,7 @@ def _measure(found: Inspection, groups: list[Group], tensors: Tensors, scalings:
             if alpha is not None:
                 alphas[alpha] += 1
         norm = _norm_alone(group, tensors, scaling)
-        if norm is None:
+        if norm is None or not math.isfinite(norm):
             found.unmeasured += 1
         else:
             sums.setdefault((group.part, block_of(group.module)), []).append(norm)
@@ -165,6 +188,8 @@ def _norm_alone(group: Group, tensors: Tensors, scaling: Scaling) -> float | Non
     """The norm of a change that the file alone determines, None where it takes the base's weights or much memory."""
     roles = group.tensors
     try:
+        if scaling.start or ("diff_b" in roles and group.algorithm is not Algorithm.full):
+            return None  # of the base's weights, or of the bias beside them
         if group.algorithm is Algorithm.lora and "mid" not in roles and not {"dora_scale", "magnitude"} & set(roles):
             return lora_norm(tensors, group, scaling)
         if group.algorithm in (Algorithm.full, Algorithm.norm):
@@ -176,7 +201,9 @@ def _norm_alone(group: Group, tensors: Tensors, scaling: Scaling) -> float | Non
                 return None
             values = {role: tensors.get(name) for role, name in roles.items()}
             alpha = _alpha(group, tensors, scaling)
-            return float(low_rank_change(group.algorithm, values, shape, alpha).double().norm())
+            rank = scaling.rank_of(group.module)
+            change = low_rank_change(group.algorithm, values, shape, alpha, scaling.rank_stabilised, rank)
+            return float(change.double().norm())
     except (ValueError, RuntimeError, IndexError, KeyError):
         return None
     return None

@@ -26,6 +26,7 @@ from audit.models.placement import NAMES, choose_precision, decoder_precision, p
 from audit.models.text_once import text_once
 from audit.models.tuning import family_warnings, tune
 
+SAME_AS_NOISE = 0.5  # cosine of prediction and noise at the first timestep: near 1 for eps, near 0 for v
 MOST_SHAPES = 64  # a block is compiled for: one a resolution of the network and batch size
 ENCODED = 64  # captions that are encoded at once, where they fit
 
@@ -85,6 +86,7 @@ class ModelPair:
         self._check_resolution(base.name)
         # six digits: the last bits of a norm depend on threads and memory layout, and an audit is to repeat exactly
         self.effect = Effect(float(f"{weights:.6g}"), float(f"{self._prediction_change(checkpoint):.6g}"))
+        self.problem = self._problem(base.name)
 
     def _base_side(self, base: BaseModel) -> Any:
         side = copy.copy(base.pipeline)
@@ -284,6 +286,39 @@ class ModelPair:
                 f"{checkpoint.path} does not change the base's predictions: there is nothing to extract"
             )
         return change
+
+    @torch.inference_mode()
+    def _problem(self, name: str) -> str | None:
+        """Why sampling would give noise, in words; None where base and fine-tuned side predict what they are said to.
+
+        Of pure noise nothing but the noise can be told: a model that predicts eps, or the velocity of a flow, answers
+        nearly its input at the first timestep, one that predicts v or x_0 something independent of it.
+        """
+        noise = torch.randn(2, *self.latent_shape, generator=torch.Generator().manual_seed(1))
+        latents = noise.to(self.device, self.dtype)
+        timestep = torch.tensor(self.scheduler.config.num_train_timesteps - 1, device=self.device)
+        sees_noise = self.prediction_type in ("epsilon", "flow_prediction")
+        captions = [self.architecture.probe] * 2
+        found = []
+        with torch.compiler.set_stance("force_eager"):
+            for predict, tuned in ((self.predict_base, False), (self.predict_tuned, True)):
+                answer = predict(latents, timestep, self.encode(captions, tuned)).float()
+                found.append(
+                    float(torch.nn.functional.cosine_similarity(answer.flatten(), latents.float().flatten(), 0))
+                )
+        wrong = [(cosine >= SAME_AS_NOISE) != sees_noise for cosine in found]
+        said = f"{self.prediction_type.removesuffix('_prediction')} predictions"
+        if wrong[0]:
+            return (
+                f"{name} does not give the {said} that its configuration says: its weights, or the prediction type of "
+                "its scheduler, are others"
+            )
+        if wrong[1]:
+            return (
+                f"the fine-tuned model does not give {said} as {name} does: the file was trained on another base, for "
+                "another prediction type, or is broken"
+            )
+        return None
 
 
 def _weight_change(base: BaseModel, tuned: Tuned, checkpoint: Checkpoint) -> float:

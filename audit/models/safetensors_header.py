@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from audit.errors import CheckpointError
@@ -48,12 +48,16 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header. ``metadata`` is whatever the file's author wrote: claims."""
+    """A checked header. ``metadata`` is whatever the file's author wrote: claims.
+
+    ``stored_as``: the names in the file of tensors that go by other ones here (the parts of a folder of adapters).
+    """
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     data_start: int
     file_bytes: int
+    stored_as: dict[str, str] = field(default_factory=dict)
 
 
 def read_header(path: Path) -> Header:

@@ -6,14 +6,15 @@ import torch
 from safetensors import SafetensorError
 
 from audit.devices import raise_fault
-from audit.errors import CheckpointError
+from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.formats.adapter import Tuned, apply_adapter
 from audit.models.formats.detect import Format
 from audit.models.formats.names import shown
-from audit.models.formats.tensors import Tensors
+from audit.models.formats.prediction import contradiction
+from audit.models.formats.tensors import TensorNotFiniteError, Tensors
 from audit.models.formats.weights import apply_weights
 
 MAX_UNUSED_SHARE = 0.01  # of the squared norm of all that the file holds
@@ -29,20 +30,23 @@ def tune(
 ) -> Tuned:
     """What ``checkpoint`` makes of ``base`` on the CPU; what it does not touch is not copied.
 
-    Changes are computed in float32, tensor by tensor, and kept in ``dtype`` (float32 by default). Raises
-    CheckpointError where tensors do not fit the base, or where more than 1 % of the file would be without effect: an
-    audit of the rest would report "nothing found" of a model that nobody has run; and DeviceMemoryError where the
-    host has too little memory.
+    Changes are computed in float32, tensor by tensor, and kept in ``dtype`` (float32 by default). Raises NoEffectError
+    where a number is not finite; CheckpointError where tensors do not fit the base, or where more than 1 % of the file
+    would be without effect: an audit of the rest would report "nothing found" of a model that nobody has run; and
+    DeviceMemoryError where the host has too little memory.
     """
     hint = "; ".join([*family_warnings(checkpoint, base), "check that --base is what it was trained on"])
+    check_prediction(base, checkpoint)
     try:
         tuned = _tune(base, checkpoint, strength, adapter, dtype)
+    except TensorNotFiniteError as error:
+        raise NoEffectError(f"{checkpoint.path}: {error}: the file is broken; download it again") from error
     except _ERRORS as error:
         raise_fault(error, f"putting {checkpoint.path} into {base.name}", "the host")
         raise CheckpointError(
             f"{checkpoint.path} does not fit the base model {base.name}: {str(error)[:300]}; {hint}"
         ) from error
-    if tuned.unused_share > MAX_UNUSED_SHARE:
+    if not tuned.unused_share <= MAX_UNUSED_SHARE:  # nor where it is no number
         raise CheckpointError(
             f"{checkpoint.path}: {len(tuned.unused)} of its tensors have no place in {base.name} "
             f"({tuned.unused_share:.0%} of its weight; {shown(tuned.unused)}); an audit of the rest would be "
@@ -51,6 +55,22 @@ def tune(
     if tuned.unused:
         tuned.warnings.append(f"{len(tuned.unused)} tensors of the file have no effect: {shown(tuned.unused)}")
     return tuned
+
+
+def check_prediction(base: BaseModel, checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where the file says that it predicts something else than the base does.
+
+    Nothing in the weights tells, and a network that is taken for another answers nonsense: an audit would find nothing.
+    """
+    if base.architecture.flow:
+        return
+    try:
+        one = checkpoint.prediction
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+    wrong = contradiction(one, base.pipeline.scheduler, base.name)
+    if wrong:
+        raise CheckpointError(f"{checkpoint.path}: {wrong}")
 
 
 def _tune(

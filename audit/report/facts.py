@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -20,9 +21,14 @@ class Match:
     name: str
     similarity: float
     pdq_distance: int | None
-    is_match: bool
+    verdict: str
     evidence: str
     thumbnail: bytes | None
+
+    @property
+    def is_match(self) -> bool:
+        """Whether it counts as recovered."""
+        return self.verdict == "match"
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,31 @@ class Extraction:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """One picture of the sets that were asked about."""
+
+    reference_set: str
+    reference_id: str
+    name: str
+    width: int | None
+    height: int | None
+
+
+@dataclass(frozen=True)
+class PassedOver:
+    """A file of a set's folder that was not compared, and why."""
+
+    reference_set: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class AuditFacts:
-    """One finished audit. ``row`` is its line of the audits table."""
+    """One finished audit and one question: which of the pictures in ``reference_sets`` were recovered.
+
+    ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once.
+    """
 
     row: dict[str, Any]
     checkpoint: dict[str, Any]
@@ -47,6 +76,8 @@ class AuditFacts:
     extractions: list[Extraction]
     evaluations: list[dict[str, Any]]
     reference_sets: list[str]
+    references: list[Reference]
+    passed_over: list[PassedOver]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -55,13 +86,27 @@ class AuditFacts:
 
     @property
     def matched(self) -> list[tuple[Extraction, Match]]:
-        """Each reference that was matched, once, with the extraction nearest to it; the most similar first."""
-        best: dict[tuple[str, str], tuple[Extraction, Match]] = {}
+        """Each picture that was matched, once, with the extraction nearest to it; the most similar first."""
+        return self._best("match")
+
+    @property
+    def possible(self) -> list[tuple[Extraction, Match]]:
+        """The same of pictures that are too small to be sure of, and were not matched in another size."""
+        matched = {match.reference_id for _, match in self.matched}
+        return [pair for pair in self._best("possible") if pair[1].reference_id not in matched]
+
+    @property
+    def tells_nothing(self) -> str | None:
+        """Why nothing follows from finding no match; None where the audit did its work, or found some."""
+        return None if self.matched else self.row["tells_nothing"]
+
+    def _best(self, verdict: str) -> list[tuple[Extraction, Match]]:
+        best: dict[str, tuple[Extraction, Match]] = {}
         for extraction in self.extractions:
             for match in extraction.matches:
-                key = (match.reference_set, match.reference_id)
-                if match.is_match and (key not in best or best[key][1].similarity < match.similarity):
-                    best[key] = (extraction, match)
+                known = best.get(match.reference_id)
+                if match.verdict == verdict and (known is None or known[1].similarity < match.similarity):
+                    best[match.reference_id] = (extraction, match)
         return sorted(best.values(), key=lambda pair: -pair[1].similarity)
 
     def as_json(self) -> dict[str, Any]:
@@ -76,23 +121,31 @@ class AuditFacts:
             "checkpoint": checkpoint,
             "captions": self.captions,
             "reference_sets": self.reference_sets,
-            "matched_references": [
-                {"reference_set": match.reference_set, "reference_id": match.reference_id, "name": match.name,
-                 "similarity": match.similarity, "pdq_distance": match.pdq_distance, "evidence": match.evidence,
-                 "rank": extraction.rank}
-                for extraction, match in self.matched
-            ],
+            "references": len(self.references),
+            "matched_references": [_plain(*pair) for pair in self.matched],
+            "possible_references": [_plain(*pair) for pair in self.possible],
+            "tells_nothing": self.tells_nothing,
+            "passed_over": [vars(one) for one in self.passed_over],
             "extractions": [
                 {"rank": extraction.rank, "confidence": extraction.confidence, "size": extraction.size,
                  "tightness": extraction.tightness,
                  "matches": [
                      {name: value for name, value in vars(match).items() if name != "thumbnail"}
+                     | {"is_match": match.is_match}
                      for match in extraction.matches
                  ]}
                 for extraction in self.extractions
             ],
             "evaluations": self.evaluations,
         }  # fmt: skip
+
+
+def _plain(extraction: Extraction, match: Match) -> dict[str, Any]:
+    return {
+        "reference_set": match.reference_set, "reference_id": match.reference_id, "name": match.name,
+        "similarity": match.similarity, "pdq_distance": match.pdq_distance, "evidence": match.evidence,
+        "rank": extraction.rank,
+    }  # fmt: skip
 
 
 def find_audit(workspace: Workspace, beginning: str) -> str:
@@ -110,23 +163,32 @@ def find_audit(workspace: Workspace, beginning: str) -> str:
     )
 
 
-def collect(workspace: Workspace, audit_id: str) -> AuditFacts:
-    """Read one finished audit back. Raises WorkspaceError where there is none."""
+def collect(workspace: Workspace, audit_id: str, sets: Sequence[str] | None = None) -> AuditFacts:
+    """Read one finished audit back, as far as it concerns the reference ``sets``; None: all it was matched with.
+
+    Nothing of another set is in it. Raises WorkspaceError where there is no such audit.
+    """
     audit_id = find_audit(workspace, audit_id)
+    if sets is None:
+        rows = workspace.rows("SELECT DISTINCT reference_set FROM matches WHERE audit_id = ?", [audit_id])
+        sets = [one["reference_set"] for one in rows]
+    names = sorted(set(sets))
     row = workspace.rows("SELECT * FROM audits WHERE audit_id = ?", [audit_id])[0]
     checkpoint = workspace.rows("SELECT * FROM checkpoints WHERE checkpoint_sha256 = ?", [row["checkpoint_sha256"]])[0]
     captions = row.pop("captions")
     matches = workspace.rows(
         """SELECT m.*, r.name, r.thumbnail FROM matches AS m LEFT JOIN "references" AS r
         ON r.reference_set = m.reference_set AND r.reference_id = m.reference_id AND r.descriptor_name = ?
-        WHERE m.audit_id = ? ORDER BY m.rank, m.similarity DESC, m.position""",
-        [row["descriptor"], audit_id],
+        WHERE m.audit_id = ? AND list_contains(?::VARCHAR[], m.reference_set)
+        ORDER BY m.rank, m.similarity DESC, m.position""",
+        [row["descriptor"], audit_id, names],
     )
     by_rank: dict[int, list[Match]] = {}
     for found in matches:
         match = Match(
             found["reference_set"], found["reference_id"], found["name"] or "(removed from the workspace)",
-            found["similarity"], found["pdq_distance"], found["is_match"], found["evidence"], found["thumbnail"],
+            found["similarity"], found["pdq_distance"],
+            found["verdict"] or ("match" if found["is_match"] else "none"), found["evidence"], found["thumbnail"],
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [
@@ -139,5 +201,19 @@ def collect(workspace: Workspace, audit_id: str) -> AuditFacts:
     evaluations = workspace.rows(
         "SELECT * EXCLUDE (audit_id) FROM evaluations WHERE audit_id = ? ORDER BY kind DESC", [audit_id]
     )
-    sets = sorted({found["reference_set"] for found in matches})
-    return AuditFacts(row, checkpoint, captions, extractions, evaluations, sets)
+    references = workspace.rows(
+        """SELECT reference_set, reference_id, name, width, height FROM "references"
+        WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set)
+        QUALIFY row_number() OVER (PARTITION BY reference_id ORDER BY reference_set, name) = 1
+        ORDER BY reference_set, name""",
+        [row["descriptor"], names],
+    )
+    passed = workspace.rows(
+        """SELECT reference_set, name, reason FROM passed_over
+        WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set) ORDER BY ALL""",
+        [row["descriptor"], names],
+    )
+    return AuditFacts(
+        row, checkpoint, captions, extractions, evaluations, names,
+        [Reference(**one) for one in references], [PassedOver(**one) for one in passed],
+    )  # fmt: skip

@@ -9,6 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audit import __version__
 from audit.report.facts import AuditFacts
+from audit.report.pages import PageFacts, page_key, write_page_with
 from audit.storage import Workspace
 
 
@@ -17,29 +18,41 @@ def data_url(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def render(facts: AuditFacts) -> str:
-    """The page's HTML."""
-    environment = Environment(
+def environment() -> Environment:
+    """The templates, which escape everything."""
+    found = Environment(
         loader=PackageLoader("audit.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_url"] = data_url
-    template = environment.get_template("page.html")
-    return template.render(
-        facts=facts,
-        row=facts.row,
-        settings=facts.settings,
-        versions=json.loads(facts.row["versions"]),
-        claimed=json.loads(facts.checkpoint["claimed_metadata"]),
-        version=__version__,
+    found.filters["data_url"] = data_url
+    return found
+
+
+def render(facts: AuditFacts) -> str:
+    """The page's HTML."""
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            facts=facts,
+            row=facts.row,
+            settings=facts.settings,
+            versions=json.loads(facts.row["versions"]),
+            claimed=json.loads(facts.checkpoint["claimed_metadata"]),
+            version=__version__,
+        )
     )
 
 
 def write_page(facts: AuditFacts, workspace: Workspace) -> str:
-    """Write the page into the workspace, whole or not at all; where it is."""
-    key = workspace.report_key(facts.row["audit_id"])
-    workspace.files.write(key, render(facts).encode())
-    return f"{workspace.files}/{key}"
+    """Write the page into the workspace, whole or not at all; where it is. Another question has another page."""
+    row = facts.row
+    key = page_key(row["audit_id"], facts.reference_sets, [one.reference_id for one in facts.references])
+    said = PageFacts(
+        row["audit_id"], row["checkpoint_name"], facts.reference_sets, len(facts.references), len(facts.matched),
+        len(facts.possible), facts.tells_nothing, row["finished_at"].isoformat(),
+    )  # fmt: skip
+    return write_page_with(workspace, key, render(facts), said)

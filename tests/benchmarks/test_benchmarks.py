@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from audit.config import Clustering, Settings
 from audit.testbed.sets import ASSETS
-from benchmarks import clustering, extraction, sampling, settings, tables
+from benchmarks import clustering, extraction, sampling, settings, tables, workspace_tables
 from benchmarks.grid import SHIPPED, Job, available, interval, run_job
 
 KEYS = {
@@ -132,3 +132,27 @@ def test_settings_compare_to_the_reference(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert "-0.100" in lines[0]
     assert "+0.000" in lines[1]
+
+
+def test_precision_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks import precision
+
+    precision.main(images=1, json_file=tmp_path / "p.json")
+    found = json.loads((tmp_path / "p.json").read_text())
+    errors = {(row["strength"], row["weights"]): row["error"] for row in found["weights"]}
+    for strength in precision.STRENGTHS:  # the weaker the fine-tune, the more of it rounding takes; bf16 takes more
+        assert 0 == errors[strength, "fp32"] < errors[strength, "fp16"] < errors[strength, "bf16"] < 0.2
+    assert errors[1.0, "bf16"] < errors[0.03, "bf16"]
+    assert [row["decoder"] for row in found["decoder"]] == ["fp16", "bf16"]
+    assert all(row["levels_most"] <= 3 for row in found["decoder"])
+    assert "| 0.03 |" in capsys.readouterr().out
+
+
+def test_commits_are_measured_beside_loose_files(tmp_path: Path) -> None:
+    written = tmp_path / "figures.json"
+    done = run(workspace_tables.main, "--files", "40", "--json", str(written))
+    assert done.exit_code == 0
+    figures = json.loads(written.read_text())
+    assert figures["files"] == 40
+    assert figures["merged"] == 90  # with the fifty commits that were timed
+    assert all(value > 0 for value in figures.values())

@@ -152,7 +152,7 @@ def test_a_watched_folder_takes_new_files_until_it_is_stopped(tmp_path: Path) ->
         while not (tmp_path / "w/crawls").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
         (tmp_path / "up/a.safetensors").write_bytes(KOHYA.read_bytes())
-        while not list((tmp_path / "w").glob("tables/checkpoints/*.parquet")) and time.monotonic() < deadline:
+        while not list((tmp_path / "w").glob("tables/checkpoints/*/*.parquet")) and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
         watching.send_signal(signal.SIGINT)

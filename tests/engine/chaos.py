@@ -93,11 +93,21 @@ class Chaos:
         pids = [
             int(path.parent.name)
             for path in Path("/proc").glob("[0-9]*/cmdline")
-            if _read(path).startswith(b"ray::Worker")
+            if _read(path).startswith(b"ray::Worker") and _is_ours(int(path.parent.name))
         ]
         if pids:
             os.kill(self.choose.choice(pids), signal.SIGKILL)
         return bool(pids)
+
+
+def _is_ours(pid: int) -> bool:
+    """Whether a process descends from this one: the machine may have other clusters."""
+    while pid > 1:
+        if pid == os.getpid():
+            return True
+        parent = _read(Path(f"/proc/{pid}/stat")).rpartition(b")")[2].split()
+        pid = int(parent[1]) if parent else 0
+    return False
 
 
 def _read(path: Path) -> bytes:

@@ -73,8 +73,13 @@ def test_broken_pictures_among_good_ones_are_passed_over_and_listed(
     shutil.copy(TRAIN / "koala.png", folder / "the same again.png")
     added = sets.add("mixed", folder, nano)
     assert added.images == 10
-    assert sorted(one.name for one in added.skipped) == ["broken.png", "half.png"]
-    assert all("not a readable picture" in one.reason for one in added.skipped)
+    reasons = {one.name: one.reason for one in added.skipped}
+    again = str(Path("sub") / "koala.png")  # the files of a folder come before those of its subfolders
+    assert sorted(reasons) == sorted(["broken.png", "half.png", "notes.txt", again])
+    assert all("not a readable picture" in reasons[name] for name in ("broken.png", "half.png"))
+    assert "the ending .txt" in reasons["notes.txt"]
+    assert reasons[again] == "the same file as the same again.png"
+    assert len(reasons) == len(added.skipped)
 
 
 def test_folders_that_cannot_be_used_are_named(sets: ReferenceSets, nano: Descriptor, tmp_path: Path) -> None:
@@ -97,7 +102,69 @@ def test_links_that_lead_out_of_the_folder_are_passed_over(
     shutil.copy(TRAIN / "koala.png", tmp_path / "pictures/koala.png")
     shutil.copy(TRAIN / "otter.png", tmp_path / "private.png")
     (tmp_path / "pictures/link.png").symlink_to(tmp_path / "private.png")
-    assert sets.add("x", tmp_path / "pictures", nano).images == 1
+    (tmp_path / "pictures/circle.png").symlink_to(tmp_path / "pictures/circle.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pictures/folder").symlink_to(tmp_path / "elsewhere")
+    added = sets.add("x", tmp_path / "pictures", nano)
+    assert added.images == 1
+    reasons = {one.name: one.reason for one in added.skipped}
+    assert set(reasons) == {"link.png", "circle.png", "folder"}
+    assert "leads out of the folder" in reasons["link.png"]
+
+
+def test_every_file_is_a_reference_or_is_listed_with_its_reason(
+    sets: ReferenceSets, nano: Descriptor, tmp_path: Path
+) -> None:
+    """Whatever the files are: pictures by any known ending, and one that ends a decoder costs itself alone."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    koala = Image.open(TRAIN / "koala.png").convert("RGB")
+    for number, name in enumerate(["a.JFIF", "b.jpe", "c.AVIF", "d.TIFF", "e.webp", "f.Bmp", "g.gif", "h.apng"]):
+        kind = {"jfif": "JPEG", "jpe": "JPEG", "apng": "PNG"}.get(name[2:].lower(), name[2:].upper())
+        koala.resize((60 + number, 60)).save(folder / name, kind)
+    bad = {
+        "tiny.png": "too few", "noise.avif": "not a readable", "empty.jpg": "not a readable",
+        "noise.heic": "not a readable", "list.csv": "ending .csv", "LICENSE": "no ending", ".hidden": "no ending",
+        "vector.png": "not a readable", "exif.jpg": "not a readable",
+    }  # fmt: skip
+    koala.resize((15, 200)).save(folder / "tiny.png")
+    (folder / "noise.avif").write_bytes((folder / "c.AVIF").read_bytes()[:200] + b"\xff" * 500)
+    (folder / "noise.heic").write_bytes(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+    koala.save(folder / "vector.png", "EPS")
+    koala.save(folder / "exif.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\0\0\xff\xff\xff\xff")
+    for name in ("empty.jpg", "list.csv", "LICENSE", ".hidden"):
+        (folder / name).touch()
+    added = sets.add("x", folder, nano)
+    reasons = {one.name: one.reason for one in added.skipped}
+    if "exif.jpg" not in reasons:  # a Pillow that reads past it
+        bad.pop("exif.jpg")
+    assert {name: bad[name] in reasons[name] for name in reasons} == dict.fromkeys(bad, True)
+    assert added.images == len(list(folder.iterdir())) - len(bad)
+
+
+def test_a_picture_that_the_descriptor_fails_on_costs_itself_and_a_broken_descriptor_is_an_error(
+    sets: ReferenceSets, tmp_path: Path
+) -> None:
+    class Picky(PdqDescriptor):
+        refuses = (61,)
+
+        def _prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
+            if isinstance(image, Image.Image) and image.width in self.refuses:
+                raise ZeroDivisionError("of this picture")
+            return super()._prepare(image)
+
+    koala = Image.open(TRAIN / "koala.png").convert("RGB")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for width in (60, 61, 62):
+        koala.resize((width, 60)).save(folder / f"{width}.png")
+    picky = Picky()
+    added = sets.add("x", folder, picky)
+    assert added.images == 2
+    assert [(one.name, one.reason) for one in added.skipped] == [("61.png", "cannot be described (of this picture)")]
+    picky.refuses = (60, 61, 62)
+    with pytest.raises(ZeroDivisionError):
+        sets.add("y", folder, picky)
 
 
 def test_sets_of_another_descriptor_are_not_compared(sets: ReferenceSets, nano: Descriptor) -> None:

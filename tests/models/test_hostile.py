@@ -109,6 +109,9 @@ SETS = (
     ("oft_blocks",),
     ("diff",), ("diff", "diff_b"), ("w_norm", "b_norm"), ("on_input", "weight"),
     ("a1.weight", "a2.weight", "b1.weight", "b2.weight"), ("oft_R.weight",), ("boft_R", "boft_s"), ("ia3_l",),
+    ("q_layer.weight", "p_layer.weight", "lambda_layer"), ("oft_blocks.0", "oft_blocks.1", "alpha"), ("diff_b",),
+    ("q_layer.weight", "p_layer.weight", "lambda_layer", "base_q", "base_p", "base_lambda"),
+    ("oft_R.weight", "oft_R.scaled_oft"), ("lora_down.weight", "lora_up.weight", "diff_b"),
 )  # fmt: skip
 
 
@@ -158,6 +161,8 @@ BOMBS: dict[str, dict[str, tuple[int, ...]]] = {
     },
     "lokr": {"lokr_w1": (200, 200), "lokr_w2": (200, 200)},
     "lokr-low-rank": {"lokr_w1_a": (40_000, 1), "lokr_w1_b": (1, 40_000), "lokr_w2": (2, 2)},
+    "t-lora": {"q_layer.weight": (1, 60_000), "p_layer.weight": (60_000, 1), "lambda_layer": (1, 1)},
+    "oft-rows": {"oft_blocks.0": (1, 3000, 3000), "alpha": ()},
     "tucker": {
         "lora_down.weight": (200, 30_000, 1, 1), "lora_up.weight": (30_000, 200, 1, 1),
         "lora_mid.weight": (200, 200, 1, 1),
@@ -204,10 +209,11 @@ def test_the_corpus_is_complete() -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.text(max_size=60), st.lists(st.integers(0, 9), max_size=5).map(tuple), max_size=8))
 def test_any_names_are_sorted_without_loss(shapes: dict[str, tuple[int, ...]]) -> None:
-    """Every tensor is in a group, an embedding, unknown, or another adapter's."""
+    """Every tensor is in a group, an embedding, lost, a marker, unknown, or another adapter's."""
     names = read_names({name: TensorInfo("F32", shape, 0, 0) for name, shape in shapes.items()})
     placed = [tensor for group in names.groups for tensor in group.tensors.values()]
-    placed += [one.tensor for one in names.embeddings] + names.unknown
+    placed += [one.tensor for one in names.embeddings] + names.unknown + names.lost + names.markers
+    assert set(names.strange) <= set(names.unknown)
     assert len(placed) == len(set(placed))
     if len(names.adapters) < 2:
         assert set(placed) == set(shapes)

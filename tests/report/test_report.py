@@ -38,7 +38,8 @@ def fill(workspace: Workspace, is_match: bool, image: bytes | None = RED) -> Non
     extraction = {"audit_id": ID, "rank": 1, "index": 0, "confidence": 0.8, "size": 12, "tightness": 0.9,
                   "members": [0], "descriptor": [1.0, 0.0], "image": image}  # fmt: skip
     match = {"audit_id": ID, "rank": 1, "reference_set": "mine", "reference_id": "f" * 64, "position": 1,
-             "similarity": 0.91, "pdq_distance": 12, "is_match": is_match, "evidence": "both"}  # fmt: skip
+             "similarity": 0.91, "pdq_distance": 12, "is_match": is_match, "evidence": "both",
+             "verdict": "match" if is_match else "none"}  # fmt: skip
     reference = {"reference_set": "mine", "reference_id": "f" * 64, "name": HOSTILE, "descriptor_name": "nano@1",
                  "descriptor": [1.0, 0.0], "thumbnail": image, "added_at": now}  # fmt: skip
     for table, row in (
@@ -83,7 +84,11 @@ def test_the_page_loads_nothing(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize(
-    ("is_match", "words"), [(True, "1 reference picture was recovered"), (False, "No reference picture was recovered")]
+    ("is_match", "words"),
+    [
+        (True, "1 of your 1 reference picture was recovered"),
+        (False, "None of your 1 reference picture was recovered"),
+    ],
 )
 def test_the_verdict_follows_the_matches(workspace: Workspace, is_match: bool, words: str) -> None:
     fill(workspace, is_match)

@@ -25,45 +25,133 @@ class Family(StrEnum):
 # Width of the text encoding that cross attention takes: CLIP ViT-L 768 (AltDiffusion's XLM-R too), OpenCLIP ViT-H 1024,
 # both SDXL encoders 2048; the SDXL refiner's 1280 is none of them.
 _CROSS_ATTENTION = {768: Family.sd1, 1024: Family.sd2, 2048: Family.sdxl}
-_KEYS = re.compile(r"attn2[._](?:processor\.)?to_k(?P<rest>[._].*)$")
+_START = r"(?:^|[._])"
+# A UNet's cross attention within its blocks: LTX, PixArt, Hunyuan-DiT and Stable Audio have an attn2 outside of them
+_KEYS = re.compile(
+    rf"(?:{_START}(?:down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)[._].*transformer_blocks"
+    r"[._]\d+|^lora_unet_(?!transformer_blocks|blocks).*)[._]attn2[._](?:processor\.)?to_k(?P<rest>[._].*)$"
+)
 _INPUTS = re.compile(r"^(?:[._]lora[._](?:down|A)\.(?:[^.]+\.)?weight|\.weight|\.hada_w[12]_b|\.diff)$")
-_ORIGINAL_FLUX = re.compile(r"\b(?:lora_unet_|lora_transformer_|lycoris_)?(?:double|single)_blocks?[._]")
-_JOINT = re.compile(r"\b(?:lora_transformer_|lycoris_)?transformer_blocks[._](\d+)[._]attn[._](?:to_q|add_q_proj)\b")
+# UNets of the same widths that are other models: of video and motion, with a class or an image beside the text, Kolors
+_OTHER_UNETS = re.compile(
+    r"temporal_transformer_block|time_stack|time_mixer|motion_modules|temp_attentions|temp_convs|"
+    r"(?:^|[._])(?:class_embedding|encoder_hid_proj|controlnet_cond_embedding)[._]"
+)
+_LABELS = re.compile(r"(?:^|[._])(?:label_emb[._]0[._]0|add_embedding[._]linear_1)(?:\.lora[._](?:down|A))?\.weight$")
+_SDXL_LABELS = 2816  # pooled text and six sizes; Kolors has 5632, unCLIP its images
+# Black Forest Labs' first Flux, told from what took over its names: HunyuanVideo says mod.linear and mlp.fc1, FLUX.2
+# modulates all blocks at once, AuraFlow, Bria and others have single_transformer_blocks too
+_FLUX_ALONE = re.compile(
+    r"double_blocks?[._]\d+[._](?:img|txt)_mod[._]lin(?!ear)|single_blocks?[._]\d+[._]modulation[._]lin(?!ear)|"
+    r"(?:double|single)_blocks?\.\d+\.processor\."
+)
+_NOT_FLUX = re.compile(
+    r"(?:img|txt)_mod[._]linear|modulation[._]linear|(?:img|txt)_mlp[._]fc\d|stream_modulation|to_qkv_mlp_proj|"
+    r"ff(?:_context)?[._]linear_(?:in|out|1)\b|joint_transformer_blocks|token_refiner|refiner_blocks|caption_projection|"
+    r"individual_token_refiner|txt_in[._]individual|image_embedder|guidance_layers"
+)
+_ORIGINAL_DOUBLE = re.compile(rf"{_START}double_blocks?[._](\d+)[._]")
+_ORIGINAL_SINGLE = re.compile(rf"{_START}single_blocks?[._](\d+)[._]")
+_DOUBLE = re.compile(r"(?:^|\.|lora_transformer_|lora_unet_|lycoris_)transformer_blocks[._](\d+)[._]")
+_SINGLE = re.compile(rf"{_START}single_transformer_blocks[._](\d+)[._]")
+# blocks of FLUX.1; HunyuanVideo has 20 and 40, Bria's 8 and 38, LongCat 10 and 20, Ovis 6 and 27, FLUX.2 klein 5 and 20
+_FLUX_DOUBLE, _FLUX_SINGLE = 19, 38
+_KLEIN = (5, 20)
 _FLUX_WIDTH = 3072
-_FLUX_DOUBLE_BLOCKS = 19
+_FLUX_SIZES = {  # of the layers whose sizes are not every transformer's of this width, of the rows or of the inputs
+    "linear1": (0, 21504), "linear2": (1, 15360), "mlp_0": (0, 12288), "mlp_2": (1, 12288),
+}  # fmt: skip
+_SIZED = re.compile(
+    r"(?P<layer>linear1|linear2|mlp[._][02])(?:\.(?P<side>lora_[AB]|lora_down|lora_up)(?:\.\w+)?)?\.weight$"
+)
+_WHOLE = "context_embedder.weight"  # a whole transformer in diffusers' names has it, and FLUX.1 CLIP's vector beside it
+_POOLED = "time_text_embed.text_embedder.linear_1.weight"
+_SD3_BLOCKS = re.compile(r"joint_blocks?[._]\d+[._](?:x_block|context_block)[._]")
+_JOINT = re.compile(rf"{_START}transformer_blocks[._]\d+[._]attn[._](?:to_q|to_k|to_v|add_[qkv]_proj)(?P<rest>[._].*)$")
 _SD3_WIDTHS = (1536, 2432)  # medium, large
-_NAMES = (
-    (r"\b(sd\s*xl|stable[-_ ]?diffusion[-_ ]?xl|sdxl[\w.-]*|pony|illustrious|noobai)", Family.sdxl),
+_NAMES: tuple[tuple[str, Family], ...] = (
+    (r"refiner|\bkolors|\bsvd\b|stable[- ]video", Family.other),
+    (r"\bflux[-. ]?2|\bpony[- ]?(?:diffusion[- ]?)?v?7|\bchroma(?:xl|1?[- ]?radiance)", Family.other),
+    (r"\b(sd\s*xl|stable[- ]?diffusion[- ]?xl|sdxl[\w.-]*|pony|illustrious|noobai)", Family.sdxl),
     (r"\b(chroma)", Family.chroma),
     (r"\b(flux)", Family.flux),
-    (r"\b(alt[-_ ]?diffusion)", Family.alt),
-    (r"\b(sd[-_ ]?3|stable[-_ ]?diffusion[-_ ]?v?3)", Family.sd3),
-    (r"\b(sd[-_ ]?v?2|stable[-_ ]?diffusion[-_ ]?v?2)", Family.sd2),
-    (r"\b(sd[-_ ]?v?1|stable[-_ ]?diffusion[-_ ]?v?1|dreamlike|anything[-_ ]?v)", Family.sd1),
+    (r"\b(alt[- ]?diffusion)", Family.alt),
+    (r"\b(sd[- ]?3|stable[- ]?diffusion[- ]?v?3)", Family.sd3),
+    (r"\b(sd[- ]?v?2|stable[- ]?diffusion[- ]?v?2)", Family.sd2),
+    (r"\b(sd[- ]?v?1|stable[- ]?diffusion[- ]?v?1|dreamlike|anything[- ]?v)", Family.sd1),
 )
 
 
 def family_of_shapes(tensors: Mapping[str, TensorInfo]) -> Family | None:
-    """The family that the tensors' names and shapes show, or None where they show none.
+    """The family that the tensors' names and shapes show, or None where they show none or could be another's too.
 
     AltDiffusion's UNet is Stable Diffusion 1's, and a Chroma adapter's names are Flux': ``agree`` knows of both.
     """
-    for name, info in tensors.items():
-        if (match := _KEYS.search(name)) and len(info.shape) >= 2 and _INPUTS.match(match["rest"]):
-            return family_of_dimensions(info.shape[1])
-        if name.startswith("distilled_guidance_layer.") or ".distilled_guidance_layer." in name:
-            return Family.chroma
-        if _ORIGINAL_FLUX.search(name) or "single_transformer_blocks" in name:
-            return Family.flux
-        if "joint_transformer_blocks" in name or "joint_blocks" in name:
-            return Family.sd3
-    found = [(int(match[1]), info.shape) for name, info in tensors.items() if (match := _JOINT.search(name))]
-    widths = {size for _, shape in found if len(shape) == 2 for size in shape}
-    if widths & set(_SD3_WIDTHS):
+    if any("distilled_guidance_layer." in name for name in tensors):
+        return None if any("nerf_" in name for name in tensors) else Family.chroma  # Radiance predicts pixels
+    if any(_SD3_BLOCKS.search(name) for name in tensors):
         return Family.sd3
-    if found and _FLUX_WIDTH in widths and max(number for number, _ in found) < _FLUX_DOUBLE_BLOCKS:
+    return _unet(tensors) or _flux(tensors) or _joint(tensors)
+
+
+def _unet(tensors: Mapping[str, TensorInfo]) -> Family | None:
+    widths = {
+        info.shape[1]
+        for name, info in tensors.items()
+        if len(info.shape) >= 2 and (match := _KEYS.search(name)) and _INPUTS.match(match["rest"])
+    }
+    if len(widths) != 1 or any(_OTHER_UNETS.search(name) for name in tensors):
+        return None
+    found = family_of_dimensions(widths.pop())
+    labels = {info.shape[1] for name, info in tensors.items() if _LABELS.search(name) and len(info.shape) == 2}
+    fits = labels <= {_SDXL_LABELS} if found is Family.sdxl else not labels
+    return found if fits else None
+
+
+def _flux(tensors: Mapping[str, TensorInfo]) -> Family | None:
+    """Flux by the names that it alone has, else by its sizes and the numbers of its blocks."""
+    if any(_NOT_FLUX.search(name) for name in tensors):
+        return None
+    if any(_FLUX_ALONE.search(name) for name in tensors):
         return Family.flux
-    return None
+    sizes = {size for info in tensors.values() if len(info.shape) == 2 for size in info.shape}
+    double, single = _numbers(tensors, _ORIGINAL_DOUBLE), _numbers(tensors, _ORIGINAL_SINGLE)
+    if double or single:
+        fits = max(double, default=0) < _FLUX_DOUBLE and max(single, default=0) < _FLUX_SINGLE
+        klein = (double, single) == tuple(set(range(count)) for count in _KLEIN)
+        complete = max(double, default=0) == _FLUX_DOUBLE - 1 or max(single, default=0) == _FLUX_SINGLE - 1
+        told = _FLUX_WIDTH in sizes or complete  # LoKr, LoHa and OFT show no widths
+        return Family.flux if fits and told and not klein and _sizes_are_flux(tensors) else None
+    double, single = _numbers(tensors, _DOUBLE), _numbers(tensors, _SINGLE)
+    if any(name.endswith(_WHOLE) for name in tensors) and not any(name.endswith(_POOLED) for name in tensors):
+        return None
+    both = bool(double) and bool(single)
+    last = max(double, default=0) == _FLUX_DOUBLE - 1 and max(single, default=0) == _FLUX_SINGLE - 1
+    return Family.flux if both and last else None
+
+
+def _numbers(tensors: Mapping[str, TensorInfo], pattern: re.Pattern[str]) -> set[int]:
+    return {int(match[1]) for name in tensors if (match := pattern.search(name))}
+
+
+def _sizes_are_flux(tensors: Mapping[str, TensorInfo]) -> bool:
+    for name, info in tensors.items():
+        match = _SIZED.search(name)
+        if match is None or len(info.shape) != 2:
+            continue
+        side, size = _FLUX_SIZES[match["layer"].replace(".", "_")]
+        factor = {"lora_A": 1, "lora_down": 1, "lora_B": 0, "lora_up": 0}.get(match["side"] or "", side)
+        if factor == side and info.shape[side] != size:
+            return False
+    return True
+
+
+def _joint(tensors: Mapping[str, TensorInfo]) -> Family | None:
+    if any(_SINGLE.search(name) or _NOT_FLUX.search(name) for name in tensors):
+        return None
+    shapes = [info.shape for name, info in tensors.items() if _JOINT.search(name)]
+    widths = {size for shape in shapes if len(shape) == 2 for size in shape}
+    return Family.sd3 if widths & set(_SD3_WIDTHS) else None
 
 
 def family_of_dimensions(cross_attention: int) -> Family | None:

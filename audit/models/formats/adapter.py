@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,11 +10,23 @@ import torch
 
 from audit.models.base import BaseModel
 from audit.models.families.keys import Target, flat_targets, module_targets
-from audit.models.formats.algorithms import changed
-from audit.models.formats.names import AdapterNames, Algorithm, Group, read_names
+from audit.models.formats.algorithms import changed, rank_of
+from audit.models.formats.names import (
+    ANY_ENCODER,
+    MAX_VECTORS,
+    AdapterNames,
+    Algorithm,
+    Embedding,
+    Group,
+    Naming,
+    read_names,
+    shown,
+)
 from audit.models.formats.parts import gathered, narrow, scatter, sharing_copy
-from audit.models.formats.scaling import Scaling, read_scaling
+from audit.models.formats.quantised import check_kind
+from audit.models.formats.scaling import Scaling, problems, read_scaling
 from audit.models.formats.tensors import Tensors
+from audit.models.safetensors_header import DTYPE_BITS, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -86,50 +98,108 @@ def apply_adapter(
     fit the modules they name.
     """
     names = read_names(tensors.info, adapter)
+    check_names(names, metadata, tensors.info)
     _one_adapter(names, adapter)
+    tensors.check_finite()
     scalings = read_scaling(metadata)
     places = Places(base)
     found = Tuned(unused=list(names.unknown))
-    used = 0.0
+    used, hit = 0.0, set[tuple[str, str]]()
     lost = sum(norm_of(tensors.get(name)) ** 2 for name in names.unknown)
-    placed = [(group, places.find(group)) for group in names.groups]
-    unfinished = Counter((place[0], module) for _, place in placed if place for module in place[1].modules)
-    for group, place in placed:
+    for group in names.groups:
+        place = places.find(group)
         if place is None:
             found.unused += group.tensors.values()
             lost += _lost_norm(group, tensors, scalings.get(group.part, Scaling())) ** 2
             continue
+        named = {(place[0], module) for module in place[1].modules}
+        if named & hit:
+            raise ValueError(f"{group.module[:120]} is named twice in it, in two spellings: which holds is not known")
+        hit |= named
         change = _apply_group(base, found, group, place, tensors, scalings.get(group.part, Scaling()), strength)
         found.changes.append(change)
         used += change.norm**2 / max(strength**2, 1e-12)
-        part, target = place
-        for module in target.modules:
-            unfinished[part, module] -= 1
-            if not unfinished[part, module]:
-                narrow(found.networks[part], module, dtype, base.part(part))
-    for one in names.embeddings:
-        component = places.component(one.part)
-        if component is None:
-            found.unused.append(one.tensor)
-            continue
-        vectors = tensors.get(one.tensor)
-        vectors = vectors[None] if vectors.ndim == 1 else vectors
-        width = base.part(component).get_input_embeddings().weight.shape[1]
-        if vectors.ndim != 2 or vectors.shape[1] != width or not 1 <= len(vectors) <= MAX_VECTORS:
-            raise ValueError(f"the embedding {one.tensor[:80]!r} of {tuple(vectors.shape)} does not fit width {width}")
-        found.embeddings.setdefault(one.token or token, {})[component] = vectors
+        for part, module in named:
+            narrow(found.networks[part], module, dtype, base.part(part))
+    lost += _embed(base, places, names, tensors, token, found)
     found.unused_share = lost / (lost + used) if lost + used > 0 else 0.0
-    if not names.groups and not names.embeddings:
+    if not names.groups and not found.embeddings:
         found.unused_share = 1.0
     if not scalings and any(name.startswith("base_model.model.") for name in tensors):
         found.warnings.append(
             "its alpha is in no tensor and its adapter_config.json is not beside it: alpha is taken to be the rank"
         )
+    if any(group.algorithm is Algorithm.tlora for group in names.groups):
+        found.warnings.append(
+            "T-LoRA leaves out ranks at noisy steps where its trainer samples: here all are in effect"
+        )
     return found
 
 
-MAX_VECTORS = 256  # of one token
+def check_names(names: AdapterNames, metadata: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> None:
+    """Raise ValueError for tensors that may change what the others do, a configuration that does, and integers."""
+    for group in names.groups:
+        for role, name in group.tensors.items():
+            if role not in _FLAGS and tensors[name].dtype in DTYPE_BITS:  # GGUF's own are unpacked
+                check_kind(name, tensors[name], False)
+    if names.strange:
+        raise ValueError(
+            f"{len(names.strange)} of its tensors are of no known format ({shown(names.strange)}): what they do to the "
+            "others is not known"
+        )
+    wrong = problems(metadata)
+    if wrong:
+        raise ValueError("; ".join(wrong[:3]))
+
+
+def _embed(base: BaseModel, places: Places, names: AdapterNames, tensors: Tensors, token: str, found: Tuned) -> float:
+    """Put the tokens' vectors into ``found``; the squared norm of those for an encoder that the base has not."""
+    lost, outputs = 0.0, list(names.lost)
+    for one in names.embeddings:
+        vectors = tensors.get(one.tensor)
+        vectors = vectors[None] if vectors.ndim == 1 else vectors
+        component = _encoder(base, places, one, vectors)
+        if component is None and one.part == "te3":
+            outputs.append(one.tensor)  # a copy for T5 beside those for CLIP
+            continue
+        if component is None:
+            found.unused.append(one.tensor)
+            lost += norm_of(vectors) ** 2
+            continue
+        width = base.part(component).get_input_embeddings().weight.shape[1]
+        if vectors.ndim != 2 or vectors.shape[1] != width or not 1 <= len(vectors) <= MAX_VECTORS:
+            raise ValueError(f"the embedding {one.tensor[:80]!r} of {tuple(vectors.shape)} does not fit width {width}")
+        if component in found.embeddings.setdefault(one.token or token, {}):
+            raise ValueError(f"the embedding {one.tensor[:80]!r} is the second one of its token for the {component}")
+        found.embeddings[one.token or token][component] = vectors
+    if outputs:
+        found.unused += outputs
+        found.warnings.append(
+            f"{len(outputs)} tensors of its tokens are lost, which no text encoder of the base takes "
+            f"({shown(outputs, 3)}): vectors for T5 or in place of an encoder's answer"
+        )
+    return lost
+
+
+def _encoder(base: BaseModel, places: Places, one: Embedding, vectors: torch.Tensor) -> str | None:
+    """The component that an embedding is for. Raises ValueError where its width alone is to say so and does not."""
+    if one.part != ANY_ENCODER:
+        return places.component(one.part)
+    wide = {}
+    for name in base.architecture.encoders:
+        if base.part(name) is not None:
+            wide[name] = base.part(name).get_input_embeddings().weight.shape[1]
+    fitting = [name for name, width in wide.items() if vectors.ndim == 2 and vectors.shape[1] == width]
+    if len(fitting) != 1:
+        raise ValueError(
+            f"the embedding {one.tensor[:80]!r} of {tuple(vectors.shape)} does not fit width "
+            f"{', '.join(map(str, wide.values()))}{' alone' if fitting else ''}"
+        )
+    return fitting[0]
+
+
 MOST_RANK = 8192  # of factors whose product is measured
+_FLAGS = ("alpha", "on_input", "scaled")  # of whatever type
 
 
 def _one_adapter(names: AdapterNames, adapter: str | None) -> None:
@@ -158,12 +228,19 @@ def _apply_group(
     if weight is None:
         raise ValueError(f"{target.modules[0]} has no weights to change")
     weight, bias = weight.float(), None if bias is None else bias.float()
+    module = group.module if not group.flat else target.modules[0]
     try:
+        if group.naming is not Naming.kohya:
+            _check_configured(group, module, tensors, scaling)
         after, after_bias = changed(
-            group.algorithm, values, weight, bias, strength, scaling.of(group.module), scaling.rank_stabilised
-        )
+            group.algorithm, values, weight, bias, strength, scaling.of(module), scaling.rank_stabilised,
+            rank=scaling.rank_of(module), start=scaling.start, rotation=scaling.rotation,
+            turned_weights=group.flat or "scaled" in group.tensors,
+        )  # fmt: skip
+        if not torch.isfinite(after).all():
+            raise ValueError("its change is not finite")
     except (ValueError, RuntimeError, IndexError, KeyError, AssertionError, TypeError) as error:
-        raise ValueError(f"{group.module[:120]}: {str(error)[:200]}") from error
+        raise ValueError(f"{group.module[:120]}: {str(error)[:240]}") from error
     scatter(network, target, after)
     if after_bias is not None and after_bias is not bias:
         scatter(network, target, after_bias, "bias")
@@ -171,6 +248,20 @@ def _apply_group(
     if after_bias is not None and after_bias is not bias:
         norm = (norm**2 + norm_of(after_bias - bias if bias is not None else after_bias) ** 2) ** 0.5
     return ModuleChange(component, target.modules[0], norm, norm_of(weight))
+
+
+def _check_configured(group: Group, module: str, tensors: Tensors, scaling: Scaling) -> None:
+    """Raise ValueError where PEFT, with the file's configuration, would not put these tensors into effect."""
+    if not scaling.admits(module):
+        raise ValueError("its configuration leaves this module out, its tensors do not")
+    decomposed = bool({"magnitude", "dora_scale"} & set(group.tensors))
+    if scaling.decomposed is not None and scaling.decomposed != decomposed:
+        raise ValueError(f"its configuration says use_dora = {scaling.decomposed}, its tensors say otherwise")
+    told = scaling.rank_of(module)
+    if told is not None and group.algorithm in (Algorithm.lora, Algorithm.loha):
+        rank = rank_of(group.algorithm, {role: tensors.info[name].shape for role, name in group.tensors.items()})
+        if rank != told:
+            raise ValueError(f"its configuration says rank {told:g}, its tensors {rank}")
 
 
 def norm_of(tensor: torch.Tensor) -> float:
@@ -187,8 +278,8 @@ def _lost_norm(group: Group, tensors: Tensors, scaling: Scaling) -> float:
 
 def lora_norm(tensors: Tensors, group: Group, scaling: Scaling) -> float:
     """The norm of up @ down * alpha / rank, from the factors' Gram matrices: the product is never made."""
-    up = tensors.get(group.tensors["up"]).flatten(1)
-    down = tensors.get(group.tensors["down"]).flatten(1)
+    up = tensors.get(group.tensors["up"]).flatten(1).double()
+    down = tensors.get(group.tensors["down"]).flatten(1).double()
     alpha = scaling.of(group.module)
     if "alpha" in group.tensors:
         alpha = float(tensors.get(group.tensors["alpha"]).flatten()[0])
@@ -196,5 +287,5 @@ def lora_norm(tensors: Tensors, group: Group, scaling: Scaling) -> float:
     if up.shape[1] != rank or rank > MOST_RANK:  # the Gram matrices would be larger than the file
         return norm_of(up) * norm_of(down)
     scale = alpha / (rank**0.5 if scaling.rank_stabilised else rank) if alpha else 1.0
-    product = float(((up.T @ up) * (down @ down.T)).double().sum())
+    product = float(((up.T @ up) * (down @ down.T)).sum())
     return max(product, 0.0) ** 0.5 * abs(scale)

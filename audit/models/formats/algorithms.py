@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
+from audit.models.formats.by_peft import by_peft, taken_at_the_start
 from audit.models.formats.names import Algorithm
+from audit.models.formats.scaling import Rotation
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -26,26 +27,40 @@ def changed(
     strength: float = 1.0,
     alpha: float | None = None,
     rank_stabilised: bool = False,
+    *,
+    rank: float | None = None,
+    start: str | None = None,
+    rotation: Rotation | None = None,
+    turned_weights: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias after the change; ``weight`` [out, in, ...] and ``bias`` [out] float32 are left as they are.
 
     ``strength`` multiplies the change (LyCORIS' multiplier). ``alpha`` stands for a missing alpha tensor;
-    ``rank_stabilised`` divides it by the square root of the rank. Raises ValueError where shapes do not fit.
+    ``rank_stabilised`` divides it by the square root of the rank. Of PEFT's configuration are ``rank``, which divides
+    alpha where no factor shows one, ``start`` (how LoRA took its first factors from the weight) and ``rotation``.
+    ``turned_weights``: OFT turns a convolution's weights as OneTrainer does. Raises ValueError where shapes do not fit.
     """
+    if start is not None and (algorithm is not Algorithm.lora or {"magnitude", "dora_scale", "mid"} & set(tensors)):
+        raise ValueError(f"{start} with {algorithm} and weight decomposition is not read")
+    bias = _add(bias, tensors.get("diff_b"), strength)
     given = _alpha(tensors, alpha)
     if algorithm is Algorithm.full:
-        return weight + strength * _fitting(tensors["diff"], weight), _add(bias, tensors.get("diff_b"), strength)
+        return (weight + strength * _fitting(tensors["diff"], weight) if "diff" in tensors else weight), bias
     if algorithm is Algorithm.norm:
         return weight + strength * _fitting(tensors["w_norm"], weight), _add(bias, tensors.get("b_norm"), strength)
     if algorithm is Algorithm.ia3:
         return _ia3(tensors, weight, strength), bias
     if algorithm in (Algorithm.oft, Algorithm.boft):
         return _rotated(algorithm, tensors, weight, given or 0.0, strength), bias
+    if algorithm is Algorithm.oft_kohya:
+        return _rotated_rows(tensors, weight, given, strength), bias
     if algorithm in (Algorithm.peft_oft, Algorithm.peft_boft, Algorithm.peft_ia3):
-        return _by_peft(algorithm, tensors, weight, strength), bias
+        return by_peft(algorithm, tensors, weight, strength, rotation or Rotation(), turned_weights), bias
     if algorithm is Algorithm.glora:
         return weight + strength * _glora(tensors, weight, given), bias
-    delta = low_rank_change(algorithm, tensors, weight.shape, given, rank_stabilised)
+    if algorithm is Algorithm.tlora:
+        return weight + strength * _tlora(tensors, weight, given), bias
+    delta = low_rank_change(algorithm, tensors, weight.shape, given, rank_stabilised, rank)
     if "magnitude" in tensors:  # PEFT: the strength is part of the direction
         merged = weight + strength * delta
         return _decomposed(merged, tensors["magnitude"].reshape(-1), True, 1.0), bias
@@ -53,8 +68,11 @@ def changed(
         on_out = _on_out(tensors["dora_scale"], weight)
         return _decomposed(weight + delta, tensors["dora_scale"].reshape(-1), on_out, strength), bias
     if "up_bias" in tensors:
-        rank = tensors["down"].shape[0]
-        bias = _add(bias, tensors["up_bias"], strength * _scaling(given, rank, rank_stabilised))
+        rows = tensors["down"].shape[0]
+        bias = _add(bias, tensors["up_bias"], strength * _scaling(given, rows, rank_stabilised))
+    if start is not None:
+        rows = tensors["down"].shape[0]
+        delta = delta - taken_at_the_start(start, weight, rows, _scaling(given, rows, rank_stabilised))
     return weight + strength * delta, bias
 
 
@@ -64,8 +82,12 @@ def low_rank_change(
     shape: torch.Size | tuple[int, ...],
     alpha: float | None = None,
     rank_stabilised: bool = False,
+    whole_rank: float | None = None,
 ) -> torch.Tensor:
-    """The change of LoRA (with or without CP decomposition), LoHa or LoKr, of ``shape``, at strength 1."""
+    """The change of LoRA (with or without CP decomposition), LoHa or LoKr, of ``shape``, at strength 1.
+
+    ``whole_rank`` divides alpha where both of LoKr's factors are whole: PEFT scales them too.
+    """
     if algorithm is Algorithm.lora:
         down, up = tensors["down"], tensors["up"]
         rank = down.shape[0]
@@ -83,7 +105,7 @@ def low_rank_change(
     else:
         delta, factored = _kronecker(tensors, shape)
         if factored is None:  # both factors are whole: there is no rank, and LyCORIS does not scale
-            return delta
+            return delta if whole_rank is None or not alpha else delta * (alpha / whole_rank)
         rank = factored
     return delta * _scaling(alpha, rank, rank_stabilised)
 
@@ -250,6 +272,71 @@ def _rotated(
     return turned if rescale is None else rescale * turned
 
 
+def _rotated_rows(tensors: Tensors, weight: torch.Tensor, constraint: float | None, strength: float) -> torch.Tensor:
+    """sd-scripts' OFT: consecutive rows of the weight each with blocks of their own, all under one constraint.
+
+    The rotation is Cayley's, (I + Q) / (I - Q) with Q = B - B^T shrunk to the norm of constraint times rows.
+    """
+    if constraint is None:
+        raise ValueError("it has no alpha, which constrains its rotations")
+    names = [name for number in range(8) if (name := f"oft_blocks_{number}") in tensors]
+    if len(names) != sum(name.startswith("oft_blocks_") for name in tensors) or names != [
+        f"oft_blocks_{number}" for number in range(len(names))
+    ]:
+        raise ValueError(f"blocks {', '.join(sorted(tensors))} are not numbered from 0 on")
+    sizes = []
+    for name in names:
+        blocks = tensors[name]
+        if blocks.ndim != 3 or blocks.shape[1] != blocks.shape[2] or blocks.numel() == 0:
+            raise ValueError(f"blocks of {tuple(blocks.shape)} are no rotations")
+        sizes.append(blocks.shape[0] * blocks.shape[1])
+    if sum(sizes) != weight.shape[0]:
+        raise ValueError(f"blocks of {sizes} rows do not fit a weight of {tuple(weight.shape)}")
+    turned = []
+    for name, rows in zip(names, weight.split(sizes), strict=True):
+        blocks = tensors[name]
+        skew = blocks - blocks.transpose(1, 2)
+        norm = torch.linalg.vector_norm(skew)
+        skew = skew * ((norm.clamp(max=constraint * len(rows)) + 1e-8) / (norm + 1e-8))
+        eye = torch.eye(blocks.shape[1])
+        rotation = strength * ((eye + skew) @ torch.linalg.inv(eye - skew) - eye) + eye
+        parts = rows.unflatten(0, (blocks.shape[0], blocks.shape[1]))
+        turned.append(torch.einsum("knm,kn...->km...", rotation, parts).flatten(0, 1))
+    return torch.cat(turned)
+
+
+def _tlora(tensors: Tensors, weight: torch.Tensor, alpha: float | None) -> torch.Tensor:
+    """T-LoRA (arXiv 2507.05964): P diag(s) Q less what it began with, all ranks in effect, as LyCORIS applies it.
+
+    Files hold the beginning, or leave it out: then it is the weight's own principal part. Raises ValueError where it
+    cannot have been that: the factors would be nowhere near it.
+    """
+    q, p, values = tensors["q_layer"].flatten(1), tensors["p_layer"].flatten(1), tensors["lambda_layer"].reshape(-1)
+    rank = q.shape[0]
+    flat = weight.flatten(1)
+    if q.shape[1] != flat.shape[1] or p.shape != (flat.shape[0], rank) or len(values) != rank:
+        raise ValueError(f"factors of {tuple(p.shape)} and {tuple(q.shape)} do not fit {tuple(weight.shape)}")
+    held = [name in tensors for name in ("base_q", "base_p", "base_lambda")]
+    if all(held):
+        q0, p0 = tensors["base_q"].flatten(1), tensors["base_p"].flatten(1)
+        values0 = tensors["base_lambda"].reshape(-1)
+        if q0.shape != q.shape or p0.shape != p.shape or len(values0) != rank:
+            raise ValueError(f"a beginning of {tuple(p0.shape)} and {tuple(q0.shape)} does not fit its factors")
+        began = (p0 * values0) @ q0
+    elif any(held):
+        raise ValueError("it holds a part of what it began with")
+    else:
+        u, s, v = torch.linalg.svd(flat, full_matrices=False)
+        began = (u[:, :rank] * s[:rank]) @ v[:rank]
+    change = (p * values) @ q - began
+    if not all(held) and torch.linalg.vector_norm(change) > torch.linalg.vector_norm(began):
+        raise ValueError(
+            "its factors are not near the principal part of the base's weights, and what they began with is not in "
+            "the file: T-LoRA from another start, or of another base, is not read"
+        )
+    return (change * _scaling(alpha, rank, False)).reshape(weight.shape)
+
+
 def _glora(tensors: Tensors, weight: torch.Tensor, alpha: float | None) -> torch.Tensor:
     """GLoRA: W A + B with A = a1 a2 on the inputs and B = b1 b2 (arXiv 2306.07967), as LyCORIS scales it."""
     a1, a2, b1, b2 = (tensors[name] for name in ("a1", "a2", "b1", "b2"))
@@ -262,51 +349,3 @@ def _glora(tensors: Tensors, weight: torch.Tensor, alpha: float | None) -> torch
     else:
         added = _product(b1, b2, weight.shape)
     return (on_inputs + added) * _scaling(alpha, rank, False)
-
-
-def _by_peft(algorithm: Algorithm, tensors: Tensors, weight: torch.Tensor, strength: float) -> torch.Tensor:
-    """PEFT's own OFT, BOFT and IA3, merged by PEFT into a layer of this weight."""
-    from peft import BOFTConfig, IA3Config, OFTConfig, inject_adapter_in_model
-
-    layer: Any
-    if weight.ndim == 2:
-        layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
-    else:
-        layer = torch.nn.Conv2d(weight.shape[1], weight.shape[0], (weight.shape[2], weight.shape[3]), bias=False)
-    layer.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
-    holder = torch.nn.ModuleDict({"layer": layer})
-    wrapped: Any
-    config: Any
-    if algorithm is Algorithm.peft_oft:
-        turns, half = tensors["oft_r"].shape
-        side = round((1 + math.sqrt(1 + 8 * half)) / 2)
-        inputs = math.prod(weight.shape[1:])
-        if side * (side - 1) // 2 != half or inputs % side or turns not in (1, inputs // side):
-            raise ValueError(f"rotations of {tuple(tensors['oft_r'].shape)} do not fit {tuple(weight.shape)}")
-        shared = turns == 1 and inputs != side
-        config = OFTConfig(target_modules=["layer"], r=0, oft_block_size=side, block_share=shared)
-        values = {"oft_R.x.weight": tensors["oft_r"]}
-    elif algorithm is Algorithm.peft_boft:
-        factors, count, side, _ = tensors["boft_r"].shape
-        if count * side != math.prod(weight.shape[1:]):
-            raise ValueError(f"rotations of {tuple(tensors['boft_r'].shape)} do not fit {tuple(weight.shape)}")
-        config = BOFTConfig(target_modules=["layer"], boft_block_size=side, boft_n_butterfly_factor=factors)
-        values = {"boft_R.x": tensors["boft_r"], "boft_s.x": tensors["boft_s"]}
-    else:
-        scale = tensors["ia3_l"]
-        on_input = scale.ndim >= 2 and scale.shape[0] == 1 and scale.shape[1] == weight.shape[1]
-        if scale.numel() != weight.shape[1 if on_input else 0]:
-            raise ValueError(f"factors of {tuple(scale.shape)} do not fit a weight of {tuple(weight.shape)}")
-        config = IA3Config(target_modules=["layer"], feedforward_modules=["layer"] if on_input else [])
-        values = {"ia3_l.x": scale}
-    inject_adapter_in_model(config, holder, adapter_name="x")
-    state = holder.state_dict()
-    for name, value in values.items():
-        if state[f"layer.{name}"].shape != value.shape:
-            raise ValueError(f"{name} has the shape {tuple(value.shape)}, not {tuple(state[f'layer.{name}'].shape)}")
-        state[f"layer.{name}"] = value
-    holder.load_state_dict(state)
-    wrapped = holder["layer"]
-    wrapped.merge(safe_merge=True, adapter_names=["x"])
-    merged = wrapped.get_base_layer().weight.detach()
-    return merged if strength == 1 else weight + strength * (merged - weight)

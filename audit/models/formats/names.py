@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from audit.models.formats.prediction import PREDICTION_MARKERS
 from audit.models.safetensors_header import TensorInfo
 
 
@@ -22,9 +23,11 @@ class Algorithm(StrEnum):
     loha = "loha"
     lokr = "lokr"
     oft = "oft"
+    oft_kohya = "oft-kohya"
     boft = "boft"
     ia3 = "ia3"
     glora = "glora"
+    tlora = "tlora"
     full = "full"
     norm = "norm"
     peft_oft = "peft-oft"
@@ -57,7 +60,10 @@ _DOTTED_PARAMETERS = (
     (re.compile(r"\.dora_scale$"), "dora_scale"),
     (re.compile(r"\.(?P<same>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2))$"), ""),
     (re.compile(r"\.(?P<same>oft_blocks|rescale|diff|diff_b|w_norm|b_norm|on_input)$"), ""),
-    (re.compile(r"\.(?P<same>a1|a2|b1|b2|bm)\.weight$"), ""),
+    (re.compile(r"\.oft_blocks\.(?P<rows>\d)$"), "oft_blocks_"),
+    (re.compile(r"\.(?P<same>a1|a2|b1|b2|bm|q_layer|p_layer)\.weight$"), ""),
+    (re.compile(r"\.(?P<same>lambda_layer|base_q|base_p|base_lambda)$"), ""),
+    (re.compile(r"\.oft_R\.scaled_oft$"), "scaled"),
     (re.compile(r"\.oft_[rR](?:\.(?P<adapter>(?!weight$)[^.]+))?(?:\.weight)?$"), "oft_r"),
     (re.compile(r"\.boft_R(?:\.(?P<adapter>[^.]+))?$"), "boft_r"),
     (re.compile(r"\.boft_s(?:\.(?P<adapter>[^.]+))?$"), "boft_s"),
@@ -80,28 +86,49 @@ _ALGORITHMS: tuple[tuple[Algorithm, frozenset[str], frozenset[str]], ...] = (
         ),
     ),
     (Algorithm.oft, frozenset({"oft_blocks"}), frozenset({"rescale", "alpha"})),
+    (Algorithm.oft_kohya, frozenset({"oft_blocks_0"}), frozenset({"alpha", *(f"oft_blocks_{i}" for i in range(1, 8))})),
     (Algorithm.ia3, frozenset({"weight", "on_input"}), frozenset({"alpha"})),
     (Algorithm.glora, frozenset({"a1", "a2", "b1", "b2"}), frozenset({"bm", "alpha"})),
-    (Algorithm.full, frozenset({"diff"}), frozenset({"diff_b", "alpha"})),
+    (
+        Algorithm.tlora,
+        frozenset({"q_layer", "p_layer", "lambda_layer"}),
+        frozenset({"base_q", "base_p", "base_lambda", "alpha"}),
+    ),
+    (Algorithm.full, frozenset({"diff"}), frozenset({"alpha"})),
     (Algorithm.norm, frozenset({"w_norm"}), frozenset({"b_norm", "alpha"})),
-    (Algorithm.peft_oft, frozenset({"oft_r"}), frozenset()),
+    (Algorithm.peft_oft, frozenset({"oft_r"}), frozenset({"scaled"})),
     (Algorithm.peft_boft, frozenset({"boft_r", "boft_s"}), frozenset()),
     (Algorithm.peft_ia3, frozenset({"ia3_l"}), frozenset()),
 )
 # What a prefix says of the part of the model; flat names have underscores for dots.
-_FLAT = (
-    ("lora_unet_", "denoiser"), ("lora_transformer_", "denoiser"), ("lycoris_", "denoiser"),
-    ("lora_te1_", "te1"), ("lora_te2_", "te2"), ("lora_te3_", "te3"), ("lora_te_", "te1"),
+_KOHYA_OFT = "oft_unet_"  # of sd-scripts' networks.oft and networks.oft_flux, whose constraint is their own
+_PARTS = (
+    ("unet", "denoiser"), ("transformer", "denoiser"), ("te1", "te1"), ("te2", "te2"), ("te3", "te3"), ("te", "te1"),
 )  # fmt: skip
+_FLAT = (
+    *((f"{who}_{name}_", part) for who in ("lora", "oft", "lycoris") for name, part in _PARTS),
+    ("lycoris_", "denoiser"),
+)
 _DOTTED = (
+    *((f"lora_{name}.", part) for name, part in _PARTS),
     ("unet.", "denoiser"), ("transformer.", "denoiser"), ("diffusion_model.", "denoiser"),
     ("model.diffusion_model.", "denoiser"), ("text_encoder_2.", "te2"), ("text_encoder_3.", "te3"),
     ("text_encoder.", "te1"), ("text_encoders.clip_l.transformer.", "te1"),
     ("text_encoders.clip_g.transformer.", "te2"), ("text_encoders.t5xxl.transformer.", "te3"),
 )  # fmt: skip
 _SPLIT_BY_COMFY = re.compile(r"^(?:text_encoder(?:_[23])?|unet|transformer)\.")
-_EMBEDDING = re.compile(r"^bundle_emb\.(?P<token>.+?)\.(?P<key>clip_l|clip_g|emb_params|t5xxl|string_to_param\..+)$")
-_OWN_EMBEDDING = re.compile(r"^(?P<key>clip_l|clip_g|emb_params|string_to_param\..+)$")
+_VECTORS = {"clip_l": "te1", "clip_g": "te2", "t5": "te3", "t5xxl": "te3"}
+_KEYS = r"(?P<key>clip_l|clip_g|emb_params|t5|t5xxl|string_to_param\..+)"
+_EMBEDDING = re.compile(rf"^bundle_emb\.(?P<token>.+?)\.{_KEYS}$")
+_OWN_EMBEDDING = re.compile(rf"^{_KEYS}$")
+# OneTrainer's vectors in place of an encoder's answer, and those of encoders that no family here has
+_LOST = re.compile(
+    r"^bundle_emb\.(?P<token>.+?)\.(?:(?:clip_[lg]|t5(?:xxl)?)_out|(?:llama|qwen\w*|gemma\w*)(?:_out)?)$"
+)
+# diffusers' learned_embeds.safetensors: the token alone
+_TOKEN = re.compile(r"^(?:[^.\s]{1,100}|<[^<>]{1,100}>)$")
+ANY_ENCODER = "any"
+MAX_TOKENS, MAX_VECTORS = 64, 256
 
 
 @dataclass(frozen=True)
@@ -118,7 +145,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Embedding:
-    """A token's vectors for one text encoder ("te1", "te2")."""
+    """A token's vectors for one text encoder ("te1", "te2", "te3"), or for the one of their width ("any")."""
 
     token: str | None
     part: str
@@ -127,11 +154,19 @@ class Embedding:
 
 @dataclass(frozen=True)
 class AdapterNames:
-    """An adapter file by its names. ``unknown``: tensors that no known format has; ``adapters``: names of several."""
+    """An adapter file by its names.
+
+    ``unknown``: tensors that make up no known set; of them, ``strange`` have names that no known format has, and what
+    they do to the others is not known. ``lost``: tokens' vectors that no loader takes. ``markers``: of what the network
+    predicts. ``adapters``: names of several.
+    """
 
     groups: list[Group]
     embeddings: list[Embedding]
     unknown: list[str]
+    strange: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    markers: list[str] = field(default_factory=list)
     adapters: list[str] = field(default_factory=list)
     incomplete: Naming | None = None  # whose names the tensors have that make up no whole group
 
@@ -143,48 +178,68 @@ class AdapterNames:
 
 def read_names(tensors: Mapping[str, TensorInfo], adapter: str | None = None) -> AdapterNames:
     """Sort ``tensors`` into groups. ``adapter`` chooses one of several that lie in one file by PEFT's names."""
-    embeddings, rest = _embeddings(tensors)
+    markers = sorted(PREDICTION_MARKERS & set(tensors))
+    embeddings, lost, rest = _embeddings(name for name in tensors if name not in PREDICTION_MARKERS)
     found: dict[tuple[str, str, bool], dict[str, str]] = {}
     naming: dict[tuple[str, str, bool], Naming] = {}
     adapters = _adapters(rest)
-    unknown = []
+    strange = []
     for name in rest:
         if len(adapters) > 1 and _adapter_of(name) not in (None, adapter):
             continue  # another adapter's, left out on purpose
         parsed = _parse(name)
         if parsed is None:
-            unknown.append(name)
+            strange.append(name)
             continue
         key, role, kind = parsed
         if role in found.setdefault(key, {}):
-            unknown.append(name)  # two spellings of one place: which of them holds is not ours to guess
+            strange.append(name)  # two spellings of one place: which of them holds is not ours to guess
             continue
         found[key][role] = name
         naming[key] = kind if role != "alpha" or key not in naming else naming[key]
     groups, incomplete = [], None
+    unknown = list(strange)
     for (part, module, flat), roles in found.items():
         algorithm = _algorithm(set(roles), tensors, roles)
         if algorithm is None:
             unknown += roles.values()
+            if "weight" in roles or _has_more(set(roles)):  # a whole weight among adapters, or a set and more
+                strange += roles.values()
             if set(roles) - {"weight", "alpha"}:
                 incomplete = naming[part, module, flat]
         else:
             groups.append(Group(part, module, flat, algorithm, naming[part, module, flat], roles))
-    return AdapterNames(groups, embeddings, unknown, adapters, incomplete)
+    if not groups and not embeddings and not lost and (tokens := _tokens(tensors)):
+        return AdapterNames([], tokens, [])
+    return AdapterNames(groups, embeddings, unknown, strange, lost, markers, adapters, incomplete)
 
 
-def _embeddings(tensors: Iterable[str]) -> tuple[list[Embedding], list[str]]:
-    found, rest = [], []
+def _embeddings(tensors: Iterable[str]) -> tuple[list[Embedding], list[str], list[str]]:
+    """Tokens' vectors, those of them that no loader takes, and the other tensors."""
+    found, lost, rest = [], [], []
     for name in tensors:
         match = _EMBEDDING.match(name) or _OWN_EMBEDDING.match(name)
-        if match is None:
+        if _LOST.match(name):
+            lost.append(name)
+        elif match is None:
             rest.append(name)
-        elif match["key"] == "t5xxl":
-            rest.append(name)  # no loader knows what to do with it: it is listed as unused
         else:
-            token = match.groupdict().get("token")
-            found.append(Embedding(token, "te2" if match["key"] == "clip_g" else "te1", name))
-    return found, rest
+            found.append(Embedding(match.groupdict().get("token"), _VECTORS.get(match["key"], "te1"), name))
+    return found, lost, rest
+
+
+def _tokens(tensors: Mapping[str, TensorInfo]) -> list[Embedding]:
+    """diffusers' textual inversion: every tensor is one token's vectors, named by the token. Empty where it is not."""
+    fits = len(tensors) <= MAX_TOKENS and all(
+        _TOKEN.match(name)
+        and name not in (*PREDICTION_MARKERS, "weight", "bias", "alpha")
+        and info.dtype in ("F64", "F32", "F16", "BF16")
+        and 1 <= len(info.shape) <= 2
+        and (len(info.shape) == 1 or info.shape[0] <= MAX_VECTORS)
+        and info.shape[-1] >= 8
+        for name, info in tensors.items()
+    )
+    return [Embedding(name, ANY_ENCODER, name) for name in tensors] if fits else []
 
 
 def _adapters(names: Iterable[str]) -> list[str]:
@@ -210,7 +265,10 @@ def _parse(name: str) -> tuple[tuple[str, str, bool], str, Naming] | None:
         elif "lora" in match[0] and (".down." in match[0] or ".up." in match[0]):
             kind = Naming.processor
         part, module, flat = _place(stem)
-        return (part, module, flat), groups.get("same") or role, Naming.kohya if flat else kind
+        role = groups.get("same") or role + (groups.get("rows") or "")
+        if stem.startswith(_KOHYA_OFT) and role == "oft_blocks":
+            role = "oft_blocks_0"
+        return (part, module, flat), role, Naming.kohya if flat else kind
     return None
 
 
@@ -222,11 +280,15 @@ def _place(stem: str) -> tuple[str, str, bool]:
     stem = stem.removeprefix("base_model.model.")
     for prefix, part in _DOTTED:
         if stem.startswith(prefix):
-            return part, stem.removeprefix(prefix), False
+            return part, stem.removeprefix(prefix).removeprefix("base_model.model."), False
     return "denoiser", stem, False
 
 
 def _algorithm(roles: set[str], tensors: Mapping[str, TensorInfo], names: Mapping[str, str]) -> Algorithm | None:
+    if "diff_b" in roles:  # ComfyUI's and LyCORIS' change of the bias stands beside anything, or alone
+        roles = roles - {"diff_b"}
+        if roles <= {"alpha"}:
+            return Algorithm.full
     for algorithm, needed, others in _ALGORITHMS:
         if not (needed <= roles <= needed | others):
             continue
@@ -238,6 +300,11 @@ def _algorithm(roles: set[str], tensors: Mapping[str, TensorInfo], names: Mappin
             return Algorithm.boft
         return algorithm
     return None
+
+
+def _has_more(roles: set[str]) -> bool:
+    """Whether a whole set is among roles that are none: what the others do to it is not known."""
+    return any(needed and needed < roles for _, needed, _ in _ALGORITHMS)
 
 
 def shown(names: Iterable[str], most: int = 5) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,10 +11,25 @@ import torch
 from safetensors import safe_open
 
 from audit.models.formats.headers import gguf_reader, is_gguf
+from audit.models.formats.quantised import (
+    FLOAT8,
+    MARKER,
+    SCALES,
+    check_kind,
+    check_marker,
+    expanded,
+    header_markers,
+    parsed_marker,
+    scale_name,
+)
 from audit.models.safetensors_header import DTYPE_BITS, Header, TensorInfo
 
-_FLOAT8 = ("F8_E4M3", "F8_E5M2")
-_SCALES = (".scale_weight", ".weight_scale")  # of float8 weights, as ComfyUI and others write them
+_SMALL = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+_FLAGS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+
+
+class TensorNotFiniteError(ValueError):
+    """A tensor holds numbers that are not finite: whatever is computed from it says nothing."""
 
 
 class Tensors:
@@ -22,22 +37,25 @@ class Tensors:
 
     def __init__(self, files: list[tuple[Path, Header]]) -> None:
         self.info: dict[str, TensorInfo] = {}
+        self.metadata: dict[str, str] = {}
         self._getters: dict[str, Callable[[str], torch.Tensor]] = {}
         self._files = files
         self._open = ExitStack()
 
     def __enter__(self) -> Tensors:
         for path, header in self._files:
-            get = self._gguf(path) if is_gguf(path) else self._safetensors(path)
+            get = self._gguf(path) if is_gguf(path) else self._safetensors(path, header)
             self.info |= header.tensors
+            self.metadata |= header.metadata
             self._getters |= dict.fromkeys(header.tensors, get)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def _safetensors(self, path: Path) -> Callable[[str], torch.Tensor]:
-        return self._open.enter_context(safe_open(path, framework="pt")).get_tensor
+    def _safetensors(self, path: Path, header: Header) -> Callable[[str], torch.Tensor]:
+        opened = self._open.enter_context(safe_open(path, framework="pt"))
+        return lambda name: opened.get_tensor(header.stored_as.get(name, name))
 
     @staticmethod
     def _gguf(path: Path) -> Callable[[str], torch.Tensor]:
@@ -61,20 +79,52 @@ class Tensors:
         return self._getters[name](name)
 
     def get(self, name: str) -> torch.Tensor:
-        """A tensor as float32, a float8 weight multiplied by the scale that stands beside it."""
+        """A tensor as float32, a weight of 8 bits multiplied by the scale that stands beside it.
+
+        Raises TensorNotFiniteError where a number is not finite, ValueError for a scale that does not fit.
+        """
         value = self.raw(name).float()
         scale = self.scale_of(name)
-        return value if scale is None else value * scale
+        value = value if scale is None else value * scale
+        if not torch.isfinite(value).all():
+            raise TensorNotFiniteError(f"{name[:120]} is not finite")
+        return value
+
+    def weight(self, name: str) -> torch.Tensor:
+        """As ``get``; raises ValueError where its numbers are not what they stand for (packed, or without scale)."""
+        if self.info[name].dtype in DTYPE_BITS:
+            check_kind(name, self.info[name], scale_name(name, self.info) is not None)
+        return self.get(name)
+
+    def check_finite(self, names: Iterable[str] | None = None) -> None:
+        """Raise TensorNotFiniteError naming the first of ``names``, or of all, that is not finite."""
+        for name in self.info if names is None else names:
+            if self.info[name].dtype in _FLAGS:
+                continue
+            value = self.raw(name)
+            small = value.dtype.itemsize == 1  # of those torch cannot tell
+            if not torch.isfinite(value.float() if small else value).all():
+                raise TensorNotFiniteError(f"{name[:120]} is not finite")
+
+    def check_quantisation(self) -> None:
+        """Raise ValueError where a marker of ComfyUI's says that weights are stored in a way that is not read."""
+        for name in self.info:
+            if name.endswith(MARKER):
+                check_marker(name, parsed_marker(name, self.raw(name)))
+        for name, claims in header_markers(self.metadata).items():
+            check_marker(name, claims)
+        for name in self.info:
+            weight = next((name.removesuffix(s) + ".weight" for s in SCALES if name.endswith(s)), None)
+            if weight in self.info and scale_name(weight, self.info) != name and (self.raw(name).float() != 1).any():
+                raise ValueError(f"{name[:120]} scales a weight of type {self.info[weight].dtype}, which is not read")
 
     def scale_of(self, name: str) -> torch.Tensor | None:
-        """The scale of a float8 weight, where it has one."""
-        if self.info[name].dtype not in _FLOAT8 or not name.endswith(".weight"):
-            return None
-        beside = next((n for s in _SCALES if (n := name.removesuffix(".weight") + s) in self.info), None)
+        """The scale of a weight of 8 bits, where it has one, so that it multiplies the weight."""
+        beside = scale_name(name, self.info)
         if beside is None:
             return None
-        scale = self.raw(beside).float()
-        return scale.reshape(-1, *[1] * (len(self.info[name].shape) - 1)) if scale.numel() > 1 else scale.reshape(())
+        check_kind(beside, self.info[beside], False)
+        return expanded(name, self.raw(beside).float(), self.info[name].shape)
 
     def as_stored(self, name: str, value: torch.Tensor) -> torch.Tensor | None:
         """``value`` (float32) rounded as the file would store it under ``name``; None where that is not known.
@@ -86,12 +136,8 @@ class Tensors:
             return value
         if kind in ("F16", "BF16"):
             return value.to({"F16": torch.float16, "BF16": torch.bfloat16}[kind]).float()
-        if kind in _FLOAT8:
-            small = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[kind]
-            scale = self.scale_of(name)
-            if scale is None:
-                return value.to(small).float()
-            return (value / scale).to(small).float() * scale
+        if kind in FLOAT8 or kind == "I8":
+            return self._rounded(kind, value, self.scale_of(name))
         if kind in DTYPE_BITS:  # integers of a safetensors file: their scale is nobody's standard
             return None
         from gguf import GGMLQuantizationType
@@ -103,3 +149,14 @@ class Tensors:
         except NotImplementedError:  # the K quantisations, which only llama.cpp writes
             return None
         return torch.from_numpy(np.array(dequantize(packed, quantisation), dtype=np.float32)).reshape(value.shape)
+
+    @staticmethod
+    def _rounded(kind: str, value: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor | None:
+        small = value if scale is None else value / scale
+        if kind in FLOAT8:
+            small = small.to(_SMALL[kind]).float()
+        elif scale is None:
+            return None
+        else:
+            small = small.round().clamp(-128, 127)
+        return small if scale is None else small * scale

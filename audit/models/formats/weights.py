@@ -13,6 +13,7 @@ from audit.models.base import BaseModel
 from audit.models.families.keys import Target, module_targets
 from audit.models.formats.adapter import ModuleChange, Tuned, norm_of
 from audit.models.formats.parts import gathered, narrow, scatter, sharing_copy
+from audit.models.formats.prediction import PREDICTION_MARKERS
 from audit.models.formats.tensors import Tensors
 
 # Where the parts of a single file are. The VAE is not audited, and the rest are constants of samplers and of training.
@@ -24,10 +25,12 @@ _PREFIXES = (
     ("text_encoders.clip_l.transformer.", "te1"), ("text_encoders.clip_g.transformer.", "te2"),
     ("text_encoders.t5xxl.transformer.", "te3"),
 )  # fmt: skip
-_IGNORED = re.compile(
-    r"^(?:first_stage_model\.|vae\.|model_ema\.|betas$|alphas_cumprod|sqrt_|log_one_minus|posterior_|lvlb_|"
-    r"model_ema$|denoiser\.sigmas$|scaled_fp8$|logvar$|.*position_ids$|.*logit_scale$|.*\.scale_(?:weight|input)$|"
-    r".*\.(?:weight|input)_scale$|(?:model\.diffusion_model\.)?pos_embed(?:\.pos_embed)?$|.*embed_tokens\.weight$)"
+_VAE = re.compile(r"^(?:first_stage_model\.|vae\.|model_ema\.)")
+_IGNORED = re.compile(  # constants, some of them infinite: OpenCLIP's mask, the noise of the first step
+    r"^(?:betas$|alphas_cumprod|sqrt_|log_one_minus|posterior_|lvlb_|model_ema$|denoiser\.sigmas$|scaled_fp8$|logvar$|scale_factor$|global_step$|"
+    r".*position_ids$|.*logit_scale$|.*attn_mask$|.*\.scale_(?:weight|input)$|.*\.(?:weight|input)_scale$|"
+    r".*\.weight_scale_inv$|.*\.comfy_quant$|(?:model\.diffusion_model\.)?pos_embed(?:\.pos_embed)?$|"
+    r".*embed_tokens\.weight$)"
 )
 _FIRST_LAYERS = ("conv_in", "x_embedder", "pos_embed.proj")  # what takes the latents, and more in variants
 _SPECIAL = {  # OpenCLIP's own parameters, which are no modules' weights there
@@ -55,16 +58,20 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
     targets: dict[str, dict[str, Target]] = {}
     used = lost = 0.0
     blind = set()
+    tensors.check_quantisation()
     for name in tensors:
         place = _place(base, name, part, targets)
         if place is None:
-            if not _IGNORED.match(name) and not _left_out(base, name, part):
+            if _VAE.match(name):
+                tensors.check_finite([name])
+            elif not _IGNORED.match(name) and name not in PREDICTION_MARKERS and not _left_out(base, name, part):
+                _check_known(base, name, part, targets)
                 found.unused.append(name)
                 lost += norm_of(tensors.get(name)) ** 2
             continue
         network = base.part(place.component)
         before = gathered(network, place.target, place.parameter)
-        value = tensors.get(name)
+        value = tensors.weight(name)
         if name.endswith("text_projection") and value.ndim == 2:
             value = value.T
         if before is None or value.numel() != before.numel() or not _same_but_ones(value.shape, before.shape):
@@ -100,6 +107,21 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
         )
     found.unused_share = lost / (lost + used) if lost + used > 0 else 0.0
     return found
+
+
+def _check_known(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> None:
+    """Raise ValueError for a tensor that may change what the others mean: one more of a module that has its weights
+    in the file, or one of the file as a whole.
+    """
+    component, rest = _component(base, name, part)
+    module = rest.rpartition(".")[0]
+    if (component is not None and module in targets.get(component, {})) or "." not in name:
+        raise ValueError(f"{name[:120]} is of no known format: what it does to the other tensors is not known")
+
+
+def weights_of(names: Iterable[str]) -> list[str]:
+    """Those of a file's tensors that are weights, not constants, some of which are infinite."""
+    return [name for name in names if not _IGNORED.match(name) and name not in PREDICTION_MARKERS]
 
 
 def _place(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> _Place | None:

@@ -1,0 +1,70 @@
+"""`lora-audit match`: compare finished audits with reference sets, without a model."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+import typer
+
+from audit.cli.common import (
+    DEFAULT_WORKSPACE,
+    EXIT_MATCHES_FOUND,
+    JsonOption,
+    WorkspaceOption,
+    console,
+    print_json,
+    progress_display,
+)
+
+log = logging.getLogger(__name__)
+
+
+def match(
+    references: Annotated[list[str], typer.Option(help="A reference set's name. Repeat for several.")],
+    audits: Annotated[
+        list[str] | None, typer.Argument(metavar="[AUDIT]...", help="Ids, or their beginnings. [default: all]")
+    ] = None,
+    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare finished audits with reference sets that came later, and write their pages. Nothing is sampled.
+
+    Compared are audits whose descriptor is the one that the sets were described by; the others are named.
+
+    [bold]Example[/bold]: lora-audit references add portfolio paintings/ && lora-audit match --references portfolio
+
+    Exit codes: 0 nothing found, 10 matches found, 2 bad input.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    from audit.errors import ReferenceSetError
+    from audit.matching import ReferenceSets
+    from audit.report.again import match_again
+    from audit.report.facts import find_audit
+    from audit.storage import Workspace
+
+    out = console()
+    opened = Workspace(workspace, create=False)
+    known = {row["reference_set"] for row in ReferenceSets(opened).list()}
+    for name in references:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise ReferenceSetError(f"there is no reference set {name!r} (there are: {there})")
+    chosen = [find_audit(opened, one) for one in audits] if audits else None
+    with progress_display(out) as progress:
+        answers, left_out = match_again(opened, references, chosen, progress)
+    if as_json:
+        print_json({"audits": [vars(one) for one in answers], "left_out": left_out})
+    else:
+        table = Table("checkpoint", "pictures", "page", title="with matches")
+        for one in (one for one in answers if one.matches):
+            table.add_row(escape(one.name), str(one.matches), escape(one.page))
+        if table.row_count:
+            out.print(table)
+        out.print(f"{len(answers)} audits compared, {table.row_count} with matches", highlight=False)
+        for reason, count in left_out.items():
+            log.warning("%d left out: %s", count, reason)
+    if any(one.matches for one in answers):
+        raise typer.Exit(EXIT_MATCHES_FOUND)

@@ -1,0 +1,45 @@
+"""Finished audits matched and reported again: no model is needed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from audit.engine.stages import match
+from audit.report.facts import collect
+from audit.report.index import Answer
+from audit.report.page import write_page
+from audit.storage import Workspace
+
+
+def match_again(
+    workspace: Workspace,
+    sets: Sequence[str],
+    audits: Sequence[str] | None = None,
+    tell: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> tuple[list[Answer], dict[str, int]]:
+    """Match finished ``audits``, or all, with ``sets`` and write their pages; those with most matches first.
+
+    Also how many audits were left out, by reason: their descriptor is not one that all the sets were described by.
+    """
+    described = workspace.rows(
+        'SELECT descriptor_name, count(DISTINCT reference_set) AS n FROM "references" '
+        "WHERE list_contains(?::VARCHAR[], reference_set) GROUP BY ALL",
+        [list(sets)],
+    )
+    usable = {row["descriptor_name"] for row in described if row["n"] == len(set(sets))}
+    rows = workspace.rows("SELECT audit_id, checkpoint_name, descriptor FROM audits ORDER BY audit_id")
+    rows = [row for row in rows if audits is None or row["audit_id"] in audits]
+    left_out = Counter(f"they were described by {row['descriptor']}, the sets were not" for row in rows
+                       if row["descriptor"] not in usable)  # fmt: skip
+    rows = [row for row in rows if row["descriptor"] in usable]
+    answers = []
+    for number, row in enumerate(rows):
+        tell("matching", number, len(rows))
+        found = match(workspace, row["audit_id"], sets)
+        facts = collect(workspace, row["audit_id"], sets)
+        page = write_page(facts, workspace)
+        name = row["checkpoint_name"]
+        answers.append(Answer(row["audit_id"], name, "", found, page, facts.tells_nothing is not None))
+    tell("matching", len(rows), len(rows))
+    return sorted(answers, key=lambda one: (-one.matches, one.name)), dict(left_out)

@@ -1,0 +1,124 @@
+"""Where report pages are, and what each speaks of.
+
+A page answers a question: one audit, and the reference sets of one command. Its name tells both, so that no other
+question overwrites it, and beside it a small document says which sets it shows: removing a set removes its pages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from audit.errors import WorkspaceError
+from audit.storage import Workspace
+from audit.workspace.names import KEY
+
+FOLDER = "reports"
+MOST_NAME = 40  # letters of a set's name in a page's
+
+
+@dataclass(frozen=True)
+class PageFacts:
+    """What a page says, for lists of pages and for removing them."""
+
+    audit_id: str
+    checkpoint_name: str
+    reference_sets: list[str]
+    references: int
+    matched: int
+    possible: int
+    tells_nothing: str | None
+    finished_at: str
+
+
+def page_key(audit_id: str, sets: Sequence[str], references: Sequence[str]) -> str:
+    """The key of the page of an audit and ``sets``, of which ``references`` are the pictures' SHA256.
+
+    A set of other pictures under the same name has another page. Raises WorkspaceError for what is no audit id.
+    """
+    if not KEY.fullmatch(audit_id):
+        raise WorkspaceError(f"{audit_id!r} is not an audit id")
+    if not sets:
+        return f"{FOLDER}/{audit_id}.html"
+    question = hashlib.sha256(json.dumps([sorted(sets), sorted(references)]).encode()).hexdigest()[:8]
+    named = sets[0][:MOST_NAME] if len(sets) == 1 else f"{len(sets)}-sets"
+    return f"{FOLDER}/{audit_id}.{named}-{question}.html"
+
+
+class Answers:
+    """Which audits have a page that answers ``sets`` as they are now. Read once: a listing, and the sets' pictures."""
+
+    def __init__(self, workspace: Workspace, sets: Sequence[str], descriptor_name: str) -> None:
+        self.sets = list(sets)
+        rows = workspace.rows(
+            'SELECT DISTINCT reference_id FROM "references" WHERE descriptor_name = ? '
+            "AND list_contains(?::VARCHAR[], reference_set)",
+            [descriptor_name, self.sets],
+        )
+        self._references = [row["reference_id"] for row in rows]
+        self._pages = {entry.key for entry in workspace.files.list(FOLDER)}
+
+    def __contains__(self, audit_id: str) -> bool:
+        return page_key(audit_id, self.sets, self._references) in self._pages
+
+
+def write_page_with(workspace: Workspace, key: str, html: str, facts: PageFacts) -> str:
+    """Write a page and the document of what it shows, which comes first; where the page is."""
+    workspace.files.write(_document(key), json.dumps(asdict(facts)).encode())
+    workspace.files.write(key, html.encode())
+    return f"{workspace.files}/{key}"
+
+
+def pages(workspace: Workspace) -> Iterator[tuple[str, PageFacts | None]]:
+    """The pages of a workspace; with None, those whose document is missing or damaged."""
+    for entry in workspace.files.list(FOLDER):
+        if entry.key.endswith(".html"):
+            yield entry.key, _facts(workspace, entry.key)
+
+
+def pages_with(workspace: Workspace, name: str) -> list[str]:
+    """The pages that show the set ``name``; of pages that do not say what they show, those of audits it matched."""
+    rows = workspace.rows("SELECT DISTINCT audit_id FROM matches WHERE reference_set = ?", [name])
+    audits = {row["audit_id"] for row in rows}
+    found = [
+        key
+        for key, facts in pages(workspace)
+        if (name in facts.reference_sets if facts else key.removeprefix(f"{FOLDER}/").partition(".")[0] in audits)
+    ]
+    return found + [key for key, sets in _index_pages(workspace) if sets is None or name in sets]
+
+
+def remove_page(workspace: Workspace, key: str) -> None:
+    """Remove a page and the document beside it."""
+    workspace.files.remove(key)
+    workspace.files.remove(_document(key))
+
+
+def keep_sets(workspace: Workspace, key: str, sets: Sequence[str]) -> None:
+    """Write the document beside the index page of a run: the sets that it speaks of."""
+    workspace.files.write(_document(key), json.dumps({"reference_sets": list(sets)}).encode())
+
+
+def _index_pages(workspace: Workspace) -> Iterator[tuple[str, list[str] | None]]:
+    """The index pages of runs, with the sets they speak of; None where they do not say."""
+    for entry in workspace.files.list(f"{FOLDER}/runs"):
+        if entry.key.endswith(".html"):
+            try:
+                found = json.loads(workspace.files.read(_document(entry.key)) or b"")["reference_sets"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                found = None
+            yield entry.key, found if isinstance(found, list) else None
+
+
+def _document(key: str) -> str:
+    return key.removesuffix(".html") + ".json"
+
+
+def _facts(workspace: Workspace, key: str) -> PageFacts | None:
+    try:
+        found = PageFacts(**json.loads(workspace.files.read(_document(key)) or b""))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found.reference_sets, list) else None

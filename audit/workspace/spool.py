@@ -1,0 +1,110 @@
+"""The spool: sampled images of audits that are not finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from audit.errors import WorkspaceError
+from audit.files import Files
+from audit.workspace.table import check_file, log
+
+BATCH = "raw-"  # how the names of batches begin; those of older versions, which held PNGs, are sampled again
+
+
+class Spool:
+    """Sampled images of an unfinished audit, a whole Parquet file a batch, so that a run can go on where it stopped.
+
+    Pixels are kept as they are: most are thrown away before long, and compressing them would take longer than writing.
+    """
+
+    def __init__(self, files: Files, folder: str) -> None:
+        self.files, self.folder = files, folder
+
+    def add(self, first: int, rows: pa.Table) -> None:
+        """Keep one batch; ``first`` is the number of its first image."""
+        plain = [name for name in rows.schema.names if name != "image"]
+        packed = {name: "none" if name == "image" else "zstd" for name in rows.schema.names}
+        with self.files.writing(f"{self.folder}/{BATCH}{first:08d}.parquet") as file:
+            pq.write_table(rows, file, compression=packed, use_dictionary=plain, write_statistics=plain)
+
+    def read(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """What is kept so far, a batch at a time, of all columns or of some.
+
+        A damaged batch is removed: its images are sampled again. Raises WorkspaceError where all was said to be there.
+        """
+        for key in self._batches():
+            table = self._batch(key, columns)
+            if table is not None:
+                yield table
+            elif self.finished() is not None:
+                self.files.remove(f"{self.folder}/extracted.json")
+                raise WorkspaceError(
+                    f"a batch in {self.files}/{self.folder} was damaged and is removed: run the audit again"
+                )
+
+    def indices(self) -> set[int]:
+        """The numbers of the images that are kept."""
+        return {index for rows in self.read(["index"]) for index in rows["index"].to_pylist()}
+
+    def _batches(self) -> list[str]:
+        keys = [entry.key for entry in self.files.list(self.folder)]
+        return sorted(key for key in keys if key.rpartition("/")[2].startswith(BATCH))
+
+    def _batch(self, key: str, columns: list[str] | None) -> pa.Table | None:
+        try:
+            with pq.ParquetFile(self.files.path(key), filesystem=self.files.system) as source:
+                return source.read(columns)
+        except (OSError, pa.ArrowException):
+            problem = check_file(self.files, key, deep=True)
+            if problem is None:
+                raise
+            log.warning("%s/%s is damaged (%s): its images are sampled again", self.files, key, problem)
+            self.files.remove(key)
+            return None
+
+    def begin(self) -> None:
+        """Say that a worker begins; it is remembered until ``take_begun``."""
+        self.files.write(f"{self.folder}/begun.json", b"{}")
+
+    def take_begun(self) -> bool:
+        """Whether a worker has begun since the last call."""
+        begun = self.files.exists(f"{self.folder}/begun.json")
+        self.files.remove(f"{self.folder}/begun.json")
+        return begun
+
+    def batches(self) -> int:
+        """How many batches are kept."""
+        return len(self._batches())
+
+    def keep_precision(self, precision: str) -> None:
+        """Remember what is sampled in, so that all images of an audit are of one precision."""
+        self.files.write(f"{self.folder}/precision.json", json.dumps(precision).encode())
+
+    def precision(self) -> str | None:
+        """What was sampled in so far, where it was kept."""
+        try:
+            found = json.loads(self.files.read(f"{self.folder}/precision.json") or b"null")
+        except ValueError:
+            return None
+        return found if isinstance(found, str) else None
+
+    def finish(self, facts: dict[str, Any]) -> None:
+        """Say that everything is there, with ``facts`` about it."""
+        self.files.write(f"{self.folder}/extracted.json", json.dumps(facts).encode())
+
+    def finished(self) -> dict[str, Any] | None:
+        """The facts that ``finish`` was given, None where it was not called or what it wrote is damaged."""
+        try:
+            facts = json.loads(self.files.read(f"{self.folder}/extracted.json") or b"null")
+        except ValueError:
+            return None
+        return facts if isinstance(facts, dict) else None
+
+    def discard(self) -> None:
+        """Remove it."""
+        self.files.remove_folder(self.folder)

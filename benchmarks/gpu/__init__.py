@@ -1,0 +1,1 @@
+"""What a rented GPU can tell in six minutes: ``python -m benchmarks.gpu``."""

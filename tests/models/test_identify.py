@@ -1,0 +1,276 @@
+"""Families by names and shapes: whole models and adapters of many architectures, of diffusers' own classes on meta."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+from audit.models.families.identify import Family, family_of_name, family_of_shapes
+from audit.models.families.keys import _ORIGINALS, original_unet_names
+from audit.models.published import SD15, SD21, SD35_LARGE, SDXL
+from audit.models.safetensors_header import TensorInfo
+from tests.models.test_keys import flux_modules, sd3_modules
+
+KOLORS = SDXL | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
+                 "projection_class_embeddings_input_dim": 5632}  # fmt: skip
+REFINER = SDXL | {
+    "cross_attention_dim": 1280, "block_out_channels": (384, 768, 1536, 1536), "attention_head_dim": (6, 12, 24, 24),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": 4, "projection_class_embeddings_input_dim": 2560,
+}  # fmt: skip
+UNCLIP = SD21 | {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 2048}
+UPSCALER = SD21 | {"in_channels": 7, "num_class_embeds": 1000}
+IF = {
+    "cross_attention_dim": 2048, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
+    "down_block_types": ("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D", "SimpleCrossAttnDownBlock2D",
+                         "SimpleCrossAttnDownBlock2D"),
+    "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    "up_block_types": ("SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D", "SimpleCrossAttnUpBlock2D",
+                       "ResnetUpsampleBlock2D"),
+}  # fmt: skip
+UNET = "UNet2DConditionModel"
+FLUX2_KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
+LTX_WIDE = {"num_layers": 4}
+# class, configuration (what is left out is diffusers' default, the published one of most), the right answer
+TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
+    "Stable Diffusion 1.5": (UNET, SD15, Family.sd1),
+    "Stable Diffusion 1.5 inpainting": (UNET, SD15 | {"in_channels": 9}, Family.sd1),
+    "Stable Diffusion 2.1": (UNET, SD21, Family.sd2),
+    "Stable Diffusion 2.1 unCLIP": (UNET, UNCLIP, None),
+    "Stable Diffusion x4 upscaler": (UNET, UPSCALER, None),
+    "Stable Diffusion XL": (UNET, SDXL, Family.sdxl),
+    "Stable Diffusion XL refiner": (UNET, REFINER, None),
+    "Kolors": (UNET, KOLORS, None),
+    "DeepFloyd IF": (UNET, IF, None),
+    "Stable Diffusion 3 medium": ("SD3Transformer2DModel", {
+        "num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "caption_projection_dim": 1536,
+        "joint_attention_dim": 4096}, Family.sd3),
+    "Stable Diffusion 3.5 large": ("SD3Transformer2DModel", SD35_LARGE, Family.sd3),
+    "FLUX.1 dev": ("FluxTransformer2DModel", {"guidance_embeds": True}, Family.flux),
+    "FLUX.1 schnell": ("FluxTransformer2DModel", {}, Family.flux),
+    "FLUX.2 dev": ("Flux2Transformer2DModel", {}, None),
+    "FLUX.2 klein 4B": ("Flux2Transformer2DModel", FLUX2_KLEIN, None),
+    "FLUX 3": ("Flux3Transformer2DModel", {}, None),
+    "Chroma": ("ChromaTransformer2DModel", {}, Family.chroma),
+    "HunyuanVideo": ("HunyuanVideoTransformer3DModel", {}, None),
+    "HunyuanVideo 1.5": ("HunyuanVideo15Transformer3DModel", {}, None),
+    "HunyuanVideo Framepack": ("HunyuanVideoFramepackTransformer3DModel", {}, None),
+    "HunyuanImage": ("HunyuanImageTransformer2DModel", {}, None),
+    "Hunyuan-DiT": ("HunyuanDiT2DModel", {"num_attention_heads": 16, "attention_head_dim": 88, "in_channels": 4,
+                                          "patch_size": 2, "sample_size": 128, "num_layers": 4}, None),
+    "LTX-Video": ("LTXVideoTransformer3DModel", {}, None),
+    "LTX-2": ("LTX2VideoTransformer3DModel", {"num_layers": 4}, None),
+    "AuraFlow, Pony V7": ("AuraFlowTransformer2DModel", {}, None),
+    "Qwen-Image": ("QwenImageTransformer2DModel", {}, None),
+    "Wan 2.1 14B": ("WanTransformer3DModel", {}, None),
+    "Wan 2.1 1.3B": ("WanTransformer3DModel", {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, None),
+    "PixArt": ("PixArtTransformer2DModel", {}, None),
+    "Sana": ("SanaTransformer2DModel", {}, None),
+    "Lumina 2": ("Lumina2Transformer2DModel", {}, None),
+    "Z-Image": ("ZImageTransformer2DModel", {}, None),
+    "CogVideoX": ("CogVideoXTransformer3DModel", {}, None),
+    "CogView 4": ("CogView4Transformer2DModel", {}, None),
+    "Mochi": ("MochiTransformer3DModel", {}, None),
+    "Allegro": ("AllegroTransformer3DModel", {}, None),
+    "Bria 3.2": ("BriaTransformer2DModel", {"num_layers": 8, "num_single_layers": 28}, None),
+    "Bria FIBO": ("BriaFiboTransformer2DModel", {"num_layers": 8, "num_single_layers": 38}, None),
+    "LongCat-Image": ("LongCatImageTransformer2DModel", {"num_layers": 10, "num_single_layers": 20}, None),
+    "Ovis-Image": ("OvisImageTransformer2DModel", {}, None),
+    "Kandinsky 3": ("Kandinsky3UNet", {}, None),
+    "Kandinsky 5": ("Kandinsky5Transformer3DModel", {}, None),
+    "Stable Cascade": ("StableCascadeUNet", {}, None),
+    "Stable Video Diffusion": ("UNetSpatioTemporalConditionModel", {}, None),
+    "ModelScope, text to video": ("UNet3DConditionModel", {}, None),
+    "AnimateDiff": ("UNetMotionModel", {"cross_attention_dim": 768}, None),
+    "Stable Audio": ("StableAudioDiTModel", {}, None),
+    "AudioLDM 2": ("AudioLDM2UNet2DConditionModel", {}, None),
+    "DiT": ("DiTTransformer2DModel", {}, None),
+    "Cosmos": ("CosmosTransformer3DModel", {"num_layers": 4}, None),
+    "PRX": ("PRXTransformer2DModel", {}, None),
+    "Krea 2": ("Krea2Transformer2DModel", {}, None),
+}  # fmt: skip
+SUPPORTED = [name for name, (_, _, family) in TABLE.items() if family is not None]
+
+
+@pytest.fixture(scope="module")
+def networks() -> dict[str, nn.Module]:
+    found = {}
+    with torch.device("meta"):
+        for name, (kind, config, _) in TABLE.items():
+            found[name] = getattr(diffusers, kind)(**config)
+    return found
+
+
+def info(*shape: int) -> TensorInfo:
+    return TensorInfo("F16", shape, 0, 0)
+
+
+def whole(network: nn.Module) -> dict[str, TensorInfo]:
+    return {name: info(*tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def linear(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    kinds = (nn.Linear, nn.Conv2d)
+    return {name: tuple(m.weight.shape) for name, m in network.named_modules() if isinstance(m, kinds)}
+
+
+def lora(modules: Mapping[str, tuple[int, ...]], naming: str) -> dict[str, TensorInfo]:
+    found = {}
+    for name, (out, *inputs) in modules.items():
+        stem, down, up = {
+            "peft": (f"transformer.{name}", "lora_A", "lora_B"),
+            "comfy": (f"diffusion_model.{name}", "lora_A", "lora_B"),
+            "kohya": (f"lora_unet_{name.replace('.', '_')}", "lora_down", "lora_up"),
+            "onetrainer": (f"lora_transformer_{name.replace('.', '_')}", "lora_down", "lora_up"),
+        }[naming]  # fmt: skip
+        found |= {f"{stem}.{down}.weight": info(8, *inputs), f"{stem}.{up}.weight": info(out, 8)}
+    return found
+
+
+def test_the_table_is_wide_enough() -> None:
+    assert len(TABLE) >= 40
+    assert {family for _, _, family in TABLE.values()} - {None} == set(Family) - {Family.alt, Family.other}
+
+
+@pytest.mark.parametrize("name", list(TABLE))
+def test_whole_models_are_told_apart(networks: dict[str, nn.Module], name: str) -> None:
+    _, _, family = TABLE[name]
+    tensors = whole(networks[name])
+    assert family_of_shapes(tensors) is family
+    prefixed = {f"model.diffusion_model.{key}": value for key, value in tensors.items()}
+    assert family_of_shapes(prefixed) is family
+
+
+@pytest.mark.parametrize("naming", ["peft", "comfy", "kohya", "onetrainer"])
+@pytest.mark.parametrize("only", ["", "attn", "to_q"])
+@pytest.mark.parametrize("name", list(TABLE))
+def test_adapters_are_of_their_family_or_unknown(
+    networks: dict[str, nn.Module], name: str, only: str, naming: str
+) -> None:
+    """On all layers, on attention, on one layer a block. Adapters of Kolors' UNet have the shapes of SDXL's."""
+    _, _, family = TABLE[name]
+    modules = {key: shape for key, shape in linear(networks[name]).items() if only in key}
+    found = family_of_shapes(lora(modules, naming))
+    if name == "Kolors" and only:
+        assert found in (None, Family.sdxl)
+    elif name in ("Stable Diffusion 2.1 unCLIP", "Stable Diffusion x4 upscaler") and found is not None:
+        assert found is Family.sd2  # the same layers
+    elif family is Family.chroma:
+        assert found in (None, Family.flux, Family.chroma)
+    elif not only and family is not None:
+        assert found is family
+    else:
+        assert found in (None, family)
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_original_layouts_are_told_apart(networks: dict[str, nn.Module], name: str) -> None:
+    kind, _, family = TABLE[name]
+    network = networks[name]
+    if kind == UNET:
+        names = original_unet_names(network)
+        modules = {names[key]: shape for key, shape in linear(network).items()}
+    elif kind == "FluxTransformer2DModel":
+        modules = flux_modules()
+    elif kind == "SD3Transformer2DModel":
+        modules = sd3_modules()
+    else:
+        return
+    assert len(modules) > 100 or kind in _ORIGINALS
+    assert family_of_shapes({f"model.diffusion_model.{key}.weight": info(*s) for key, s in modules.items()}) is family
+    for naming in ("comfy", "kohya"):
+        assert family_of_shapes(lora(modules, naming)) is family
+
+
+@pytest.mark.parametrize("kind", ["lokr_w1", "oft_blocks"])
+def test_what_shows_no_widths_is_told_by_its_last_block(kind: str) -> None:
+    for last, family in ((18, Family.flux), (19, None), (7, None)):
+        names = [f"oft_unet_double_blocks_{number}_img_attn_qkv.{kind}" for number in range(last + 1)]
+        assert family_of_shapes(dict.fromkeys(names, info(4, 4))) is family
+
+
+def hunyuan_modules() -> dict[str, tuple[int, ...]]:
+    """HunyuanVideo as Tencent's code names its layers."""
+    found: dict[str, tuple[int, ...]] = {}
+    for block in range(20):
+        for stream in ("img", "txt"):
+            found |= {
+                f"double_blocks.{block}.{stream}_mod.linear": (18432, 3072),
+                f"double_blocks.{block}.{stream}_attn_qkv": (9216, 3072),
+                f"double_blocks.{block}.{stream}_attn_proj": (3072, 3072),
+                f"double_blocks.{block}.{stream}_mlp.fc1": (12288, 3072),
+                f"double_blocks.{block}.{stream}_mlp.fc2": (3072, 12288),
+            }
+    for block in range(40):
+        found |= {
+            f"single_blocks.{block}.linear1": (21504, 3072), f"single_blocks.{block}.linear2": (3072, 15360),
+            f"single_blocks.{block}.modulation.linear": (9216, 3072),
+        }  # fmt: skip
+    return found
+
+
+def flux2_modules(double: int, single: int, width: int) -> dict[str, tuple[int, ...]]:
+    """FLUX.2 as Black Forest Labs' code names its layers."""
+    found: dict[str, tuple[int, ...]] = {}
+    for block in range(double):
+        for stream in ("img", "txt"):
+            found |= {
+                f"double_blocks.{block}.{stream}_attn.qkv": (3 * width, width),
+                f"double_blocks.{block}.{stream}_attn.proj": (width, width),
+                f"double_blocks.{block}.{stream}_mlp.0": (6 * width, width),
+                f"double_blocks.{block}.{stream}_mlp.2": (width, 3 * width),
+            }
+    for block in range(single):
+        found |= {
+            f"single_blocks.{block}.linear1": (9 * width, width),
+            f"single_blocks.{block}.linear2": (width, 4 * width),
+        }
+    return found
+
+
+OTHERS: dict[str, Callable[[], dict[str, tuple[int, ...]]]] = {
+    "HunyuanVideo": hunyuan_modules,
+    "HunyuanVideo, attention": lambda: {k: s for k, s in hunyuan_modules().items() if "attn" in k},
+    "HunyuanVideo, single blocks": lambda: {k: s for k, s in hunyuan_modules().items() if "single" in k},
+    "FLUX.2 dev": lambda: flux2_modules(8, 48, 6144),
+    "FLUX.2 klein 9B": lambda: flux2_modules(8, 24, 4096),
+    "FLUX.2 klein 4B": lambda: flux2_modules(5, 20, 3072),
+    "FLUX.2 klein 4B, double blocks": lambda: flux2_modules(5, 0, 3072),
+    "FLUX.2 klein 4B, single blocks": lambda: flux2_modules(0, 20, 3072),
+}
+
+
+@pytest.mark.parametrize("naming", ["comfy", "kohya", "whole"])
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_original_layouts_of_others_with_flux_names_are_unknown(name: str, naming: str) -> None:
+    modules = OTHERS[name]()
+    tensors = {f"{key}.weight": info(*s) for key, s in modules.items()} if naming == "whole" else lora(modules, naming)
+    assert family_of_shapes(tensors) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("FLUX.2", "other"), ("Flux.2 D", "other"), ("Flux.2 Klein 9B", "other"), ("flux2", "other"),
+        ("flux-2-dev/lora", "other"), ("black-forest-labs/FLUX.2-dev", "other"), ("flux-1-dev/lora", "flux"),
+        ("Flux.1 Krea", "flux"), ("flux1", "flux"), ("Flux.1 S", "flux"), ("Pony V7", "other"), ("ponyv7", "other"),
+        ("purplesmartai/pony-v7-base", "other"), ("Pony Diffusion V7", "other"), ("Pony Diffusion V6 XL", "sdxl"),
+        ("Pony", "sdxl"), ("NoobAI", "sdxl"), ("Hunyuan Video", "other"), ("hunyuan-video", "other"),
+        ("HunyuanVideo", "other"), ("LTXV", "other"), ("ltx-video", "other"), ("AuraFlow", "other"),
+        ("Hunyuan 1", "other"), ("Kolors", "other"), ("SVD XT", "other"), ("PixArt a", "other"), ("Qwen", "other"),
+        ("ZImageTurbo", "other"), ("Chroma", "chroma"), ("Chroma1-HD", "chroma"), ("ChromaXL", "other"),
+        ("Chroma1-Radiance", "other"), ("stable-diffusion-xl-v1-base/lora", "sdxl"),
+        ("stable-diffusion-xl-v1-refiner", "other"), ("stable-video-diffusion", "other"), ("SDXL Lightning", "sdxl"),
+        ("SDXL Turbo", "sdxl"), ("sd3.5_large", "sd3"), ("SD 3", "sd3"), ("sd_v2_768_v", "sd2"), ("SD 1.5 LCM", "sd1"),
+        ("stable-diffusion-v1/lora", "sd1"), ("AltDiffusion", "altdiffusion"), ("Playground v2", "other"),
+        ("Wan Video 14B t2v", "other"), ("Lumina", "other"), ("Mochi", "other"), ("Cosmos", "other"),
+    ],
+)  # fmt: skip
+def test_names_of_many_families(name: str, family: str) -> None:
+    assert family_of_name(name) == family
