@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -67,7 +67,8 @@ class PassedOver:
 class AuditFacts:
     """One finished audit and one question: which of the pictures in ``reference_sets`` were recovered.
 
-    ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once.
+    ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once;
+    ``guidance_weights`` are those that its images were sampled with, none where sampling was direct.
     """
 
     row: dict[str, Any]
@@ -78,6 +79,7 @@ class AuditFacts:
     reference_sets: list[str]
     references: list[Reference]
     passed_over: list[PassedOver]
+    guidance_weights: list[float] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -137,6 +139,7 @@ class AuditFacts:
                 for extraction in self.extractions
             ],
             "evaluations": self.evaluations,
+            "guidance_weights": self.guidance_weights,
         }  # fmt: skip
 
 
@@ -213,7 +216,11 @@ def collect(workspace: Workspace, audit_id: str, sets: Sequence[str] | None = No
         WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set) ORDER BY ALL""",
         [row["descriptor"], names],
     )
+    weights = workspace.rows(
+        "SELECT DISTINCT w FROM generations WHERE audit_id = ? AND w IS NOT NULL ORDER BY w", [audit_id]
+    )
     return AuditFacts(
         row, checkpoint, captions, extractions, evaluations, names,
         [Reference(**one) for one in references], [PassedOver(**one) for one in passed],
+        [found["w"] for found in weights],
     )  # fmt: skip

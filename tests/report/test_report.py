@@ -125,3 +125,44 @@ def test_audits_are_found_by_the_beginning_of_their_id(workspace: Workspace) -> 
     assert collect(workspace, "abab").row["audit_id"] == ID
     with pytest.raises(WorkspaceError, match="no finished audit"):
         collect(workspace, "ff")
+
+
+def test_the_page_says_what_was_used_and_what_its_figures_mean(workspace: Workspace) -> None:
+    fill(workspace, True)
+    workspace.write(
+        "generations", "k", [{"audit_id": ID, "index": number, "seed": number, "w": 3.456} for number in range(3)]
+    )
+    [audit] = workspace.rows("SELECT * FROM audits")
+    workspace.write("audits", "k", [audit | {"precision": "bf16"}])
+    facts = collect(workspace, ID)
+    assert facts.guidance_weights == facts.as_json()["guidance_weights"] == [3.456]
+    text = " ".join(re.sub(r"<[^>]+>", " ", render(facts)).split())
+    assert "guidance weight used 3.46 (auto" in text
+    assert "precision used bf16" in text
+    assert " w auto " in text
+    assert "None" not in text
+    for words in ("Change of the predictions: how far", "Confidence From 0 to 1", "Rank Extraction 1 is"):
+        assert words in text
+
+
+def test_direct_sampling_has_no_guidance_weight(workspace: Workspace) -> None:
+    fill(workspace, True)
+    [audit] = workspace.rows("SELECT * FROM audits")
+    direct = json.dumps(Settings().as_dict() | {"method": "direct"})
+    workspace.write("audits", "k", [audit | {"settings": direct}])
+    assert "<td>none: direct sampling</td>" in render(collect(workspace, ID))
+
+
+def test_alternative_texts_say_what_is_seen(workspace: Workspace) -> None:
+    fill(workspace, True)
+    drawn, reference = [a["alt"] or "" for tag, a in tags_of(render(collect(workspace, ID))) if tag == "img"]
+    assert drawn.startswith("Picture drawn from the model: extraction 1, for 12 drawn pictures alike; it matches the ")
+    assert drawn.endswith(f"reference {HOSTILE}")
+    assert reference == f"Reference picture {HOSTILE} of the set mine, at similarity 0.91 to extraction 1"
+
+
+def test_print_cuts_no_card_and_leaves_out_no_claim(workspace: Workspace) -> None:
+    fill(workspace, True)
+    style = render(collect(workspace, ID)).partition("@media print")[2].partition("</style>")[0]
+    assert re.search(r"\.pair,[^{]*\{ break-inside: avoid", style)
+    assert "details::details-content { content-visibility: visible" in style
