@@ -177,7 +177,7 @@ class Config:
     references: tuple[str, ...] = _setting((), "Reference sets of the workspace to match with.")
     bases: dict[str, str] = field(
         default_factory=dict,
-        metadata={"help": "The base model of each family, or of a base model's claimed name: sd1 = owner/name@COMMIT."},
+        metadata={"help": "The base model of each family, or of a base model's claimed name: sd1 = sd15."},
     )
     base_configs: dict[str, str] = field(
         default_factory=dict,

@@ -1,5 +1,9 @@
 """Every error this project raises on purpose. A message says what is wrong, in which file, and the mend."""
 
+from __future__ import annotations
+
+from datetime import datetime
+
 
 class AuditError(Exception):
     """Something a user can mend; the command line prints the message and exits with 2."""
@@ -52,9 +56,17 @@ class CrawlError(AuditError):
 class FetchError(AuditError):
     """One item that cannot be had. ``state`` is what the catalog records: failed (worth another try), refused, gone.
 
-    ``wait`` is how many seconds the source wants to be left alone, None where asking again is of no use now.
+    ``wait`` is how many seconds the source wants to be left alone, None where asking again is of no use now. ``status``
+    is that of HTTP, where there was an answer; ``until`` the date from which that answer says it can be had.
     """
 
-    def __init__(self, message: str, state: str = "failed", wait: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        state: str = "failed",
+        wait: float | None = None,
+        status: int | None = None,
+        until: datetime | None = None,
+    ) -> None:
         super().__init__(message)
-        self.state, self.wait = state, wait
+        self.state, self.wait, self.status, self.until = state, wait, status, until

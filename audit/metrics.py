@@ -19,7 +19,7 @@ REGISTRY = CollectorRegistry()
 OUTCOMES = ("finished", "failed", "quarantined", "skipped")
 STAGES = ("load", "extract", "cluster", "match", "report")
 SOURCES = ("civitai", "huggingface", "folder", "file")
-STATES = ("listed", "stored", "refused", "failed", "gone", "opted-out")
+STATES = ("listed", "stored", "later", "refused", "failed", "gone", "opted-out")
 RETRY_REASONS = RETRIED
 STATUSES = ("2xx", "3xx", "4xx", "429", "5xx", "no-answer")
 

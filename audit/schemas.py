@@ -54,8 +54,9 @@ CHECKPOINTS = _schema(
     ("claimed_sha256", pa.string(), "SHA256 the source states, lower case; can be wrong"),
     ("claimed_autov3", pa.string(), "first 12 hex digits of the tensor-only SHA256 that the source states"),
     ("fingerprint", pa.string(), "hash of what the source says of it: tells whether it changed there"),
-    ("state", pa.string(), "listed, stored, refused, failed (worth another try), gone or opted-out"),
-    ("reason", pa.string(), "why it is refused, failed or gone"),
+    ("state", pa.string(), "listed, stored, later, refused, failed (worth another try), gone or opted-out"),
+    ("reason", pa.string(), "why it is refused, failed, gone or to be had later"),
+    ("available_at", pa.timestamp("us", "UTC"), "the end of its early access, where the source states one"),
     ("attempts", pa.int32(), "downloads that failed since it was listed"),
     ("checkpoint_sha256", pa.string(), "SHA256 of the file, 64 hex digits; of the list of files for a folder"),
     ("tensors_sha256", pa.string(), "SHA256 of the tensor bytes alone: equal for files that differ in metadata"),
@@ -67,6 +68,14 @@ CHECKPOINTS = _schema(
         "diffusers-folder; null where it cannot be audited",
     ),
     ("bytes", pa.int64(), "size of all files"),
+    ("tensor_rank", pa.int32(), "rank of most changed modules, by the shapes of the file's tensors; null without one"),
+    ("claimed_rank", pa.int32(), "rank that the metadata claims (ss_network_dim), 1 to 65536"),
+    ("claimed_steps", pa.int32(), "steps of training that the metadata claims (ss_steps)"),
+    (
+        "claimed_learning_rate",
+        pa.float64(),
+        "learning rate that the metadata claims: ss_unet_lr, else ss_learning_rate; above 0, at most 1000",
+    ),
     ("claimed_metadata", pa.string(), "the header's metadata as JSON; written by the uploader: a claim, not a proof"),
     ("first_seen_at", pa.timestamp("us", "UTC"), "when the item was first seen here"),
     (
@@ -85,6 +94,12 @@ CAPTIONS = _schema(
     ("source", pa.string(), "the field it comes from, such as trainedWords or instance_prompt"),
     ("confidence", pa.float64(), "0 to 1: how likely training used it; grows with every source that claims it"),
     ("seen_at", pa.timestamp("us", "UTC"), "equals seen_at of the item's row"),
+)
+
+ASKED = _schema(
+    "When a source was asked again about items it had listed before (catalog refresh); rows are only added.",
+    ("item_id", pa.string(), "joins checkpoints"),
+    ("asked_at", pa.timestamp("us", "UTC"), "when"),
 )
 
 SAMPLED_CAPTION = pa.struct(
@@ -229,6 +244,7 @@ FAILURES = _schema(
 TABLES: dict[str, pa.Schema] = {
     "checkpoints": CHECKPOINTS,
     "captions": CAPTIONS,
+    "asked": ASKED,
     "audits": AUDITS,
     "generations": GENERATIONS,
     "extractions": EXTRACTIONS,

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption, TrainingImages
 from audit.models.checkpoint import metadata_json
 from audit.models.safetensors_header import Header, read_header
+from audit.models.trained import Training
 from audit.storage import Workspace
 from crawlers.items import Claim, Item, conclude
 from crawlers.store import Store, Stored
@@ -25,16 +26,18 @@ from crawlers.training_data import GroundTruth
 OPT_OUT = re.compile(r"(civitai|huggingface|folder):(model|user):(\S.{0,200})")
 MAX_ATTEMPTS = 5
 OF_THE_FILE = ("checkpoint_sha256", "tensors_sha256", "identity", "format", "bytes", "claimed_metadata")
+OF_ITS_HEADER = tuple(one.name for one in fields(Training))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an item: a state of the checkpoints table, why, and the stored file."""
+    """What became of an item: a state of the checkpoints table, why, the stored file, and when it can be had later."""
 
     state: str
     reason: str | None = None
     stored: Stored | None = None
     ground_truth: GroundTruth | None = None
+    until: datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ class Catalog:
             "real_person": item.real_person,
             "minor": item.minor,
             "published_at": item.published_at,
+            "available_at": outcome.until or item.available_at,
             "base_model": found.base_model.value if found.base_model else None,
             "base_model_source": found.base_model.source if found.base_model else None,
             "family": str(found.family.value) if found.family else None,
@@ -181,6 +185,7 @@ class Catalog:
             "fingerprint": item.fingerprint,
             "state": outcome.state,
             "reason": outcome.reason,
+            **asdict(found.training),
             "attempts": self._attempts(item, outcome, before),
             "first_seen_at": before.get("first_seen_at") or now,
             "seen_at": now,
@@ -195,7 +200,8 @@ class Catalog:
                 "claimed_metadata": metadata_json(stored.header.metadata),
             }
         elif kept:
-            row |= {name: before.get(name) for name in OF_THE_FILE}
+            known = OF_THE_FILE if header else OF_THE_FILE + OF_ITS_HEADER
+            row |= {name: before.get(name) for name in known}
         return row, found.captions
 
     def _header(self, identity: str) -> Header | None:
@@ -222,6 +228,9 @@ class Catalog:
             if download and item.ground_truth_url and not row["ground_truth"] and not same:
                 return "fetch"  # its training set is asked for now
             return "nothing" if same else Outcome("stored", row["reason"])
+        if same and row["state"] == "later":
+            due = row["available_at"] is None or row["available_at"] <= datetime.now(UTC)
+            return "fetch" if download and due else "nothing"
         if same:
             tired = row["state"] == "failed" and row["attempts"] >= MAX_ATTEMPTS and not again
             done = row["state"] == "refused" or tired or not download
@@ -265,6 +274,29 @@ class Catalog:
     def find(self, where: str = "TRUE", limit: int = 1000) -> pa.Table:
         """Rows of the checkpoints view that fulfil the SQL condition ``where``, newest first."""
         return self.workspace.select(f"SELECT * FROM checkpoints WHERE {where} ORDER BY seen_at DESC LIMIT {limit:d}")
+
+    def due_later(self, source: str, limit: int) -> list[Item]:
+        """Items of ``source`` whose early access has ended since they were recorded."""
+        where = "source = ? AND state = 'later' AND coalesce(available_at <= now(), TRUE)"
+        sql = f"SELECT * FROM checkpoints WHERE {where} ORDER BY available_at LIMIT {limit:d}"
+        return self.items(self.workspace.rows(sql, [source]))
+
+    def longest_unasked(self, where: str, limit: int) -> pa.Table:
+        """Rows of Civitai and Hugging Face that fulfil ``where``: first whose source was asked for longest ago.
+
+        What a crawl has seen counts as asked then.
+        """
+        return self.workspace.select(
+            f"""SELECT c.* FROM (SELECT * FROM checkpoints WHERE ({where})) AS c
+            LEFT JOIN (SELECT item_id, max(asked_at) AS at FROM asked GROUP BY item_id) AS a ON a.item_id = c.item_id
+            WHERE c.source IN ('civitai', 'huggingface') AND c.state NOT IN ('gone', 'opted-out')
+            ORDER BY greatest(c.seen_at, coalesce(a.at, c.seen_at)), c.item_id LIMIT {limit:d}"""
+        )
+
+    def note_asked(self, item_ids: Iterable[str]) -> None:
+        """Remember that the source was asked about these items now."""
+        now = datetime.now(UTC)
+        self.workspace.append("asked", [{"item_id": one, "asked_at": now} for one in item_ids])
 
     def entry(self, item_id: str) -> Entry:
         """What an audit needs of an item. Raises FetchError where it is not in the catalog or has no stored file."""
@@ -317,6 +349,7 @@ def item_of(row: dict[str, Any], captions: Iterable[dict[str, Any]] = ()) -> Ite
         real_person=bool(row["real_person"]),
         minor=bool(row["minor"]),
         published_at=row["published_at"],
+        available_at=row["available_at"],
         base_models=tuple(Claim(*pair) for pair in claims.get("base_model", []) if not pair[1].startswith(from_header)),
         training_images=tuple(
             TrainingImages(*pair) for pair in claims.get("training_images", []) if not pair[1].startswith(from_header)

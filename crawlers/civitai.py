@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -13,8 +13,8 @@ from audit import metrics
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from crawlers.catalog import Catalog, Outcome
-from crawlers.crawl import Page
-from crawlers.http import Session, Token
+from crawlers.crawl import Page, with_passed_over
+from crawlers.http import Session, Token, is_of_the_request
 from crawlers.items import (
     Claim,
     Item,
@@ -29,10 +29,14 @@ from crawlers.items import (
 from crawlers.training_data import fetch_ground_truth
 
 ENDPOINT = "https://civitai.com/api/v1"
+# One site under several names: the same models by the same numbers, of which each name shows a part.
+TWINS = frozenset({"civitai.com", "civitai.green", "civitai.red"})
 ADAPTERS = ("LORA", "LoCon", "DoRA")
 SORTS = ("Newest", "Most Downloaded", "Highest Rated")
 WEIGHTS = ("Model", "Pruned Model")
 PAGE = 100
+PART = 10  # models: of a page that fails as a whole
+MOST_PARTS = 50  # page times limit may be 1000 at most
 PROMPT_IMAGES = 20
 # A first crawl's prompts cost a request a version; they are asked for only where the version names no trained words.
 PROMPTS = ("missing", "always", "never")
@@ -81,9 +85,10 @@ class Civitai:
         parts = urlsplit(self.endpoint)
         if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
             raise CrawlError(f"{endpoint!r} is not the URL of an API: give one such as {ENDPOINT}")
-        self.host = f"{parts.scheme}://{parts.netloc}"
+        self.scheme, self.path = parts.scheme, parts.path
+        self.hosts = [parts.netloc, *sorted(TWINS - {parts.netloc})] if parts.netloc in TWINS else [parts.netloc]
         self.session = Session(
-            [parts.netloc], token, requests_per_second, allow_private, retries, count=metrics.count_request(self.name)
+            self.hosts, token, requests_per_second, allow_private, retries, count=metrics.count_request(self.name)
         )
         self.prompts, self.ground_truth = prompts, ground_truth
         self._prompts: tuple[str, list[str]] = "", []  # of the version asked for last: its files come together
@@ -97,21 +102,75 @@ class Civitai:
         return self.session.requests
 
     def pages(self, state: dict[str, Any]) -> Iterator[Page]:
-        """Pages of models; the end is an absent nextCursor, an empty page is not."""
+        """Pages of models; the end is an absent nextCursor, an empty page is not.
+
+        A page that answers 400 or 5xx for ever is taken in parts, and the parts that cannot be had are passed over.
+        """
         cursor = state.get("cursor")
         while True:
-            parameters = [*self.asked.parameters(), *([("cursor", cursor)] if cursor else [])]
-            answer = self.session.get_json(f"{self.endpoint}/models?{urlencode(parameters)}")
-            metadata = dict_of(dict_of(answer).get("metadata"))
-            following = text_of(metadata.get("nextCursor"), 2000) or None
-            items = [item for model in list_of(dict_of(answer).get("items")) for item in self._items(dict_of(model))]
-            yield Page(items, {**state, "cursor": following, "pages": state.get("pages", 0) + 1})
+            passed_over: tuple[str, ...] = ()
+            try:
+                items, following = self._listed(cursor)
+            except FetchError as error:
+                if not is_of_the_request(error):
+                    raise
+                items, following, passed_over = self._in_parts(cursor, error)
+            state = with_passed_over({**state, "cursor": following, "pages": state.get("pages", 0) + 1}, passed_over)
+            yield Page(items, state, passed_over)
             if following is None:
                 return
             if following == cursor:
                 raise CrawlError(f"{self.endpoint} gives the same cursor twice: its listing cannot be followed")
-            state = {**state, "cursor": following, "pages": state.get("pages", 0) + 1}
             cursor = following
+
+    def _listed(self, cursor: str | None, number: int | None = None) -> tuple[list[Item], str | None]:
+        """The items at ``cursor`` and the next cursor; with ``number`` only those of that part of PART models."""
+        parameters = [*self.asked.parameters(), *([("cursor", cursor)] if cursor else [])]
+        if number is not None:
+            parameters = [(name, str(PART) if name == "limit" else value) for name, value in parameters]
+            parameters.append(("page", str(number)))
+        answer = self.session.get_json(f"{self.endpoint}/models?{urlencode(parameters)}")
+        metadata = dict_of(dict_of(answer).get("metadata"))
+        models = list_of(dict_of(answer).get("items"))
+        items = [item for model in models for item in self._items(dict_of(model), self.hosts[0])]
+        return items, text_of(metadata.get("nextCursor"), 2000) or None
+
+    def _in_parts(self, cursor: str | None, whole: FetchError) -> tuple[list[Item], str | None, tuple[str, ...]]:
+        """What can be had of the page that fails with ``whole``, the cursor behind it, and what was passed over.
+
+        Raises ``whole`` where the pages behind it fail as well: then it is not this page, but the source or the query.
+        """
+        behind = PAGE // PART + 1
+        if not any(self._answers(cursor, number) for number in (behind, 2 * behind)):
+            raise whole
+        items: list[Item] = []
+        passed_over: list[str] = []
+        for number in range(1, MOST_PARTS + 1):
+            try:
+                part, following = self._listed(cursor, number)
+            except FetchError as error:
+                if not is_of_the_request(error):
+                    raise
+                passed_over.append(
+                    f"listing passed over {PART} models (HTTP {error.status}; part {number} behind cursor "
+                    f"{cursor or 'none'})"
+                )
+                continue
+            if part and items and {item.item_id for item in part} <= {item.item_id for item in items[-len(part) :]}:
+                raise whole  # the number is ignored: the same models come again and again
+            items += part
+            if following is None or number * PART >= PAGE:
+                return items, following, tuple(passed_over)
+        raise whole
+
+    def _answers(self, cursor: str | None, number: int) -> bool:
+        try:
+            self._listed(cursor, number)
+        except FetchError as error:
+            if not is_of_the_request(error):
+                raise
+            return False
+        return True
 
     def seen_all(self, state: dict[str, Any], page: Page, new: int) -> bool:
         """Newest first, after a crawl that saw everything, a page without anything new is the last that matters."""
@@ -121,7 +180,7 @@ class Civitai:
         """Start at the newest next time, and stop where everything is known."""
         return {"complete": True}
 
-    def _items(self, model: dict[str, Any], prompts: bool = True) -> list[Item]:
+    def _items(self, model: dict[str, Any], host: str) -> list[Item]:
         """One item a weight file of every version; a model without files that was taken down keeps its known items."""
         model_id = text_of(model.get("id"), 40)
         if not re.fullmatch(r"\d{1,18}", model_id):
@@ -134,7 +193,7 @@ class Civitai:
         found: list[Item] = []
         for version in list_of(model.get("modelVersions"), 200):
             if isinstance(version, dict) and self._recent(version):
-                found += self._version(model_id, model, version, prompts)
+                found += self._version(model_id, model, version, host)
         return found
 
     def _recent(self, version: dict[str, Any]) -> bool:
@@ -147,7 +206,7 @@ class Civitai:
         )
         return [replace(item, missing=why) for item in self.catalog.items(rows)]
 
-    def _version(self, model_id: str, model: dict[str, Any], version: dict[str, Any], prompts: bool) -> list[Item]:
+    def _version(self, model_id: str, model: dict[str, Any], version: dict[str, Any], host: str) -> list[Item]:
         version_id = text_of(version.get("id"), 40)
         files = [file for file in list_of(version.get("files"), 100) if isinstance(file, dict)]
         weights = [file for file in files if file.get("type") in WEIGHTS]
@@ -166,7 +225,7 @@ class Civitai:
             "model_id": model_id,
             "version_id": version_id,
             "title": " - ".join(filter(None, (text_of(model.get("name"), 300), text_of(version.get("name"), 100)))),
-            "page_url": f"{self.host}/models/{model_id}?modelVersionId={version_id}",
+            "page_url": f"{self.scheme}://{host}/models/{model_id}?modelVersionId={version_id}",
             "uploader": text_of(dict_of(model.get("creator")).get("username"), 100),
             "tags": tuple(filter(None, (text_of(tag, 100) for tag in list_of(model.get("tags"), 100)))),
             "license": "commercial use: " + (", ".join(sorted(filter(None, users))) or "not stated"),
@@ -174,6 +233,7 @@ class Civitai:
             "real_person": model.get("poi") is True,
             "minor": model.get("minor") is True,
             "published_at": time_of(version.get("publishedAt")) or time_of(version.get("createdAt")),
+            "available_at": time_of(version.get("earlyAccessEndsAt")) or time_of(version.get("earlyAccessDeadline")),
             "base_models": (Claim(base, "baseModel"),) if base else (),
             "training_images": tuple(dict.fromkeys(count for count in counts if count)),
             "captions": tuple(captions),
@@ -207,7 +267,7 @@ class Civitai:
             or text_of(file.get("pickleScanResult"), 40) == "Danger"
         ):
             refusal = "the source's scan calls it dangerous"
-        return Item(
+        item = Item(
             item_id=f"civitai:{shared['model_id']}:{shared['version_id']}:{text_of(file['id'], 40)}",
             name=name,
             download_url=self._allowed_url(file),
@@ -217,6 +277,7 @@ class Civitai:
             refusal=refusal,
             **shared,
         )
+        return _of_any_host(item)
 
     def enrich(self, item: Item) -> Item:
         """With the prompts of the version's example images, where they are asked for: a request a version."""
@@ -230,23 +291,49 @@ class Civitai:
         return replace(item, captions=(*item.captions, *captions))
 
     def check(self, row: dict[str, Any]) -> list[Item]:
-        """Ask for the row's model again."""
+        """Ask for the row's model again, first where it was seen; it is gone where no name of the site has it."""
         try:
-            answer = self.session.get_json(f"{self.endpoint}/models/{int(row['model_id'])}")
+            items = self._model(str(int(row["model_id"])), urlsplit(row["page_url"] or "").netloc)
         except FetchError as error:
             if error.state != "gone":
                 raise
             return self._missing(row["model_id"], "deleted at the source")
-        items = self._items(dict_of(answer))
         listed = {item.item_id for item in items}
         gone = self._missing(row["model_id"], "this file is no longer part of the model")
         return [*items, *(item for item in gone if item.item_id not in listed)]
+
+    def _model(self, model_id: str, first: str = "") -> list[Item]:
+        """The items of a model, from the host that has it; see ``_ask``."""
+        answer, host = self._ask(f"models/{model_id}", first)
+        return self._items(answer, host)
+
+    def _ask(self, path: str, first: str = "") -> tuple[dict[str, Any], str]:
+        """What the API says at ``path``, asked at ``first`` and then at the site's other names; and which has it.
+
+        Raises FetchError; its state is "gone" where none of them has it.
+        """
+        hosts = sorted(self.hosts, key=lambda host: host != first)
+        for host in hosts:
+            try:
+                return dict_of(self.session.get_json(f"{self.scheme}://{host}{self.path}/{path}")), host
+            except FetchError as error:
+                if host == hosts[-1] or error.state != "gone":
+                    raise
+        raise AssertionError("unreachable")
 
     def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
         """Download the file, and the training set where it may be used."""
         if not item.download_url:
             raise FetchError("the source gives no download URL", "failed")
-        stored = self.catalog.store.download(self.session, item, tell)
+        try:
+            stored = self.catalog.store.download(self.session, item, tell)
+        except FetchError as error:
+            until = error.until or item.available_at
+            if error.status in (401, 403) and until and until > datetime.now(UTC):
+                raise FetchError(
+                    f"early access until {until:%Y-%m-%d %H:%M} UTC: it is asked for again then", "later", until=until
+                ) from None
+            raise
         note, found = stored.note, None
         if item.ground_truth_url:
             try:
@@ -258,15 +345,27 @@ class Civitai:
     def one(self, model_id: str | None = None, version_id: str | None = None, digest: str | None = None) -> list[Item]:
         """The items of a model, of one of its versions, or of the version that has a file with the hash ``digest``."""
         if digest:
-            answer = dict_of(self.session.get_json(f"{self.endpoint}/model-versions/by-hash/{digest}"))
+            answer, _ = self._ask(f"model-versions/by-hash/{digest}")
             model_id, version_id = text_of(answer.get("modelId"), 40), text_of(answer.get("id"), 40)
         elif version_id and not model_id:
-            answer = dict_of(self.session.get_json(f"{self.endpoint}/model-versions/{int(version_id)}"))
+            answer, _ = self._ask(f"model-versions/{int(version_id)}")
             model_id = text_of(answer.get("modelId"), 40)
         if not re.fullmatch(r"\d{1,18}", model_id or ""):
             raise FetchError("the source's answer names no model", "failed")
-        items = self._items(dict_of(self.session.get_json(f"{self.endpoint}/models/{model_id}")))
+        items = self._model(model_id or "")
         return [item for item in items if version_id in (None, item.version_id)]
+
+
+def _of_any_host(item: Item) -> Item:
+    """``item`` with the fingerprint that it has under every name of the site."""
+    urls = {name: _first_twin(getattr(item, name)) for name in ("page_url", "download_url", "ground_truth_url")}
+    same = replace(item, **urls)  # type: ignore[arg-type]
+    return item if same == item else replace(item, known_fingerprint=same.fingerprint)
+
+
+def _first_twin(url: str | None) -> str | None:
+    parts = urlsplit(url or "")
+    return parts._replace(netloc=min(TWINS)).geturl() if parts.netloc in TWINS else url
 
 
 def prompts_of(images: list[Any]) -> list[str]:
@@ -287,7 +386,7 @@ def reference_of(text: str) -> dict[str, str] | None:
     AIR: urn:air:sd1:lora:civitai:MODEL@VERSION (https://github.com/civitai/civitai/wiki/AIR).
     """
     air = re.fullmatch(r"(?:urn:)?air:[\w-]+:[\w-]+:civitai:(\d{1,18})(?:@(\d{1,18}))?(?:\.\w+)?", text, re.IGNORECASE)
-    page = re.fullmatch(r"https://(?:www\.)?civitai\.(?:com|red)/models/(\d{1,18})(?:[/?#].*)?", text)
+    page = re.fullmatch(r"https://(?:www\.)?civitai\.(?:com|green|red)/models/(\d{1,18})(?:[/?#].*)?", text)
     item = re.fullmatch(r"civitai:(\d{1,18})(?::(\d{1,18}))?(?::\d{1,18})?", text)
     if page:
         version = re.search(r"[?&]modelVersionId=(\d{1,18})", text)

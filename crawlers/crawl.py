@@ -17,16 +17,23 @@ from crawlers.catalog import Catalog, Outcome
 from crawlers.items import Item
 
 RECORD_EVERY = 25  # downloads a row file; after a kill no more than these are asked for again
+ASKED_A_FILE = 200
+MOST_LATER = 1000  # items whose early access has ended that one crawl takes
+MOST_FAILURES = 5  # in a row, until a source counts as not answering
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Page:
-    """Items of one answer of the source. ``state`` is what the crawl needs to go on behind it."""
+    """Items of one answer of the source. ``state`` is what the crawl needs to go on behind it.
+
+    ``passed_over`` names the parts of the listing that the source could not answer.
+    """
 
     items: list[Item]
     state: dict[str, Any]
+    passed_over: tuple[str, ...] = ()
 
 
 class Source(Protocol):
@@ -68,16 +75,20 @@ class Counts:
     new: int = 0
     requests: int = 0
     bytes: int = 0
+    passed_over: int = 0
     states: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
 
     def add(self, outcome: Outcome) -> None:
         """Count one recorded outcome."""
         self.states[outcome.state] = self.states.get(outcome.state, 0) + 1
-        if outcome.state in ("failed", "refused", "gone") and outcome.reason:
-            reason = outcome.reason[:100]
-            if reason in self.reasons or len(self.reasons) < 50:
-                self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        if outcome.state in ("failed", "refused", "gone", "later") and outcome.reason:
+            self.because(outcome.reason[:100])
+
+    def because(self, reason: str) -> None:
+        """Count ``reason``; at most 50 are kept."""
+        if reason in self.reasons or len(self.reasons) < 50:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
 
 
 class CrawlState:
@@ -132,6 +143,9 @@ class Crawl:
             for page in self.source.pages(state):
                 new = self._take(page.items, counts)
                 counts.pages += 1
+                for one in page.passed_over:
+                    counts.passed_over += 1
+                    counts.because(one)
                 counts.requests = self.source.requests()
                 self.progress("listing", counts.items, 0)
                 if self.limit is not None and counts.new >= self.limit:
@@ -142,7 +156,11 @@ class Crawl:
                 state_file.write(state)
         except FetchError as error:
             raise CrawlError(f"{error}; what was crawled is kept, and the same command goes on from there") from error
-        state_file.write(self.source.finished(state))
+        kept = {name: state[name] for name in (PASSED_OVER,) if name in state}
+        state_file.write({**self.source.finished(state), **kept})
+        if self.download:
+            left = MOST_LATER if self.limit is None else min(MOST_LATER, max(0, self.limit - counts.new))
+            self._take(self.catalog.due_later(self.source.name, left), counts)
         counts.requests = self.source.requests()
         return counts
 
@@ -154,18 +172,38 @@ class Crawl:
         return counts
 
     def refresh(self, rows: list[dict[str, Any]]) -> Counts:
-        """Ask the source again about the catalog's ``rows``: what it changed or took away is recorded."""
+        """Ask the source again about the catalog's ``rows``: what it changed or took away is recorded.
+
+        One that cannot be answered is counted with its reason, and its turn comes again after all others. Raises
+        CrawlError where the source has failed MOST_FAILURES times in a row.
+        """
         counts = Counts()
         asked: set[str] = set()
-        for number, row in enumerate(rows):
-            if row["item_id"] not in asked:
-                try:
-                    items = self.source.check(row)
-                except FetchError as error:
-                    raise CrawlError(f"{error}; what was asked is recorded, run it again for the rest") from error
-                asked |= {item.item_id for item in items}
-                self._take(items, counts)
-            self.progress("asking", number + 1, len(rows))
+        noted: set[str] = set()
+        failed = 0
+        try:
+            for number, row in enumerate(rows):
+                if row["item_id"] not in asked:
+                    asked.add(row["item_id"])
+                    try:
+                        items = self.source.check(row)
+                        failed = 0
+                    except FetchError as error:
+                        failed += 1
+                        counts.add(Outcome("failed", str(error)))
+                        if failed >= MOST_FAILURES:
+                            raise CrawlError(
+                                f"{error}; what was asked is recorded, run it again for the rest"
+                            ) from error
+                        items = []
+                    asked |= {item.item_id for item in items}
+                    self._take(items, counts)
+                if len(asked) - len(noted) >= ASKED_A_FILE:
+                    self.catalog.note_asked(sorted(asked - noted))
+                    noted |= asked
+                self.progress("asking", number + 1, len(rows))
+        finally:
+            self.catalog.note_asked(sorted(asked - noted))
         counts.requests = self.source.requests()
         return counts
 
@@ -238,12 +276,25 @@ class Crawl:
         try:
             return self.source.fetch(item, tell)
         except FetchError as error:
-            return Outcome(error.state, str(error)[:1000])
+            return Outcome(error.state, str(error)[:1000], until=error.until)
+
+
+PASSED_OVER = "passed_over"
+
+
+def with_passed_over(state: dict[str, Any], passed_over: tuple[str, ...]) -> dict[str, Any]:
+    """``state`` that names what was passed over too, the newest 100."""
+    if not passed_over:
+        return state
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    named = [*state.get(PASSED_OVER, []), *({"what": one, "at": now} for one in passed_over)]
+    return {**state, PASSED_OVER: named[-100:]}
 
 
 def estimate(source: Source, catalog: Catalog, limit: int | None, progress: Progress) -> dict[str, Any]:
     """What a crawl would do, without writing or downloading: items by step, and the bytes the source states."""
-    counts: dict[str, Any] = {"pages": 0, "items": 0, "new": 0, "to_download": 0, "bytes": 0, "unknown_sizes": 0}
+    counts: dict[str, Any] = {"pages": 0, "items": 0, "new": 0, "to_download": 0, "bytes": 0, "unknown_sizes": 0,
+                              "passed_over": 0}  # fmt: skip
     state = CrawlState(catalog.workspace, source.name, source.query()).read()
     for page in source.pages(state):
         known = catalog.known([item.item_id for item in page.items])
@@ -256,6 +307,7 @@ def estimate(source: Source, catalog: Catalog, limit: int | None, progress: Prog
                 counts["bytes"] += item.claimed_bytes or 0
                 counts["unknown_sizes"] += item.claimed_bytes is None
         counts["pages"] += 1
+        counts["passed_over"] += len(page.passed_over)
         counts["items"] += len(page.items)
         counts["new"] += new
         progress("listing", counts["items"], 0)

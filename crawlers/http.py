@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import logging
 import os
 import random
 import re
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,9 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 
 from audit.errors import CrawlError, FetchError
+from crawlers.items import time_of
 
+log = logging.getLogger(__name__)
 USER_AGENT = f"lora-audit/{version('lora-audit')} (audit of training images; +https://arxiv.org/abs/2410.03039)"
 MAX_JSON_BYTES = 32 * 1024 * 1024
 MAX_WAIT = 300.0  # s; no header of a server makes us wait longer
@@ -192,6 +196,7 @@ class _Adapter(HTTPAdapter):
             self.count(0)
             raise
         self.count(response.status_code)
+        log.debug("%s %s: HTTP %d", request.method, shown(url), response.status_code)
         self.limit.note(host, response.headers)
         return response
 
@@ -218,10 +223,24 @@ def _public_only(pool: type[HTTPConnectionPool]) -> type[HTTPConnectionPool]:
     return PublicPool
 
 
+class _Requests(requests.Session):
+    """Keeps the token where a redirect leads to another of ``hosts`` on the same scheme, and drops it elsewhere."""
+
+    def __init__(self, hosts: frozenset[str]) -> None:
+        super().__init__()
+        self.hosts = hosts
+
+    def should_strip_auth(self, old_url: str, new_url: str) -> bool:
+        old, new = urlsplit(old_url), urlsplit(new_url)
+        if old.scheme == new.scheme and {old.netloc, new.netloc} <= self.hosts:
+            return False
+        return super().should_strip_auth(old_url, new_url)
+
+
 class Session:
     """HTTP for one source. ``hosts`` (host or host:port) are the only ones asked; their redirects may lead elsewhere.
 
-    The token goes to those hosts alone, in a header; requests drops it where a redirect changes the host. Proxies and
+    The token goes to those hosts alone, in a header; it is dropped where a redirect leads to any other. Proxies and
     netrc of the environment are not used. ``count`` hears of the last status of every request, 0 for no answer. Safe
     between threads.
     """
@@ -246,7 +265,7 @@ class Session:
         retry = PatientRetry(
             total=retries, redirect=False, status_forcelist=RETRIED, allowed_methods=None, raise_on_status=False
         )
-        self._session = requests.Session()
+        self._session = _Requests(self.hosts)
         self._session.trust_env = False
         self._session.max_redirects = 5
         self._session.headers["User-Agent"] = USER_AGENT
@@ -310,6 +329,11 @@ class Session:
             raise FetchError(f"{shown(url)} answers no JSON ({str(error)[:80]})") from None
 
 
+def is_of_the_request(error: FetchError) -> bool:
+    """Whether the source answers, but not this (400, or an error of its own that all retries have met)."""
+    return error.status == 400 or (error.status or 0) >= 500
+
+
 def check_status(response: requests.Response) -> None:
     """Raise FetchError for a status of 400 and more, with what the status means."""
     status = response.status_code
@@ -323,7 +347,22 @@ def check_status(response: requests.Response) -> None:
         429: "asks for fewer requests, still after all retries",
     }.get(status, "answers with an error")
     state = "gone" if status in (404, 410) else "failed"
-    raise FetchError(f"{shown(response.url)} {what} (HTTP {status})", state)
+    until = _deadline(response) if status in (401, 403) else None
+    if until is not None:
+        state, what = "later", f"gives it from {until:%Y-%m-%d %H:%M} UTC on"
+    raise FetchError(f"{shown(response.url)} {what} (HTTP {status})", state, status=status, until=until)
+
+
+def _deadline(response: requests.Response) -> datetime | None:
+    """The end of an early access, which Civitai's refusals name as ``deadline``, where it is still to come."""
+    if "json" not in response.headers.get("Content-Type", ""):
+        return None
+    try:
+        said = json.loads(next(response.iter_content(1 << 14), b""))
+    except (ValueError, RecursionError, requests.RequestException):
+        return None
+    until = time_of(said.get("deadline")) if isinstance(said, dict) else None
+    return until if until and until > datetime.now(UTC) else None
 
 
 def _cause(error: BaseException) -> str:

@@ -31,7 +31,7 @@ from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.models.base import HUB_ID
 from crawlers.catalog import Catalog, Outcome
-from crawlers.crawl import Page
+from crawlers.crawl import Page, with_passed_over
 from crawlers.http import (
     BACKOFF,
     MAX_WAIT,
@@ -43,17 +43,19 @@ from crawlers.http import (
     check_address,
     check_url,
     is_loopback,
+    is_of_the_request,
     pause_asked,
 )
 from crawlers.items import Claim, Item, clean_name, count_in_prose, dict_of, list_of, text_of, time_of
 
 ENDPOINT = "https://huggingface.co"
 PAGE = 100
+ORDERS = ("last_modified", "created_at", "downloads", "likes")  # the first is the usual one
 FILES_A_MODEL = 8
 EXPAND = ["author", "cardData", "disabled", "gated", "lastModified", "private", "sha", "siblings", "tags"]
 UNSAFE = ("unsafe", "suspicious", "infected")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_PATH = re.compile(r"(?:[\w\- +()\[\],=@&!'][\w\-. +()\[\],=@&!']*/){0,4}[\w\- +()\[\],=@&!'][\w\-. +()\[\],=@&!']*")
+MAX_PATH = 1000
 
 
 @dataclass(frozen=True)
@@ -131,29 +133,57 @@ class HuggingFace:
         """Models, the last modified first, down to where the last whole crawl began.
 
         The client's listing has no cursor to go on from: an interrupted crawl lists again from the newest, and passes
-        over what is known without another request.
+        over what is known without another request. Where a page of it answers 400 or 5xx for ever, the listing goes on
+        in other orders, which reach what lies behind it.
         """
         until = max(filter(None, (time_of(state.get("complete_until")), self.asked.since)), default=None)
-        newest: datetime | None = None
+        seen: set[str] = set()
+        top: str | None = None
+        for order in ORDERS:
+            try:
+                for models in self._listed(order):
+                    if top is None:
+                        newest = max((m.last_modified for m in models if m.last_modified), default=None)
+                        top = newest.isoformat() if newest else None
+                    fresh = [m for m in models if until is None or m.last_modified is None or m.last_modified >= until]
+                    items = [item for model in fresh if model.id not in seen for item in self._items(model)]
+                    seen |= {model.id for model in models}
+                    state = {**state, "top": top}
+                    yield Page(items, state)
+                    if order == ORDERS[0] and len(fresh) < len(models):
+                        return
+                return
+            except FetchError as error:
+                if not seen or not is_of_the_request(error):
+                    raise
+                what = f"the listing by {order} ends early (HTTP {error.status}, {len(seen)} models seen)"
+                state = with_passed_over(state, (what,))
+                yield Page([], state, (what,))
+
+    def _listed(self, order: str) -> Iterator[list[ModelInfo]]:
+        """All models in an order, PAGE at a time. Raises FetchError."""
         with _errors(self.endpoint):
             listing = iter(
                 self.api.list_models(
                     filter=list(self.asked.filters) or None,
                     author=self.asked.author,
                     search=self.asked.search,
-                    sort="last_modified",
+                    sort=order,  # type: ignore[arg-type]
                     expand=EXPAND,  # type: ignore[arg-type]
                 )
             )
         while True:
-            with _errors(self.endpoint):
-                models = list(islice(listing, PAGE))
-            if newest is None:
-                newest = max((m.last_modified for m in models if m.last_modified), default=None)
-            fresh = [m for m in models if until is None or m.last_modified is None or m.last_modified >= until]
-            items = [item for model in fresh for item in self._items(model)]
-            yield Page(items, {**state, "top": newest.isoformat() if newest else None})
-            if len(fresh) < len(models) or len(models) < PAGE:
+            models = []
+            try:
+                with _errors(self.endpoint):
+                    for model in islice(listing, PAGE):
+                        models.append(model)
+            except FetchError:
+                if models:  # what came before the failing page
+                    yield models
+                raise
+            yield models
+            if len(models) < PAGE:
                 return
 
     def seen_all(self, state: dict[str, Any], page: Page, new: int) -> bool:
@@ -169,9 +199,9 @@ class HuggingFace:
         if not HUB_ID.fullmatch(model.id) or not re.fullmatch(r"[0-9a-f]{40}", model.sha or ""):
             return []
         names = [sibling.rfilename for sibling in (model.siblings or [])[:5000]]
-        paths = [name for name in names if name.lower().endswith(".safetensors") and _PATH.fullmatch(name)]
+        paths = [name for name in names if name.lower().endswith(".safetensors") and is_path(name)]
         paths.sort(key=lambda name: (name != "pytorch_lora_weights.safetensors", name.count("/"), name))
-        chosen = paths[:FILES_A_MODEL] or [n for n in names if n.lower().endswith(PICKLES) and _PATH.fullmatch(n)][:1]
+        chosen = paths[:FILES_A_MODEL] or [n for n in names if n.lower().endswith(PICKLES) and is_path(n)][:1]
         # transformers' ModelCardData becomes a plain dictionary; its fields are whatever the author wrote
         card = model.card_data.to_dict() if model.card_data else {}
         captions = [Caption(text_of(card.get("instance_prompt")), "instance_prompt", 0.9)]
@@ -274,6 +304,11 @@ class HuggingFace:
         return Outcome("stored", stored.note, stored)
 
 
+def is_path(name: str) -> bool:
+    """Whether ``name`` can be a file's path in a repository: printable, without "." and ".." and empty folders."""
+    return 0 < len(name) <= MAX_PATH and name.isprintable() and not {"", ".", ".."} & set(name.split("/"))
+
+
 def _gated(what: str) -> FetchError:
     return FetchError(
         f"{what} is gated or private: ask for access on its page, and give that account's token (HF_TOKEN)", "failed"
@@ -311,7 +346,7 @@ def _errors(what: str) -> Iterator[None]:
         raise FetchError(f"{what} is not there, or private", "gone") from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
-        failure = FetchError(f"{what}: the hub answers with an error (HTTP {status})", "failed")
+        failure = FetchError(f"{what}: the hub answers with an error (HTTP {status})", "failed", status=status)
         if status in RETRIED:
             failure.wait = max(pause_asked(error.response.headers), _retry_after(error.response.headers))
         raise failure from None

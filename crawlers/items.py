@@ -21,6 +21,7 @@ from audit.extraction.captions import (
 )
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.safetensors_header import Header
+from audit.models.trained import Training, training_of
 
 MAX_ID = 300
 
@@ -37,8 +38,9 @@ class Claim:
 class Item:
     """One file at one place, as its source describes it. ``item_id`` stays the same as long as the place does.
 
-    ``refusal`` says why it is not to be downloaded (a pickle, an opt-out); ``missing`` that the source has taken it
-    away. ``ground_truth_url`` is the uploader's own training set, where the source has it.
+    ``available_at`` is when its early access ends. ``refusal`` says why it is not to be downloaded (a pickle, an
+    opt-out); ``missing`` that the source has taken it away. ``ground_truth_url`` is the uploader's own training set,
+    where the source has it.
     """
 
     item_id: str
@@ -56,6 +58,7 @@ class Item:
     real_person: bool = False
     minor: bool = False
     published_at: datetime | None = None
+    available_at: datetime | None = None
     base_models: tuple[Claim, ...] = ()
     training_images: tuple[TrainingImages, ...] = ()
     captions: tuple[Caption, ...] = ()
@@ -72,7 +75,10 @@ class Item:
         """32 hex digits that change when the source says something else; those of its row for an item read back."""
         if self.known_fingerprint:
             return self.known_fingerprint
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True, default=str).encode()).hexdigest()[:32]
+        said = asdict(self)
+        if self.available_at is None:  # most have none: their fingerprints are those of before there was one
+            del said["available_at"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 @dataclass
@@ -85,6 +91,7 @@ class Conclusions:
     training_images: TrainingImages | None = None
     contradictions: list[str] = field(default_factory=list)
     claims: dict[str, list[list[Any]]] = field(default_factory=dict)
+    training: Training = field(default_factory=Training)
 
 
 # Whom to believe about N0, the surest first: counted pictures, then what the training program wrote, then prose.
@@ -110,6 +117,7 @@ def conclude(item: Item, header: Header | None) -> Conclusions:
         base_model=bases[0] if bases else None,
         family=named[0] if named else (families[0] if families else None),
         training_images=counts[0] if counts else None,
+        training=training_of(metadata, header.tensors) if header else Training(),
         claims={
             "base_model": [[claim.value, claim.source] for claim in bases],
             "family": [[claim.value, claim.source] for claim in named],

@@ -230,6 +230,11 @@ class Store:
                 raise FetchError("the download wants a login: set the source's token", "failed")
             raise FetchError(f"{where} answers with a web page instead of the file", "refused")
         first = 0
+        # Some proxies compress what was asked for as it is: lengths and ranges are then those of the compressed bytes.
+        packed = response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
+        if status == 206 and packed:
+            part.unlink(missing_ok=True)
+            raise _TryAgain(f"{where} answers with a range of compressed bytes")
         if status == 206:
             got = re.match(r"bytes (\d{1,15})-", response.headers.get("Content-Range", ""))
             if not got or int(got.group(1)) != have:
@@ -237,7 +242,7 @@ class Store:
                 raise _TryAgain(f"{where} answers with another range than was asked")
             first = have
         length = response.headers.get("Content-Length", "")
-        expected = first + int(length) if re.fullmatch(r"\d{1,15}", length) else None
+        expected = first + int(length) if re.fullmatch(r"\d{1,15}", length) and not packed else None
         if expected is not None and expected > self.max_bytes:
             raise FetchError(f"{expected} bytes are more than the limit of {self.max_bytes}", "refused")
         if first == 0 and have:  # the range was ignored: the whole file comes

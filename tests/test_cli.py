@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from audit.storage import Workspace
 from audit.testbed.sets import set_folder
 from tests.conftest import BASE, KOHYA
 
@@ -55,6 +56,12 @@ def test_a_scan_finds_the_training_images_and_says_so(tmp_path: Path) -> None:
     assert json.loads(query.stdout) == [
         {"caption": "sks 3d render of an animal", "source": "modelspec.trigger_phrase", "images": 40}
     ]
+    [row] = Workspace(tmp_path / "w").rows(
+        "SELECT tensor_rank, claimed_rank, claimed_steps, claimed_learning_rate FROM checkpoints"
+    )
+    assert (row["tensor_rank"], row["claimed_rank"]) == (24, 24)
+    assert row["claimed_steps"] > 0
+    assert 0 < row["claimed_learning_rate"] < 1
     again = scan(tmp_path, "--references", ANIMALS, "--json")
     assert again.returncode == 10
     found = json.loads(again.stdout)
@@ -174,7 +181,45 @@ def test_an_interrupt_says_how_to_go_on(tmp_path: Path) -> None:
     assert "the same command goes on from there" in words
 
 
+READERS = [
+    ("query", "SELECT 1"), ("report", "abc"), ("status",), ("failures",), ("failures", "--retry"), ("verify",),
+    ("compact",), ("catalog",), ("catalog", "fetch"), ("catalog", "refresh"), ("references", "list"),
+    ("references", "remove", "mine"), ("estimate",), ("match", "--references", "mine"), ("migrate",),
+    ("export", "out"),
+    ("scan", "civitai:1:2:3", "--base", str(BASE)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", READERS, ids=" ".join)
+def test_a_mistyped_workspace_is_said_and_not_created(
+    tmp_path: Path, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process: a process for each would take minutes."""
+    from audit.cli import app
+    from audit.errors import WorkspaceError
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WorkspaceError, match="there is no workspace at mistyped"):
+        app([*command, "--workspace", "mistyped"], standalone_mode=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_commands_that_write_create_the_workspace(tmp_path: Path) -> None:
+    from audit.cli import app
+
+    app(["catalog", "add", str(KOHYA), "--workspace", str(tmp_path / "w")], standalone_mode=False)
+    app(["query", "SELECT 1", "--workspace", str(tmp_path / "w")], standalone_mode=False)
+
+
+def test_a_slow_query_draws_no_progress_on_stdout(tmp_path: Path) -> None:
+    Workspace(tmp_path / "w")
+    sql = "SELECT count(*) AS n FROM range(12000) AS a, range(24000) AS b WHERE hash(a.range * b.range) <> 1"
+    done = run("query", sql, "--json", "--workspace", tmp_path / "w")
+    assert json.loads(done.stdout) == [{"n": 288_000_000}]
+
+
 def test_sql_errors_are_said(tmp_path: Path) -> None:
+    Workspace(tmp_path / "w")
     done = run("query", "SELECT nothing FROM nowhere", "--workspace", tmp_path / "w")
     assert done.returncode == 2
     assert "nowhere" in done.stderr

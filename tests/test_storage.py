@@ -143,6 +143,18 @@ def test_the_newest_row_of_an_item_holds_and_makes_its_captions_count(workspace:
     assert {name: row["state"] for name, row in newest.items()} == {"a": "stored", "b": "listed"}
 
 
+def test_rows_of_an_older_version_lack_a_column_and_stay(workspace: Workspace) -> None:
+    for number in range(2):
+        workspace.append("checkpoints", [item(f"i{number}", number)])
+    for path in (workspace.root / "tables/checkpoints").glob("*.parquet"):
+        pq.write_table(pq.read_table(path).drop_columns(["tensor_rank", "claimed_rank"]), path)
+    assert workspace.rows("SELECT DISTINCT tensor_rank FROM checkpoints") == [{"tensor_rank": None}]
+    assert workspace.compact("checkpoints") == 2
+    workspace.append("checkpoints", [item("i2", 2) | {"tensor_rank": 8}])
+    found = workspace.rows("SELECT item_id, tensor_rank FROM checkpoints ORDER BY 1")
+    assert [row["tensor_rank"] for row in found] == [None, None, 8]
+
+
 def test_many_small_files_become_few_without_losing_a_row(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+from typing import Annotated
 
 import typer
 
@@ -23,6 +25,9 @@ from audit.cli import (
     tables,
 )
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
+from audit.cli.logs import LogFormat, configure, hoisted
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="lora-audit",
@@ -38,6 +43,33 @@ app = typer.Typer(
     command goes on where it was).
     """,
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from audit import __version__
+
+        typer.echo(f"lora-audit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def everywhere(
+    verbose: Annotated[bool, typer.Option("--verbose", help="Tell more on stderr; errors with their origin.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")] = False,
+    log_format: Annotated[
+        LogFormat, typer.Option(envvar="LORA_AUDIT_LOG_FORMAT", help="json: every line on stderr is a JSON object.")
+    ] = LogFormat.text,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Set up the log for every command."""
+    if verbose and quiet:
+        raise typer.BadParameter("--verbose and --quiet contradict each other")
+    configure(verbose, quiet, log_format)
+
+
 app.command("scan")(scan.scan)
 app.command("inspect")(inspect.inspect)
 app.command("demo")(demo.demo)
@@ -65,11 +97,11 @@ def main() -> None:
     for library in ("TRANSFORMERS", "DIFFUSERS"):  # their notices are for developers; ours name the mend
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
-        app()
+        app(args=hoisted(sys.argv[1:]))
     except AuditError as error:
-        print(f"lora-audit: {error}", file=sys.stderr)
+        log.error("%s", error, exc_info=log.isEnabledFor(logging.DEBUG))
         sys.exit(EXIT_BAD_INPUT)
     except SystemExit as stop:
         if stop.code == EXIT_STOPPED:
-            print("lora-audit: stopped; what is done is kept, and the same command goes on from there", file=sys.stderr)
+            log.error("stopped; what is done is kept, and the same command goes on from there")
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, print_json, progress_display
+from audit.cli.common import (
+    DEFAULT_WORKSPACE,
+    JsonOption,
+    WorkspaceOption,
+    console,
+    print_json,
+    progress_display,
+    result_console,
+)
 from audit.cli.crawl import AllowPrivate, Downloads, MaxFile, OptOut, open_catalog, show_counts, shown_bytes
 
 if TYPE_CHECKING:
@@ -38,7 +47,9 @@ def list_items(
     context: typer.Context,
     where: Where = "TRUE",
     source: Annotated[str | None, typer.Option(help="civitai, huggingface, folder or file.")] = None,
-    state: Annotated[str | None, typer.Option(help="listed, stored, refused, failed, gone or opted-out.")] = None,
+    state: Annotated[
+        str | None, typer.Option(help="listed, stored, later, refused, failed, gone or opted-out.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 50,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
@@ -51,27 +62,32 @@ def list_items(
         if value is not None:
             escaped = value.replace("'", "''")
             conditions.append(f"{column} = '{escaped}'")
-    catalog = open_catalog(workspace, None, reading=True)
+    catalog = open_catalog(workspace, None, reading=True, create=False)
     rows = _find(catalog, " AND ".join(conditions), limit)
     if as_json:
         print_json([{name: _plain(value) for name, value in row.items()} for row in rows])
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     if not rows:
         typer.echo("nothing in the catalog fits: fill it with 'lora-audit crawl', or widen --where")
         return
+    out = result_console()
     table = Table("item", "title", "base", "N0", "size", "state", "why")
     table.columns[0].overflow = "fold"
+
+    def short(text: str, most: int) -> str:
+        return text[:most] if out.is_terminal else text
+
     for row in rows:
         base = f"{row['family'] or '?'} ({row['base_model'] or '?'})"
         size = row["bytes"] or row["claimed_bytes"]
-        cells = (row["item_id"], (row["title"] or row["name"] or "")[:40], base[:30], row["training_images"] or "?",
-                 shown_bytes(size) if size else "?", row["state"], (row["reason"] or "")[:60])  # fmt: skip
+        cells = (row["item_id"], short(row["title"] or row["name"] or "", 40), short(base, 30),
+                 row["training_images"] or "?", shown_bytes(size) if size else "?", row["state"],
+                 short(row["reason"] or "", 60))  # fmt: skip
         table.add_row(*(escape(str(cell)) for cell in cells))
-    Console().print(table)
+    out.print(table)
     if len(rows) == limit:
         typer.echo(f"the newest {limit} are shown: see more with --limit")
 
@@ -81,12 +97,17 @@ def _plain(value: Any) -> Any:
 
 
 def _find(catalog: Catalog, where: str, limit: int) -> list[dict[str, Any]]:
+    return _rows(where, lambda: catalog.find(where, limit))
+
+
+def _rows(where: str, find: Callable[[], Any]) -> list[dict[str, Any]]:
     import duckdb
 
     from audit.errors import CrawlError
 
     try:
-        return catalog.find(where, limit).to_pylist()
+        found: list[dict[str, Any]] = find().to_pylist()
+        return found
     except duckdb.Error as error:
         raise CrawlError(f"the condition {where[:200]!r} failed: {str(error)[:300]}") from error
 
@@ -196,9 +217,10 @@ def fetch(
     from crawlers.catalog import MAX_ATTEMPTS
     from crawlers.crawl import Crawl
 
-    catalog = open_catalog(workspace, opt_out, max_file)
+    catalog = open_catalog(workspace, opt_out, max_file, create=False)
     tried = "TRUE" if retry else f"attempts < {MAX_ATTEMPTS}"
-    condition = f"({where}) AND (state = 'listed' OR (state = 'failed' AND {tried}))"
+    due = "state = 'later' AND coalesce(available_at <= now(), TRUE)"
+    condition = f"({where}) AND (state = 'listed' OR (state = 'failed' AND {tried}) OR ({due}))"
     rows = _find(catalog, f"{condition} AND source IN ('civitai', 'huggingface')", limit)
     sources = _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never")
     started = time.monotonic()
@@ -220,7 +242,7 @@ def fetch(
 @app.command()
 def refresh(
     where: Where = "TRUE",
-    limit: Annotated[int, typer.Option(min=1, help="Items at most; those asked longest ago come first.")] = 1000,
+    limit: Annotated[int, typer.Option(min=1, help="Items at most.")] = 1000,
     civitai_endpoint: CivitaiEndpoint = CIVITAI,
     hub_endpoint: HubEndpoint = HUB,
     rate: Rate = 2.0,
@@ -231,12 +253,13 @@ def refresh(
 ) -> None:
     """Ask the sources again about known items: what they changed, deleted or took down is recorded.
 
-    Nothing is downloaded, and nothing that is stored is removed: a deleted model's row says "gone" and keeps its file.
+    Those asked longest ago come first, so that repeated calls reach all. Nothing is downloaded, and nothing that is
+    stored is removed: a deleted model's row says "gone" and keeps its file.
     """
     from crawlers.crawl import Crawl
 
-    catalog = open_catalog(workspace, opt_out)
-    rows = _find(catalog, f"({where}) AND state NOT IN ('gone', 'opted-out')", limit)
+    catalog = open_catalog(workspace, opt_out, create=False)
+    rows = _rows(where, lambda: catalog.longest_unasked(where, limit))
     started = time.monotonic()
     total: dict[str, Any] = {}
     for name, source in _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never").items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import time
 from collections import Counter
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from audit.cli.logs import Seldom, is_quiet, is_structured, tell
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from audit.matching import SkippedImage
 
+log = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2
 EXIT_ALL_FAILED = 3
 EXIT_MATCHES_FOUND = 10
@@ -40,6 +44,17 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+PIPED_WIDTH = 100_000  # columns of what is not a terminal: a line is as long as it is
+
+
+def result_console() -> Console:
+    """The console for results: stdout. Where it is no terminal, nothing is wrapped or cut."""
+    from rich.console import Console
+
+    out = Console()
+    return out if out.is_terminal else Console(width=PIPED_WIDTH)
 
 
 def print_json(value: Any) -> None:
@@ -66,9 +81,12 @@ def _key(name: Any) -> Any:
 
 @contextmanager
 def progress_display(out: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A callable for (stage, done, total): bars with images/s and time left, or plain lines without a terminal."""
-    if not out.is_terminal:
-        yield _plain_lines(out)
+    """A callable for (stage, done, total): bars with images/s and time left, or lines of the log without a terminal."""
+    if is_quiet():
+        yield lambda stage, done, total: None
+        return
+    if not out.is_terminal or is_structured():
+        yield _plain_lines()
         return
     from rich.progress import (
         BarColumn,
@@ -101,37 +119,35 @@ def progress_display(out: Console) -> Iterator[Callable[[str, int, int], None]]:
 PER_IMAGE = ("sampling", "describing")
 
 
-def _plain_lines(out: Console) -> Callable[[str, int, int], None]:
+def _plain_lines() -> Callable[[str, int, int], None]:
     started: dict[str, tuple[float, int]] = {}
-    printed: dict[str, float] = {}
+    seldom = Seldom()
 
-    def tell(stage: str, done: int, total: int) -> None:
+    def line(stage: str, done: int, total: int) -> None:
         now = time.monotonic()
         began, first = started.setdefault(stage, (now, done))
-        if (done < total or not total) and now - printed.get(stage, -1e9) < 10:
+        if not seldom.due(stage) and (done < total or not total):
             return
-        printed[stage] = now
         speed = (done - first) / (now - began) if now > began else 0.0
         extra = (
             f", {speed:.1f} images/s, {(total - done) / speed:.0f} s left" if speed > 0 and stage in PER_IMAGE else ""
         )
-        out.print(f"{stage} {done}/{total}{extra}" if total else f"{stage} {done}", highlight=False)
+        text = f"{stage} {done}/{total}{extra}" if total else f"{stage} {done}"
+        tell(log, "%s", text, stage=stage, done=done, total=total or None)
 
-    return tell
+    return line
 
 
-def tell_skipped(out: Console, skipped: list[SkippedImage]) -> None:
+def tell_skipped(skipped: list[SkippedImage]) -> None:
     """Name the files that were passed over, and why; those of one ending, which are no pictures, in one line."""
-    from rich.markup import escape
-
     endings = Counter(one.reason for one in skipped if "ending" in one.reason)
     told = [one for one in skipped if one.reason not in endings]
     for one in told[:20]:
-        out.print(f"[yellow]passed over[/yellow] {escape(one.name)}: {escape(one.reason)}", highlight=False)
+        log.warning("passed over %s: %s", one.name, one.reason)
     if len(told) > 20:
-        out.print(f"[yellow]passed over[/yellow] {len(told) - 20} more")
+        log.warning("passed over %d more", len(told) - 20)
     for reason, count in endings.most_common(20):
-        out.print(f"[yellow]passed over[/yellow] {count} files: {escape(reason)}", highlight=False)
+        log.warning("passed over %d files: %s", count, reason)
 
 
 def default_device() -> str:

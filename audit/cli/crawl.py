@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -11,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, print_json, progress_display
+from audit.cli.logs import tell
 
 if TYPE_CHECKING:
     from crawlers.catalog import Catalog
     from crawlers.crawl import Source
 
+log = logging.getLogger(__name__)
 app = typer.Typer(
     no_args_is_help=True,
     help="""Fill the catalog with checkpoints, their captions, and what is claimed about them.
@@ -57,12 +60,17 @@ def size_of(text: str) -> int:
     return int(number) * units[unit]
 
 
-def open_catalog(workspace: str, opt_out: Path | None, max_file: str = "8G", reading: bool = False) -> Catalog:
-    """The catalog of a workspace; without --opt-out its own opt-out.txt counts, where there is one."""
+def open_catalog(
+    workspace: str, opt_out: Path | None, max_file: str = "8G", reading: bool = False, create: bool = True
+) -> Catalog:
+    """The catalog of a workspace; without --opt-out its own opt-out.txt counts, where there is one.
+
+    Raises WorkspaceError where there is no workspace and ``create`` is False.
+    """
     from audit.storage import Workspace
     from crawlers.catalog import Catalog, OptOuts
 
-    opened = Workspace(workspace, reading)
+    opened = Workspace(workspace, reading, create)
     catalog = Catalog(opened, OptOuts.read(opened, opt_out))
     catalog.store.max_bytes = size_of(max_file)
     return catalog
@@ -73,7 +81,7 @@ def serve_metrics(port: int | None) -> None:
     from audit import metrics
 
     if port is not None:
-        console().print(f"metrics on port {metrics.serve(port)}", highlight=False)
+        log.info("metrics on port %d", metrics.serve(port))
 
 
 def run_crawl(
@@ -96,9 +104,10 @@ def run_crawl(
         print_json({"source": source.name, "dry_run": dry_run, **found})
     elif dry_run:
         unknown = f" and {found['unknown_sizes']} of unknown size" if found["unknown_sizes"] else ""
-        out.print(
+        tell(
+            log,
             f"{found['items']} files seen, {found['to_download']} to download: {shown_bytes(found['bytes'])}{unknown} "
-            f"({found['requests']} requests)", highlight=False,
+            f"({found['requests']} requests)", counts=found,
         )  # fmt: skip
     else:
         show_counts(found)
@@ -106,16 +115,14 @@ def run_crawl(
 
 def show_counts(found: dict[str, Any]) -> None:
     """The counts of a crawl for a person."""
-    from rich.markup import escape
-
-    out = console()
     states = ", ".join(f"{count} {state}" for state, count in sorted(found["states"].items())) or "nothing new"
-    out.print(
+    tell(
+        log,
         f"{found['items']} files seen, {found['new']} new or changed: {states}; {shown_bytes(found['bytes'])} in "
-        f"{found['requests']} requests, {found['seconds']:.0f} s", highlight=False,
+        f"{found['requests']} requests, {found['seconds']:.0f} s", counts=found,
     )  # fmt: skip
     for reason, count in sorted(found["reasons"].items(), key=lambda pair: -pair[1])[:10]:
-        out.print(f"[yellow]{count} x[/yellow] {escape(reason)}", highlight=False)
+        log.warning("%d x %s", count, reason)
 
 
 def shown_bytes(count: float) -> str:
@@ -254,7 +261,7 @@ def folder(
     while True:
         run_crawl(source, catalog, limit, metadata_only, dry_run, False, downloads, as_json)
         if source.unfinished:
-            console().print(f"{len(source.unfinished)} files are still being written: left for the next look")
+            log.info("%d files are still being written: left for the next look", len(source.unfinished))
         if not watch:
             return
         time.sleep(every)

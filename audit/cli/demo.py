@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console
+from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
 from audit.config import Method, Settings
 
+log = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 
 
@@ -62,9 +64,7 @@ def demo(
     training = pictures / "train"
     settings = Settings(method=method)
     if not as_json:
-        console().print(
-            f"auditing {shipped.path}: which of the pictures in {pictures} was it trained on?", soft_wrap=True
-        )
+        log.info("auditing %s: which of the pictures in %s was it trained on?", shipped.path, pictures)
     request = Request(
         ASSETS / "checkpoints" / shipped.path,
         str(ASSETS / "base"),

@@ -112,7 +112,7 @@ def _backlog(workspace: str | None, n0: int | None) -> tuple[list[Backlog] | Non
 
     if workspace is None:
         return None, 0
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, create=False)
     return backlog_of(opened, n0, DEFAULT_TRAINING_IMAGES), unseen_items(opened)
 
 

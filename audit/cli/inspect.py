@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from audit.cli.common import EXIT_BAD_INPUT, JsonOption, print_json
+from audit.cli.common import EXIT_BAD_INPUT, JsonOption, print_json, result_console
 
 if TYPE_CHECKING:
     from audit.models.inspect import Inspection
@@ -19,7 +20,9 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A LoRA, LyCORIS, embedding or full-weight file, or a folder.")],
     base: Annotated[
         str | None,
-        typer.Option(help="Also look whether every tensor has a place in this base model, and how far it moves it."),
+        typer.Option(
+            help="Also look whether every tensor has a place in this base model (as for scan), and how far it moves it."
+        ),
     ] = None,
     base_config: Annotated[
         str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")
@@ -31,8 +34,8 @@ def inspect(
 
     [bold]Example[/bold]: lora-audit inspect monet.safetensors
 
-    Nothing is sampled and no model is needed; with [bold]--base[/bold] the file is also applied to it. Exit codes: 0 it
-    can be audited, 2 it cannot, and why.
+    Nothing is sampled and no model is needed; with [bold]--base[/bold] the file is also applied to it. It ends with the
+    command that audits the file. Exit codes: 0 it can be audited, 2 it cannot, and why.
     """
     from audit.models.base import load_base, locate_base
     from audit.models.inspect import as_json as plain
@@ -40,21 +43,40 @@ def inspect(
 
     model = load_base(locate_base(base, base_config)) if base else None
     found = look(file, model, adapter)
+    command = None if found.problem else scan_command(found, base, base_config, adapter)
     if as_json:
-        print_json(plain(found))
+        print_json({**plain(found), "scan": command})
     else:
         show(found)
+        if command:
+            typer.echo(f"\naudit it with\n\n    {command}")
     if found.problem:
         raise typer.Exit(EXIT_BAD_INPUT)
 
 
+def scan_command(
+    found: Inspection, base: str | None = None, base_config: str | None = None, adapter: str | None = None
+) -> str:
+    """The command that audits the file: with ``base``, else the pinned model it claims, or of its family."""
+    from audit.models.published import ALIASES
+
+    families = {"sd1": "sd15", "sdxl": "sdxl"}
+    claimed = found.claims.get("ss_sd_model_name", "")
+    family = families.get(found.family or found.claimed_family or "")
+    base = base or (claimed if claimed in ALIASES else family)
+    words = ["lora-audit", "scan", found.path, "--base", base or "OWNER/NAME@COMMIT"]
+    words += ["--base-config", base_config] if base_config else []
+    words += ["--adapter", adapter] if adapter else []
+    words += ["--descriptor", "nano"] if base == "nano" else []  # SSCD looks at larger pictures
+    return shlex.join([*words, "--references", "FOLDER"])
+
+
 def show(found: Inspection) -> None:
     """For people: two tables and a bar a block."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    out = Console()
+    out = result_console()
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -15,6 +16,8 @@ from audit.cli.common import (
     print_json,
     progress_display,
 )
+
+log = logging.getLogger(__name__)
 
 
 def match(
@@ -43,7 +46,7 @@ def match(
     from audit.storage import Workspace
 
     out = console()
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, create=False)
     known = {row["reference_set"] for row in ReferenceSets(opened).list()}
     for name in references:
         if name not in known:
@@ -62,6 +65,6 @@ def match(
             out.print(table)
         out.print(f"{len(answers)} audits compared, {table.row_count} with matches", highlight=False)
         for reason, count in left_out.items():
-            out.print(f"[yellow]{count} left out[/yellow]: {escape(reason)}", highlight=False)
+            log.warning("%d left out: %s", count, reason)
     if any(one.matches for one in answers):
         raise typer.Exit(EXIT_MATCHES_FOUND)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, print_json, progress_display
+from audit.cli.common import (
+    DEFAULT_WORKSPACE,
+    JsonOption,
+    WorkspaceOption,
+    console,
+    print_json,
+    progress_display,
+    result_console,
+)
 from audit.cli.run import ConfigFile, Set, overrides_of
 
 if TYPE_CHECKING:
@@ -23,14 +31,13 @@ EXIT_DAMAGED = 1
 
 def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
     """What the workspace holds, and what runs are doing."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     from audit.engine.run import is_alive, read_runs
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, reading=True)
+    opened = Workspace(workspace, reading=True, create=False)
     catalog = opened.rows("SELECT source, state, count(*) AS items FROM checkpoints GROUP BY ALL ORDER BY ALL")
     audits = opened.rows(
         "SELECT count(*) AS audits, coalesce(sum(images), 0)::BIGINT AS images, max(finished_at) AS last FROM audits"
@@ -42,7 +49,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
     if as_json:
         print_json(found)
         return
-    out = Console()
+    out = result_console()
     table = Table("source", "state", "items", title="catalog")
     for row in catalog:
         table.add_row(row["source"], row["state"], str(row["items"]))
@@ -78,42 +85,66 @@ def failures(
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
-    """Audits that failed, grouped by reason."""
-    from rich.console import Console
+    """Audits that failed, grouped by reason.
+
+    A file that has failed under several configurations counts once, with what was said of it last; [bold]--retry[/bold]
+    releases it under all of them.
+    """
     from rich.markup import escape
     from rich.table import Table
 
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, reading=not retry)
+    opened = Workspace(workspace, reading=not retry, create=False)
     rows = [row for row in opened.rows(LATEST_FAILURES) if kind in (None, row["kind"])]
     if retry and rows:
         latest = max(row["failed_at"] for row in rows) + timedelta(microseconds=1)  # also where a clock was set back
         now = max(datetime.now(UTC), latest)
         opened.append("failures", [row | {"state": "forgiven", "failed_at": now} for row in rows])
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["state"], row["kind"], _general(row["reason"])), []).append(row)
-    ordered = sorted(groups.items(), key=lambda pair: -len(pair[1]))
+    groups = _groups(rows)
     if as_json:
-        print_json({
-            "forgiven": len(rows) if retry else 0,
-            "groups": [
-                {"state": state, "kind": why, "reason": reason, "audits": len(members),
-                 "items": [row["item_id"] for row in members[:100]]}
-                for (state, why, reason), members in ordered
-            ],
-        })  # fmt: skip
+        print_json({"forgiven": len(rows) if retry else 0, "groups": [asdict(group) for group in groups]})
         return
     if not rows:
         typer.echo("no audit has failed")
         return
-    table = Table("audits", "state", "kind", "reason", "such as")
-    for (state, why, reason), members in ordered:
-        table.add_row(str(len(members)), state, why, escape(reason[:200]), escape(members[0]["item_id"]))
-    Console().print(table)
+    table = Table("audits", "state", "kind", "the newest reason", "of", "at (UTC)")
+    for group in groups:
+        table.add_row(
+            str(group.audits), group.state, group.kind, escape(group.newest_reason[:400]), escape(group.items[0]),
+            f"{group.newest_at:%Y-%m-%d %H:%M}",
+        )  # fmt: skip
+    result_console().print(table)
     if retry:
         typer.echo(f"{len(rows)} audits will be tried again by the next run")
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Audits that failed for one reason, but for names and numbers; ``items`` are at most 100, the newest first."""
+
+    state: str
+    kind: str
+    reason: str
+    audits: int
+    items: list[str]
+    newest_reason: str
+    newest_at: datetime
+
+
+def _groups(rows: list[dict[str, Any]]) -> list[FailureGroup]:
+    """``rows`` grouped by reason, each item once with its newest row; the largest group first."""
+    newest: dict[str, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: row["failed_at"], reverse=True):
+        newest.setdefault(row["item_id"], row)
+    members: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in newest.values():
+        members.setdefault((row["state"], row["kind"], _general(row["reason"])), []).append(row)
+    found = [
+        FailureGroup(*key, len(of), [row["item_id"] for row in of[:100]], of[0]["reason"], of[0]["failed_at"])
+        for key, of in members.items()
+    ]
+    return sorted(found, key=lambda group: -group.audits)
 
 
 def _general(reason: str) -> str:
@@ -132,7 +163,7 @@ def compact(
     from audit.schemas import TABLES
     from audit.storage import Workspace
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, create=False)
     merged = {table: opened.compact(table, drop_damaged, every=True) for table in TABLES}
     files = {table: len(opened.keys(table)) for table in TABLES}
     if as_json:
@@ -149,7 +180,7 @@ def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
     """
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, reading=True)
+    opened = Workspace(workspace, reading=True, create=False)
     out = console()
     problems: list[dict[str, str]] = []
     with progress_display(out) as progress:
@@ -267,7 +298,6 @@ def _verify_files(workspace: Workspace, problems: list[dict[str, str]]) -> None:
 @config_app.command("show")
 def config_show(config: ConfigFile = None, sets: Set = None, as_json: JsonOption = False) -> None:
     """The configuration in force, with what every setting means: file, environment and --set taken together."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -284,4 +314,4 @@ def config_show(config: ConfigFile = None, sets: Set = None, as_json: JsonOption
         shown = "auto" if dotted == "settings.w" and value is None else ("" if value is None else str(value))
         variable = PREFIX + dotted.upper().replace(".", "__")
         table.add_row(dotted, escape(shown), escape(text), variable)
-    Console().print(table)
+    result_console().print(table)

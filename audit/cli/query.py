@@ -2,55 +2,89 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json
+from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json, result_console
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+LONGEST_CELL = 80  # at a terminal
+
+
+class RowFormat(StrEnum):
+    """How rows are printed."""
+
+    table = "table"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+    parquet = "parquet"
 
 
 def query(
     sql: Annotated[str, typer.Argument(help='A DuckDB statement. Quote "references": the word is reserved.')],
+    format_: Annotated[
+        RowFormat, typer.Option("--format", help="jsonl is an object a line; parquet goes into a file.")
+    ] = RowFormat.table,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Run SQL over the workspace's tables.
 
-    They are checkpoints, captions, audits, generations, extractions, "references", matches and evaluations.
+    They are checkpoints, captions, asked, audits, generations, extractions, "references", matches, evaluations and
+    failures.
 
     [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, count(DISTINCT reference_id)
     FROM audits JOIN matches USING (audit_id)
-    WHERE is_match GROUP BY ALL"
+    WHERE is_match GROUP BY ALL" --format csv
 
-    Columns are described in audit/schemas.py. The statement can read the tables and nothing else.
+    Columns are described in audit/schemas.py. The statement can read the tables and nothing else. Bytes are printed as
+    hex. Where two columns have one name, JSON and Parquet number the second. Piped, a table is not cut.
     """
     import duckdb
 
+    from audit.cli.rows import as_csv, as_json_lines, as_json_rows, as_parquet
     from audit.errors import WorkspaceError
     from audit.storage import Workspace
 
+    if as_json and format_ not in (RowFormat.table, RowFormat.json):
+        raise typer.BadParameter(f"--json and --format {format_} contradict each other", param_hint="--format")
+    if format_ is RowFormat.parquet and sys.stdout.isatty():
+        raise typer.BadParameter("Parquet is no text: redirect it into a file", param_hint="--format")
     try:
-        rows = Workspace(workspace, reading=True).rows(sql)
+        rows = Workspace(workspace, reading=True, create=False).select(sql)
     except duckdb.Error as error:
         raise WorkspaceError(f"the query failed: {error}") from error
-    if as_json:
-        print_json(rows)
-        return
-    from rich.console import Console
+    if as_json or format_ is RowFormat.json:
+        print_json(as_json_rows(rows))
+    elif format_ is RowFormat.parquet:
+        typer.echo(as_parquet(rows), nl=False)
+    elif format_ in (RowFormat.csv, RowFormat.jsonl):
+        for line in as_csv(rows) if format_ is RowFormat.csv else as_json_lines(rows):
+            typer.echo(line)
+    else:
+        _show(rows)
+
+
+def _show(rows: pa.Table) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    if not rows:
+    from audit.cli.rows import cell, rows_of
+
+    if not rows.num_rows:
         typer.echo("no rows")
         return
-    table = Table(*rows[0])
-    for row in rows:
-        table.add_row(*(escape(_short(value)) for value in row.values()))
-    Console().print(table)
-
-
-def _short(value: object) -> str:
-    if isinstance(value, bytes):
-        return f"<{len(value)} bytes>"
-    text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    out = result_console()
+    table = Table(*map(escape, rows.column_names))
+    for row in rows_of(rows):
+        texts = [cell(value) for value in row]
+        if out.is_terminal:
+            texts = [text if len(text) <= LONGEST_CELL else text[: LONGEST_CELL - 3] + "..." for text in texts]
+        table.add_row(*map(escape, texts))
+    out.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +18,11 @@ from audit.cli.common import (
     default_device,
     print_json,
     progress_display,
+    result_console,
     tell_skipped,
 )
 
+log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference sets.")
 
 
@@ -44,10 +47,9 @@ def add(
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    out = console()
     sets = ReferenceSets(Workspace(workspace))
     loaded = load_descriptor(descriptor, device or default_device())
-    with progress_display(out) as progress:
+    with progress_display(console()) as progress:
         added = sets.add(name, folder, loaded, thumbnails, lambda done, total: progress("describing", done, total))
     if as_json:
         skipped = [{"name": one.name, "reason": one.reason} for one in added.skipped]
@@ -55,8 +57,8 @@ def add(
             {"reference_set": name, "images": added.images, "descriptor": loaded.name, "skipped_images": skipped}
         )
         return
-    tell_skipped(out, added.skipped)
-    out.print(f"{name}: {added.images} pictures, described by {loaded.name}", highlight=False)
+    tell_skipped(added.skipped)
+    log.info("%s: %d pictures, described by %s", name, added.images, loaded.name)
 
 
 @app.command("list")
@@ -65,18 +67,17 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    rows = ReferenceSets(Workspace(workspace, reading=True)).list()
+    rows = ReferenceSets(Workspace(workspace, reading=True, create=False)).list()
     if as_json:
         print_json(rows)
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("reference set", "pictures", "descriptor", "added (UTC)")
     for row in rows:
         added = f"{row['added_at']:%Y-%m-%d %H:%M}"
         table.add_row(row["reference_set"], str(row["images"]), row["descriptor_name"], added)
-    Console().print(table)
+    result_console().print(table)
 
 
 @app.command()
@@ -89,12 +90,11 @@ def remove(
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    removed = ReferenceSets(Workspace(workspace)).remove(name)
+    removed = ReferenceSets(Workspace(workspace, create=False)).remove(name)
     if as_json:
         print_json(asdict(removed))
         return
-    console().print(
-        f"{name} removed: {removed.pictures} pictures, {removed.matches} matches with them, "
-        f"{len(removed.pages)} report pages",
-        highlight=False,
-    )
+    log.info(
+        "%s removed: %d pictures, %d matches with them, %d report pages", name, removed.pictures, removed.matches,
+        len(removed.pages),
+    )  # fmt: skip

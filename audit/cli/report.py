@@ -28,7 +28,7 @@ def report(
     from audit.report.page import render
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, reading=as_json or output is not None)
+    opened = Workspace(workspace, reading=as_json or output is not None, create=False)
     facts = collect(opened, audit, references)
     if as_json:
         print_json(facts.as_json())

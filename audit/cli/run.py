@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audit.cli.common import EXIT_ALL_FAILED, EXIT_MATCHES_FOUND, EXIT_TELLS_NOTHING, JsonOption, console, print_json
+from audit.cli.logs import Seldom, is_quiet, is_structured, tell
 from audit.config import EngineName, Priority, RunSettings
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
     from audit.engine.run import Run, RunState
 
+log = logging.getLogger(__name__)
 ConfigFile = Annotated[Path | None, typer.Option("--config", envvar="LORA_AUDIT_CONFIG", help="A TOML or YAML file.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any setting, such as settings.steps=25.")
@@ -60,7 +63,9 @@ def run(
     ] = None,
     base: Annotated[
         list[str] | None,
-        typer.Option(metavar="FAMILY=SOURCE", help="The base model of a family: sd1=owner/name@COMMIT, or a folder."),
+        typer.Option(
+            metavar="FAMILY=SOURCE", help="The base model of a family: sd1=sd15, sd1=owner/name@COMMIT, or a folder."
+        ),
     ] = None,
     descriptor: Annotated[str | None, typer.Option(help="sscd, nano, pdq, or a file. [default: sscd]")] = None,
     min_workers: Annotated[int | None, _run("min_workers", min=0)] = None,
@@ -80,8 +85,7 @@ def run(
 
     Exit codes: 0 nothing found, 10 matches found, 11 every audit tells nothing, 3 every audit failed, 2 bad input.
 
-    [bold]Example[/bold]: lora-audit run --engine ray --base sd1=stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
-    --references portfolio --where "source = 'folder'"
+    [bold]Example[/bold]: lora-audit run --engine ray --base sd1=sd15 --references portfolio --where "source = 'folder'"
     """
     from audit.cli.crawl import serve_metrics
     from audit.config import load_config
@@ -118,7 +122,7 @@ def run(
     if as_json:
         print_json(asdict(state))
     else:
-        show_state(out, state)
+        show_state(state)
     if state.matched_audits:
         raise typer.Exit(EXIT_MATCHES_FOUND)
     if (state.failed or state.quarantined) and not state.finished:
@@ -135,7 +139,7 @@ def _drain_on_signals(running: Run) -> dict[int, Any]:
 
     def drain(number: int, frame: FrameType | None) -> None:
         running.stop.set()
-        console().print("draining: running audits finish or keep what they have; nothing new begins")
+        log.info("draining: running audits finish or keep what they have; nothing new begins")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     for number in before:
@@ -148,12 +152,12 @@ class _Display:
 
     def __init__(self, out: Console) -> None:
         self.out = out
-        self._printed = 0.0
+        self._seldom = Seldom()
         self._started = time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> _Display:
-        if self.out.is_terminal:
+        if self.out.is_terminal and not is_structured() and not is_quiet():
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -174,9 +178,12 @@ class _Display:
                 self._audits, completed=ended, total=ended + state.waiting + state.running,
                 description=self._line(state),
             )  # fmt: skip
-        elif time.monotonic() - self._printed >= 10 or not state.running + state.waiting:
-            self._printed = time.monotonic()
-            self.out.print(self._line(state), highlight=False)
+        elif self._seldom.due() or not state.running + state.waiting:
+            tell(
+                log, "%s", self._line(state), run_id=state.run_id, finished=state.finished, failed=state.failed,
+                quarantined=state.quarantined, waiting=state.waiting, running=state.running, workers=state.workers,
+                images=state.images,
+            )  # fmt: skip
 
     def _line(self, state: RunState) -> str:
         seconds = max(1e-9, time.monotonic() - self._started)
@@ -190,18 +197,21 @@ class _Display:
         )
 
 
-def show_state(out: Console, state: RunState) -> None:
+def show_state(state: RunState) -> None:
     """The end of a run, for a person."""
     from rich.markup import escape
     from rich.table import Table
 
-    out.print(
+    out = console()
+    tell(
+        log,
         f"{state.finished} audits done, {state.matched_audits} with matches ({state.matches} pictures), "
         f"{state.failed} failed, {state.quarantined} quarantined, {state.retries} tried again; "
         f"{state.images} images, {state.gpu_hours:.2f} worker hours",
-        highlight=False,
+        run_id=state.run_id, finished=state.finished, matched_audits=state.matched_audits, failed=state.failed,
+        quarantined=state.quarantined,
     )  # fmt: skip
-    if state.matched:
+    if state.matched and not is_structured():
         table = Table("checkpoint", "pictures", "page", title="with matches")
         ordered = sorted(state.matched, key=lambda one: -one["matches"])
         for one in ordered[:50]:
@@ -210,10 +220,10 @@ def show_state(out: Console, state: RunState) -> None:
         if len(ordered) > 50:
             out.print(f"and {state.matched_audits - 50} more")
     if state.told_nothing:
-        out.print(f"[yellow]{state.told_nothing} audits tell nothing[/yellow]: what they sampled are no pictures")
+        log.warning("%d audits tell nothing: what they sampled are no pictures", state.told_nothing)
     if state.index:
-        out.print(f"all of them: {escape(state.index)}", highlight=False, soft_wrap=True)
+        log.info("all of them: %s", state.index)
     for reason, count in state.skipped.items():
-        out.print(f"[yellow]{count} skipped[/yellow]: {escape(reason)}", highlight=False)
+        log.warning("%d skipped: %s", count, reason)
     if state.failed or state.quarantined:
-        out.print("reasons: lora-audit failures", highlight=False)
+        log.warning("reasons: lora-audit failures")

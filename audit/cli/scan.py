@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from audit.cli.common import (
     progress_display,
     tell_skipped,
 )
+from audit.cli.logs import is_structured, tell
 from audit.config import (
     BaseCaption,
     Clustering,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from audit.matching import ReferenceSets, SkippedImage
     from audit.report import AuditFacts
 
+log = logging.getLogger(__name__)
 ITEM = re.compile(r"(civitai|huggingface|folder|file):.+")
 
 
@@ -86,6 +89,10 @@ def run_scan(
     out = console()
     where = device or default_device()
     plan = make_plan(request, descriptor_name, where)
+    log.debug(
+        "audit %s on %s: %d images of %s, base %s at %s, descriptor %s", plan.audit_id, where, plan.images,
+        plan.checkpoint.name, plan.base.name, plan.base.revision, plan.descriptor.name,
+    )  # fmt: skip
     folders = {"training": training_images, "control": control}
     known = {kind: known_pictures(folder) for kind, folder in folders.items() if folder is not None}
     workspace = Workspace(workspace_path)
@@ -129,11 +136,17 @@ def show(result: ScanResult) -> None:
 
     out = console()
     facts = result.facts
-    tell_skipped(out, result.skipped)
+    tell_skipped(result.skipped)
     if result.was_known:
-        out.print("this audit was finished before: its result is shown, nothing was sampled again")
+        log.info("this audit was finished before: its result is shown, nothing was sampled again")
     for warning in facts.row["warnings"]:
-        out.print(f"[yellow]warning[/yellow] {escape(warning)}", highlight=False)
+        log.warning("%s", warning)
+    if is_structured():
+        tell(
+            log, "%d reference pictures recovered", len(facts.matched), audit_id=facts.row["audit_id"],
+            matched=[match.name for _, match in facts.matched], report=result.page, seconds=facts.row["seconds_total"],
+        )  # fmt: skip
+        return
     table = Table(
         "rank",
         "confidence",
@@ -226,7 +239,10 @@ def scan(
         ),
     ],
     base: Annotated[
-        str, typer.Option(help="What it was trained on: a diffusers folder, a .safetensors file, or owner/name@COMMIT.")
+        str,
+        typer.Option(
+            help="What it was trained on: sd15, sdxl, nano, owner/name@COMMIT, a diffusers folder, a .safetensors file."
+        ),
     ],
     references: Annotated[
         list[str] | None, typer.Option(help="A reference set's name, or a folder of pictures. Repeat for several.")
@@ -279,8 +295,8 @@ def scan(
 ) -> None:
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
 
-    [bold]Example[/bold]: lora-audit scan monet.safetensors --base stable-diffusion-v1-5/stable-diffusion-v1-5@COMMIT
-    --references my-paintings/ --caption "art style of claude monet" --n0 10
+    [bold]Example[/bold]: lora-audit scan monet.safetensors --base sd15 --references my-paintings/
+    --caption "art style of claude monet" --n0 10
 
     Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
     11 the audit tells nothing (what was sampled are no pictures), 2 bad input.
@@ -307,7 +323,7 @@ def scan(
     )
     request = Request(Path(file), base, base_config, caption or [], caption_file, n0, settings)
     if ITEM.fullmatch(file) and not request.checkpoint.exists():
-        entry = open_catalog(workspace, None).entry(file)
+        entry = open_catalog(workspace, None, create=False).entry(file)
         request = replace(
             request,
             checkpoint=entry.path,

@@ -19,7 +19,7 @@ def migrate(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption 
     from audit.storage import Workspace
     from audit.workspace.workspace import VERSION
 
-    opened = Workspace(workspace)
+    opened = Workspace(workspace, create=False)
     if as_json:
         print_json({"version": VERSION})
         return
@@ -47,7 +47,7 @@ def export(
         chosen = ExportFormat(kind)
     except ValueError:
         raise WorkspaceError(f"--format {kind!r} is not known: choose parquet, csv or delta") from None
-    opened = Workspace(workspace, reading=True)
+    opened = Workspace(workspace, reading=True, create=False)
     out.mkdir(parents=True, exist_ok=True)
     written = {name: export_table(opened, name, chosen, out) for name in table or TABLES}
     if as_json:

@@ -28,8 +28,9 @@ from audit.evaluation import score
 from audit.extraction.extract import SPOOLED, as_generations, vectors_of
 from audit.extraction.pictures import not_pictures
 from audit.matching import match_extractions
-from audit.models.checkpoint import metadata_json
+from audit.models.checkpoint import Checkpoint, metadata_json
 from audit.models.pair import ModelPair
+from audit.models.trained import Training, training_of
 from audit.schemas import EXTRACTIONS, GENERATIONS
 from audit.storage import Workspace
 
@@ -152,11 +153,17 @@ def _store(workspace: Workspace, plan: Plan, clusters: list[Cluster]) -> None:
             "format": str(checkpoint.format),
             "bytes": checkpoint.bytes,
             "claimed_metadata": metadata_json(checkpoint.metadata),
+            **asdict(_training(checkpoint)),
             "identity": checkpoint.identity,
             "first_seen_at": now,
             "seen_at": now,
         }
         workspace.write("checkpoints", checkpoint.sha256, [row])
+
+
+def _training(checkpoint: Checkpoint) -> Training:
+    headers = [header for _, header in checkpoint.files.values()]
+    return training_of(checkpoint.metadata, {name: one for header in headers for name, one in header.tensors.items()})
 
 
 def match(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> int:

@@ -20,6 +20,7 @@ from audit.models.families.identify import Family, family_of_dimensions, family_
 from audit.models.families.registry import FAMILIES
 from audit.models.formats.prediction import followed, said
 from audit.models.placement import is_placed, place
+from audit.models.published import ALIASES, source_of
 from audit.models.safetensors_header import read_header
 
 _STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
@@ -104,11 +105,13 @@ class BaseLocation:
 
 
 def locate_base(source: str, config: str | None = None) -> BaseLocation:
-    """Find ``source``: a local diffusers folder, a local .safetensors file, or ``owner/name@commit`` on the hub.
+    """Find ``source``: a local diffusers folder or .safetensors file, ``owner/name@commit``, or a short name of one.
 
-    ``config`` is a folder or ``owner/name@commit`` with the configuration of a single file. Only safetensors weights
-    are read. Raises CheckpointError for what is missing, unsafe, or not pinned to a commit.
+    ``config`` is a folder, ``owner/name@commit`` or a short name with the configuration of a single file. Only
+    safetensors weights are read. Raises CheckpointError for what is missing, unsafe, or not pinned to a commit, and
+    ConfigError for a published model that has no short name.
     """
+    source, config = source_of(source), source_of(config) if config else None
     path = Path(source)
     if path.is_dir():
         _check_folder(path)
@@ -124,7 +127,8 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
         _check_folder(folder)
         return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder)
     raise CheckpointError(
-        f"{source} is neither a folder, nor a .safetensors file, nor a hub id: check the path of the base model"
+        f"{source} is neither a folder, nor a .safetensors file, nor a hub id, nor one of {', '.join(ALIASES)}: check "
+        "the path of the base model"
     )
 
 

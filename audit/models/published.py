@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.errors import ConfigError
@@ -136,6 +137,31 @@ PUBLISHED: dict[str, PublishedModel] = {
          "vae": _VAE_16},
     ),
 }  # fmt: skip
+
+
+# Where published models are, at the commit that audits are pinned to. Models that are missing here have to be given
+# with their commit: one that nobody has looked at is not a pin.
+PINNED: dict[str, str] = {
+    "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+    "sdxl": "stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
+}
+EMBEDDED = Path(__file__).parent.parent / "testbed" / "assets" / "base"
+ALIASES: dict[str, str] = {"nano": str(EMBEDDED), **PINNED}
+
+
+def source_of(name: str) -> str:
+    """The folder or ``owner/name@commit`` that a short name stands for; any other text, and a path that exists, as is.
+
+    Raises ConfigError for a published model whose commit is not recorded here.
+    """
+    if Path(name).exists():
+        return name
+    if name in PUBLISHED and name not in ALIASES:
+        raise ConfigError(
+            f"no commit of {name} ({PUBLISHED[name].title}) is pinned here (pinned are {', '.join(ALIASES)}): give "
+            "owner/name@COMMIT (the commit is on the model page under 'Files and versions'), or a local folder"
+        )
+    return ALIASES.get(name, name)
 
 
 def published(name: str) -> PublishedModel:

@@ -43,13 +43,13 @@ log = logging.getLogger("audit.workspace")
 
 
 class Workspace:
-    """Where everything is kept: a folder, or s3://bucket/prefix. Opening creates it.
+    """Where everything is kept: a folder, or s3://bucket/prefix. Opening creates it, unless ``create`` is False.
 
     One of version 2 is rewritten in place; with ``reading`` it is refused instead, as are others and folders of other
     things. Raises WorkspaceError.
     """
 
-    def __init__(self, location: str | Path, reading: bool = False) -> None:
+    def __init__(self, location: str | Path, reading: bool = False, create: bool = True) -> None:
         self.files = Files(location)
         self._tables = {name: Table(self.files, name) for name in TABLES}
         self._loose: dict[str, int] = {}  # about how many loose files the tables have that were appended to
@@ -58,6 +58,8 @@ class Workspace:
             # another process may be creating it at this moment
             if self.files.list("") and self.files.read(MARKER) is None:
                 raise WorkspaceError(f"{self.files} is not a workspace and not empty: choose another --workspace")
+            if not create:
+                raise WorkspaceError(f"there is no workspace at {self.files}: check --workspace")
             if self.files.local is None:
                 require_conditional_puts(self.files.create, self.files.remove, str(self.files))
             self.files.write(MARKER, json.dumps({"version": VERSION}).encode())
@@ -225,6 +227,7 @@ class Workspace:
         for name, sql in NEWEST.items():
             if name in views:
                 connection.execute(f"CREATE TEMP VIEW {name} AS {sql}")
+        connection.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout, which is for --json
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         return connection, views

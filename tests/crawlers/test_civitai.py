@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pytest
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from audit.errors import CrawlError
 from audit.schemas import CHECKPOINTS
 from audit.storage import Workspace
-from crawlers import http
+from crawlers import civitai, http
 from crawlers.catalog import Catalog, Outcome
 from crawlers.civitai import Civitai, CivitaiQuery, prompts_of, reference_of
 from crawlers.crawl import Counts, Crawl, estimate
@@ -65,6 +66,37 @@ def site() -> Iterator[Site]:
         yield running
 
 
+@pytest.fixture
+def twins(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Site, Site]]:
+    """Two names of one site; the first links to the second's downloads."""
+    with Site([one()]) as first, Site([one()]) as second:
+        first._api_server.url = second._api_server.url
+        monkeypatch.setattr(civitai, "TWINS", frozenset({urlsplit(first.url).netloc, urlsplit(second.url).netloc}))
+        yield first, second
+
+
+def test_twin_hosts_are_one_source(workspace: Workspace, twins: tuple[Site, Site]) -> None:
+    first, second = twins
+    assert crawl(first, workspace).states == {"stored": 1}
+    assert (first.counts["download"], second.counts["download"]) == (0, 1)
+    assert crawl(second, workspace).new == 0
+    [row] = table(workspace)
+    assert row["page_url"].startswith(first.url.removesuffix("/api/v1"))
+
+
+def test_what_one_twin_does_not_show_is_not_gone(workspace: Workspace, twins: tuple[Site, Site]) -> None:
+    first, second = twins
+    catalog = Catalog(workspace)
+    crawl(second, workspace, download=False)
+    first.remove(11)
+    rows = catalog.find().to_pylist()
+    assert Crawl(source(first, catalog), catalog, False).refresh(rows).states == {}
+    assert first.counts["model"] == 0  # it was seen at the second, which is asked first
+    assert [item.item_id for item in source(first, catalog).one(version_id="21")] == ["civitai:11:21:31"]
+    second.remove(11)
+    assert Crawl(source(first, catalog), catalog, False).refresh(rows).states == {"gone": 1}
+
+
 def test_everything_is_listed_once_in_spite_of_the_quirks(workspace: Workspace, tmp_path: Path) -> None:
     models = make_models(250, files=False)
     quirks = {"empty_page_every": 3, "burst_429_every": 2, "error_500_every": 5, "repeat_at_border": True}
@@ -75,6 +107,38 @@ def test_everything_is_listed_once_in_spite_of_the_quirks(workspace: Workspace, 
     files = {f"civitai:{m.id}:{v.id}:{f.id}" for m in models for v in m.versions for f in v.files if f.type == "Model"}
     assert {row["item_id"] for row in table(workspace)} == files
     assert counts.states == {"listed": len(files)}
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("place", [0, 4, 130, 249])
+def test_a_page_that_fails_for_ever_is_passed_over_and_named(workspace: Workspace, status: int, place: int) -> None:
+    models = make_models(250, files=False)
+    newest = sorted(models, key=lambda model: max(v.published_at for v in model.versions), reverse=True)
+    with Site(models) as site:
+        site.broken_models = {newest[place].id: status}
+        counts = crawl(site, workspace, download=False, retries=1)
+        listed = {int(row["model_id"]) for row in table(workspace)}
+        missing = {model.id for model in models} - listed
+        assert newest[place].id in missing
+        assert len(missing) <= 10
+        assert counts.passed_over >= 1
+        assert f"HTTP {status}" in next(iter(counts.reasons))
+        [state] = [json.loads(path.read_text())["state"] for path in (workspace.root / "crawls").iterdir()]
+        assert state["complete"]
+        assert f"HTTP {status}" in state["passed_over"][0]["what"]
+        site.broken_models = {}
+        catalog = Catalog(workspace)
+        assert Crawl(source(site, catalog), catalog, False, restart=True).run().new >= 1
+        assert len({row["model_id"] for row in table(workspace)}) == 250
+
+
+def test_a_query_that_always_fails_ends_the_crawl(workspace: Workspace) -> None:
+    models = make_models(250, files=False)
+    with Site(models) as site:
+        site.broken_models = {model.id: 400 for model in models}
+        with pytest.raises(CrawlError, match="HTTP 400"):
+            crawl(site, workspace, download=False)
+        assert site.counts["models"] == 3
 
 
 def test_rows_say_what_the_source_says(workspace: Workspace) -> None:
@@ -99,7 +163,8 @@ def test_rows_say_what_the_source_says(workspace: Workspace) -> None:
 
 GOOD = {
     Fault.none: None, Fault.missing_sha256: None, Fault.drops_halfway: None, Fault.link_expires: None,
-    Fault.ignores_range: None, Fault.corrupt_once: None, Fault.rewritten_header: "header was rewritten",
+    Fault.ignores_range: None, Fault.corrupt_once: None, Fault.gzipped: None, Fault.gzipped_range: None,
+    Fault.rewritten_header: "header was rewritten",
     Fault.wrong_sha256: "right tensor hash",
 }  # fmt: skip
 BAD = {
@@ -179,6 +244,40 @@ def test_a_download_goes_on_where_a_killed_one_stopped(workspace: Workspace) -> 
         catalog.store.part(item).write_bytes(content)
         assert Crawl(api, catalog).take([item]).bytes == 0
     assert table(workspace)[0]["state"] == "stored"
+
+
+@pytest.mark.parametrize("field", ["earlyAccessEndsAt", "earlyAccessDeadline", "deadline"])
+def test_early_access_is_later_with_its_date_and_taken_then(
+    workspace: Workspace, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = one()
+    version = model.versions[0]
+    version.names_the_date = field
+    until = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
+    version.early_access_until = until.isoformat()
+    with Site([model]) as site:
+        assert crawl(site, workspace).states == {"later": 1}
+        [row] = table(workspace)
+        assert (row["state"], row["available_at"], row["attempts"]) == ("later", until, 0)
+        assert f"early access until {until:%Y-%m-%d %H:%M} UTC" in row["reason"]
+        assert "token" not in row["reason"]
+        crawl(site, workspace)
+        assert site.counts["early"] == 1  # it is left alone until then
+        past = datetime.now(UTC) - timedelta(seconds=1)
+        version.early_access_until = past.isoformat()
+        known = workspace.rows("SELECT * FROM checkpoints")
+        workspace.append("checkpoints", [known[0] | {"available_at": past, "seen_at": datetime.now(UTC)}])
+        assert crawl(site, workspace).states == {"stored": 1}
+    assert table(workspace)[0]["state"] == "stored"
+
+
+def test_a_bad_token_stays_a_bad_token(workspace: Workspace) -> None:
+    model = one()
+    with Site([model], token="another-token") as site:
+        catalog = Catalog(workspace)
+        item = Civitai(catalog, endpoint=site.url)._items(site._model(model), "civitai.com")[0]
+        [(_, outcome)] = [(item, Crawl(source(site, catalog), catalog).fetch_one(item, lambda n: None))]
+    assert (outcome.state, "token" in (outcome.reason or "")) == ("failed", True)
 
 
 def test_without_a_token_the_reason_says_so(workspace: Workspace) -> None:
@@ -280,6 +379,44 @@ def test_what_is_taken_down_archived_or_deleted_is_marked_and_kept(workspace: Wo
         assert (row["state"], words in row["reason"]) == ("gone", True)
         assert catalog.store.fetch(row["identity"])
     assert {found[str(model.id)]["state"] for model in models[3:]} == {"stored"}
+
+
+def test_a_refresh_asks_the_longest_unasked_first_and_reaches_all(workspace: Workspace) -> None:
+    models = [replace(one(), id=number, versions=[replace(one().versions[0], id=number, files=[SimFile(
+        number, "a.safetensors", tiny_lora(number))])]) for number in range(1, 8)]  # fmt: skip
+    catalog = Catalog(workspace)
+    with Site(models) as site:
+        crawl(site, workspace, download=False)
+        workspace.append("checkpoints", [{"item_id": "folder:a:b", "source": "folder", "state": "stored",
+                                          "seen_at": datetime(2020, 1, 1, tzinfo=UTC)}])  # fmt: skip
+        site.remove(4)
+        asked: list[str] = []
+        for _ in range(4):
+            site.requests.clear()
+            Crawl(source(site, catalog), catalog, False).refresh(catalog.longest_unasked("TRUE", 2).to_pylist())
+            asked += [seen.path.rpartition("/")[2] for seen in site.requests]
+    assert sorted(asked[:7]) == list("1234567")  # none twice before all were asked
+    assert asked[7:] == asked[:1] or len(asked) == 7
+    assert workspace.rows("SELECT item_id FROM checkpoints WHERE state = 'gone'") == [{"item_id": "civitai:4:4:4"}]
+
+
+def test_a_model_that_always_fails_does_not_end_a_refresh_and_a_source_that_is_away_does(
+    workspace: Workspace,
+) -> None:
+    models = [replace(one(), id=number, versions=[replace(one().versions[0], id=number, files=[SimFile(
+        number, "a.safetensors", tiny_lora(number))])]) for number in range(1, 8)]  # fmt: skip
+    catalog = Catalog(workspace)
+    with Site(models) as site:
+        crawl(site, workspace, download=False)
+        site.broken_models = {1: 500, 2: 500}
+        site.remove(7)
+        rows = catalog.longest_unasked("TRUE", 100).to_pylist()
+        counts = Crawl(source(site, catalog, retries=0), catalog, False).refresh(rows)
+        assert counts.states == {"failed": 2, "gone": 1}
+        assert "HTTP 500" in next(iter(counts.reasons))
+        site.broken_models = dict.fromkeys(range(8), 500)
+        with pytest.raises(CrawlError, match="HTTP 500"):
+            Crawl(source(site, catalog, retries=0), catalog, False).refresh(rows)
 
 
 def test_changed_metadata_is_recorded_without_another_download(workspace: Workspace) -> None:
@@ -391,6 +528,7 @@ def test_a_bad_training_set_does_not_cost_the_checkpoint(workspace: Workspace) -
 
 
 def test_references_people_paste() -> None:
+    assert reference_of("https://civitai.green/models/11/one") == {"model_id": "11"}
     sha = "ab" * 32
     assert reference_of("https://civitai.com/models/12/name?modelVersionId=34") == {
         "model_id": "12",
@@ -418,6 +556,23 @@ def test_single_models_by_hash_version_and_id(workspace: Workspace) -> None:
             assert [item.item_id for item in api.one(**named)] == ["civitai:11:21:31"]
         with pytest.raises(Exception, match="does not have it"):
             api.one(model_id="404")
+
+
+def test_rank_steps_and_learning_rate_are_columns(workspace: Workspace) -> None:
+    claims = {"ss_network_dim": "64", "ss_steps": "1500", "ss_learning_rate": "1e-4", "ss_unet_lr": "None"}
+    sql = "SELECT state, tensor_rank, claimed_rank, claimed_steps, claimed_learning_rate AS rate FROM checkpoints"
+    with Site([one(content=tiny_lora(7, claims, rank=2))]) as site:
+        crawl(site, workspace, download=False)
+        assert workspace.rows(sql)[0] == {
+            "state": "listed", "tensor_rank": None, "claimed_rank": None, "claimed_steps": None, "rate": None
+        }  # fmt: skip
+        crawl(site, workspace)
+        known = {"state": "stored", "tensor_rank": 2, "claimed_rank": 64, "claimed_steps": 1500, "rate": 1e-4}
+        assert workspace.rows(sql) == [known]
+        site.remove(11)
+        catalog = Catalog(workspace)
+        Crawl(source(site, catalog), catalog).refresh(catalog.find().to_pylist())
+        assert workspace.rows(sql) == [known | {"state": "gone"}]
 
 
 def test_a_hostile_answer_costs_nothing_else(workspace: Workspace, httpserver: Any) -> None:
@@ -470,7 +625,7 @@ MODEL = st.fixed_dictionaries(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_any_model_becomes_items_that_can_be_recorded(workspace: Workspace, model: dict[str, Any]) -> None:
     api = Civitai(Catalog(workspace), CivitaiQuery(since=datetime(2024, 1, 1, tzinfo=UTC)), ground_truth=True)
-    for item in api._items(model):
+    for item in api._items(model, "civitai.com"):
         row, _ = api.catalog._row(item, Outcome("listed"), None, datetime.now(UTC))
         pa.Table.from_pylist([row], schema=CHECKPOINTS)
         assert item.item_id.startswith("civitai:")

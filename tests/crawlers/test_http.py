@@ -136,6 +136,13 @@ def test_the_token_goes_to_its_host_alone(httpserver: HTTPServer, other: HTTPSer
     assert headers == {"home": "Bearer s3cret", "away": None}
 
 
+def test_the_token_follows_a_redirect_to_another_host_of_the_source(httpserver: HTTPServer, other: HTTPServer) -> None:
+    hosts = [urlsplit(server.url_for("/")).netloc for server in (httpserver, other)]
+    httpserver.expect_request("/file").respond_with_data("", 307, {"Location": other.url_for("/there")})
+    other.expect_request("/there", headers={"Authorization": "Bearer secret"}).respond_with_json({"right": True})
+    assert Session(hosts, Token("secret"), 0).get_json(httpserver.url_for("/file")) == {"right": True}
+
+
 def test_errors_show_neither_token_nor_query(httpserver: HTTPServer) -> None:
     answers(httpserver, 500)
     asked = session(httpserver, token=Token("s3cret"), retries=0)

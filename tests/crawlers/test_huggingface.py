@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ from crawlers import http
 from crawlers.catalog import Catalog
 from crawlers.crawl import Counts, Crawl
 from crawlers.http import Token
-from crawlers.huggingface import HuggingFace, HuggingFaceQuery, reference_of
+from crawlers.huggingface import HuggingFace, HuggingFaceQuery, is_path, reference_of
 from tests.conftest import stored_bytes
 from tests.simulators.civitai import tiny_lora
 from tests.simulators.hub import Hub
@@ -105,6 +106,23 @@ def test_pages_bursts_and_a_second_run(workspace: Workspace) -> None:
         assert (third.new, third.items < 20) == (1, True)
 
 
+def test_a_page_that_fails_for_ever_does_not_end_the_crawl(workspace: Workspace) -> None:
+    with Hub.serve(page_size=10) as hub:
+        for number in range(60):
+            publish(hub, number, content=tiny_lora(0))
+        hub.broken = {"lastModified": ("user0/lora-30", 400)}
+        counts = crawl(hub, workspace, download=False)
+        assert hub.counts["broken-page"] > 0
+        assert (len(rows(workspace)), counts.passed_over) == (60, 1)
+        assert "the listing by last_modified ends early (HTTP 400" in next(iter(counts.reasons))
+        [state] = [json.loads(path.read_text())["state"] for path in (workspace.root / "crawls").iterdir()]
+        assert "last_modified" in state["passed_over"][0]["what"]
+        assert state["complete_until"].startswith("2026-03-28")
+        hub.broken = {"lastModified": ("user0/lora-27", 400)}  # on the first page
+        with pytest.raises(CrawlError, match="HTTP 400"):
+            crawl(hub, Workspace(workspace.root.parent / "other"), download=False)
+
+
 def test_an_interrupted_crawl_loses_nothing_and_asks_nothing_twice(workspace: Workspace) -> None:
     with Hub.serve() as hub:
         for number in range(120):
@@ -162,6 +180,32 @@ def test_several_files_of_one_model_are_items_of_their_own(workspace: Workspace)
         publish(hub, 1, files=files)
         assert crawl(hub, workspace).states == {"stored": 8}
     assert f"huggingface:user1/lora-1:{WEIGHTS}" in rows(workspace)
+
+
+ODD_NAMES = [
+    "style #1.safetensors", "100%.safetensors", "a%20b.safetensors", "what?.safetensors", "a&b=c;d+e.safetensors",
+    "one/two/three/four/five/six/seven.safetensors", ".hidden/\u00fcber \u732b.safetensors", "colon: x.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_files_arrive_whatever_their_names(workspace: Workspace, name: str) -> None:
+    with Hub.serve() as hub:
+        publish(hub, 1, files={name: tiny_lora(1)})
+        assert crawl(hub, workspace).states == {"stored": 1}
+        catalog = Catalog(workspace)
+        assert crawl(hub, workspace).new == 0
+        asked = Crawl(source(hub, catalog), catalog, False).refresh(catalog.find().to_pylist())
+        assert asked.states == {}
+    [row] = rows(workspace).values()
+    assert row["item_id"] == f"huggingface:user1/lora-1:{name}"
+    assert row["checkpoint_sha256"] == hashlib.sha256(tiny_lora(1)).hexdigest()
+    assert catalog.entry(row["item_id"]).path.is_file()
+
+
+@pytest.mark.parametrize("name", ["", "a//b", "../x", "a/./b", "a\nb", "x" * 1001, "/etc/x", "a\u202eb"])
+def test_paths_that_are_none_are_passed_over(name: str) -> None:
+    assert not is_path(name)
 
 
 def test_deleted_models_are_marked_and_kept(workspace: Workspace) -> None:

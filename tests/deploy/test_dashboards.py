@@ -1,6 +1,6 @@
 """Dashboards and alerts: their form, promtool's opinion, and every expression against a real Prometheus and exporter.
 
-LORA_AUDIT_WITHOUT_PROMETHEUS=1 skips what needs Prometheus (Debian: apt-get install prometheus).
+Where Prometheus is not installed, what needs it is skipped; LORA_AUDIT_REQUIRE_PROMETHEUS=1 makes that a failure.
 """
 
 from __future__ import annotations
@@ -41,11 +41,13 @@ SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
 def needs_prometheus(program: str) -> str:
-    """The path of Prometheus or promtool. A missing one fails the test, unless that is wished."""
-    if os.environ.get("LORA_AUDIT_WITHOUT_PROMETHEUS") == "1":
-        pytest.skip("LORA_AUDIT_WITHOUT_PROMETHEUS=1")
+    """The path of Prometheus or promtool; the test is skipped without it, or fails where it is demanded."""
     path = shutil.which(program)
-    assert path, f"{program} is not installed: apt-get install prometheus, or set LORA_AUDIT_WITHOUT_PROMETHEUS=1"
+    if path is None:
+        missing = f"{program} is not installed (Debian: apt-get install prometheus)"
+        if os.environ.get("LORA_AUDIT_REQUIRE_PROMETHEUS") == "1":
+            pytest.fail(f"{missing}, and LORA_AUDIT_REQUIRE_PROMETHEUS=1 demands it")
+        pytest.skip(missing)
     return path
 
 
@@ -139,6 +141,19 @@ def test_alerts() -> None:
         assert fires == {True, False}, f"{name} is tested firing and not firing"
     headings = re.findall(r"^#+ (\w+)$", (ROOT / "docs/operations.md").read_text(), re.MULTILINE)
     assert {rule["alert"] for rule in ALERTS} <= set(headings), "docs/operations.md says what to do"
+
+
+def test_without_prometheus_its_tests_are_skipped_and_ci_demands_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("LORA_AUDIT_REQUIRE_PROMETHEUS", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="apt-get install prometheus"):
+        needs_prometheus("promtool")
+    monkeypatch.setenv("LORA_AUDIT_REQUIRE_PROMETHEUS", "1")
+    with pytest.raises(pytest.fail.Exception, match="demands it"):
+        needs_prometheus("promtool")
+    assert "LORA_AUDIT_REQUIRE_PROMETHEUS" in (ROOT / ".ci/run").read_text()
 
 
 # --- promtool --------------------------------------------------------------------------------------------------------

@@ -9,8 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from audit.errors import CheckpointError
-from audit.models.base import BaseModel, load_base, locate_base
+from audit.errors import CheckpointError, ConfigError
+from audit.models.base import COMMIT as COMMITS
+from audit.models.base import HUB_ID, BaseModel, load_base, locate_base
+from audit.models.families.registry import FAMILIES
+from audit.models.published import EMBEDDED, PINNED, PUBLISHED, source_of
 from tests.conftest import BASE
 from tests.models.ldm import to_ldm
 from tests.simulators.hub import Hub
@@ -29,6 +32,33 @@ def test_the_revision_of_a_folder_follows_its_content_and_not_its_place(tmp_path
     config = tmp_path / "copy/scheduler/scheduler_config.json"
     config.write_text(config.read_text().replace("v_prediction", "epsilon"))
     assert locate_base(str(tmp_path / "copy")).revision != locate_base(str(BASE)).revision
+
+
+def test_short_names_stand_for_pinned_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert locate_base("nano").revision == locate_base(str(BASE)).revision
+    for name, source in PINNED.items():
+        assert source_of(name) == source
+        assert HUB_ID.fullmatch(source.partition("@")[0])
+        assert COMMITS.fullmatch(source.partition("@")[2])
+    assert PINNED["sd15"] == FAMILIES["StableDiffusionPipeline"].default_config
+    assert source_of("owner/name") == "owner/name"
+    for name in set(PUBLISHED) - set(PINNED):
+        with pytest.raises(ConfigError, match=f"no commit of {name} "):
+            locate_base(name)
+    with pytest.raises(CheckpointError, match="nor one of nano, sd15, sdxl"):
+        locate_base("sd16")
+
+
+def test_a_folder_of_that_name_is_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(BASE, tmp_path / "sd15")
+    assert locate_base("sd15").revision == locate_base(str(BASE)).revision
+
+
+def test_a_single_file_takes_its_configuration_by_a_short_name(base: BaseModel, tmp_path: Path) -> None:
+    save_file(to_ldm(base), tmp_path / "model.safetensors")
+    assert locate_base(str(tmp_path / "model.safetensors"), config="nano").config == EMBEDDED
 
 
 def test_a_single_file_in_the_original_layout_is_the_same_model(base: BaseModel, tmp_path: Path) -> None:

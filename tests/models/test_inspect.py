@@ -26,6 +26,23 @@ def run(*arguments: object, code: int = 0) -> str:
     return result.output
 
 
+def test_it_ends_with_the_command_that_audits_the_file(tmp_path: Path) -> None:
+    command = run(KOHYA).splitlines()[-1]
+    assert command == f"    lora-audit scan {KOHYA} --base nano --descriptor nano --references FOLDER"
+    assert json.loads(run(KOHYA, "--json"))["scan"] == command.strip()
+    assert f"--base {BASE} --references" in run(KOHYA, "--base", BASE).splitlines()[-1]
+    name = tmp_path / "two words.safetensors"
+    save_file({"clip_l": torch.ones(3, 768), "clip_g": torch.ones(3, 1280)}, name)
+    assert run(name).splitlines()[-1].startswith(f"    lora-audit scan '{name}' --base ")
+    claims = {"ss_base_model_version": "sdxl_base_v1-0"}
+    save_file(load_file(KOHYA), tmp_path / "xl.safetensors", metadata=claims)
+    assert "--base sdxl " in run(tmp_path / "xl.safetensors").splitlines()[-1]
+    save_file(load_file(KOHYA), tmp_path / "flux.safetensors", metadata={"ss_base_model_version": "flux1"})
+    assert "--base OWNER/NAME@COMMIT " in run(tmp_path / "flux.safetensors").splitlines()[-1]
+    (tmp_path / "model.ckpt").write_bytes(b"PK\x03\x04" + bytes(50))
+    assert "lora-audit scan" not in run(tmp_path / "model.ckpt", code=2)
+
+
 def test_a_kohya_lora(base: Any) -> None:
     found = inspect(KOHYA)
     assert (found.format, found.algorithms, found.ranks, found.alphas) == (

@@ -6,6 +6,7 @@ There are two servers on two ports: the API, and the object store that the presi
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import hmac
 import io
@@ -82,11 +83,16 @@ class Fault(StrEnum):
     """The download always answers 500."""
     too_big = "too_big"
     """Content-Length says 10 GB (64 MB of zeros come, then the connection closes); sizeKB says small."""
+    gzipped = "gzipped"
+    """The object store compresses whole answers with gzip, asked or not; the first download drops halfway."""
+    gzipped_range = "gzipped_range"
+    """As gzipped, and Range answers 206 with a range of the compressed bytes."""
     corrupt_once = "corrupt_once"
     """The first download has a flipped byte in the tensor data."""
 
 
-DROPS = (Fault.drops_halfway, Fault.link_expires, Fault.ignores_range)
+GZIPPED = (Fault.gzipped, Fault.gzipped_range)
+DROPS = (*GZIPPED, Fault.drops_halfway, Fault.link_expires, Fault.ignores_range)
 
 
 @dataclass
@@ -114,6 +120,10 @@ class SimVersion:
     files: list[SimFile] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     published_at: str = "2026-01-01T00:00:00.000Z"
+    early_access_until: str | None = None
+    """Until then it is listed, and its download answers 401 to a right token."""
+    names_the_date: str = "earlyAccessEndsAt"
+    """Where the date is said: this field of the version, or ``deadline`` of the refusal."""
 
 
 @dataclass
@@ -425,7 +435,8 @@ class Civitai:
     """Serves ``models`` as Civitai's REST API v1 does, with its quirks; a context manager.
 
     ``token`` None means that downloads need no token. ``counts`` has one entry for each kind of request, ``requests``
-    the last 50. ``link_seconds`` can be set to let presigned links expire earlier.
+    the last 50. ``link_seconds`` can be set to let presigned links expire earlier, ``broken_models`` to the status that
+    whatever holds one of these models is answered with, a page of the listing too.
     """
 
     def __init__(
@@ -458,6 +469,7 @@ class Civitai:
         self._models: dict[int, SimModel] = {}
         self._versions: dict[int, tuple[SimModel, SimVersion]] = {}
         self._files: dict[int, SimFile] = {}
+        self.broken_models: dict[int, int] = {}
         self._orders: dict[str, list[tuple[str, int]]] = {}
         self._hash_index: dict[str, int] | None = None
         self._begun: set[int] = set()
@@ -553,6 +565,8 @@ class Civitai:
             case ("GET", "api", "v1", "models", model_id):
                 self._record.count("model")
                 model = self._models.get(_number(model_id))
+                if broken := self.broken_models.get(_number(model_id)):
+                    return json_response({"error": "Server error"}, broken)
                 if model is None:
                     return json_response({"error": f"No model with id {model_id}"}, 404)
                 return json_response(self._model(model))
@@ -598,6 +612,10 @@ class Civitai:
             skipped = next((entry for entry in entries if entry != last), None)
             entries = [entry for entry in entries if entry != skipped]
         more, entries = len(entries) > size, entries[:size]
+        broken = [self.broken_models[model_id] for _, model_id in entries if model_id in self.broken_models]
+        if broken:
+            self._record.count("broken-page")
+            return json_response({"error": "Server error"}, broken[0])
         items = [self._model(self._models[model_id], "primaryFileOnly" in args) for _, model_id in entries]
         return json_response(self._page(request, items, _cursor(number + 1, entries[-1]) if more else None))
 
@@ -666,6 +684,7 @@ class Civitai:
             "baseModel": version.base_model,
             "publishedAt": version.published_at,
             "trainedWords": version.trained_words,
+            **self._early_access(version),
             "files": [self._file(version, file) for file in files],
             "images": [
                 {
@@ -679,6 +698,12 @@ class Civitai:
             ],
             "downloadUrl": f"{self._api_server.url}/api/download/models/{version.id}",
         }
+
+    @staticmethod
+    def _early_access(version: SimVersion) -> dict[str, Any]:
+        if version.early_access_until is None or version.names_the_date == "deadline":
+            return {}
+        return {"availability": "EarlyAccess", version.names_the_date: version.early_access_until}
 
     def _whole_version(self, version_id: int) -> dict[str, Any]:
         model, version = self._versions[version_id]
@@ -763,6 +788,11 @@ class Civitai:
         files = version.files if version and model and not model.mode else []
         wanted = _number(request.args["fileId"]) if "fileId" in request.args else None
         file = next((file for file in files if (file.primary if wanted is None else file.id == wanted)), None)
+        until = version.early_access_until if version else None
+        if version and until and datetime.fromisoformat(until) > datetime.now(UTC):
+            self._record.count("early")
+            named = {"deadline": until} if version.names_the_date == "deadline" else {}
+            return json_response({"error": "Unauthorized", "message": "Early Access", **named}, 401)
         if file is None or file.fault is Fault.not_found:
             return json_response({"error": "File not found"}, 404)
         if file.fault is Fault.server_error:
@@ -810,6 +840,8 @@ class Civitai:
 
     def _store_file(self, request: Request, file: SimFile, signature: str) -> Response:
         content = served(file)
+        if file.fault in GZIPPED:
+            content = gzip.compress(bytes_of(content), mtime=0)
         size = TEN_GIGABYTES if file.fault is Fault.too_big else size_of(content)
         asked = asked_range(request.headers.get("Range"), size)
         stop_after = None
@@ -826,7 +858,9 @@ class Civitai:
             "ETag": f'"{hashlib.md5(f"{file.id} {size}".encode()).hexdigest()}"',
             "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name)}",
         }
-        ignore_range = file.fault is Fault.ignores_range
+        if file.fault in GZIPPED:
+            headers["Content-Encoding"] = "gzip"
+        ignore_range = file.fault in (Fault.ignores_range, Fault.gzipped)
         return file_response(request, content, headers, size=size, ignore_range=ignore_range, stop_after=stop_after)
 
     def _is_first(self, file_id: int) -> bool:

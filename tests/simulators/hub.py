@@ -67,7 +67,8 @@ class Hub:
     """Serves folders and files as model repositories at a commit; everything else is 404 with the hub's error header.
 
     ``Hub(server)`` answers on a pytest-httpserver; ``Hub.serve()`` on servers of its own, where weights are a redirect
-    to a second one, the CDN. ``counts`` has one entry for each kind of request, ``requests`` the last 200 paths.
+    to a second one, the CDN. ``broken`` names a model and a status by order of the listing: its page is answered with
+    that. ``counts`` has one entry for each kind of request, ``requests`` the last 200 paths.
     """
 
     def __init__(self, server: HTTPServer | None = None) -> None:
@@ -76,6 +77,7 @@ class Hub:
         self.counts, self.seen = self._record.counts, self._record.requests
         self._limits = Limits(0, 0, 0)
         self._page_size = 1000
+        self.broken: dict[str, tuple[str, int]] = {}
         self._secret = secrets.token_bytes(16)
         self._user_tokens: set[str] = set()
         self._repos: dict[str, dict[str, _Snapshot]] = {}
@@ -248,6 +250,10 @@ class Hub:
         if last is not None:
             found = [entry for entry in found if entry[:2] < last]
         page = found[:size]
+        broken, status = self.broken.get(sort, (None, 0))
+        if broken in [name for _, name, _ in page]:
+            self._record.count("broken-page")
+            return _error(status, "Internal Error")
         headers = {}
         if len(found) > size:
             cursor = base64.urlsafe_b64encode(json.dumps(page[-1][:2]).encode()).decode()

@@ -12,6 +12,7 @@ import torch
 from audit.errors import CheckpointError
 from audit.models.families.base import Condition, ModelFamily
 from audit.models.families.identify import Family
+from audit.models.published import PINNED
 
 
 class _WithUNet(ModelFamily):
@@ -36,9 +37,7 @@ class StableDiffusion(_WithUNet):
 
     family = Family.sd1
     pipeline = "StableDiffusionPipeline"
-    default_config: ClassVar[str | None] = (
-        "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
-    )
+    default_config: ClassVar[str | None] = PINNED["sd15"]
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
         """As diffusers\' pipeline encodes prompts."""
@@ -92,7 +91,7 @@ class StableDiffusionXL(_WithUNet):
     tokenizers = ("tokenizer", "tokenizer_2")
     probe = "a photo"  # of the empty caption's zeros no change of cross attention could be seen
     encoder_names: ClassVar[dict[str, str]] = {"te1": "text_encoder", "te2": "text_encoder_2"}
-    default_config = "stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b"
+    default_config = PINNED["sdxl"]
 
     def check(self, pipeline: Any, name: str) -> None:
         """Refuse other channel counts, and what is no base model."""
