@@ -1,6 +1,6 @@
 """A hundred nano audits on a Ray cluster of three nodes while something is killed every 10 to 20 seconds.
 
-    python -m benchmarks.chaos [--audits 100] [--json FILE]
+    python -m benchmarks.chaos [--audits 100] [--seeds 10] [--load 8] [--json FILE]
 
 Workers, nodes and the driver are killed in turn and by chance; the driver is started again each time. Fails where the
 tables at the end differ, apart from times, from those of an undisturbed run over the same checkpoints.
@@ -38,6 +38,8 @@ def differences(ours: dict[str, list[dict[str, Any]]], theirs: dict[str, list[di
 def main(
     audits: Annotated[int, typer.Option(help="Checkpoints to audit.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of what is killed when.")] = 0,
+    seeds: Annotated[int, typer.Option(min=1, help="Chaos runs, from that seed on.")] = 1,
+    load: Annotated[int, typer.Option(min=0, help="Processes that spin beside it.")] = 0,
     most_seconds: Annotated[float, typer.Option(help="Give up after this time.")] = 3600.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON.")] = None,
 ) -> None:
@@ -51,21 +53,25 @@ def main(
             command(quiet.root, settings=SETTINGS), env=environment(), check=False, stdout=subprocess.DEVNULL
         )
         undisturbed = time.monotonic() - started
-        workspace = make_workspace(place / "chaos", place / "uploads")
-        chaos = Chaos(workspace, every=(10.0, 20.0), seed=seed, settings=SETTINGS)
-        started = time.monotonic()
-        chaos.run(most_seconds)
-        seconds = time.monotonic() - started
-        ours, theirs = tables(workspace), tables(quiet)
-        attempts = workspace.rows("SELECT kind, counted, count(*) AS n FROM failures GROUP BY ALL ORDER BY ALL")
-    outcome = {
-        "audits": len(ours["audits"]), "killed": chaos.killed, "failed_attempts": attempts, "seconds": seconds,
-        "undisturbed_seconds": undisturbed, "equal": ours == theirs, "differences": differences(ours, theirs),
-    }  # fmt: skip
-    print(json.dumps(outcome, indent=2))
-    if json_file:
-        json_file.write_text(json.dumps(outcome, indent=2) + "\n")
-    if ours != theirs:
+        theirs = tables(quiet)
+        outcomes = []
+        for number in range(seed, seed + seeds):
+            workspace = make_workspace(place / f"chaos-{number}", place / "uploads")
+            chaos = Chaos(workspace, every=(10.0, 20.0), seed=number, settings=SETTINGS, load=load)
+            started = time.monotonic()
+            state = chaos.run(most_seconds)
+            ours = tables(workspace)
+            attempts = workspace.rows("SELECT kind, counted, count(*) AS n FROM failures GROUP BY ALL ORDER BY ALL")
+            outcomes.append({
+                "seed": number, "load": load, "audits": len(ours["audits"]), "state": state["state"],
+                "quarantined": state["quarantined"], "killed": chaos.killed, "failed_attempts": attempts,
+                "seconds": time.monotonic() - started, "undisturbed_seconds": undisturbed, "equal": ours == theirs,
+                "differences": differences(ours, theirs),
+            })  # fmt: skip
+            print(json.dumps(outcomes[-1], indent=2), flush=True)
+            if json_file:
+                json_file.write_text(json.dumps(outcomes, indent=2) + "\n")
+    if not all(one["equal"] for one in outcomes):
         raise typer.Exit(1)
 
 

@@ -13,7 +13,7 @@ from audit.extraction.captions import Caption, TrainingImages, choose_captions, 
 from audit.models.base import BaseLocation, locate_base
 from audit.models.checkpoint import Checkpoint, open_checkpoint
 
-ALGORITHM_VERSION = 5  # raised when the same settings come to give another result
+ALGORITHM_VERSION = 6  # raised when the same settings come to give another result
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,9 +121,18 @@ def connect(options: RayOptions, **init: Any) -> None:
 
 
 class RayEngine:
-    """Runs tasks on a Ray cluster. ``progress`` tells whether an attempt that died had got work done."""
+    """Runs tasks on a Ray cluster.
 
-    def __init__(self, options: RayOptions | None = None, progress: Progress | None = None) -> None:
+    ``progress`` tells whether an attempt that died had got work done; ``deaths`` how many workers have died under each
+    task in earlier runs of late.
+    """
+
+    def __init__(
+        self,
+        options: RayOptions | None = None,
+        progress: Progress | None = None,
+        deaths: Mapping[str, int] | None = None,
+    ) -> None:
         self.options = options or RayOptions()
         self.progress = progress or (lambda task: (True, 0))
         self._slots: list[_Slot] = []
@@ -131,7 +140,7 @@ class RayEngine:
         self._reached: dict[str, int] = {}
         self._tries: dict[str, int] = {}
         self._storage_failures = 0
-        self._deaths: Counter[str] = Counter()  # workers that died under each task
+        self._deaths = Counter(deaths or {})  # workers that died under each task
         self._losses: list[str] = []  # the tasks that have lost a device since one was last extracted
         self._losses_of: Counter[str] = Counter()
 

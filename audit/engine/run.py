@@ -215,11 +215,20 @@ class Run:
             attempts=run.attempts, extract_deadline=run.extract_deadline, finish_deadline=run.finish_deadline,
             drain_seconds=run.drain_seconds,
         )  # fmt: skip
-        return RayEngine(options, self._progress)
+        return RayEngine(options, self._progress, self._deaths())
 
     def _progress(self, task: Task) -> tuple[bool, int]:
         spool = self.workspace.spool(task.key)
         return spool.take_begun(), spool.batches()
+
+    def _deaths(self) -> dict[str, int]:
+        """Workers that died under each audit within a day: what kills them may go on."""
+        since = datetime.now(UTC) - timedelta(days=1)
+        rows = self.workspace.rows(
+            "SELECT audit_id, count(*) AS n FROM failures WHERE kind = 'worker-died' AND failed_at > ? GROUP BY ALL",
+            [since],
+        )
+        return {row["audit_id"]: row["n"] for row in rows}
 
     def _failures(self) -> tuple[dict[str, int], set[str]]:
         """Counted attempts by audit, and the audits that are not to be tried again."""

@@ -47,7 +47,7 @@ def finish(workspace: Workspace, plan: Plan, progress: Progress | None = None) -
     started = time.monotonic()
     audit_id, spool = plan.audit_id, workspace.spool(plan.audit_id)
     facts = spool.finished()
-    rows = _first_of_each(spool.read([name for name in SPOOLED.names if name != "image"]))
+    rows = first_of_each(spool.read([name for name in SPOOLED.names if name != "image"]))
     if facts is None or rows is None or rows.num_rows != plan.images:
         raise WorkspaceError(f"the spool of audit {audit_id} is not complete: run the audit again")
     extracted = Extracted(**facts)
@@ -107,7 +107,7 @@ def _cluster(plan: Plan, vectors: np.ndarray) -> tuple[list[Cluster], list[str]]
     return density_peaks(vectors, known, plan.descriptor.threshold), []
 
 
-def _first_of_each(batches: Iterable[pa.Table]) -> pa.Table | None:
+def first_of_each(batches: Iterable[pa.Table]) -> pa.Table | None:
     """Rows in the order of their numbers, each number once: two workers may have sampled the same image."""
     tables = list(batches)
     if not tables:
@@ -123,7 +123,7 @@ def _store(workspace: Workspace, plan: Plan, clusters: list[Cluster]) -> None:
     kept = {cluster.representative for cluster in clusters}
     everything = plan.settings.stored_images is StoredImages.all
     wanted = set(range(plan.images)) if everything else kept
-    rows = _first_of_each(as_generations(batch, wanted) for batch in workspace.spool(audit_id).read())
+    rows = first_of_each(as_generations(batch, wanted) for batch in workspace.spool(audit_id).read())
     assert rows is not None
     extractions = [
         {

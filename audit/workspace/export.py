@@ -117,15 +117,26 @@ def _delta(reader: pa.RecordBatchReader, place: Path) -> int:
     from deltalake import write_deltalake
 
     rows = 0
+    failed: list[Exception] = []
 
     def counted() -> Iterator[pa.RecordBatch]:
         nonlocal rows
-        for batch in reader:
-            rows += batch.num_rows
-            yield batch
+        try:
+            for batch in reader:
+                rows += batch.num_rows
+                yield batch
+        except (OSError, pa.ArrowException) as error:
+            failed.append(error)
+            raise
 
     unfinished = place.with_name(f".{place.name}{PART}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    write_deltalake(str(unfinished), pa.RecordBatchReader.from_batches(reader.schema, counted()))
+    try:
+        write_deltalake(str(unfinished), pa.RecordBatchReader.from_batches(reader.schema, counted()))
+    except Exception:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if failed:  # it wraps the error of reading, which tells whether to read again
+            raise failed[0] from None
+        raise
     unfinished.rename(place)
     return rows

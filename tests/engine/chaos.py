@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ from tests.engine.fleet import SMALL, command, environment
 
 
 class Chaos:
-    """Kills something every few seconds until the run is through; ``killed`` counts what."""
+    """Kills something every few seconds until the run is through; ``killed`` counts what.
+
+    ``load``: that many processes spin beside it.
+    """
 
     def __init__(
         self, workspace: Workspace, nodes: int = 3, every: tuple[float, float] = (10.0, 20.0), seed: int = 0,
-        settings: tuple[str, ...] = SMALL,
+        settings: tuple[str, ...] = SMALL, load: int = 0,
     ) -> None:  # fmt: skip
+        self.load = load
         self.workspace, self.every, self.settings = workspace, every, settings
         self.choose = random.Random(seed)
         self.killed: dict[str, int] = {"worker": 0, "node": 0, "driver": 0}
@@ -36,6 +41,8 @@ class Chaos:
     def run(self, most_seconds: float) -> dict[str, Any]:
         """Run to the end; the last driver's state. Raises TimeoutError."""
         deadline = time.monotonic() + most_seconds
+        spin = [sys.executable, "-c", "while True: pass"]
+        busy = [subprocess.Popen(spin) for _ in range(self.load)]
         try:
             while True:
                 self._start()
@@ -43,6 +50,9 @@ class Chaos:
                 if outcome is not None:
                     return outcome
         finally:
+            for process in busy:
+                process.kill()
+                process.wait()
             if self.driver and self.driver.poll() is None:
                 self.driver.kill()
             self.cluster.shutdown()

@@ -15,16 +15,17 @@ AUDITS = 20
 SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
 
 
-@pytest.mark.timeout(600)
-def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("load", [0, 4], ids=["quiet", "loaded"])
+def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path: Path, load: int) -> None:
     make_uploads(tmp_path / "uploads", AUDITS)
     quiet = make_workspace(tmp_path / "quiet", tmp_path / "uploads")
     subprocess.run(
         command(quiet.root, settings=SETTINGS), capture_output=True, env=environment(), timeout=200, check=False
     )
     workspace: Workspace = make_workspace(tmp_path / "chaos", tmp_path / "uploads")
-    chaos = Chaos(workspace, every=(10.0, 15.0), seed=3, settings=SETTINGS)
-    state = chaos.run(most_seconds=500)
+    chaos = Chaos(workspace, every=(10.0, 15.0), seed=3, settings=SETTINGS, load=load)
+    state = chaos.run(most_seconds=700)
     assert state["state"] == "done"
     assert all(chaos.killed.values()), chaos.killed
     found = tables(workspace)
