@@ -16,6 +16,7 @@ from audit.cli.common import (
     print_json,
     progress_display,
 )
+from audit.cli.logs import is_structured, tell
 
 log = logging.getLogger(__name__)
 
@@ -61,9 +62,10 @@ def match(
         table = Table("checkpoint", "pictures", "page", title="with matches")
         for one in (one for one in answers if one.matches):
             table.add_row(escape(one.name), str(one.matches), escape(one.page))
-        if table.row_count:
+        if table.row_count and not is_structured():
             out.print(table)
-        out.print(f"{len(answers)} audits compared, {table.row_count} with matches", highlight=False)
+        with_matches = {one.page: one.matches for one in answers if one.matches}
+        tell(log, f"{len(answers)} audits compared, {table.row_count} with matches", matches=with_matches)
         for reason, count in left_out.items():
             log.warning("%d left out: %s", count, reason)
     if any(one.matches for one in answers):

@@ -142,9 +142,11 @@ def show(result: ScanResult) -> None:
     for warning in facts.row["warnings"]:
         log.warning("%s", warning)
     if is_structured():
+        said = f"{len(facts.matched)} of {len(facts.references)} reference pictures recovered"
         tell(
-            log, "%d reference pictures recovered", len(facts.matched), audit_id=facts.row["audit_id"],
-            matched=[match.name for _, match in facts.matched], report=result.page, seconds=facts.row["seconds_total"],
+            log, "%s", facts.tells_nothing or said, audit_id=facts.row["audit_id"],
+            matched=[match.name for _, match in facts.matched], tells_nothing=facts.tells_nothing is not None,
+            report=result.page, seconds=facts.row["seconds_total"],
         )  # fmt: skip
         return
     table = Table(
