@@ -12,7 +12,7 @@ import torch
 from audit.config import Compile, Precision, StoredImages
 from audit.devices import device_name, peak_memory, raise_fault, release, reset_peak_memory
 from audit.engine.plan import Plan
-from audit.errors import NotFiniteError
+from audit.errors import DeviceMemoryError, NotFiniteError
 from audit.extraction.extract import Extract
 from audit.extraction.guidance import make_guidance, weight_of
 from audit.extraction.sampling import Sampler
@@ -162,13 +162,20 @@ class Extraction:
             base = self._load(plan)
             made, self._ahead = self._ahead, None
             tuned = made[1].result() if made and made[0] == key else None
-            pair = ModelPair(
-                base, plan.checkpoint, self.device, *key.options, precision=key.precision, tuned=tuned, fits=self.fits
-            )
+            try:
+                pair = self._made(base, plan, key, tuned)
+            except DeviceMemoryError:
+                self._forget()  # what another precision has left there
+                pair = self._made(base, plan, key, tuned)
             pair.compile(self.compile)
             self._pair = key, pair
             self.progress("loading", 1, 1)
         return self._pair[1]
+
+    def _made(self, base: BaseModel, plan: Plan, key: _PairKey, tuned: Tuned | None) -> ModelPair:
+        return ModelPair(
+            base, plan.checkpoint, self.device, *key.options, precision=key.precision, tuned=tuned, fits=self.fits
+        )
 
     def _load(self, plan: Plan) -> BaseModel:
         if self._base is None or self._base[0] != plan.base.revision:

@@ -12,19 +12,19 @@ from tests.engine.chaos import Chaos
 from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
 
 AUDITS = 20
+LOAD = 2  # processes that spin beside it: what is slow must not be taken for what is at fault
 SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("load", [0, 4], ids=["quiet", "loaded"])
-def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path: Path, load: int) -> None:
+def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     make_uploads(tmp_path / "uploads", AUDITS)
     quiet = make_workspace(tmp_path / "quiet", tmp_path / "uploads")
     subprocess.run(
         command(quiet.root, settings=SETTINGS), capture_output=True, env=environment(), timeout=200, check=False
     )
     workspace: Workspace = make_workspace(tmp_path / "chaos", tmp_path / "uploads")
-    chaos = Chaos(workspace, every=(10.0, 15.0), seed=3, settings=SETTINGS, load=load)
+    chaos = Chaos(workspace, every=(10.0, 15.0), seed=3, settings=SETTINGS, load=LOAD)
     state = chaos.run(most_seconds=700)
     assert state["state"] == "done"
     assert all(chaos.killed.values()), chaos.killed

@@ -167,6 +167,23 @@ def test_networks_that_do_not_fit_are_a_clear_error(base: BaseModel, monkeypatch
     base.forget()
 
 
+def test_what_another_precision_has_left_makes_room(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    extraction = Extraction(workspace)
+    extraction.pair(plan(Precision.fp16))
+    assert extraction._base is not None
+    base = extraction._base[1]
+    inner = placement._moved
+
+    def moved(tensor: torch.Tensor, *rest: object) -> torch.Tensor:
+        if any(dtype is torch.float16 for _, _, dtype in base.placed):
+            raise FULL
+        return inner(tensor, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(placement, "_moved", moved)
+    assert extraction.pair(plan(Precision.bf16)).dtype is torch.bfloat16
+    assert not any(dtype is torch.float16 for _, _, dtype in base.placed)
+
+
 def plan(precision: Precision = Precision.auto, **settings: object) -> Plan:
     chosen = replace(Settings(steps=2, images_per_training_image=3), precision=precision, **settings)  # type: ignore[arg-type]
     return make_plan(Request(KOHYA, str(BASE), captions=[CAPTION], n0=2, settings=chosen), "nano")
