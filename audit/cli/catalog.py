@@ -21,6 +21,7 @@ from audit.cli.common import (
     result_console,
 )
 from audit.cli.crawl import AllowPrivate, Downloads, MaxFile, OptOut, open_catalog, show_counts, shown_bytes
+from audit.cli.text import say
 
 if TYPE_CHECKING:
     from crawlers.catalog import Catalog
@@ -71,7 +72,7 @@ def list_items(
     from rich.table import Table
 
     if not rows:
-        typer.echo("nothing in the catalog fits: fill it with 'lora-audit crawl', or widen --where")
+        say("nothing in the catalog fits: fill it with 'lora-audit crawl', or widen --where")
         return
     out = result_console()
     table = Table("item", "title", "base", "N0", "size", "state", "why")
@@ -89,7 +90,7 @@ def list_items(
         table.add_row(*(escape(str(cell)) for cell in cells))
     out.print(table)
     if len(rows) == limit:
-        typer.echo(f"the newest {limit} are shown: see more with --limit")
+        say(f"the newest {limit} are shown: see more with --limit")
 
 
 def _plain(value: Any) -> Any:
@@ -192,7 +193,7 @@ def _take(crawl: Any, items: list[Item], as_json: bool) -> None:
     show_counts(counts)
     for item in items[:20]:
         row = rows[item.item_id]
-        typer.echo(f"{item.item_id}: {row['state']}{': ' + row['reason'] if row['reason'] else ''}")
+        say(f"{item.item_id}: {row['state']}{': ' + row['reason'] if row['reason'] else ''}")
 
 
 @app.command()
@@ -272,5 +273,5 @@ def refresh(
         print_json({"seconds": seconds, **total})
         return
     for name, found in total.items():
-        typer.echo(name)
+        say(name)
         show_counts({**found, "seconds": seconds})
