@@ -21,7 +21,7 @@ from pyarrow import fs
 
 from audit.errors import CheckpointError, CrawlError, FetchError
 from audit.extraction.captions import Caption, TrainingImages
-from audit.files import is_remote, s3_filesystem, shown
+from audit.files import is_remote, private_file, s3_filesystem, shown
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Page
 from crawlers.items import Claim, Item, clean_name, list_of, text_of
@@ -196,7 +196,7 @@ class Folder:
         path = item.item_id.split(":", 2)[2]
         part = self.catalog.store.part(item)
         try:
-            with self.system.open_input_stream(f"{self.root}/{path}") as stream, part.open("wb") as to:
+            with self.system.open_input_stream(f"{self.root}/{path}") as stream, private_file(part) as to:
                 hashed = hash_stream(stream, item.name, to, self.catalog.store.max_bytes)
         except CheckpointError as error:
             part.unlink(missing_ok=True)

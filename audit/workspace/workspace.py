@@ -86,6 +86,8 @@ class Workspace:
             migrate(self.files, self._tables)
             self.files.write(MARKER, json.dumps({"version": VERSION}).encode())
             log.warning("%s is of version %d now", self.files, VERSION)
+        if not reading:
+            self.files.tidy()
 
     def _version(self, marker: bytes | None) -> int:
         try:
