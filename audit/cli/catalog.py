@@ -58,7 +58,7 @@ def list_items(
     """List the catalog."""
     if context.invoked_subcommand:
         return
-    conditions = [f"({where})"]
+    conditions = [_condition(where)]
     for column, value in (("source", source), ("state", state)):
         if value is not None:
             escaped = value.replace("'", "''")
@@ -99,6 +99,18 @@ def _plain(value: Any) -> Any:
 
 def _find(catalog: Catalog, where: str, limit: int) -> list[dict[str, Any]]:
     return _rows(where, lambda: catalog.find(where, limit))
+
+
+def _condition(where: str) -> str:
+    import duckdb
+
+    from audit.errors import CrawlError
+    from audit.workspace.workspace import condition
+
+    try:
+        return condition(where)
+    except duckdb.Error as error:
+        raise CrawlError(f"the condition {where[:200]!r} failed: {str(error)[:300]}") from error
 
 
 def _rows(where: str, find: Callable[[], Any]) -> list[dict[str, Any]]:
@@ -221,7 +233,7 @@ def fetch(
     catalog = open_catalog(workspace, opt_out, max_file, create=False)
     tried = "TRUE" if retry else f"attempts < {MAX_ATTEMPTS}"
     due = "state = 'later' AND coalesce(available_at <= now(), TRUE)"
-    condition = f"({where}) AND (state = 'listed' OR (state = 'failed' AND {tried}) OR ({due}))"
+    condition = f"{_condition(where)} AND (state = 'listed' OR (state = 'failed' AND {tried}) OR ({due}))"
     rows = _find(catalog, f"{condition} AND source IN ('civitai', 'huggingface')", limit)
     sources = _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never")
     started = time.monotonic()

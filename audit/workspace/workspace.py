@@ -291,6 +291,12 @@ class Workspace:
         return Spool(self.files, f"spool/{audit_id}")
 
 
+def condition(sql: str) -> str:
+    """``sql`` in parentheses, if it is one expression. Raises duckdb.Error for anything that could end them early."""
+    duckdb.SQLExpression(sql)
+    return f"({sql}\n)"  # the line's end ends a comment
+
+
 def named_tables(sql: str | None) -> list[str]:
     """The tables that ``sql`` may read, in the order of their views."""
     if sql is None:
