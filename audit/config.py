@@ -165,6 +165,9 @@ class RunSettings:
     finish_deadline: float = _setting(1800.0, "Seconds after which clustering and matching count as hung.")
     drain_seconds: float = _setting(60.0, "Seconds that running audits have to finish after SIGTERM; the rest resumes.")
     metrics_port: int | None = _setting(None, "Serve Prometheus metrics on this port.")
+    metrics_address: str = _setting(
+        "127.0.0.1", "The address they are served on; 0.0.0.0 is every one of this machine."
+    )
     compact_every: int = _setting(200, "Finished audits after which small files are merged.")
 
 

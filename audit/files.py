@@ -2,6 +2,9 @@
 
 A file appears complete or not at all. On a disk it is written under a temporary name, synced and renamed; on S3 it is
 prepared in a temporary file and sent as one object. Keys are relative paths with "/".
+
+What is written is its owner's alone, whatever the umask: files 0600, folders 0700. Folders that were there keep their
+mode.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -26,6 +29,8 @@ from audit.errors import WorkspaceError
 T = TypeVar("T")
 S3_TRIES = 5
 PART = ".part"  # how the names of unfinished files end; they begin with "."
+ABANDONED = 3600.0  # s without a write after which an unfinished file has no owner
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,30 @@ class Entry:
     modified: float
 
 
+def make_folder(folder: Path) -> None:
+    """Create ``folder`` and those above it that are missing, each for its owner alone, whatever the umask."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for one in reversed(missing):
+        try:
+            one.mkdir(FOLDER_MODE)
+        except FileExistsError:  # another process was quicker
+            if not one.is_dir():
+                raise
+        else:
+            one.chmod(FOLDER_MODE)  # a umask may have taken the owner's rights, too
+
+
+@contextmanager
+def private_file(path: Path, mode: str = "wb") -> Iterator[IO[bytes]]:
+    """The binary file ``path`` opened by ``mode``: its owner's alone before its first byte, also if it was there."""
+    with open(path, mode, opener=lambda name, flags: os.open(name, flags, FILE_MODE)) as file:
+        os.fchmod(file.fileno(), FILE_MODE)
+        yield file
+
+
 @contextmanager
 def _complete_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """A temporary file beside ``path`` and its path; what is written to it is on disk when the block goes on to place
@@ -44,10 +73,11 @@ def _complete_file(path: Path) -> Iterator[tuple[IO[bytes], Path]]:
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=PART)
         temporary = Path(name)
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(handle, FILE_MODE)
             yield file, temporary
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -153,6 +183,20 @@ def shown(location: str) -> str:
     return f"s3://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def _make_empty(path: Path) -> None:
+    handle = os.open(path, os.O_CREAT | os.O_WRONLY, FILE_MODE)
+    try:
+        os.fchmod(handle, FILE_MODE)
+    finally:
+        os.close(handle)
+
+
+def _remove_old(path: Path, age: float) -> None:
+    with suppress(FileNotFoundError, PermissionError):
+        if abs(time.time() - path.stat().st_mtime) >= age:
+            path.unlink()
+
+
 class Files:
     """The files below ``location``; the folder need not exist yet. ``local`` is its path, None on object storage."""
 
@@ -236,10 +280,10 @@ class Files:
             return
         path = self.local / key
         try:
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
+            _make_empty(path)
         except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o666))
+            make_folder(path.parent)
+            _make_empty(path)
 
     def names(self, folder: str) -> list[str]:
         """The names of what is in ``folder``, in no order, without those that start with "."; quicker than ``list``."""
@@ -255,11 +299,14 @@ class Files:
         if self.local is None:
             return
         for path in (self.local / folder).glob(f".*{PART}"):
-            try:
-                if abs(time.time() - path.stat().st_mtime) >= age:
-                    path.unlink()
-            except FileNotFoundError:
-                continue
+            _remove_old(path, age)
+
+    def tidy(self, age: float = ABANDONED) -> None:
+        """Remove what killed writes have left anywhere: unfinished files not written to for ``age`` seconds."""
+        for where, _, names in os.walk(self.scratch):
+            for name in names:
+                if name.startswith(".") and name.endswith(PART):
+                    _remove_old(Path(where) / name, age)
 
     def read(self, key: str) -> bytes | None:
         """The content of ``key``, None where there is none."""
@@ -319,7 +366,8 @@ class Files:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
             target = self.local / key
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
+            path.chmod(FILE_MODE)
             path.replace(target)
             return
         with path.open("rb") as file:

@@ -70,12 +70,16 @@ for _source in SOURCES[:3]:
         crawl_requests.labels(_source, _status)
 
 
-def serve(port: int) -> int:
-    """Serve the metrics on ``port`` of all interfaces (0: a free one); the port. Raises ConfigError if it is taken."""
+def serve(port: int, address: str = "127.0.0.1") -> int:
+    """Serve the metrics on ``port`` of ``address`` (0: a free one); the port.
+
+    They have no password: by default only this machine reaches them. Raises ConfigError where that cannot be.
+    """
     try:
-        server, _ = start_http_server(port, registry=REGISTRY)
+        server, _ = start_http_server(port, address, registry=REGISTRY)
     except OSError as error:
-        raise ConfigError(f"metrics cannot be served on port {port}: {error.strerror}; choose another") from error
+        why = error.strerror or str(error)
+        raise ConfigError(f"metrics cannot be served on port {port} of {address}: {why}; choose another") from error
     return int(server.server_address[1])
 
 

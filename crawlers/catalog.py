@@ -19,6 +19,7 @@ from audit.models.checkpoint import metadata_json
 from audit.models.safetensors_header import Header, read_header
 from audit.models.trained import Training
 from audit.storage import Workspace
+from audit.workspace.workspace import condition
 from crawlers.items import Claim, Item, conclude
 from crawlers.store import Store, Stored
 from crawlers.training_data import GroundTruth
@@ -287,7 +288,7 @@ class Catalog:
         What a crawl has seen counts as asked then.
         """
         return self.workspace.select(
-            f"""SELECT c.* FROM (SELECT * FROM checkpoints WHERE ({where})) AS c
+            f"""SELECT c.* FROM (SELECT * FROM checkpoints WHERE {condition(where)}) AS c
             LEFT JOIN (SELECT item_id, max(asked_at) AS at FROM asked GROUP BY item_id) AS a ON a.item_id = c.item_id
             WHERE c.source IN ('civitai', 'huggingface') AND c.state NOT IN ('gone', 'opted-out')
             ORDER BY greatest(c.seen_at, coalesce(a.at, c.seen_at)), c.item_id LIMIT {limit:d}"""

@@ -1,5 +1,6 @@
 """A platform's own uploads: a folder, or a prefix of S3-compatible storage (pyarrow.fs), watched or looked at once.
 
+On a disk links are named and not followed, and a file that a link has taken the place of is not read (``inside.py``).
 A file counts once it is complete: its size and time have stayed the same between two looks, and its header accounts
 for every byte. A JSON sidecar (``name.safetensors.json`` or ``name.json``) may say who uploaded it and what it is:
 ``{"uploader": ..., "caption": ... or "captions": [...], "base_model": ..., "training_images": N, "title": ...,
@@ -8,22 +9,24 @@ for every byte. A JSON sidecar (``name.safetensors.json`` or ``name.json``) may 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pyarrow import fs
 
 from audit.errors import CheckpointError, CrawlError, FetchError
 from audit.extraction.captions import Caption, TrainingImages
-from audit.files import is_remote, s3_filesystem, shown
+from audit.files import is_remote, private_file, s3_filesystem, shown
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Page
+from crawlers.inside import list_inside, open_inside
 from crawlers.items import Claim, Item, clean_name, list_of, text_of
 from crawlers.store import hash_stream
 
@@ -52,6 +55,10 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
     return system, path.rstrip("/")
 
 
+def _is_hidden(path: str) -> bool:
+    return any(part.startswith(".") for part in path.split("/"))
+
+
 class Folder:
     """Lists and copies weight files below ``location``; those that a look finds unfinished wait for the next one."""
 
@@ -61,6 +68,8 @@ class Folder:
         self.catalog, self.location, self.settle = catalog, location, settle
         self.system, self.root = open_location(location)
         self.key = hashlib.sha256(f"{self.system.type_name}:{self.root}".encode()).hexdigest()[:12]
+        self._local = Path(self.root or "/") if isinstance(self.system, fs.LocalFileSystem) else None
+        self._links: list[str] = []
         self._looks = 0
         self.unfinished: list[str] = []
 
@@ -75,11 +84,22 @@ class Folder:
     def _look(self) -> dict[str, fs.FileInfo]:
         self._looks += 1
         try:
-            found = self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True, recursive=True))
+            if self._local is not None:
+                files, links = list_inside(self._local)
+                self._links = [path for path in links if not _is_hidden(path)]
+            else:
+                found = self.system.get_file_info(fs.FileSelector(self.root, allow_not_found=True, recursive=True))
+                cut = len(self.root)
+                files = {info.path[cut:].lstrip("/"): info for info in found if info.type == fs.FileType.File}
         except OSError as error:
             raise FetchError(f"{shown(self.location)} cannot be listed: {str(error)[:200]}") from error
-        files = {info.path[len(self.root) :].lstrip("/"): info for info in found if info.type == fs.FileType.File}
-        return {path: info for path, info in files.items() if not any(p.startswith(".") for p in path.split("/"))}
+        return {path: info for path, info in files.items() if not _is_hidden(path)}
+
+    def _open(self, path: str) -> IO[bytes]:
+        """The file ``path`` for reading. Raises OSError."""
+        if self._local is not None:
+            return open_inside(self._local, path)
+        return self.system.open_input_stream(f"{self.root}/{path}")
 
     def pages(self, state: dict[str, Any]) -> Iterator[Page]:
         """The complete files that are new or changed since they were recorded, in order of their names."""
@@ -103,7 +123,9 @@ class Folder:
         paths = list(settled)
         for start in range(0, max(1, len(paths)), PAGE):
             chunk = paths[start : start + PAGE]
-            yield Page([self._item(path, files) for path in chunk], state)
+            links = self._links if start == 0 else []
+            passed_over = tuple(f"{path[-80:]}: a link, which is not followed" for path in links)
+            yield Page([self._item(path, files) for path in chunk], state, passed_over)
 
     def _known(self) -> dict[str, str]:
         rows = self.catalog.workspace.rows(
@@ -117,7 +139,7 @@ class Folder:
         return f"folder:{self.key}:{path}"
 
     @staticmethod
-    def _sidecar(files: dict[str, fs.FileInfo], path: str) -> str | None:
+    def _sidecar(files: Container[str], path: str) -> str | None:
         for name in (f"{path}.json", f"{path.rpartition('.')[0]}.json"):
             if name in files:
                 return name
@@ -131,6 +153,8 @@ class Folder:
     def _item(self, path: str, files: dict[str, fs.FileInfo]) -> Item:
         side = self._sidecar(files, path)
         said = self._read_sidecar(side, files[side].size) if side else {}
+        if side is None and (link := self._sidecar(self._links, path)):
+            said = {"refusal": f"its sidecar {clean_name(link)} is a link, which is not followed: put the file there"}
         captions = [said.get("caption"), *list_of(said.get("captions"), 50)]
         count = said.get("training_images")
         base = text_of(said.get("base_model"), 300)
@@ -161,7 +185,7 @@ class Folder:
         try:
             if size > MAX_SIDECAR_BYTES:
                 raise ValueError(f"{size} bytes are too many")
-            with self.system.open_input_stream(f"{self.root}/{path}") as stream:
+            with self._open(path) as stream:
                 said = json.loads(stream.read(MAX_SIDECAR_BYTES))
             if not isinstance(said, dict):
                 raise ValueError("it is not an object")
@@ -188,15 +212,26 @@ class Folder:
         if not row["item_id"].startswith(f"folder:{self.key}:"):
             return [known]
         path = row["item_id"].split(":", 2)[2]
-        there = self.system.get_file_info(f"{self.root}/{path}").type == fs.FileType.File
+        there = self._is_there(path)
         return [known if there else replace(known, missing="deleted from the folder")]
+
+    def _is_there(self, path: str) -> bool:
+        if self._local is None:
+            return bool(self.system.get_file_info(f"{self.root}/{path}").type == fs.FileType.File)
+        try:
+            open_inside(self._local, path).close()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            return error.errno != errno.ELOOP  # a link is none of ours; what may not be read is there
+        return True
 
     def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
         """Copy the file into the store, hashing on the way."""
         path = item.item_id.split(":", 2)[2]
         part = self.catalog.store.part(item)
         try:
-            with self.system.open_input_stream(f"{self.root}/{path}") as stream, part.open("wb") as to:
+            with self._open(path) as stream, private_file(part) as to:
                 hashed = hash_stream(stream, item.name, to, self.catalog.store.max_bytes)
         except CheckpointError as error:
             part.unlink(missing_ok=True)

@@ -91,12 +91,32 @@ def shown(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"[:200]
 
 
+# IPv6 networks whose addresses carry an IPv4 address, and the bit at which it ends: whoever routes them reaches it.
+_CARRIED_AT = {
+    ipaddress.IPv6Network("::/96"): 0,  # IPv4-compatible
+    ipaddress.IPv6Network("::ffff:0:0/96"): 0,  # IPv4-mapped
+    ipaddress.IPv6Network("::ffff:0:0:0/96"): 0,  # IPv4-translated
+    ipaddress.IPv6Network("64:ff9b::/96"): 0,  # NAT64
+    ipaddress.IPv6Network("2002::/16"): 80,  # 6to4
+}
+# Refused whole: NAT64 of an operator's own (its addresses carry IPv4 in any of six places), and Teredo tunnels.
+_OPAQUE = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "2001::/32")))
+
+
 def check_address(address: str) -> None:
-    """Raise CrawlError unless the IP ``address`` is a public one."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    mapped = getattr(ip, "ipv4_mapped", None)
-    if not (mapped or ip).is_global or ip.is_multicast:
+    """Raise CrawlError unless the IP ``address`` is a public one, and so is an IPv4 address that it carries."""
+    if not _is_public(ipaddress.ip_address(address.partition("%")[0])):
         raise CrawlError(f"refused to talk to {address}: not a public address (allow it with --allow-private)")
+
+
+def _is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    if isinstance(ip, ipaddress.IPv6Address):
+        if any(ip in network for network in _OPAQUE):
+            return False
+        for network, shift in _CARRIED_AT.items():
+            if ip in network:
+                return _is_public(ipaddress.IPv4Address((int(ip) >> shift) & 0xFFFFFFFF))
+    return ip.is_global and not ip.is_multicast
 
 
 def check_url(url: str) -> None:

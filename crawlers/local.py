@@ -9,6 +9,7 @@ from typing import Any
 
 from audit.errors import CheckpointError, FetchError
 from audit.extraction.captions import Caption
+from audit.files import private_file
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Page
 from crawlers.items import Item, clean_name
@@ -77,7 +78,7 @@ class LocalFile:
         """Copy it into the store, hashing on the way."""
         part = self.catalog.store.part(item)
         try:
-            with self.path.open("rb") as stream, part.open("wb") as to:
+            with self.path.open("rb") as stream, private_file(part) as to:
                 hashed = hash_stream(stream, item.name, to, self.catalog.store.max_bytes)
         except CheckpointError as error:
             part.unlink(missing_ok=True)

@@ -21,6 +21,7 @@ from typing import IO
 import requests
 
 from audit.errors import CheckpointError, FetchError
+from audit.files import make_folder, private_file
 from audit.models.checkpoint import identity_of, layout_of
 from audit.models.formats.detect import Format, detect_format
 from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
@@ -117,7 +118,7 @@ class Store:
     def part(self, item: Item) -> Path:
         """The unfinished download of ``item``."""
         parts = self.files.scratch / "checkpoints" / "parts"
-        parts.mkdir(parents=True, exist_ok=True)
+        make_folder(parts)
         key = json.dumps([item.item_id, item.version_id, item.claimed_sha256])
         return parts / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.part"
 
@@ -247,7 +248,7 @@ class Store:
             raise FetchError(f"{expected} bytes are more than the limit of {self.max_bytes}", "refused")
         if first == 0 and have:  # the range was ignored: the whole file comes
             hashed.restart()
-        with part.open("r+b" if first else "wb") as file:
+        with private_file(part, "r+b" if first else "wb") as file:
             file.seek(first)
             file.truncate()
             self._receive(response, file, hashed, tell)

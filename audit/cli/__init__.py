@@ -33,7 +33,7 @@ app = typer.Typer(
     name="lora-audit",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     help="""Which images was this fine-tuned diffusion model trained on?
 
     [bold]lora-audit demo[/bold] shows it on the small model that comes along; [bold]lora-audit scan[/bold] audits a
@@ -101,6 +101,9 @@ def main() -> None:
     except AuditError as error:
         log.error("%s", error, exc_info=log.isEnabledFor(logging.DEBUG))
         sys.exit(EXIT_BAD_INPUT)
+    except Exception as error:  # a fault of ours; its text may hold names of strangers, so the log prints it
+        log.critical("unexpected %s: %s", type(error).__name__, error, exc_info=True)
+        sys.exit(1)
     except SystemExit as stop:
         if stop.code == EXIT_STOPPED:
             log.error("stopped; what is done is kept, and the same command goes on from there")

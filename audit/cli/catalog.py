@@ -21,6 +21,7 @@ from audit.cli.common import (
     result_console,
 )
 from audit.cli.crawl import AllowPrivate, Downloads, MaxFile, OptOut, open_catalog, show_counts, shown_bytes
+from audit.cli.text import say
 
 if TYPE_CHECKING:
     from crawlers.catalog import Catalog
@@ -57,7 +58,7 @@ def list_items(
     """List the catalog."""
     if context.invoked_subcommand:
         return
-    conditions = [f"({where})"]
+    conditions = [_condition(where)]
     for column, value in (("source", source), ("state", state)):
         if value is not None:
             escaped = value.replace("'", "''")
@@ -71,7 +72,7 @@ def list_items(
     from rich.table import Table
 
     if not rows:
-        typer.echo("nothing in the catalog fits: fill it with 'lora-audit crawl', or widen --where")
+        say("nothing in the catalog fits: fill it with 'lora-audit crawl', or widen --where")
         return
     out = result_console()
     table = Table("item", "title", "base", "N0", "size", "state", "why")
@@ -89,7 +90,7 @@ def list_items(
         table.add_row(*(escape(str(cell)) for cell in cells))
     out.print(table)
     if len(rows) == limit:
-        typer.echo(f"the newest {limit} are shown: see more with --limit")
+        say(f"the newest {limit} are shown: see more with --limit")
 
 
 def _plain(value: Any) -> Any:
@@ -98,6 +99,18 @@ def _plain(value: Any) -> Any:
 
 def _find(catalog: Catalog, where: str, limit: int) -> list[dict[str, Any]]:
     return _rows(where, lambda: catalog.find(where, limit))
+
+
+def _condition(where: str) -> str:
+    import duckdb
+
+    from audit.errors import CrawlError
+    from audit.workspace.workspace import condition
+
+    try:
+        return condition(where)
+    except duckdb.Error as error:
+        raise CrawlError(f"the condition {where[:200]!r} failed: {str(error)[:300]}") from error
 
 
 def _rows(where: str, find: Callable[[], Any]) -> list[dict[str, Any]]:
@@ -192,7 +205,7 @@ def _take(crawl: Any, items: list[Item], as_json: bool) -> None:
     show_counts(counts)
     for item in items[:20]:
         row = rows[item.item_id]
-        typer.echo(f"{item.item_id}: {row['state']}{': ' + row['reason'] if row['reason'] else ''}")
+        say(f"{item.item_id}: {row['state']}{': ' + row['reason'] if row['reason'] else ''}")
 
 
 @app.command()
@@ -220,7 +233,7 @@ def fetch(
     catalog = open_catalog(workspace, opt_out, max_file, create=False)
     tried = "TRUE" if retry else f"attempts < {MAX_ATTEMPTS}"
     due = "state = 'later' AND coalesce(available_at <= now(), TRUE)"
-    condition = f"({where}) AND (state = 'listed' OR (state = 'failed' AND {tried}) OR ({due}))"
+    condition = f"{_condition(where)} AND (state = 'listed' OR (state = 'failed' AND {tried}) OR ({due}))"
     rows = _find(catalog, f"{condition} AND source IN ('civitai', 'huggingface')", limit)
     sources = _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never")
     started = time.monotonic()
@@ -272,5 +285,5 @@ def refresh(
         print_json({"seconds": seconds, **total})
         return
     for name, found in total.items():
-        typer.echo(name)
+        say(name)
         show_counts({**found, "seconds": seconds})

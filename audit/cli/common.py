@@ -41,25 +41,25 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 def console() -> Console:
     """The console for people: stderr, so that stdout stays clean for --json."""
-    from rich.console import Console
+    from audit.cli.text import SafeConsole
 
-    return Console(stderr=True)
+    return SafeConsole(stderr=True)
 
 
 PIPED_WIDTH = 100_000  # columns of what is not a terminal: a line is as long as it is
 
 
-def result_console() -> Console:
-    """The console for results: stdout. Where it is no terminal, nothing is wrapped or cut."""
-    from rich.console import Console
+def result_console(width: int = PIPED_WIDTH) -> Console:
+    """The console for results: stdout. Where it is no terminal, lines have ``width`` columns: nothing is cut."""
+    from audit.cli.text import SafeConsole
 
-    out = Console()
-    return out if out.is_terminal else Console(width=PIPED_WIDTH)
+    out = SafeConsole()
+    return out if out.is_terminal else SafeConsole(width=width)
 
 
 def print_json(value: Any) -> None:
     """One JSON document on stdout; numbers that are not finite, which JSON has not, are null."""
-    typer.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))
+    typer.echo(json.dumps(_finite(value), indent=2, default=str, allow_nan=False))  # it escapes what is not ASCII
 
 
 def _finite(value: Any) -> Any:

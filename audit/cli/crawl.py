@@ -48,6 +48,10 @@ MaxFile = Annotated[str, typer.Option(metavar="SIZE", help="Largest file that is
 MetricsPort = Annotated[
     int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics on this port while it crawls.")
 ]
+MetricsAddress = Annotated[
+    str, typer.Option(help="The address they are served on; 0.0.0.0 is every one of this machine.")
+]
+LOOPBACK = "127.0.0.1"
 AllowPrivate = Annotated[bool, typer.Option("--allow-private", help="Talk to hosts with private addresses, too.")]
 
 
@@ -76,12 +80,12 @@ def open_catalog(
     return catalog
 
 
-def serve_metrics(port: int | None) -> None:
-    """Serve the metrics, where a port is given."""
+def serve_metrics(port: int | None, address: str) -> None:
+    """Serve the metrics at ``address``, where a port is given."""
     from audit import metrics
 
     if port is not None:
-        log.info("metrics on port %d", metrics.serve(port))
+        log.info("metrics on %s, port %d", address, metrics.serve(port, address))
 
 
 def run_crawl(
@@ -168,6 +172,7 @@ def civitai(
     opt_out: OptOut = None,
     allow_private: AllowPrivate = False,
     metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = LOOPBACK,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
@@ -180,7 +185,7 @@ def civitai(
 
     _one_of(sort, SORTS, "--sort")
     _one_of(prompts, PROMPTS, "--prompts")
-    serve_metrics(metrics_port)
+    serve_metrics(metrics_port, metrics_address)
     catalog = open_catalog(workspace, opt_out, max_file)
     asked = CivitaiQuery(
         query, tag, username, tuple(base_model or ()), tuple(type_ or ADAPTERS), sort, nsfw, _utc(since)
@@ -213,6 +218,7 @@ def huggingface(
     opt_out: OptOut = None,
     allow_private: AllowPrivate = False,
     metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = LOOPBACK,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
@@ -224,7 +230,7 @@ def huggingface(
     from crawlers.http import read_token
     from crawlers.huggingface import HuggingFace, HuggingFaceQuery
 
-    serve_metrics(metrics_port)
+    serve_metrics(metrics_port, metrics_address)
     catalog = open_catalog(workspace, opt_out, max_file)
     asked = HuggingFaceQuery(tuple(filter_ or ("lora",)), author, search, _utc(since))
     source = HuggingFace(catalog, asked, endpoint, read_token("HF_TOKEN", token_file), allow_private)
@@ -246,6 +252,7 @@ def folder(
     max_file: MaxFile = "8G",
     opt_out: OptOut = None,
     metrics_port: MetricsPort = None,
+    metrics_address: MetricsAddress = LOOPBACK,
     workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
@@ -255,7 +262,7 @@ def folder(
     """
     from crawlers.folder import Folder
 
-    serve_metrics(metrics_port)
+    serve_metrics(metrics_port, metrics_address)
     catalog = open_catalog(workspace, opt_out, max_file)
     source = Folder(catalog, location, settle)
     while True:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audit.cli.common import JsonOption, print_json
+from audit.cli.common import JsonOption, print_json, result_console
 from audit.config import Method, Settings, help_of
 
 if TYPE_CHECKING:
@@ -99,10 +99,7 @@ def estimate(
 
 
 def _console() -> Console:
-    from rich.console import Console
-
-    out = Console()
-    return out if out.is_terminal else Console(width=WIDTH)
+    return result_console(WIDTH)
 
 
 def _backlog(workspace: str | None, n0: int | None) -> tuple[list[Backlog] | None, int]:

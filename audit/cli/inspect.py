@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audit.cli.common import EXIT_BAD_INPUT, JsonOption, print_json, result_console
+from audit.cli.text import say
+from audit.text import printable
 
 if TYPE_CHECKING:
     from audit.models.inspect import Inspection
@@ -49,7 +51,7 @@ def inspect(
     else:
         show(found)
         if command:
-            typer.echo(f"\naudit it with\n\n    {command}")
+            say(f"\naudit it with\n\n    {printable(command, lines=False)}", lines=True)
     if found.problem:
         raise typer.Exit(EXIT_BAD_INPUT)
 

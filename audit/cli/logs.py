@@ -31,13 +31,14 @@ class _People(logging.Handler):
 
         from audit.cli.common import console
 
-        text = escape(record.getMessage())
+        text = escape(record.getMessage().replace("\n", "\n  "))  # no line of a message looks like another message
         if record.levelno >= logging.ERROR:
             text = f"lora-audit: {text}"
         elif record.levelno >= logging.WARNING:
             text = f"[yellow]warning[/yellow] {text}"
         console().print(text, highlight=False, soft_wrap=True)
-        if record.exc_info and logging.getLogger(OURS[0]).isEnabledFor(logging.DEBUG):
+        wanted = record.levelno >= logging.CRITICAL or logging.getLogger(OURS[0]).isEnabledFor(logging.DEBUG)
+        if record.exc_info and wanted:
             console().print(escape("".join(traceback.format_exception(*record.exc_info))), highlight=False)
 
 

@@ -21,6 +21,7 @@ from audit.cli.common import (
     result_console,
 )
 from audit.cli.run import ConfigFile, Set, overrides_of
+from audit.cli.text import say
 
 if TYPE_CHECKING:
     from audit.storage import Workspace
@@ -52,7 +53,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
     out = result_console()
     table = Table("source", "state", "items", title="catalog")
     for row in catalog:
-        table.add_row(row["source"], row["state"], str(row["items"]))
+        table.add_row(escape(row["source"]), escape(row["state"]), str(row["items"]))
     out.print(table)
     last = f", the last at {audits['last']:%Y-%m-%d %H:%M} UTC" if audits["last"] else ""
     out.print(f"{audits['audits']} audits, {matched} with matches, {audits['images']} images{last}", highlight=False)
@@ -62,7 +63,8 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
         sign = "running" if run["alive"] else ("lost" if run["state"] == "running" else run["state"])
         begun = datetime.fromtimestamp(run["started_at"], UTC)
         out.print(
-            f"run {run['run_id']} on {escape(run['host'])}, shard {run['shard']}, since {begun:%Y-%m-%d %H:%M} UTC: "
+            f"run {escape(run['run_id'])} on {escape(run['host'])}, shard {escape(run['shard'])}, "
+            f"since {begun:%Y-%m-%d %H:%M} UTC: "
             f"{sign}, {run['finished']} done, {run['failed']} failed, {run['quarantined']} quarantined, "
             f"{run['waiting']} waiting, {run['workers']} workers", highlight=False,
         )  # fmt: skip
@@ -106,17 +108,18 @@ def failures(
         print_json({"forgiven": len(rows) if retry else 0, "groups": [asdict(group) for group in groups]})
         return
     if not rows:
-        typer.echo("no audit has failed")
+        say("no audit has failed")
         return
     table = Table("audits", "state", "kind", "the newest reason", "of", "at (UTC)")
     for group in groups:
         table.add_row(
-            str(group.audits), group.state, group.kind, escape(group.newest_reason[:400]), escape(group.items[0]),
+            str(group.audits), escape(group.state), escape(group.kind), escape(group.newest_reason[:400]),
+            escape(group.items[0]),
             f"{group.newest_at:%Y-%m-%d %H:%M}",
         )  # fmt: skip
     result_console().print(table)
     if retry:
-        typer.echo(f"{len(rows)} audits will be tried again by the next run")
+        say(f"{len(rows)} audits will be tried again by the next run")
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def compact(
         print_json({"merged": merged, "files": files})
         return
     for table in TABLES:
-        typer.echo(f"{table}: {merged[table]} files merged, {files[table]} now")
+        say(f"{table}: {merged[table]} files merged, {files[table]} now")
 
 
 def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
@@ -193,8 +196,8 @@ def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
         print_json({"problems": problems})
     else:
         for one in problems[:100]:
-            typer.echo(f"{one['where']}: {one['problem']}")
-        typer.echo(f"{len(problems)} problems" if problems else "everything is as recorded")
+            say(f"{one['where']}: {one['problem']}")
+        say(f"{len(problems)} problems" if problems else "everything is as recorded")
     if problems:
         raise typer.Exit(EXIT_DAMAGED)
 

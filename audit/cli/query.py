@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json, result_console
+from audit.cli.text import say
+from audit.text import printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +68,7 @@ def query(
         typer.echo(as_parquet(rows), nl=False)
     elif format_ in (RowFormat.csv, RowFormat.jsonl):
         for line in as_csv(rows) if format_ is RowFormat.csv else as_json_lines(rows):
-            typer.echo(line)
+            typer.echo(printable(line) if sys.stdout.isatty() else line, color=True)  # color: exact, also in a pipe
     else:
         _show(rows)
 
@@ -78,7 +80,7 @@ def _show(rows: pa.Table) -> None:
     from audit.cli.rows import cell, rows_of
 
     if not rows.num_rows:
-        typer.echo("no rows")
+        say("no rows")
         return
     out = result_console()
     table = Table(*map(escape, rows.column_names))

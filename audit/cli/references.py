@@ -71,12 +71,13 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
     if as_json:
         print_json(rows)
         return
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("reference set", "pictures", "descriptor", "added (UTC)")
     for row in rows:
         added = f"{row['added_at']:%Y-%m-%d %H:%M}"
-        table.add_row(row["reference_set"], str(row["images"]), row["descriptor_name"], added)
+        table.add_row(escape(row["reference_set"]), str(row["images"]), escape(row["descriptor_name"]), added)
     result_console().print(table)
 
 

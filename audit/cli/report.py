@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json
+from audit.cli.text import say
 
 
 def report(
@@ -34,8 +35,8 @@ def report(
         print_json(facts.as_json())
         return
     if output is None:
-        typer.echo(write_page(facts, opened))
+        say(write_page(facts, opened))
         return
     with whole_file(output) as file:
         file.write(render(facts).encode())
-    typer.echo(output)
+    say(output)

@@ -73,6 +73,7 @@ def run(
     gpus_per_worker: Annotated[float | None, _run("gpus_per_worker", min=0)] = None,
     cpus_per_worker: Annotated[float | None, _run("cpus_per_worker", min=0)] = None,
     metrics_port: Annotated[int | None, _run("metrics_port", min=0, max=65535)] = None,
+    metrics_address: Annotated[str | None, _run("metrics_address")] = None,
     sets: Set = None,
     workspace: Where = None,
     as_json: JsonOption = False,
@@ -97,6 +98,7 @@ def run(
         "run__max_gpu_hours": max_gpu_hours, "run__priority": priority, "run__min_workers": min_workers,
         "run__max_workers": max_workers, "run__gpus_per_worker": gpus_per_worker,
         "run__cpus_per_worker": cpus_per_worker, "run__metrics_port": metrics_port,
+        "run__metrics_address": metrics_address,
         "references": tuple(references) if references else None, "descriptor": descriptor, "workspace": workspace,
     }  # fmt: skip
     overrides = overrides_of(sets, **named)
@@ -108,7 +110,7 @@ def run(
     loaded = load_config(config, None, overrides)
     if not loaded.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
-    serve_metrics(loaded.run.metrics_port)
+    serve_metrics(loaded.run.metrics_port, loaded.run.metrics_address)
     out = console()
     display = _Display(out)
     running = Run(loaded, display.tell)

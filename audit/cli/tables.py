@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json
+from audit.cli.text import say
 
 
 def migrate(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
@@ -23,7 +24,7 @@ def migrate(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption 
     if as_json:
         print_json({"version": VERSION})
         return
-    typer.echo(f"{opened.files} is of version {VERSION}, the newest")
+    say(f"{opened.files} is of version {VERSION}, the newest")
 
 
 def export(
@@ -38,6 +39,7 @@ def export(
     [bold]Example[/bold]: lora-audit export --format csv --table matches out
     """
     from audit.errors import WorkspaceError
+    from audit.files import make_folder
     from audit.schemas import TABLES
     from audit.storage import Workspace
     from audit.workspace.export import ExportFormat
@@ -48,10 +50,10 @@ def export(
     except ValueError:
         raise WorkspaceError(f"--format {kind!r} is not known: choose parquet, csv or delta") from None
     opened = Workspace(workspace, reading=True, create=False)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     written = {name: export_table(opened, name, chosen, out) for name in table or TABLES}
     if as_json:
         print_json({name: {"path": str(path), "rows": rows} for name, (path, rows) in written.items()})
         return
     for path, rows in written.values():
-        typer.echo(f"{path}: {rows} rows")
+        say(f"{path}: {rows} rows")

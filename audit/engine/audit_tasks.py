@@ -24,6 +24,7 @@ from audit.models.base import BaseLocation, locate_base
 from audit.report import collect, write_page
 from audit.report.pages import Answers
 from audit.storage import Workspace
+from audit.workspace.workspace import condition
 
 CHUNK = 500
 KEPT_PLANS = 4
@@ -115,10 +116,13 @@ class Due:
         """The networks to audit: stored, of a known format, within the shard; uploads first, then by base model."""
         uploads = self.config.run.priority is Priority.uploads
         first = "min(CASE source WHEN 'folder' THEN 0 ELSE 1 END)" if uploads else "0"
-        sql = f"""SELECT identity, {first} AS turn, min(family) AS family, min(first_seen_at) AS seen FROM checkpoints
-            WHERE identity IS NOT NULL AND format IS NOT NULL AND state <> 'opted-out' AND ({self.config.run.where})
-            GROUP BY identity ORDER BY turn, family, seen, identity"""
         try:
+            # What opted out is gone before the condition is looked at, and the condition is one expression.
+            sql = f"""SELECT identity, {first} AS turn, min(family) AS family, min(first_seen_at) AS seen FROM (
+                    SELECT * FROM checkpoints
+                    WHERE identity IS NOT NULL AND format IS NOT NULL AND state <> 'opted-out'
+                ) AS checkpoints WHERE {condition(self.config.run.where)}
+                GROUP BY identity ORDER BY turn, family, seen, identity"""
             found = self.workspace.select(sql)["identity"].to_pylist()
         except duckdb.Error as error:
             raise ConfigError(f"run.where = {self.config.run.where!r} failed: {str(error)[:300]}") from error

@@ -11,6 +11,7 @@ from audit import __version__
 from audit.report.facts import AuditFacts
 from audit.report.pages import PageFacts, page_key, write_page_with
 from audit.storage import Workspace
+from audit.text import printable
 
 
 def data_url(png: bytes) -> str:
@@ -19,13 +20,14 @@ def data_url(png: bytes) -> str:
 
 
 def environment() -> Environment:
-    """The templates, which escape everything."""
+    """The templates: everything is escaped and made printable; <bdi> keeps strangers' text from turning ours."""
     found = Environment(
         loader=PackageLoader("audit.report", ""),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     found.filters["data_url"] = data_url
     return found

@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from audit.errors import WorkspaceError
+from audit.files import ABANDONED
 from audit.schemas import TABLES
 from audit.workspace.manifest import Manifest, MergedFile, Taken
 from audit.workspace.names import DATA, LooseName, merged_name, merged_number, read_name
@@ -23,7 +24,6 @@ BYTES_A_GROUP = 64 << 20
 BIG = 256 << 20  # bytes from which a merged file is left alone, and the next one begun
 KEEP_REPLACED = 300.0  # s that replaced files stay for those who read them
 REMEMBER = 600.0  # s that a manifest names loose files that have gone: a listing on NFS can be behind
-ABANDONED = 3600.0  # s without a write after which an unfinished file has no owner
 MOST_MANIFESTS = 32
 TRIES = 20
 

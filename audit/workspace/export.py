@@ -16,7 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from audit.errors import WorkspaceError
-from audit.files import PART, whole_file
+from audit.files import PART, make_folder, whole_file
 from audit.schemas import TABLES
 from audit.workspace.workspace import Workspace
 
@@ -131,6 +131,7 @@ def _delta(reader: pa.RecordBatchReader, place: Path) -> int:
 
     unfinished = place.with_name(f".{place.name}{PART}")
     shutil.rmtree(unfinished, ignore_errors=True)
+    make_folder(unfinished)
     try:
         write_deltalake(str(unfinished), pa.RecordBatchReader.from_batches(reader.schema, counted()))
     except Exception:

@@ -86,6 +86,8 @@ class Workspace:
             migrate(self.files, self._tables)
             self.files.write(MARKER, json.dumps({"version": VERSION}).encode())
             log.warning("%s is of version %d now", self.files, VERSION)
+        if not reading:
+            self.files.tidy()
 
     def _version(self, marker: bytes | None) -> int:
         try:
@@ -287,6 +289,12 @@ class Workspace:
         if not KEY.fullmatch(audit_id):
             raise WorkspaceError(f"{audit_id!r} is not an audit id")
         return Spool(self.files, f"spool/{audit_id}")
+
+
+def condition(sql: str) -> str:
+    """``sql`` in parentheses, if it is one expression. Raises duckdb.Error for anything that could end them early."""
+    duckdb.SQLExpression(sql)
+    return f"({sql}\n)"  # the line's end ends a comment
 
 
 def named_tables(sql: str | None) -> list[str]:

@@ -23,6 +23,7 @@ from audit.storage import Workspace
 from crawlers.catalog import Catalog, OptOuts
 from crawlers.crawl import Counts, Crawl
 from crawlers.folder import Folder
+from crawlers.inside import open_inside
 from tests.conftest import KOHYA, stored_bytes
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -162,6 +163,58 @@ def test_hidden_files_and_other_files_are_passed_over(workspace: Workspace, uplo
     (uploads / ".hidden/x.safetensors").write_bytes(lora(3))
     (uploads / "readme.txt").write_text("hello")
     assert look(workspace, uploads).new == 1
+
+
+def test_links_are_named_and_not_followed(workspace: Workspace, uploads: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.safetensors").write_bytes(lora(7))
+    (outside / "b.json").write_text('{"caption": "a secret"}')
+    (uploads / "link.safetensors").symlink_to(outside / "secret.safetensors")
+    (uploads / "folder").symlink_to(outside)
+    (uploads / "deep").mkdir()
+    (uploads / "deep" / "loop").symlink_to(uploads)
+    (uploads / "dangling.safetensors").symlink_to("nowhere")
+    os.mkfifo(uploads / "pipe.safetensors")
+    (uploads / "b.safetensors").write_bytes(lora(2))
+    (uploads / "b.json").symlink_to(outside / "b.json")
+    counts = look(workspace, uploads)
+    found = rows(workspace)
+    assert set(found) == {"a.safetensors", "b.safetensors"}
+    assert found["a.safetensors"]["state"] == "stored"
+    assert "is a link" in found["b.safetensors"]["reason"], "it may be who opted out: nothing is taken without it"
+    links = ["link.safetensors", "folder", "deep/loop", "dangling.safetensors", "b.json"]
+    assert counts.passed_over == len(links)
+    assert {f"{one}: a link, which is not followed" for one in links} <= set(counts.reasons)
+
+
+def test_a_link_that_takes_a_files_place_is_not_read(workspace: Workspace, uploads: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "b.safetensors").write_bytes(lora(7))
+    (uploads / "deep").mkdir()
+    for place in (uploads, uploads / "deep"):
+        (place / "b.safetensors").write_bytes(lora(2))
+    catalog = Catalog(workspace)
+    source = Folder(catalog, str(uploads), 0)
+    items = {item.item_id.split(":", 2)[2]: item for page in source.pages({}) for item in page.items}
+    (uploads / "b.safetensors").unlink()
+    (uploads / "b.safetensors").symlink_to(outside / "b.safetensors")
+    shutil.rmtree(uploads / "deep")
+    (uploads / "deep").symlink_to(outside)
+    for path in ("b.safetensors", "deep/b.safetensors"):
+        with pytest.raises(FetchError, match="cannot be copied"):
+            source.fetch(items[path], lambda count: None)
+    assert not list((workspace.root / "checkpoints").glob("*.safetensors"))
+
+
+def test_a_path_does_not_climb_out(uploads: Path, tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"secret")
+    for path in ("../x", "./a.safetensors", "/etc/passwd", "a.safetensors/x", "", "deep/../../x"):
+        with pytest.raises(OSError, match=r"."):
+            open_inside(uploads, path)
+    with open_inside(uploads, "a.safetensors") as file:
+        assert file.read() == lora(1)
 
 
 def test_the_limit_and_the_size_cap(workspace: Workspace, uploads: Path) -> None:

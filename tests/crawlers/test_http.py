@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -180,7 +182,9 @@ def test_a_redirect_without_end_or_to_another_scheme_is_an_error(httpserver: HTT
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.1.2.3", "192.168.0.1", "169.254.169.254", "::1", "fe80::1%eth0", "fd00::1", "0.0.0.0",
-     "::ffff:10.0.0.1", "224.0.0.1", "100.64.0.1"],
+     "::ffff:10.0.0.1", "224.0.0.1", "100.64.0.1", "::127.0.0.1", "::10.0.0.1", "64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe",
+     "64:ff9b:1::a00:1", "2002:7f00:1::", "2002:a9fe:a9fe::1", "2002:c0a8:1::5", "::ffff:0:10.0.0.1",
+     "2001:0:4136:e378:8000:63bf:3fff:fdd2", "::", "ff02::1"],
 )  # fmt: skip
 def test_private_addresses_are_refused(address: str) -> None:
     with pytest.raises(CrawlError, match="not a public address"):
@@ -190,6 +194,8 @@ def test_private_addresses_are_refused(address: str) -> None:
 def test_public_addresses_are_not() -> None:
     check_address("93.184.216.34")
     check_address("2606:2800:220:1:248:1893:25c8:1946")
+    check_address("64:ff9b::5db8:d822")  # 93.184.216.34 behind NAT64
+    check_address("2002:5db8:d822::1")
 
 
 def test_a_name_that_leads_into_the_own_network_is_refused_before_a_byte_is_sent(httpserver: HTTPServer) -> None:
@@ -197,6 +203,28 @@ def test_a_name_that_leads_into_the_own_network_is_refused_before_a_byte_is_sent
     asked = Session([f"{httpserver.host}:{httpserver.port}", "public.example"], requests_per_second=0, retries=0)
     with pytest.raises(FetchError, match="not a public address"):  # as if its DNS said 127.0.0.1
         asked.get_json(httpserver.url_for("/x"))
+    assert seen == []
+
+
+def test_a_name_that_changes_its_address_is_judged_by_the_connection_and_not_by_a_look_up(
+    httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, asked = answers(httpserver, 200), []
+    real = socket.getaddrinfo
+
+    def changing(host: str, port: int, *rest: Any, **options: Any) -> Any:
+        if host != "rebound.example":
+            return real(host, port, *rest, **options)
+        asked.append(host)
+        address = "93.184.216.34" if len(asked) > 1 else "127.0.0.1"  # the connection's look-up, and any other after it
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", changing)
+    monkeypatch.setattr(http, "check_url", lambda url: None)  # as if it were https
+    host = f"rebound.example:{httpserver.port}"
+    with pytest.raises(FetchError, match=r"refused to talk to 127\.0\.0\.1"):
+        Session([host], requests_per_second=0, retries=0).get_json(f"http://{host}/x")
+    assert asked == ["rebound.example"]
     assert seen == []
 
 
