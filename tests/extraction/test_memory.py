@@ -20,7 +20,7 @@ from audit.engine.auditor import Auditor
 from audit.engine.extraction import Extraction
 from audit.engine.plan import Plan, Request, make_plan
 from audit.errors import DeviceLostError, DeviceMemoryError, NotFiniteError
-from audit.extraction.guidance import Direct, ModelGuidance
+from audit.extraction.guidance import ClassifierFree, Direct
 from audit.extraction.sampling import Sampler
 from audit.fits import Fits
 from audit.models import placement
@@ -325,10 +325,10 @@ def test_the_next_checkpoint_is_merged_ahead(
     assert pair.effect == Extraction(workspace).pair(second).effect
 
 
-def test_model_guidance_and_direct_sampling_learn_apart(pair: ModelPair) -> None:
+def test_classifier_free_guidance_and_direct_sampling_learn_apart(pair: ModelPair) -> None:
     """Classifier-free guidance has twice the rows of direct sampling: what fits one says nothing of the other."""
     with limited(pair.tuned.unet, 2):
         images(Sampler(pair, Direct(), [CAPTION], steps=1, batch_size=4), 4)
-    with limited(pair.tuned.unet, 4) as sampled:
-        images(Sampler(pair, ModelGuidance(), [CAPTION], steps=1, batch_size=4), 4)
-    assert sampled == [4]
+    with limited(pair.tuned.unet, 8) as sampled:
+        images(Sampler(pair, ClassifierFree(), [CAPTION], steps=1, batch_size=4), 4)
+    assert sampled == [8]
