@@ -221,22 +221,159 @@ def test_matches_do_not_fail_the_job(code: int, expected: int, tmp_path: Path) -
 @pytest.mark.parametrize("name", KUBERNETES)
 def test_pods(name: str) -> None:
     found = documents(name)
-    images = {each["image"] for each in containers([documents("rayjob.yaml"), found])}
-    assert images == {"registry.example.com/lora-audit:0.1.0"}
-    assert images == {re.search(r"--tag (\S+)", (DEPLOY / "Dockerfile").read_text())[1]}
     for pod in pods(found):
-        assert pod["securityContext"]["runAsNonRoot"] is True
         for container in pod["containers"]:
             resources = container["resources"]
             assert {"cpu", "memory"} <= set(resources["requests"]) <= set(resources["limits"])
-            assert container["envFrom"] == [{"secretRef": {"name": "lora-audit"}}]
-            environment = {each["name"]: each.get("value") for each in container["env"]}
+            environment = {each["name"]: each.get("value") for each in container.get("env", ())}
+            if container["name"] == "ray-job-submitter":
+                assert environment == {}
+                continue
             assert environment["LORA_AUDIT_WORKSPACE"].startswith("s3://")
             if "RAY_JOB_STOP_WAIT_TIME_S" in environment:
                 waits = int(environment["RAY_JOB_STOP_WAIT_TIME_S"])
                 assert RunSettings().drain_seconds + 60 < waits < pod["terminationGracePeriodSeconds"]
     ports = [port["containerPort"] for each in containers(found) for port in each.get("ports", ())]
     assert 9808 in ports
+
+
+def contexts(name: str) -> list[dict[str, Any]]:
+    """The security context of every container, the autoscaler's, which KubeRay adds, included."""
+    found = documents(name)
+    options = [
+        each["autoscalerOptions"] for each in walk(found) if isinstance(each, dict) and "autoscalerOptions" in each
+    ]
+    assert options
+    return [each.get("securityContext", {}) for each in (*containers(found), *options)]
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_every_container_is_locked(name: str) -> None:
+    for context in contexts(name):
+        assert context == {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        }  # fmt: skip
+    for pod in pods(documents(name)):
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }  # fmt: skip
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert not any("hostPath" in volume for volume in pod["volumes"])
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_what_is_written_lies_in_volumes(name: str) -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    home = re.search(r"^WORKDIR (/home/\S+)$", dockerfile, re.MULTILINE)[1]
+    for pod in pods(documents(name)):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+            assert {"/tmp", home} <= set(mounts)
+            assert all(volume["emptyDir"]["sizeLimit"] for volume in mounts.values())
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_the_autoscaler_alone_has_a_token_of_kubernetes(name: str) -> None:
+    found = documents(name)
+    for pod in pods(found):
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert not any("serviceaccount" in mount["mountPath"] for mount in container["volumeMounts"])
+    (options,) = (
+        each["autoscalerOptions"] for each in walk(found) if isinstance(each, dict) and "autoscalerOptions" in each
+    )
+    head = next(pod for pod in pods(found) if pod["containers"][0]["name"] == "ray-head")
+    volumes = {volume["name"]: volume for volume in head["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in options["volumeMounts"]}
+    sources = mounts["/var/run/secrets/kubernetes.io/serviceaccount"]["projected"]["sources"]
+    assert {kind for source in sources for kind in source} == {"serviceAccountToken", "configMap", "downwardAPI"}
+    assert "/tmp" in mounts
+
+
+# What a container may know: a crawl asks Civitai, a driver and its workers fetch base models; all of them the bucket.
+BUCKET = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+SECRETS = {
+    "crawl": {"CIVITAI_TOKEN"} | BUCKET,
+    "ray-head": {"HF_TOKEN"} | BUCKET,
+    "ray-worker": {"HF_TOKEN"} | BUCKET,
+    "ray-job-submitter": set(),
+}
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_secrets_are_only_where_they_are_used(name: str) -> None:
+    for container in containers(documents(name)):
+        assert "envFrom" not in container
+        named = {each["name"]: each["valueFrom"] for each in container.get("env", ()) if "valueFrom" in each}
+        assert set(named) == SECRETS[container["name"]]
+        for variable, source in named.items():
+            assert source["secretKeyRef"]["name"] == "lora-audit"
+            assert source["secretKeyRef"]["key"] == variable
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_no_image_goes_by_a_tag(name: str) -> None:
+    for container in containers(documents(name)):
+        image, at, digest = container["image"].partition("@")
+        assert image == "registry.example.com/lora-audit", "a tag can be moved to another image"
+        assert at
+        assert digest == "sha256:EDIT", "the digest is that of the reader's build: a valid one here would be invented"
+
+
+def test_the_digest_is_written_in_one_place(tmp_path: Path) -> None:
+    text = (DEPLOY / "kustomization.yaml").read_text()
+    said = yaml.safe_load(text)
+    (image,) = said["images"]
+    assert set(image) == {"name", "newName", "digest"}, "no newTag"
+    assert "EDIT: newName, and digest" in text
+    assert all((DEPLOY / one).is_file() for one in said["resources"])
+    assert "networkpolicy.yaml" in said["resources"]
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed")
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    built = text.replace("newName: registry.example.com", "newName: registry.test").replace("EDIT\n", f"{'ab' * 32}\n")
+    (tmp_path / "deploy/kustomization.yaml").write_text(built.replace("# - rayjob", "- rayjob"))
+    done = subprocess.run(
+        ["kubectl", "kustomize", tmp_path / "deploy"], capture_output=True, text=True, check=True, timeout=60
+    )
+    images = [each["image"] for each in containers([*yaml.safe_load_all(done.stdout)])]
+    assert images == [f"registry.test/lora-audit@sha256:{'ab' * 32}"] * 7
+
+
+def test_the_network_policy() -> None:
+    policies = {
+        one["metadata"]["name"]: one["spec"] for one in yaml.safe_load_all((DEPLOY / "networkpolicy.yaml").read_text())
+    }
+    spec, scaler = policies["lora-audit"], policies["lora-audit-autoscaler"]
+    labels = [
+        each["template"]["metadata"]["labels"]
+        for name in KUBERNETES
+        for each in walk(documents(name))
+        if isinstance(each, dict) and "containers" in each.get("template", {}).get("spec", {})
+    ]
+    labels += [
+        each["submitterPodTemplate"]["metadata"]["labels"]
+        for name in KUBERNETES
+        for each in walk(documents(name))
+        if isinstance(each, dict) and "submitterPodTemplate" in each
+    ]
+    assert len(labels) == 7
+    assert all(one == spec["podSelector"]["matchLabels"] for one in labels), "every pod is under the policy"
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    for rule in spec["ingress"]:
+        assert rule["from"], "nobody is let in without a name"
+        assert all("podSelector" in one for one in rule["from"])
+    closed = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10", "127.0.0.0/8"}
+    for rule in spec["egress"]:
+        assert rule["to"]
+        for block in (one["ipBlock"] for one in rule["to"] if "ipBlock" in one):
+            assert closed <= set(block["except"])
+            assert rule["ports"] == [{"protocol": "TCP", "port": 443}]
+    assert scaler["podSelector"]["matchLabels"] == {"app": "lora-audit", "ray.io/node-type": "head"}
+    assert scaler["policyTypes"] == ["Egress"]
+    assert {port["port"] for rule in spec["ingress"] for port in rule.get("ports", ())} == {8265, 9808, 8080}
 
 
 @pytest.mark.parametrize("name", KUBERNETES)
