@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # The CPU build of torch unless there is an NVIDIA GPU; `make demo TORCH_INDEX=` takes the package index's own build.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test check measure gpu-kit fix install clean
+.PHONY: demo test check measure gpu-kit lock sbom fix install clean
 
 demo: install  ## audit a checkpoint of the embedded model; exit code 10 (matches found) is what it should end with
 	$(BIN)/lora-audit demo; code=$$?; [ $$code -eq 10 ] || { echo "expected matches (exit code 10), got $$code"; exit 1; }
@@ -26,6 +26,24 @@ measure: install  ## the quick form of the extraction benchmark; fails where mod
 
 gpu-kit:  ## .gpu/, what a rented GPU machine without a network needs (docs/performance.md); wants a Python 3.12
 	bash benchmarks/gpu/kit.sh
+
+# torch's CPU build names no CUDA libraries, so that none are locked; `make lock LOCK_INDEX=` where it is at hand
+LOCK_INDEX ?= https://download.pytorch.org/whl/cpu
+TOOLS := $(VENV)/tools
+
+lock: $(TOOLS)/.installed  ## requirements.lock from pyproject.toml and constraints.txt: every version, every hash
+	PIP_EXTRA_INDEX_URL="$(LOCK_INDEX)" CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/bin/pip-compile --quiet \
+		--generate-hashes --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --unsafe-package torch \
+		--constraint constraints.txt --output-file requirements.lock pyproject.toml
+
+sbom: $(TOOLS)/.installed  ## sbom.json, a CycloneDX bill of materials of what requirements.lock installs
+	$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
+		--output-format JSON --output-file sbom.json requirements.lock
+
+$(TOOLS)/.installed:
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet pip-tools==7.6.2 cyclonedx-bom==7.5.0
+	touch $@
 
 fix: install  ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .

@@ -11,9 +11,10 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ import pytest
 import ray.autoscaler
 import typer.main
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ray.autoscaler._private.util import prepare_config, validate_config
 from typer.exceptions import TyperException
 
@@ -147,12 +150,15 @@ def test_cluster(cluster: dict[str, Any]) -> None:
     head, gpu = cluster["available_node_types"]["head"], cluster["available_node_types"]["gpu"]
     assert cluster["head_node_type"] == "head"
     assert head["resources"] == {"CPU": 0}
+    assert any("--require-hashes" in command for command in cluster["setup_commands"])
     assert gpu["resources"]["GPU"] == 1
     assert (gpu["min_workers"], gpu["max_workers"]) == (0, cluster["max_workers"])
     spot = gpu["node_config"].get("InstanceMarketOptions") or gpu["node_config"]["scheduling"]
     assert spot.get("MarketType") == "spot" or spot.get("preemptible") is True
     for kind in ("head", "worker"):
-        assert any("--constraint" in command for command in cluster[f"{kind}_setup_commands"])
+        installs = [one for one in cluster[f"{kind}_setup_commands"] if "pip install" in one]
+        assert installs
+        assert all(any(word in one for word in ("constraints.txt", "--no-deps")) for one in installs)
         start = cluster[f"{kind}_start_ray_commands"][-1]
         assert "RAY_AUTH_MODE=token" in start
         assert "--metrics-export-port=" in start
@@ -221,22 +227,159 @@ def test_matches_do_not_fail_the_job(code: int, expected: int, tmp_path: Path) -
 @pytest.mark.parametrize("name", KUBERNETES)
 def test_pods(name: str) -> None:
     found = documents(name)
-    images = {each["image"] for each in containers([documents("rayjob.yaml"), found])}
-    assert images == {"registry.example.com/lora-audit:0.1.0"}
-    assert images == {re.search(r"--tag (\S+)", (DEPLOY / "Dockerfile").read_text())[1]}
     for pod in pods(found):
-        assert pod["securityContext"]["runAsNonRoot"] is True
         for container in pod["containers"]:
             resources = container["resources"]
             assert {"cpu", "memory"} <= set(resources["requests"]) <= set(resources["limits"])
-            assert container["envFrom"] == [{"secretRef": {"name": "lora-audit"}}]
-            environment = {each["name"]: each.get("value") for each in container["env"]}
+            environment = {each["name"]: each.get("value") for each in container.get("env", ())}
+            if container["name"] == "ray-job-submitter":
+                assert environment == {}
+                continue
             assert environment["LORA_AUDIT_WORKSPACE"].startswith("s3://")
             if "RAY_JOB_STOP_WAIT_TIME_S" in environment:
                 waits = int(environment["RAY_JOB_STOP_WAIT_TIME_S"])
                 assert RunSettings().drain_seconds + 60 < waits < pod["terminationGracePeriodSeconds"]
     ports = [port["containerPort"] for each in containers(found) for port in each.get("ports", ())]
     assert 9808 in ports
+
+
+def contexts(name: str) -> list[dict[str, Any]]:
+    """The security context of every container, the autoscaler's, which KubeRay adds, included."""
+    found = documents(name)
+    options = [
+        each["autoscalerOptions"] for each in walk(found) if isinstance(each, dict) and "autoscalerOptions" in each
+    ]
+    assert options
+    return [each.get("securityContext", {}) for each in (*containers(found), *options)]
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_every_container_is_locked(name: str) -> None:
+    for context in contexts(name):
+        assert context == {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        }  # fmt: skip
+    for pod in pods(documents(name)):
+        assert pod["securityContext"] == {
+            "runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }  # fmt: skip
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+        assert not any("hostPath" in volume for volume in pod["volumes"])
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_what_is_written_lies_in_volumes(name: str) -> None:
+    dockerfile = (DEPLOY / "Dockerfile").read_text()
+    home = re.search(r"^WORKDIR (/home/\S+)$", dockerfile, re.MULTILINE)[1]
+    for pod in pods(documents(name)):
+        volumes = {volume["name"]: volume for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+            assert {"/tmp", home} <= set(mounts)
+            assert all(volume["emptyDir"]["sizeLimit"] for volume in mounts.values())
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_the_autoscaler_alone_has_a_token_of_kubernetes(name: str) -> None:
+    found = documents(name)
+    for pod in pods(found):
+        assert pod["automountServiceAccountToken"] is False
+        for container in pod["containers"]:
+            assert not any("serviceaccount" in mount["mountPath"] for mount in container["volumeMounts"])
+    (options,) = (
+        each["autoscalerOptions"] for each in walk(found) if isinstance(each, dict) and "autoscalerOptions" in each
+    )
+    head = next(pod for pod in pods(found) if pod["containers"][0]["name"] == "ray-head")
+    volumes = {volume["name"]: volume for volume in head["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in options["volumeMounts"]}
+    sources = mounts["/var/run/secrets/kubernetes.io/serviceaccount"]["projected"]["sources"]
+    assert {kind for source in sources for kind in source} == {"serviceAccountToken", "configMap", "downwardAPI"}
+    assert "/tmp" in mounts
+
+
+# What a container may know: a crawl asks Civitai, a driver and its workers fetch base models; all of them the bucket.
+BUCKET = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+SECRETS = {
+    "crawl": {"CIVITAI_TOKEN"} | BUCKET,
+    "ray-head": {"HF_TOKEN"} | BUCKET,
+    "ray-worker": {"HF_TOKEN"} | BUCKET,
+    "ray-job-submitter": set(),
+}
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_secrets_are_only_where_they_are_used(name: str) -> None:
+    for container in containers(documents(name)):
+        assert "envFrom" not in container
+        named = {each["name"]: each["valueFrom"] for each in container.get("env", ()) if "valueFrom" in each}
+        assert set(named) == SECRETS[container["name"]]
+        for variable, source in named.items():
+            assert source["secretKeyRef"]["name"] == "lora-audit"
+            assert source["secretKeyRef"]["key"] == variable
+
+
+@pytest.mark.parametrize("name", KUBERNETES)
+def test_no_image_goes_by_a_tag(name: str) -> None:
+    for container in containers(documents(name)):
+        image, at, digest = container["image"].partition("@")
+        assert image == "registry.example.com/lora-audit", "a tag can be moved to another image"
+        assert at
+        assert digest == "sha256:EDIT", "the digest is that of the reader's build: a valid one here would be invented"
+
+
+def test_the_digest_is_written_in_one_place(tmp_path: Path) -> None:
+    text = (DEPLOY / "kustomization.yaml").read_text()
+    said = yaml.safe_load(text)
+    (image,) = said["images"]
+    assert set(image) == {"name", "newName", "digest"}, "no newTag"
+    assert "EDIT: newName, and digest" in text
+    assert all((DEPLOY / one).is_file() for one in said["resources"])
+    assert "networkpolicy.yaml" in said["resources"]
+    if not shutil.which("kubectl"):
+        pytest.skip("kubectl is not installed")
+    shutil.copytree(DEPLOY, tmp_path / "deploy")
+    built = text.replace("newName: registry.example.com", "newName: registry.test").replace("EDIT\n", f"{'ab' * 32}\n")
+    (tmp_path / "deploy/kustomization.yaml").write_text(built.replace("# - rayjob", "- rayjob"))
+    done = subprocess.run(
+        ["kubectl", "kustomize", tmp_path / "deploy"], capture_output=True, text=True, check=True, timeout=60
+    )
+    images = [each["image"] for each in containers([*yaml.safe_load_all(done.stdout)])]
+    assert images == [f"registry.test/lora-audit@sha256:{'ab' * 32}"] * 7
+
+
+def test_the_network_policy() -> None:
+    policies = {
+        one["metadata"]["name"]: one["spec"] for one in yaml.safe_load_all((DEPLOY / "networkpolicy.yaml").read_text())
+    }
+    spec, scaler = policies["lora-audit"], policies["lora-audit-autoscaler"]
+    labels = [
+        each["template"]["metadata"]["labels"]
+        for name in KUBERNETES
+        for each in walk(documents(name))
+        if isinstance(each, dict) and "containers" in each.get("template", {}).get("spec", {})
+    ]
+    labels += [
+        each["submitterPodTemplate"]["metadata"]["labels"]
+        for name in KUBERNETES
+        for each in walk(documents(name))
+        if isinstance(each, dict) and "submitterPodTemplate" in each
+    ]
+    assert len(labels) == 7
+    assert all(one == spec["podSelector"]["matchLabels"] for one in labels), "every pod is under the policy"
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    for rule in spec["ingress"]:
+        assert rule["from"], "nobody is let in without a name"
+        assert all("podSelector" in one for one in rule["from"])
+    closed = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "100.64.0.0/10", "127.0.0.0/8"}
+    for rule in spec["egress"]:
+        assert rule["to"]
+        for block in (one["ipBlock"] for one in rule["to"] if "ipBlock" in one):
+            assert closed <= set(block["except"])
+            assert rule["ports"] == [{"protocol": "TCP", "port": 443}]
+    assert scaler["podSelector"]["matchLabels"] == {"app": "lora-audit", "ray.io/node-type": "head"}
+    assert scaler["policyTypes"] == ["Egress"]
+    assert {port["port"] for rule in spec["ingress"] for port in rule.get("ports", ())} == {8265, 9808, 8080}
 
 
 @pytest.mark.parametrize("name", KUBERNETES)
@@ -270,16 +413,28 @@ def test_dockerfile(name: str) -> None:
     lines = [line.split(maxsplit=1) for line in re.sub(r"\\\n\s*", " ", text).splitlines() if line.strip()]
     stages = [index for index, (word, _) in enumerate(lines) if word == "FROM"]
     build, last = lines[stages[0] : stages[-1]], lines[stages[-1] :]
-    assert all(":" in rest.split()[0] for word, rest in lines if word == "FROM"), "base images have a tag"
+    given = dict(rest.split("=", 1) for word, rest in lines[: stages[0]] if word == "ARG")
+    bases = [rest.split()[0] for word, rest in lines if word == "FROM"]
+    (base,) = {given[one.strip("${}")] for one in bases}  # both stages: what another image or digest can be given for
+    assert ":" in base, "base images have a tag at least"
     assert [rest for word, rest in last if word == "USER"] == ["10001"]
     assert [rest for word, rest in last if word == "ENTRYPOINT"] == ['["lora-audit"]']
     assert any("g++" in rest for word, rest in build if word == "RUN")
     assert not any("g++" in rest for word, rest in last if word == "RUN")
+    assert [rest for word, rest in build if word == "USER"] == [], "what is copied belongs to root: no run changes it"
     arguments = dict(rest.split("=") for word, rest in build if word == "ARG")
     assert arguments["TORCH_INDEX"].startswith("https://download.pytorch.org/whl/c")
     installs = [part for word, rest in build if word == "RUN" for part in rest.split("&&") if "pip install" in part]
-    assert all("--constraint constraints.txt" in part or "constraints.txt)" in part for part in installs)
-    assert len(installs) == 2
+    locked, torch, *libraries, ours = installs
+    assert "--require-hashes --no-deps --requirement requirements.lock" in locked
+    assert "--no-deps --index-url" in torch
+    assert "torch.txt" in torch
+    assert "grep '^torch==' constraints.txt" in " ".join(rest for _, rest in build)
+    assert arguments["TORCH_SHA256"] == ""
+    assert "${TORCH_SHA256:+--hash=sha256:$TORCH_SHA256}" in " ".join(rest for _, rest in build)
+    assert len(libraries) == (name == "Dockerfile"), "torch's CUDA libraries, of which a CPU has none"
+    assert all("constraints.txt)" in part for part in libraries)
+    assert "--no-deps --no-build-isolation ." in ours, "what builds it is locked, too"
 
     copied = [source for word, rest in build if word == "COPY" for source in rest.split()[:-1]]
     kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
@@ -287,6 +442,73 @@ def test_dockerfile(name: str) -> None:
     assert all((ROOT / source).exists() for source in copied)
     needed = re.findall(r'"(\w+)\*"', re.search(r"^include = .*", (ROOT / "pyproject.toml").read_text(), re.M)[0])
     assert set(needed) <= {source for source in copied if not fnmatch(source, "*.*")}
+
+
+def locked() -> dict[str, tuple[str, list[str]]]:
+    """Version and hashes of every package of requirements.lock."""
+    text = re.sub(r"\\\n\s*", " ", (ROOT / "requirements.lock").read_text())
+    found = {}
+    for line in (one for one in text.splitlines() if one.strip() and not one.startswith("#")):
+        name, version_, hashes = re.fullmatch(
+            r"([A-Za-z0-9._-]+)==(\S+)((?:\s+--hash=sha256:[0-9a-f]{64})+)\s*", line
+        ).groups()
+        found[canonicalize_name(name)] = (version_, hashes.split())
+    return found
+
+
+def versions_of(name: str) -> dict[str, str]:
+    pairs = (line.split("==") for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#"))
+    return {canonicalize_name(package): number for package, number in pairs}
+
+
+def test_the_lock_names_every_package_by_hash_and_the_tested_versions() -> None:
+    found, tested = locked(), versions_of("constraints.txt")
+    assert "torch" not in found, "its builds differ by index"
+    assert "torch" in tested
+    assert "setuptools" in found, "it builds the project without a network"
+    for name, (number, hashes) in found.items():
+        assert hashes
+        assert tested.get(name, number) == number, name
+    text = (ROOT / "requirements.lock").read_text()
+    assert not re.search(r"://|^--|/tmp|/opt|/home", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_the_lock_is_complete(python: str) -> None:
+    """What the project and every locked package need, on the Pythons of the images."""
+    found = locked()
+    environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux", "extra": ""}
+    wanted = [
+        Requirement(one) for one in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    ]
+    seen: set[str] = set()
+    while wanted:
+        one = wanted.pop()
+        name = canonicalize_name(one.name)
+        if one.marker is not None and not one.marker.evaluate(environment):
+            continue
+        assert name in found or name == "torch", f"{one} is not locked for Python {python}"
+        if name != "torch":
+            assert one.specifier.contains(found[name][0], prereleases=True), one
+        for extra in ("", *one.extras):
+            if (key := f"{name}[{extra}]") not in seen:
+                seen.add(key)
+                for text in requires(name) or []:
+                    need = Requirement(text)
+                    marker = need.marker
+                    if marker is None:
+                        wanted += [need] if not extra else []
+                    elif marker.evaluate(environment | {"extra": extra}):
+                        need.marker = None
+                        wanted.append(need)
+
+
+def test_make_knows_the_lock_and_the_bill_of_materials() -> None:
+    for target, word in (("lock", "--generate-hashes"), ("sbom", "cyclonedx-py requirements")):
+        done = subprocess.run(
+            ["make", "--dry-run", "--always-make", target], capture_output=True, text=True, check=True, cwd=ROOT
+        )
+        assert word in done.stdout
 
 
 def unit(name: str) -> dict[str, dict[str, list[str]]]:
