@@ -157,7 +157,7 @@ def _repeats(metadata: Mapping[str, str]) -> str | None:
 
 
 _N_IMAGES = re.compile(
-    r"(?:train\w*|dataset|data set)\b[^.!?\n]{0,60}?\b(\d{1,4})\s+(?:[a-z-]+\s+){0,2}?"
+    r"(?:train\w{0,20}|dataset|data set)\b[^.!?\n]{0,60}?\b(\d{1,4})\s+(?:[a-z-]+\s+){0,2}?"
     r"(?:images?|pictures?|photos?|pics)\b"
     r"|\b(\d{1,4})\s+(?:[a-z-]+\s+){0,2}?(?:images?|pictures?|photos?|pics)\b[^.!?\n]{0,40}?\b(?:train|dataset)",
     re.IGNORECASE,
@@ -202,7 +202,7 @@ def dict_of(value: object) -> dict[str, Any]:
 def hex_of(value: object, digits: int) -> str | None:
     """Lower-case hexadecimal digits of the right number, or None."""
     text = value.strip().lower() if isinstance(value, str) and len(value) < 200 else ""
-    return text if re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) else None
+    return text if len(text) == digits and re.fullmatch(r"[0-9a-f]+", text) else None
 
 
 def time_of(value: object) -> datetime | None:

@@ -52,9 +52,16 @@ def clean_prompt(prompt: str) -> str:
     text = re.sub(r"<[^<>]{0,200}>", " ", prompt[: 8 * MAX_CAPTION_CHARACTERS])
     text = re.sub(r"\bBREAK\b", " ", text)
     for _ in range(3):  # weights nest
-        text = re.sub(r"\(([^()]*?)(?::\s*-?\d*\.?\d+)?\)|\[([^\[\]]*)\]", r"\1\2", text)
-    text = re.sub(r"\s*,(?:\s*,)*\s*", ", ", clean_text(text))
-    return text.strip(" ,")
+        text = re.sub(r"\(([^()]*)\)|\[([^\[\]]*)\]", _without_weight, text)
+    return ", ".join(filter(None, (part.strip() for part in clean_text(text).split(","))))
+
+
+def _without_weight(bracketed: re.Match[str]) -> str:
+    """What stands in brackets; of round ones without the weight behind the last colon."""
+    if bracketed[1] is None:
+        return bracketed[2]
+    words, colon, weight = bracketed[1].rpartition(":")
+    return words if colon and re.fullmatch(r"\s*-?(?:\d+(?:\.\d+)?|\.\d+)", weight) else bracketed[1]
 
 
 def rank_captions(claims: Iterable[Caption]) -> list[Caption]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audit.errors import CheckpointError
-from audit.models.safetensors_header import MAX_TENSORS, Header, TensorInfo, read_header
+from audit.models.safetensors_header import MAX_TENSORS, Header, TensorInfo, check_names, read_header
 
 GGUF_MAGIC = b"GGUF"
 MAX_GGUF_FIELDS = 10_000
@@ -43,6 +43,10 @@ def _gguf_header(path: Path) -> Header:
         first = int(tensor.data_offset) - int(reader.data_offset)
         shape = tuple(int(size) for size in reversed(tensor.shape))
         found[str(tensor.name)] = TensorInfo(tensor.tensor_type.name, shape, first, first + int(tensor.n_bytes))
+    try:
+        check_names(found)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not read: {error}") from error
     if not found:
         raise CheckpointError(f"{path} holds no tensors: there is nothing to audit")
     return Header(found, {}, int(reader.data_offset), path.stat().st_size)
