@@ -136,7 +136,7 @@ def captions_from_metadata(metadata: dict[str, str]) -> list[Caption]:
         if re.match(r"^\d+_", name):
             found.append(Caption(re.sub(r"^\d+_", "", name), "ss_dataset_dirs", 0.8))
     for tags in list(frequency.values())[:100] if isinstance(frequency, dict) else ():
-        counts = {str(tag): n for tag, n in tags.items() if isinstance(n, int)} if isinstance(tags, dict) else {}
+        counts = {tag: _count(n) for tag, n in tags.items() if _count(n)} if isinstance(tags, dict) else {}
         most = max(counts.values(), default=0)
         shared = [tag.strip() for tag, count in counts.items() if count >= 0.8 * most][:20]
         found.append(Caption(", ".join(shared), "ss_tag_frequency", 0.6))

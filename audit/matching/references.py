@@ -19,6 +19,7 @@ from audit.descriptors.base import to_png
 from audit.descriptors.pictures import SUFFIXES, read_picture
 from audit.errors import ReferenceSetError
 from audit.storage import Workspace
+from audit.text import path_as_text
 
 SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
 THUMBNAIL = 256
@@ -57,7 +58,9 @@ def survey(folder: Path) -> tuple[list[Path], list[SkippedImage]]:
     for parent, folders, names in os.walk(root, onerror=errors.append):
         folders.sort()
         passed += [
-            SkippedImage(str((Path(parent) / name).relative_to(root)), "a link to a folder is not followed")
+            SkippedImage(
+                path_as_text(str((Path(parent) / name).relative_to(root))), "a link to a folder is not followed"
+            )
             for name in folders
             if (Path(parent) / name).is_symlink()
         ]
@@ -67,12 +70,12 @@ def survey(folder: Path) -> tuple[list[Path], list[SkippedImage]]:
             if reason is None:
                 found.append(path)
             else:
-                passed.append(SkippedImage(str(path.relative_to(root)), reason))
+                passed.append(SkippedImage(path_as_text(str(path.relative_to(root))), reason))
     if errors and not found:
         raise ReferenceSetError(f"{folder} cannot be read: {errors[0].strerror}")
     if not found:
         raise ReferenceSetError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    passed += [SkippedImage(os.path.relpath(one.filename, root), f"{one.strerror}") for one in errors]
+    passed += [SkippedImage(path_as_text(os.path.relpath(one.filename, root)), f"{one.strerror}") for one in errors]
     return found, passed
 
 
@@ -193,7 +196,7 @@ class ReferenceSets:
     def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
         """(SHA256 of the file, its name in the folder, picture) of every readable one; each file is read once."""
         for path in paths:
-            label = str(path.relative_to(folder.resolve()))
+            label = path_as_text(str(path.relative_to(folder.resolve())))
             try:
                 data = read_picture(path)
                 picture = open_image(data)

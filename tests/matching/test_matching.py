@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -235,3 +236,23 @@ def test_scores_want_every_known_picture_to_be_readable(tmp_path: Path) -> None:
     (tmp_path / "known/broken.png").write_bytes(b"no")
     with pytest.raises(ReferenceSetError, match=r"broken\.png cannot be scored against"):
         known_pictures(tmp_path / "known")
+
+
+def test_a_picture_whose_name_is_no_text_is_kept_and_shown_escaped(
+    workspace: Workspace, sets: ReferenceSets, tmp_path: Path
+) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), b"set")
+    os.mkdir(folder)
+    for name, content in (
+        (b"caf\xe9.png", (TRAIN / sorted(os.listdir(TRAIN))[0]).read_bytes()),
+        (b"\xff\x1b.txt", b"x"),
+        (b"bad\xfe.png", b"no picture"),
+    ):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+    added = sets.add("odd", tmp_path / "set", PdqDescriptor())
+    assert added.images == 1
+    assert {one.name for one in added.skipped} == {"//\\xff\\x1b.txt", "//bad\\xfe.png"}
+    [row] = workspace.rows('SELECT name FROM "references"')
+    assert row["name"] == "//caf\\xe9.png"
+    assert len(workspace.rows("SELECT * FROM passed_over")) == 2
