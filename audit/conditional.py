@@ -7,9 +7,9 @@ import os
 import secrets
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from audit.errors import WorkspaceError
+from audit.locations import parse_s3
 
 FROM_PROFILE = {
     "aws_access_key_id": "access_key_id",
@@ -41,18 +41,18 @@ class ConditionalObjects:
     def __init__(self, location: str, region: str) -> None:
         from obstore.store import S3Store
 
-        parts = urlsplit(location)
-        options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+        parts = parse_s3(location)
+        options = parts.options
         arguments: dict[str, Any] = {"region": region, **profile_credentials()}
-        if parts.username:
-            arguments |= {"access_key_id": unquote(parts.username), "secret_access_key": unquote(parts.password or "")}
+        if parts.key:
+            arguments |= {"access_key_id": parts.key, "secret_access_key": parts.secret}
         scheme = options.get("scheme", "https")
         if "endpoint_override" in options:
             endpoint = options["endpoint_override"]
             arguments["endpoint"] = endpoint if "://" in endpoint else f"{scheme}://{endpoint}"
         self.store = S3Store(
-            parts.netloc.rpartition("@")[2],
-            prefix=parts.path.strip("/") or None,
+            parts.bucket,
+            prefix=parts.prefix.strip("/") or None,
             client_options={"allow_http": scheme == "http", "timeout": "60s", "connect_timeout": "10s"},
             **arguments,
         )

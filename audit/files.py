@@ -19,12 +19,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
-from urllib.parse import parse_qs, unquote, urlsplit
 
 from pyarrow import fs
 
 from audit.conditional import ConditionalObjects
 from audit.errors import WorkspaceError
+from audit.locations import is_remote as is_remote
+from audit.locations import parse_s3
+from audit.locations import shown as shown
 
 T = TypeVar("T")
 S3_TRIES = 5
@@ -145,42 +147,32 @@ def create_file(path: Path, content: bytes) -> bool:
     return created
 
 
-def is_remote(location: str) -> bool:
-    """Whether ``location`` is a URL of object storage."""
-    return location.startswith("s3://")
-
-
 def s3_filesystem(location: str) -> tuple[fs.FileSystem, str]:
     """Arrow's S3 file system and the path "bucket/prefix" of ``s3://bucket/prefix?endpoint_override=...``.
 
     Credentials are Arrow's usual ones (environment, profile, instance role), or KEY:SECRET@ in the URL. The options
     endpoint_override, scheme, region and allow_bucket_creation are Arrow's. Raises WorkspaceError for others.
     """
-    parts = urlsplit(location)
-    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    try:
+        parts = parse_s3(location)
+    except ValueError as error:
+        raise WorkspaceError(f"{shown(location)} is not understood ({error})") from error
+    options = parts.options
     unknown = set(options) - {"endpoint_override", "scheme", "region", "allow_bucket_creation"}
-    if unknown or not parts.hostname:
+    if unknown or not parts.bucket:
         raise WorkspaceError(f"{shown(location)} is not understood ({', '.join(sorted(unknown)) or 'no bucket'})")
     arguments: dict[str, Any] = {
         name: options[name] for name in ("endpoint_override", "scheme", "region") if name in options
     }
-    if parts.username:
-        arguments |= {"access_key": unquote(parts.username), "secret_key": unquote(parts.password or "")}
+    if parts.key:
+        arguments |= {"access_key": parts.key, "secret_key": parts.secret}
     arguments["allow_bucket_creation"] = options.get("allow_bucket_creation") == "true"
     retry = fs.AwsStandardS3RetryStrategy(max_attempts=S3_TRIES)
     try:
         system = fs.S3FileSystem(retry_strategy=retry, connect_timeout=10, request_timeout=60, **arguments)
     except (OSError, ValueError) as error:
         raise WorkspaceError(f"{shown(location)} cannot be opened: {str(error)[:300]}") from error
-    return system, f"{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")
-
-
-def shown(location: str) -> str:
-    """A location without credentials and options, for messages and tables."""
-    if not is_remote(location):
-        return location
-    parts = urlsplit(location)
-    return f"s3://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return system, parts.path
 
 
 def _make_empty(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -15,15 +16,19 @@ import pyarrow as pa
 
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption, TrainingImages
+from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.checkpoint import metadata_json
 from audit.models.safetensors_header import Header, read_header
 from audit.models.trained import Training
+from audit.schemas import CHECKPOINTS
+from audit.storable import storable_values
 from audit.storage import Workspace
 from audit.workspace.workspace import condition
 from crawlers.items import Claim, Item, conclude
 from crawlers.store import Store, Stored
 from crawlers.training_data import GroundTruth
 
+log = logging.getLogger(__name__)
 OPT_OUT = re.compile(r"(civitai|huggingface|folder):(model|user):(\S.{0,200})")
 MAX_ATTEMPTS = 5
 OF_THE_FILE = ("checkpoint_sha256", "tensors_sha256", "identity", "format", "bytes", "claimed_metadata")
@@ -108,16 +113,28 @@ class Catalog:
                 by_item[caption["item_id"]].append(caption)
         return [item_of(row, by_item[row["item_id"]]) for row in rows]
 
-    def record(self, outcomes: Iterable[tuple[Item, Outcome]], known: dict[str, dict[str, Any]]) -> None:
-        """Write what became of items, their captions first: a checkpoints row makes its item's captions count."""
+    def record(self, outcomes: Iterable[tuple[Item, Outcome]], known: dict[str, dict[str, Any]]) -> list[Outcome]:
+        """Write what became of items, their captions first: a checkpoints row makes its item's captions count.
+
+        What nothing can be concluded of is recorded as failed. Returns the outcomes as they are recorded.
+        """
         outcomes = list(outcomes)
+        recorded = []
         rows, captions = [], []
         earlier = [known[item.item_id]["seen_at"] for item, _ in outcomes if known.get(item.item_id)]
         # the newest row holds, also after a clock was set back
         now = max([datetime.now(UTC), *(seen + timedelta(microseconds=1) for seen in earlier if seen)])
         for item, outcome in outcomes:
             before = known.get(item.item_id)
-            row, claims = self._row(item, outcome, before, now)
+            try:
+                row, claims = self._row(item, outcome, before, now)
+                pa.Table.from_pylist([storable_values(row)], schema=CHECKPOINTS)  # whether it fits its columns
+            except Exception as error:
+                if not is_of_the_item(error):
+                    raise
+                outcome = Outcome("failed", reason_of_fault(error, item.item_id, log))
+                row, claims = self._failed(item, outcome, before or {}, now), []
+            recorded.append(outcome)
             rows.append(row)
             known[item.item_id] = row
             for rank, caption in enumerate(claims, start=1):
@@ -129,6 +146,16 @@ class Catalog:
             self.workspace.append("captions", captions)
         if rows:
             self.workspace.append("checkpoints", rows)
+        return recorded
+
+    def _failed(self, item: Item, outcome: Outcome, before: dict[str, Any], now: datetime) -> dict[str, Any]:
+        """The row of an item of which no more is believed than where it is."""
+        return {
+            "item_id": item.item_id, "source": item.source, "model_id": item.model_id, "version_id": item.version_id,
+            "name": item.name, "state": outcome.state, "reason": outcome.reason, "fingerprint": item.fingerprint,
+            "attempts": self._attempts(item, outcome, before),
+            "first_seen_at": before.get("first_seen_at") or now, "seen_at": now,
+        }  # fmt: skip
 
     def _row(
         self, item: Item, outcome: Outcome, before: dict[str, Any] | None, now: datetime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,8 +13,9 @@ from urllib.parse import urlencode, urlsplit
 from audit import metrics
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
+from audit.faults import is_of_the_item, reason_of_fault
 from crawlers.catalog import Catalog, Outcome
-from crawlers.crawl import Page, with_passed_over
+from crawlers.crawl import News, Page, with_passed_over
 from crawlers.http import Session, Token, is_of_the_request
 from crawlers.items import (
     Claim,
@@ -28,6 +30,7 @@ from crawlers.items import (
 )
 from crawlers.training_data import fetch_ground_truth
 
+log = logging.getLogger(__name__)
 ENDPOINT = "https://civitai.com/api/v1"
 # One site under several names: the same models by the same numbers, of which each name shows a part.
 TWINS = frozenset({"civitai.com", "civitai.green", "civitai.red"})
@@ -107,23 +110,27 @@ class Civitai:
         A page that answers 400 or 5xx for ever is taken in parts, and the parts that cannot be had are passed over.
         """
         cursor = state.get("cursor")
+        news = News(self.endpoint)
         while True:
-            passed_over: tuple[str, ...] = ()
             try:
-                items, following = self._listed(cursor)
+                found = self._listed(cursor)
             except FetchError as error:
                 if not is_of_the_request(error):
                     raise
-                items, following, passed_over = self._in_parts(cursor, error)
-            state = with_passed_over({**state, "cursor": following, "pages": state.get("pages", 0) + 1}, passed_over)
-            yield Page(items, state, passed_over)
-            if following is None:
+                found = self._in_parts(cursor, error)
+            following = found.following
+            endless = news.note(found.models) if following is not None and following != cursor else ()
+            state = with_passed_over(
+                {**state, "cursor": following, "pages": state.get("pages", 0) + 1}, (*found.passed_over, *endless)
+            )
+            yield Page(found.items, state, (*found.passed_over, *endless))
+            if following is None or endless:
                 return
             if following == cursor:
                 raise CrawlError(f"{self.endpoint} gives the same cursor twice: its listing cannot be followed")
             cursor = following
 
-    def _listed(self, cursor: str | None, number: int | None = None) -> tuple[list[Item], str | None]:
+    def _listed(self, cursor: str | None, number: int | None = None) -> Listed:
         """The items at ``cursor`` and the next cursor; with ``number`` only those of that part of PART models."""
         parameters = [*self.asked.parameters(), *([("cursor", cursor)] if cursor else [])]
         if number is not None:
@@ -132,10 +139,19 @@ class Civitai:
         answer = self.session.get_json(f"{self.endpoint}/models?{urlencode(parameters)}")
         metadata = dict_of(dict_of(answer).get("metadata"))
         models = list_of(dict_of(answer).get("items"))
-        items = [item for model in models for item in self._items(dict_of(model), self.hosts[0])]
-        return items, text_of(metadata.get("nextCursor"), 2000) or None
+        items: list[Item] = []
+        failed: list[str] = []
+        for model in map(dict_of, models):
+            try:
+                items += self._items(model, self.hosts[0])
+            except Exception as error:
+                what = f"{self.name} model {text_of(model.get('id'), 40) or 'without an id'}"
+                if not is_of_the_item(error):
+                    raise
+                failed.append(f"{what} was passed over: {reason_of_fault(error, what, log)}")
+        return Listed(items, text_of(metadata.get("nextCursor"), 2000) or None, tuple(failed), _ids(models))
 
-    def _in_parts(self, cursor: str | None, whole: FetchError) -> tuple[list[Item], str | None, tuple[str, ...]]:
+    def _in_parts(self, cursor: str | None, whole: FetchError) -> Listed:
         """What can be had of the page that fails with ``whole``, the cursor behind it, and what was passed over.
 
         Raises ``whole`` where the pages behind it fail as well: then it is not this page, but the source or the query.
@@ -145,9 +161,10 @@ class Civitai:
             raise whole
         items: list[Item] = []
         passed_over: list[str] = []
+        models: set[str] = set()
         for number in range(1, MOST_PARTS + 1):
             try:
-                part, following = self._listed(cursor, number)
+                part = self._listed(cursor, number)
             except FetchError as error:
                 if not is_of_the_request(error):
                     raise
@@ -156,11 +173,14 @@ class Civitai:
                     f"{cursor or 'none'})"
                 )
                 continue
-            if part and items and {item.item_id for item in part} <= {item.item_id for item in items[-len(part) :]}:
+            again = {item.item_id for item in items[-len(part.items) :]}
+            if part.items and items and {item.item_id for item in part.items} <= again:
                 raise whole  # the number is ignored: the same models come again and again
-            items += part
-            if following is None or number * PART >= PAGE:
-                return items, following, tuple(passed_over)
+            items += part.items
+            passed_over += part.passed_over
+            models |= part.models
+            if part.following is None or number * PART >= PAGE:
+                return Listed(items, part.following, tuple(passed_over), frozenset(models))
         raise whole
 
     def _answers(self, cursor: str | None, number: int) -> bool:
@@ -356,6 +376,20 @@ class Civitai:
         return [item for item in items if version_id in (None, item.version_id)]
 
 
+@dataclass(frozen=True)
+class Listed:
+    """One answer of the listing: its items, the cursor behind it, what was passed over, and its models' ids."""
+
+    items: list[Item]
+    following: str | None
+    passed_over: tuple[str, ...]
+    models: frozenset[str]
+
+
+def _ids(models: list[Any]) -> frozenset[str]:
+    return frozenset(filter(None, (text_of(dict_of(model).get("id"), 40) for model in models)))
+
+
 def _of_any_host(item: Item) -> Item:
     """``item`` with the fingerprint that it has under every name of the site."""
     urls = {name: _first_twin(getattr(item, name)) for name in ("page_url", "download_url", "ground_truth_url")}
@@ -364,7 +398,10 @@ def _of_any_host(item: Item) -> Item:
 
 
 def _first_twin(url: str | None) -> str | None:
-    parts = urlsplit(url or "")
+    try:
+        parts = urlsplit(url or "")
+    except ValueError:  # no URL: it is refused where it is asked for
+        return url
     return parts._replace(netloc=min(TWINS)).geturl() if parts.netloc in TWINS else url
 
 

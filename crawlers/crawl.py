@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,13 +13,16 @@ from typing import Any, Protocol
 
 from audit import metrics
 from audit.errors import CrawlError, FetchError, WorkspaceError
+from audit.faults import is_of_the_item, reason_of_fault
 from audit.storage import Workspace
 from crawlers.catalog import Catalog, Outcome
 from crawlers.items import Item
 
+log = logging.getLogger(__name__)
 RECORD_EVERY = 25  # downloads a row file; after a kill no more than these are asked for again
 ASKED_A_FILE = 200
 MOST_LATER = 1000  # items whose early access has ended that one crawl takes
+MOST_WITHOUT_NEWS = 50  # pages in a row, until a listing counts as endless
 MOST_FAILURES = 5  # in a row, until a source counts as not answering
 
 Progress = Callable[[str, int, int], None]
@@ -89,6 +93,25 @@ class Counts:
         """Count ``reason``; at most 50 are kept."""
         if reason in self.reasons or len(self.reasons) < 50:
             self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+
+class News:
+    """Tells when a listing goes on for ever: after MOST_WITHOUT_NEWS pages in a row without a model not yet seen."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self._seen: set[int] = set()  # hashes: a listing has millions of models
+        self._without = 0
+
+    def note(self, models: Iterable[str]) -> tuple[str, ...]:
+        """Take one page's models; what to record where the listing is to be left here, else nothing."""
+        fresh = {hash(model) for model in models} - self._seen
+        self._seen |= fresh
+        self._without = 0 if fresh else self._without + 1
+        if self._without < MOST_WITHOUT_NEWS:
+            return ()
+        said = f"the listing of {self.what} goes on without anything new: it was left after {self._without} such pages"
+        return (said,)
 
 
 class CrawlState:
@@ -196,6 +219,11 @@ class Crawl:
                                 f"{error}; what was asked is recorded, run it again for the rest"
                             ) from error
                         items = []
+                    except Exception as error:
+                        if not is_of_the_item(error):
+                            raise
+                        counts.add(Outcome("failed", reason_of_fault(error, row["item_id"], log)))
+                        items = []
                     asked |= {item.item_id for item in items}
                     self._take(items, counts)
                 if len(asked) - len(noted) >= ASKED_A_FILE:
@@ -218,14 +246,7 @@ class Crawl:
             counts.items += 1
             if self.limit is not None and counts.new + new >= self.limit:
                 break
-            row = known.get(item.item_id)
-            step = self.catalog.step(item, row, self.download, again)
-            if step == "fetch" or (isinstance(step, Outcome) and step.state == "listed"):
-                try:
-                    item = replace(self.source.enrich(item), known_fingerprint=item.fingerprint)
-                    step = self.catalog.step(item, row, self.download, again)
-                except FetchError as error:
-                    step = Outcome(error.state, str(error))
+            item, step = self._step(item, known.get(item.item_id), again)
             if step == "nothing":
                 continue
             new += 1
@@ -238,9 +259,27 @@ class Crawl:
         counts.new += new
         return new
 
+    def _step(self, item: Item, row: dict[str, Any] | None, again: bool) -> tuple[Item, Outcome | str]:
+        """What is to be done for ``item``, with what the source says on being asked about it where that matters."""
+        try:
+            step = self.catalog.step(item, row, self.download, again)
+            if step == "fetch" or (isinstance(step, Outcome) and step.state == "listed"):
+                item = replace(self.source.enrich(item), known_fingerprint=item.fingerprint)
+                step = self.catalog.step(item, row, self.download, again)
+            return item, step
+        except Exception as error:
+            return item, self._failure(item, error)
+
+    def _failure(self, item: Item, error: Exception) -> Outcome:
+        """What is recorded of ``item`` after ``error``. Raises it where it is not the item's own."""
+        if isinstance(error, FetchError):
+            return Outcome(error.state, str(error)[:1000], until=error.until)
+        if not is_of_the_item(error):
+            raise error
+        return Outcome("failed", reason_of_fault(error, f"{self.source.name}: {item.item_id}", log))
+
     def _record(self, outcomes: list[tuple[Item, Outcome]], known: dict[str, dict[str, Any]], counts: Counts) -> None:
-        self.catalog.record(outcomes, known)
-        for _, outcome in outcomes:
+        for outcome in self.catalog.record(outcomes, known):
             counts.add(outcome)
             metrics.crawl_items.labels(self.source.name, outcome.state).inc()
 
@@ -275,8 +314,8 @@ class Crawl:
         """Fetch one item; whatever goes wrong with it becomes its outcome."""
         try:
             return self.source.fetch(item, tell)
-        except FetchError as error:
-            return Outcome(error.state, str(error)[:1000], until=error.until)
+        except Exception as error:
+            return self._failure(item, error)
 
 
 PASSED_OVER = "passed_over"

@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -32,6 +32,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 
 from audit.errors import CrawlError, FetchError
+from audit.storable import storable
 from crawlers.items import time_of
 
 log = logging.getLogger(__name__)
@@ -87,8 +88,11 @@ def is_loopback(host: str | None) -> bool:
 
 def shown(url: str) -> str:
     """``url`` without user, query and fragment, which can hold secrets, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"[:200]
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # of a host in brackets that is none
+        return "what is no URL"
+    return storable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}")[:200]
 
 
 # IPv6 networks whose addresses carry an IPv4 address, and the bit at which it ends: whoever routes them reaches it.
@@ -297,17 +301,21 @@ class Session:
     @contextmanager
     def open(
         self, url: str, params: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None,
-        method: str = "GET", json_body: Any = None,
+        method: str = "GET", json_body: Any = None, form: Mapping[str, Any] | None = None,
     ) -> Iterator[requests.Response]:  # fmt: skip
         """A streamed response of any status. Raises FetchError for hosts that may not be asked or do not answer."""
-        if urlsplit(url).netloc not in self.hosts:
+        try:
+            host = urlsplit(url).netloc
+        except ValueError:
+            host = ""
+        if host not in self.hosts:
             raise FetchError(f"refused {shown(url)}: not a host of this source", "refused")
         with self._count:
             self.requests += 1
         try:
             response = self._session.request(
                 method, url, params=params, headers={**self._authorization, **(headers or {})}, json=json_body,
-                stream=True, timeout=self.timeout,
+                data=form, stream=True, timeout=self.timeout,
             )  # fmt: skip
         except CrawlError as error:
             raise FetchError(str(error), "refused") from error
@@ -326,25 +334,36 @@ class Session:
 
         Raises FetchError; its state is "gone" for 404 and 410.
         """
+        return self.get_page(url, params, json_body)[0]
+
+    def get_page(
+        self, url: str, params: Mapping[str, Any] | None = None, json_body: Any = None,
+        form: Mapping[str, Any] | None = None, check: Callable[[requests.Response], None] | None = None,
+    ) -> tuple[Any, str | None]:  # fmt: skip
+        """As ``get_json``, with the page that the answer's Link header names as the next; ``check`` refuses answers."""
         for last in (False, False, True):
             try:
-                return self._get_json(url, params, json_body)
+                return self._get_page(url, params, json_body, form, check or check_status)
             except FetchError as error:
                 if last or "broke off" not in str(error):
                     raise
         raise AssertionError("unreachable")
 
-    def _get_json(self, url: str, params: Mapping[str, Any] | None, json_body: Any) -> Any:
-        method = "GET" if json_body is None else "POST"
-        with self.open(url, params, {"Accept": "application/json"}, method, json_body) as response:
-            check_status(response)
+    def _get_page(
+        self, url: str, params: Mapping[str, Any] | None, json_body: Any, form: Mapping[str, Any] | None,
+        check: Callable[[requests.Response], None],
+    ) -> tuple[Any, str | None]:  # fmt: skip
+        method = "GET" if json_body is None and form is None else "POST"
+        with self.open(url, params, {"Accept": "application/json"}, method, json_body, form) as response:
+            check(response)
+            following = response.links.get("next", {}).get("url")
             body = bytearray()
             for chunk in response.iter_content(1 << 16):
                 body += chunk
                 if len(body) > MAX_JSON_BYTES:
                     raise FetchError(f"{shown(url)} answers more than {MAX_JSON_BYTES >> 20} MiB of JSON", "refused")
         try:
-            return json.loads(body)
+            return json.loads(body), urljoin(url, following) if following else None
         except (ValueError, RecursionError) as error:
             raise FetchError(f"{shown(url)} answers no JSON ({str(error)[:80]})") from None
 

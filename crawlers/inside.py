@@ -6,46 +6,66 @@ file is opened. Pipes and devices are no files.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from pyarrow import fs
+from audit.storable import storable
+
+log = logging.getLogger(__name__)
 
 
-def list_inside(root: Path) -> tuple[dict[str, fs.FileInfo], list[str]]:
-    """(files below ``root`` by their relative path, links among them). Raises OSError where it cannot be listed."""
-    files: dict[str, fs.FileInfo] = {}
+@dataclass(frozen=True)
+class Found:
+    """A file: bytes, and time of writing in nanoseconds since 1970."""
+
+    size: int
+    mtime_ns: int
+
+
+def list_inside(root: Path) -> tuple[dict[str, Found], list[str]]:
+    """(files below ``root`` by their relative path, links among them), none whose name or folder begins with ".".
+
+    Bytes of names that are no UTF-8 are surrogates, as in Python's own. A folder within that cannot be read is passed
+    over with a warning. Raises OSError where ``root`` cannot be listed.
+    """
+    files: dict[str, Found] = {}
     links: list[str] = []
     waiting = [""]
     while waiting:
         folder = waiting.pop()
         try:
             entries = list(os.scandir(root / folder))
-        except FileNotFoundError:
+        except OSError as error:
             if not folder:
                 raise
-            continue  # removed meanwhile
+            if not isinstance(error, FileNotFoundError):  # else removed meanwhile
+                log.warning("%s cannot be listed: %s", storable(folder), error.strerror)
+            continue
         for entry in entries:
+            if entry.name.startswith("."):
+                continue
             path = f"{folder}/{entry.name}" if folder else entry.name
             if entry.is_symlink():
                 links.append(path)
             elif entry.is_dir(follow_symlinks=False):
                 waiting.append(path)
-            elif (info := _info(entry, path)) is not None:
-                files[path] = info
+            elif (found := _found(entry)) is not None:
+                files[path] = found
     return files, sorted(links)
 
 
-def _info(entry: os.DirEntry[str], path: str) -> fs.FileInfo | None:
+def _found(entry: os.DirEntry[str]) -> Found | None:
     try:
         found = entry.stat(follow_symlinks=False)
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(found.st_mode):
         return None
-    return fs.FileInfo(path, fs.FileType.File, mtime_ns=found.st_mtime_ns, size=found.st_size)
+    return Found(found.st_size, found.st_mtime_ns)
 
 
 def open_inside(root: Path, path: str) -> IO[bytes]:

@@ -24,6 +24,7 @@ from audit.models.safetensors_header import Header
 from audit.models.trained import Training, training_of
 
 MAX_ID = 300
+MAX_COUNT = 10**12  # images and their repeats; more is no count
 
 
 @dataclass(frozen=True)
@@ -151,13 +152,15 @@ def _repeats(metadata: Mapping[str, str]) -> str | None:
         folders = json.loads(metadata["ss_dataset_dirs"])
         total = int(metadata["ss_num_train_images"])
         counted = sum(int(entry["img_count"]) * int(entry["n_repeats"]) for entry in folders.values())
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError):
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        return None
+    if max(abs(total), abs(counted)) > MAX_COUNT:
         return None
     return None if total == counted else f"ss_num_train_images: {total} stated, {counted} by ss_dataset_dirs"
 
 
 _N_IMAGES = re.compile(
-    r"(?:train\w*|dataset|data set)\b[^.!?\n]{0,60}?\b(\d{1,4})\s+(?:[a-z-]+\s+){0,2}?"
+    r"(?:train\w{0,20}|dataset|data set)\b[^.!?\n]{0,60}?\b(\d{1,4})\s+(?:[a-z-]+\s+){0,2}?"
     r"(?:images?|pictures?|photos?|pics)\b"
     r"|\b(\d{1,4})\s+(?:[a-z-]+\s+){0,2}?(?:images?|pictures?|photos?|pics)\b[^.!?\n]{0,40}?\b(?:train|dataset)",
     re.IGNORECASE,
@@ -175,7 +178,7 @@ def count_in_prose(description: object) -> TrainingImages | None:
 
 def clean_name(name: object) -> str:
     """A file name from outside for showing: no folders, printable, at most 200 characters. Never part of a path."""
-    last = re.split(r"[/\\]", str(name))[-1] if name is not None else ""
+    last = re.split(r"[/\\]", name)[-1] if isinstance(name, str) else ""
     return clean_text(last, 200) or "unnamed"
 
 
@@ -202,7 +205,7 @@ def dict_of(value: object) -> dict[str, Any]:
 def hex_of(value: object, digits: int) -> str | None:
     """Lower-case hexadecimal digits of the right number, or None."""
     text = value.strip().lower() if isinstance(value, str) and len(value) < 200 else ""
-    return text if re.fullmatch(rf"[0-9a-f]{{{digits}}}", text) else None
+    return text if len(text) == digits and re.fullmatch(r"[0-9a-f]+", text) else None
 
 
 def time_of(value: object) -> datetime | None:

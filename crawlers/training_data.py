@@ -16,7 +16,7 @@ from typing import IO
 from audit.descriptors import open_image
 from audit.descriptors.base import to_png
 from audit.descriptors.pictures import SUFFIXES
-from audit.errors import FetchError
+from audit.errors import AuditError, FetchError
 from audit.extraction.captions import clean_text
 from audit.files import Files
 from audit.storage import Workspace
@@ -86,7 +86,9 @@ def unpack(archive: IO[bytes], files: Files, folder: str) -> list[dict[str, str]
     try:
         with zipfile.ZipFile(archive) as opened:
             return _unpack(opened, files, folder)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except AuditError:
+        raise
+    except Exception as error:  # decompressors raise anything on damaged archives
         raise FetchError(f"the training set is no readable zip ({str(error)[:100]})", "refused") from error
 
 

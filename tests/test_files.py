@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
+from audit.conditional import ConditionalObjects
 from audit.errors import WorkspaceError
 from audit.files import Files, shown
 from audit.storage import Workspace
+from crawlers.places import open_location
 from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
 
 
@@ -127,3 +129,20 @@ def test_a_run_on_s3_gives_the_tables_of_one_on_a_disk(s3: str, tmp_path: Path) 
     assert tables(bucket) == tables(disk)
     assert sum(entry.key.endswith(".html") for entry in bucket.files.list("reports")) == 2
     assert len(Workspace(f"s3://bucket/run?{s3}").keys("audits")) == 1  # merged at the end of the run
+
+
+SECRET = "wJalr/UtnFEMI/K7MDENG+bPxRfi"
+
+
+def test_a_secret_with_slashes_is_used_whole_and_never_shown(s3: str) -> None:
+    location = f"S3://AKIA:{SECRET}@bucket/secret?{s3}"
+    workspace, files = Workspace(location), Files(location)
+    assert str(files) == "s3://bucket/secret"
+    assert files.path("a") == "bucket/secret/a"
+    assert files.create("a", b"1")
+    assert files.read("a") == b"1"
+    for entry in files.list("", recursive=True):
+        assert SECRET.encode() not in (files.read(entry.key) or b"")
+    assert SECRET not in str(workspace.files)
+    assert ConditionalObjects(location, "us-east-1").create("b", b"2")
+    assert open_location(location).root == "bucket/secret"

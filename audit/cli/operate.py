@@ -152,7 +152,7 @@ def _groups(rows: list[dict[str, Any]]) -> list[FailureGroup]:
 
 def _general(reason: str) -> str:
     """A reason without what differs from case to case: quoted names, paths and numbers."""
-    return re.sub(r"'[^']*'|\S*/\S+|\b[0-9a-f]{12,}\b|\d+", "*", reason)[:200]
+    return re.sub(r"'[^']*'|(?<![^\s'])[^\s/']*/\S+|\b[0-9a-f]{12,}\b|\d+", "*", reason[:2000])[:200]
 
 
 def compact(

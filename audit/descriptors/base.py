@@ -46,12 +46,18 @@ class Descriptor(ABC):
         vectors: list[np.ndarray] = []
         remaining = iter(images)
         while some := list(islice(remaining, self.batch_size)):
-            prepared = np.stack(list((threads.map if threads else map)(self._prepare, some)))
-            slices = self._fits.slices("describe", prepared, self._vectors, len(prepared), self.device)
-            vectors += [found for _, found in slices]
-        if not vectors:
-            return np.empty((0, self.dimensions), np.float32)
-        found = np.concatenate(vectors).astype(np.float32)
+            vectors.append(self.describe_prepared(list((threads.map if threads else map)(self.prepare, some))))
+        return np.concatenate(vectors) if vectors else np.empty((0, self.dimensions), np.float32)
+
+    def prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """What ``describe`` needs of an image: small, however large the image is."""
+        return self._prepare(image)
+
+    def describe_prepared(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        """Unit vectors float32 [N, dimensions] of one batch of what ``prepare`` has made, one at least."""
+        batch = np.stack(prepared)
+        slices = self._fits.slices("describe", batch, self._vectors, len(batch), self.device)
+        found = np.concatenate([part for _, part in slices]).astype(np.float32)
         return found / np.linalg.norm(found, axis=1, keepdims=True).clip(min=1e-12)
 
     @cached_property

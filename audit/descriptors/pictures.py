@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 MAX_PIXELS = 100_000_000
+MAX_SIDE = 65_535  # pixels: what a JPEG can have
 MAX_FILE_BYTES = 200_000_000
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # an EPS would reach Ghostscript, whatever its name
 HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
@@ -44,6 +45,8 @@ def open_image(source: Path | bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_formats()) as opened:
+                if max(opened.size) > MAX_SIDE:
+                    raise _RefusedError(f"{opened.width} x {opened.height} pixels: a side may have {MAX_SIDE} at most")
                 if opened.width * opened.height > MAX_PIXELS:
                     raise _RefusedError(f"{opened.width} x {opened.height} pixels are too many")
                 opened.load()  # the first frame

@@ -52,9 +52,16 @@ def clean_prompt(prompt: str) -> str:
     text = re.sub(r"<[^<>]{0,200}>", " ", prompt[: 8 * MAX_CAPTION_CHARACTERS])
     text = re.sub(r"\bBREAK\b", " ", text)
     for _ in range(3):  # weights nest
-        text = re.sub(r"\(([^()]*?)(?::\s*-?\d*\.?\d+)?\)|\[([^\[\]]*)\]", r"\1\2", text)
-    text = re.sub(r"\s*,(?:\s*,)*\s*", ", ", clean_text(text))
-    return text.strip(" ,")
+        text = re.sub(r"\(([^()]*)\)|\[([^\[\]]*)\]", _without_weight, text)
+    return ", ".join(filter(None, (part.strip() for part in clean_text(text).split(","))))
+
+
+def _without_weight(bracketed: re.Match[str]) -> str:
+    """What stands in brackets; of round ones without the weight behind the last colon."""
+    if bracketed[1] is None:
+        return bracketed[2]
+    words, colon, weight = bracketed[1].rpartition(":")
+    return words if colon and re.fullmatch(r"\s*-?(?:\d+(?:\.\d+)?|\.\d+)", weight) else bracketed[1]
 
 
 def rank_captions(claims: Iterable[Caption]) -> list[Caption]:
@@ -129,7 +136,7 @@ def captions_from_metadata(metadata: dict[str, str]) -> list[Caption]:
         if re.match(r"^\d+_", name):
             found.append(Caption(re.sub(r"^\d+_", "", name), "ss_dataset_dirs", 0.8))
     for tags in list(frequency.values())[:100] if isinstance(frequency, dict) else ():
-        counts = {str(tag): n for tag, n in tags.items() if isinstance(n, int)} if isinstance(tags, dict) else {}
+        counts = {tag: _count(n) for tag, n in tags.items() if _count(n)} if isinstance(tags, dict) else {}
         most = max(counts.values(), default=0)
         shared = [tag.strip() for tag, count in counts.items() if count >= 0.8 * most][:20]
         found.append(Caption(", ".join(shared), "ss_tag_frequency", 0.6))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,12 +19,15 @@ from audit.descriptors import Descriptor, open_image, pdq_hash
 from audit.descriptors.base import to_png
 from audit.descriptors.pictures import SUFFIXES, read_picture
 from audit.errors import ReferenceSetError
+from audit.faults import reason_of_fault
+from audit.storable import path_as_text
 from audit.storage import Workspace
 
+log = logging.getLogger(__name__)
 SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
 THUMBNAIL = 256
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-CHUNK = 256
+CHUNK = 64  # pictures that are described together; of each no more is kept than that takes
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,9 @@ def survey(folder: Path) -> tuple[list[Path], list[SkippedImage]]:
     for parent, folders, names in os.walk(root, onerror=errors.append):
         folders.sort()
         passed += [
-            SkippedImage(str((Path(parent) / name).relative_to(root)), "a link to a folder is not followed")
+            SkippedImage(
+                path_as_text(str((Path(parent) / name).relative_to(root))), "a link to a folder is not followed"
+            )
             for name in folders
             if (Path(parent) / name).is_symlink()
         ]
@@ -67,12 +73,12 @@ def survey(folder: Path) -> tuple[list[Path], list[SkippedImage]]:
             if reason is None:
                 found.append(path)
             else:
-                passed.append(SkippedImage(str(path.relative_to(root)), reason))
+                passed.append(SkippedImage(path_as_text(str(path.relative_to(root))), reason))
     if errors and not found:
         raise ReferenceSetError(f"{folder} cannot be read: {errors[0].strerror}")
     if not found:
         raise ReferenceSetError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    passed += [SkippedImage(os.path.relpath(one.filename, root), f"{one.strerror}") for one in errors]
+    passed += [SkippedImage(path_as_text(os.path.relpath(one.filename, root)), f"{one.strerror}") for one in errors]
     return found, passed
 
 
@@ -164,14 +170,17 @@ class ReferenceSets:
         now = datetime.now(UTC)
         done = 0
         for chunk in (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)):
-            fresh: dict[str, tuple[str, Image.Image]] = {}
+            fresh: dict[str, _Prepared | Exception] = {}
+            names: dict[str, str] = {}
             for digest, label, picture in self._opened(chunk, skipped, folder):
-                if digest in rows or digest in fresh:
-                    first = rows[digest]["name"] if digest in rows else fresh[digest][0]
+                if digest in rows or digest in names:
+                    first = rows[digest]["name"] if digest in rows else names[digest]
                     skipped.append(SkippedImage(label, f"the same file as {first}"))
                 else:
-                    fresh[digest] = label, picture
-            for digest, described in self._described(fresh, descriptor, thumbnails, skipped):
+                    names[digest] = label
+                    fresh[digest] = _prepared(label, picture, descriptor, thumbnails)
+                del picture
+            for digest, described in self._described(fresh, names, descriptor, skipped):
                 rows[digest] = described | {
                     "reference_set": name,
                     "reference_id": digest,
@@ -193,7 +202,7 @@ class ReferenceSets:
     def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
         """(SHA256 of the file, its name in the folder, picture) of every readable one; each file is read once."""
         for path in paths:
-            label = str(path.relative_to(folder.resolve()))
+            label = path_as_text(str(path.relative_to(folder.resolve())))
             try:
                 data = read_picture(path)
                 picture = open_image(data)
@@ -206,30 +215,37 @@ class ReferenceSets:
                 continue
             yield hashlib.sha256(data).hexdigest(), label, picture
 
+    @staticmethod
     def _described(
-        self,
-        fresh: dict[str, tuple[str, Image.Image]],
+        fresh: dict[str, _Prepared | Exception],
+        names: dict[str, str],
         descriptor: Descriptor,
-        thumbnails: bool,
         skipped: list[SkippedImage],
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """(SHA256 of the file, what its row says of the picture); a picture that cannot be described costs itself.
 
         Raises what the descriptor raises where it describes none of them: then it is the descriptor that fails.
         """
-        try:
-            vectors = list(descriptor.describe(picture for _, picture in fresh.values()))
-        except Exception:
-            vectors = _one_by_one(fresh, descriptor, skipped)
-        for (digest, (label, picture)), vector in zip(fresh.items(), vectors, strict=True):
-            if vector is None:
-                continue
+        good = {digest: one for digest, one in fresh.items() if isinstance(one, _Prepared)}
+        failed = {digest: one for digest, one in fresh.items() if isinstance(one, Exception)}
+        vectors: dict[str, np.ndarray] = {}
+        if good:
             try:
-                row = _row(label, picture, vector, thumbnails)
-            except Exception as error:
-                skipped.append(SkippedImage(label, f"cannot be described ({str(error)[:120]})"))
-            else:
-                yield digest, row
+                found = descriptor.describe_prepared([one.prepared for one in good.values()])
+                vectors = dict(zip(good, found, strict=True))
+            except Exception:
+                for digest, one in good.items():
+                    try:
+                        vectors[digest] = descriptor.describe_prepared([one.prepared])[0]
+                    except Exception as error:
+                        failed[digest] = error
+        if failed and not vectors:
+            raise next(iter(failed.values()))
+        for digest, failure in failed.items():
+            what = reason_of_fault(failure, names[digest], log)
+            skipped.append(SkippedImage(names[digest], f"cannot be described ({what[:200]})"))
+        for digest, vector in vectors.items():
+            yield digest, {**good[digest].row, "descriptor": vector}
 
     def list(self) -> list[dict[str, Any]]:
         """A row a set and descriptor: reference_set, descriptor_name, images, added_at."""
@@ -276,34 +292,26 @@ class ReferenceSets:
         )
 
 
-def _row(label: str, picture: Image.Image, vector: np.ndarray, thumbnails: bool) -> dict[str, Any]:
-    packed, quality = pdq_hash(picture)
-    small = picture.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    return {
-        "name": label,
-        "width": picture.width,
-        "height": picture.height,
-        "descriptor": vector,
-        "pdq": packed,
-        "pdq_quality": quality,
-        "thumbnail": to_png(small) if thumbnails else None,
-    }
+@dataclass(frozen=True)
+class _Prepared:
+    """All that is kept of a picture: what the descriptor needs, and its row without the vector."""
+
+    prepared: np.ndarray
+    row: dict[str, Any]
 
 
-def _one_by_one(
-    fresh: dict[str, tuple[str, Image.Image]], descriptor: Descriptor, skipped: list[SkippedImage]
-) -> list[Any]:
-    """A vector a picture, None where the descriptor fails on it; raises where it fails on all of them."""
-    vectors: list[Any] = []
-    failed: list[tuple[SkippedImage, Exception]] = []
-    for label, picture in fresh.values():
-        try:
-            vectors.append(descriptor.describe([picture])[0])
-        except Exception as error:
-            failed.append((SkippedImage(label, f"cannot be described ({str(error)[:120]})"), error))
-            vectors.append(None)
-    if failed and len(failed) == len(fresh):
-        raise failed[0][1]
-    skipped += [one for one, _ in failed]
-    return vectors
+def _prepared(label: str, picture: Image.Image, descriptor: Descriptor, thumbnails: bool) -> _Prepared | Exception:
+    """What to keep of ``picture``, which is made small; the error where that fails."""
+    try:
+        prepared = descriptor.prepare(picture)
+        packed, quality = pdq_hash(picture)
+        width, height = picture.size
+        if thumbnails:
+            picture.thumbnail((THUMBNAIL, THUMBNAIL))
+        return _Prepared(
+            prepared,
+            {"name": label, "width": width, "height": height, "pdq": packed, "pdq_quality": quality,
+             "thumbnail": to_png(picture) if thumbnails else None},
+        )  # fmt: skip
+    except Exception as error:
+        return error

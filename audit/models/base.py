@@ -19,6 +19,7 @@ from audit.models.families.base import ModelFamily
 from audit.models.families.identify import Family, family_of_dimensions, family_of_shapes
 from audit.models.families.registry import FAMILIES
 from audit.models.formats.prediction import followed, said
+from audit.models.limits import check_configs
 from audit.models.placement import is_placed, place
 from audit.models.published import ALIASES, source_of
 from audit.models.safetensors_header import read_header
@@ -193,6 +194,7 @@ def _architecture(folder: Path) -> ModelFamily:
             f"{folder} is a {str(kind)[:80]}, which cannot be audited: give the text-to-image model of one of "
             f"{', '.join(FAMILIES)}"
         )
+    check_configs(folder)
     return FAMILIES[kind]
 
 

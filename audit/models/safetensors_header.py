@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from audit.errors import CheckpointError
 MAX_HEADER_BYTES = 32 * 1024 * 1024
 MAX_TENSORS = 200_000
 MAX_RANK = 8
+MAX_NAME = 500  # characters of a tensor's name; those of known formats have up to 150
 DTYPE_BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
@@ -115,6 +117,7 @@ def _parse(path: Path, raw: bytes, data_start: int, size: int) -> Header:
             raise ValueError("__metadata__ is not an object of strings")
         if len(document) > MAX_TENSORS:
             raise ValueError(f"{len(document)} tensors are declared, at most {MAX_TENSORS} are read")
+        check_names(document)
         tensors = {name: _tensor(name, entry) for name, entry in document.items()}
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CheckpointError(
@@ -134,6 +137,15 @@ def _parse(path: Path, raw: bytes, data_start: int, size: int) -> Header:
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors: there is nothing to audit")
     return Header(tensors, metadata, data_start, size)
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise ValueError for a tensor's name that is longer than MAX_NAME."""
+    longest = max(names, key=len, default="")
+    if len(longest) > MAX_NAME:
+        raise ValueError(
+            f"the tensor {longest[:60]!r}... has a name of {len(longest)} characters, at most {MAX_NAME} are read"
+        )
 
 
 def _tensor(name: str, entry: object) -> TensorInfo:

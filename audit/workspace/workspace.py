@@ -18,6 +18,7 @@ from audit.conditional import require_conditional_puts
 from audit.errors import WorkspaceError
 from audit.files import Files
 from audit.schemas import TABLES
+from audit.storable import storable_values
 from audit.workspace import compaction
 from audit.workspace.names import KEY, check_key, new_rows_key
 from audit.workspace.spool import Spool
@@ -113,9 +114,12 @@ class Workspace:
     # Writing
 
     def write(self, table: str, key: str, rows: list[dict[str, Any]] | pa.Table) -> None:
-        """Make ``rows`` the rows of ``key`` in ``table``, in place of those it had; with no rows it has none."""
+        """Make ``rows`` the rows of ``key`` in ``table``, in place of those it had; with no rows it has none.
+
+        Control characters and lone surrogates of texts are written as escapes.
+        """
         check_key(table, key)
-        data = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=TABLES[table])
+        data = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(storable_values(rows), schema=TABLES[table])
         if data.num_rows == 0:
             self.table(table).take_away(key)
         else:

@@ -1,16 +1,14 @@
-"""The Hugging Face crawler: the real client against a simulator of the hub."""
+"""The Hugging Face crawler against a simulator of the hub."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub.utils import close_session
 
 from audit.errors import CrawlError, FetchError
 from audit.storage import Workspace
@@ -32,14 +30,8 @@ WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
 @pytest.fixture(autouse=True)
-def _short_waits_and_an_own_client(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http.PatientRetry, "unit", 0.01)
-    yield
-    from huggingface_hub import set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-
-    set_client_factory(default_client_factory)
-    close_session()
 
 
 def commit(number: int) -> str:
@@ -59,7 +51,8 @@ def publish(hub: Hub, number: int, **options: Any) -> bytes:
 
 
 def source(hub: Hub, catalog: Catalog, token: str | None = None, **query: Any) -> HuggingFace:
-    return HuggingFace(catalog, HuggingFaceQuery(**query), hub.url, Token(token) if token else None)
+    key = Token(token) if token else None
+    return HuggingFace(catalog, HuggingFaceQuery(**query), hub.url, key, requests_per_second=0)
 
 
 def crawl(hub: Hub, workspace: Workspace, download: bool = True, limit: int | None = None, **options: Any) -> Counts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -179,3 +180,19 @@ def test_hashes_and_times_are_what_they_say_or_nothing() -> None:
     assert [hex_of(value, 10) for value in ("xyz", None, 7, "AB" * 200)] == [None] * 4
     assert time_of("2026-01-02T03:04:05Z") is not None
     assert [time_of(value) for value in ("yesterday", None, 5, "2026-01-02", "9999-01-01T00:00:00Z")] == [None] * 5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(a:" + "1" * 2_000_000, " " * 2_000_000, "(" * 1_000_000 + ")" * 1_000_000, "train" * 400_000, "<" * 2_000_000,
+     "[a" * 1_000_000, ",\u00a0" * 1_000_000, "1 a-b " * 400_000, "'/" * 1_000_000],
+    ids=lambda text: repr(text[:6]),
+)  # fmt: skip
+def test_prose_of_megabytes_is_read_at_once(text: str) -> None:
+    began = time.thread_time()
+    clean_prompt(text)
+    count_in_prose(text)
+    clean_name(text)
+    family_of_name(text)
+    rank_captions([Caption(text + str(number), "widget") for number in range(50)])
+    assert time.thread_time() - began < 1.5

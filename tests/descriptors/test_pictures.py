@@ -212,3 +212,33 @@ def test_heif_without_its_reader_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ValueError, match=r"lora-audit\[heif\]"):
         open_image(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG of black pixels in one bit each, written without holding them."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    row = b"\0" * (1 + (width + 7) // 8)
+    packer = zlib.compressobj(9)
+    many = max(1, (1 << 20) // len(row))
+    packed = b"".join(packer.compress(row * min(many, height - start)) for start in range(0, height, many))
+    head = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    data = packed + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 99_999_999), (99_999_999, 1), (65_536, 20)])
+def test_a_picture_with_a_side_that_is_too_long_is_refused_before_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch, width: int, height: int
+) -> None:
+    data = png_of_size(width, height)
+    assert len(data) < 250_000
+    monkeypatch.setattr(Image.Image, "load", None)  # what decodes
+    with pytest.raises(ValueError, match=f"{width} x {height} pixels: a side may have 65535 at most"):
+        open_image(data)
+
+
+def test_the_longest_side_that_is_read() -> None:
+    assert open_image(png_of_size(65_535, 20)).size == (65_535, 20)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -161,7 +165,10 @@ def test_a_picture_that_the_descriptor_fails_on_costs_itself_and_a_broken_descri
     picky = Picky()
     added = sets.add("x", folder, picky)
     assert added.images == 2
-    assert [(one.name, one.reason) for one in added.skipped] == [("61.png", "cannot be described (of this picture)")]
+    [skipped] = added.skipped
+    assert skipped.name == "61.png"
+    said = r"cannot be described \(unforeseen ZeroDivisionError: of this picture \(trace [0-9a-f]{8}\)\)"
+    assert re.fullmatch(said, skipped.reason)
     picky.refuses = (60, 61, 62)
     with pytest.raises(ZeroDivisionError):
         sets.add("y", folder, picky)
@@ -235,3 +242,44 @@ def test_scores_want_every_known_picture_to_be_readable(tmp_path: Path) -> None:
     (tmp_path / "known/broken.png").write_bytes(b"no")
     with pytest.raises(ReferenceSetError, match=r"broken\.png cannot be scored against"):
         known_pictures(tmp_path / "known")
+
+
+def test_a_picture_whose_name_is_no_text_is_kept_and_shown_escaped(
+    workspace: Workspace, sets: ReferenceSets, tmp_path: Path
+) -> None:
+    folder = os.path.join(os.fsencode(tmp_path), b"set")
+    os.mkdir(folder)
+    for name, content in (
+        (b"caf\xe9.png", (TRAIN / sorted(os.listdir(TRAIN))[0]).read_bytes()),
+        (b"\xff\x1b.txt", b"x"),
+        (b"bad\xfe.png", b"no picture"),
+    ):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(content)
+    added = sets.add("odd", tmp_path / "set", PdqDescriptor())
+    assert added.images == 1
+    assert {one.name for one in added.skipped} == {"//\\xff\\x1b.txt", "//bad\\xfe.png"}
+    [row] = workspace.rows('SELECT name FROM "references"')
+    assert row["name"] == "//caf\\xe9.png"
+    assert len(workspace.rows("SELECT * FROM passed_over")) == 2
+
+
+def test_the_memory_of_adding_a_set_does_not_grow_with_its_pictures(workspace: Workspace, tmp_path: Path) -> None:
+    for many in (2, 10):
+        folder = tmp_path / str(many)
+        folder.mkdir()
+        for number in range(many):
+            Image.new("RGB", (3000, 2000), (number, 9, 7)).save(folder / f"{number}.png", compress_level=1)
+    code = (
+        "import resource, sys; from pathlib import Path; from audit.descriptors.pdq import PdqDescriptor; "
+        "from audit.matching import ReferenceSets; from audit.storage import Workspace; "
+        "added = ReferenceSets(Workspace(sys.argv[1])).add('x', Path(sys.argv[2]), PdqDescriptor()); "
+        "print(added.images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
+    )
+    peaks = []
+    for many in (2, 10):
+        command = [sys.executable, "-c", code, str(tmp_path / f"w{many}"), str(tmp_path / str(many))]
+        images, peak = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        assert int(images) == many
+        peaks.append(int(peak))  # MiB; a picture of these takes 17
+    assert peaks[1] - peaks[0] < 60

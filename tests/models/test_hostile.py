@@ -8,19 +8,26 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 import struct
+import time
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFWriter
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from audit.errors import AuditError
-from audit.models.base import BaseModel
+from audit import testbed
+from audit.errors import AuditError, CheckpointError
+from audit.models.base import BaseModel, locate_base
 from audit.models.checkpoint import open_checkpoint
+from audit.models.formats.headers import read_any_header
 from audit.models.formats.names import _ALGORITHMS, Algorithm, read_names
 from audit.models.formats.scaling import identifying, read_scaling
 from audit.models.inspect import as_json, inspect
@@ -311,3 +318,81 @@ def write_corpus() -> None:
         (CORPUS / name).write_bytes(content)
     wanted = {name: words for name, (_, words) in sorted(files.items())}
     (CORPUS.parent / "corpus.json").write_text(json.dumps(wanted, indent=2) + "\n")
+
+
+def gguf(*values: bytes, fields: int = 1, tensors: int = 1) -> bytes:
+    return struct.pack("<4sIQQ", b"GGUF", 3, tensors, fields) + b"".join(values)
+
+
+def gguf_text(text: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+def nothing_of(kind: int, count: int) -> bytes:
+    return gguf_text(b"a") + struct.pack("<IIQ", 9, kind, count)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        gguf(nothing_of(4, 1 << 40)), gguf(nothing_of(8, 1 << 40)), gguf(nothing_of(9, 1 << 40)),
+        gguf(nothing_of(0, 199_999)), gguf(nothing_of(8, 199_999)), gguf(gguf_text(b"a", 1 << 62)),
+        gguf(gguf_text(b"a") + struct.pack("<IQ", 8, 1 << 50)), gguf(gguf_text(b"a") + struct.pack("<I", 99)),
+        gguf(gguf_text(b"t") + struct.pack("<I", 1 << 31), fields=0), gguf(fields=10_000), gguf(fields=0, tensors=9999),
+        gguf(gguf_text(b"t") + struct.pack("<IQQQQIQ", 4, *[1 << 62] * 4, 0, 0), fields=0),
+    ],
+    ids=range(12),
+)  # fmt: skip
+def test_a_gguf_file_of_a_hundred_bytes_takes_neither_memory_nor_time(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_bytes(content)
+    assert len(content) < 200
+    tracemalloc.start()
+    began = time.thread_time()
+    try:
+        with pytest.raises(CheckpointError, match=r"a\.gguf"):
+            read_any_header(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.thread_time() - began < 1
+
+
+def test_a_gguf_file_with_fields_of_every_kind_is_read(tmp_path: Path) -> None:
+    writer = GGUFWriter(tmp_path / "a.gguf", "flux")
+    writer.add_uint32("u", 1)
+    writer.add_string("s", "text")
+    writer.add_bool("b", True)
+    writer.add_float64("f", 0.5)
+    writer.add_array("numbers", [1, 2, 3])
+    writer.add_array("texts", ["a", "bc"])
+    writer.add_tensor("x.weight", np.ones((4, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert read_any_header(tmp_path / "a.gguf").tensors["x.weight"].shape == (4, 32)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value", "said"),
+    [
+        ("unet/config.json", "layers_per_block", 10_000_000, "layers_per_block is 1e"),
+        ("unet/config.json", "block_out_channels", [32, 10**9], "block_out_channels is 1e"),
+        ("unet/config.json", "down_block_types", ["DownBlock2D"] * 2000, "has 2000 entries"),
+        ("vae/config.json", "layers_per_block", 10_000_000, "layers_per_block is 1e"),
+        ("text_encoder/config.json", "num_hidden_layers", 10**7, "num_hidden_layers is 1e"),
+        ("text_encoder/config.json", "vocab_size", 10**12, "vocab_size is 1e"),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**9, "num_train_timesteps is 1e"),
+        ("scheduler/scheduler_config.json", "anything", [[{"a": 10**12}]], "a is 1e"),
+    ],
+)
+def test_a_base_whose_configuration_would_fill_memory_is_refused_in_words(
+    tmp_path: Path, part: str, name: str, value: object, said: str
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(Path(testbed.__file__).parent / "assets" / "base", base)
+    config = json.loads((base / part).read_text())
+    (base / part).write_text(json.dumps(config | {name: value}))
+    with pytest.raises(CheckpointError, match=f"config.json is refused: .*{said}"):
+        locate_base(str(base))

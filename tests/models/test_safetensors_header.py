@@ -107,3 +107,14 @@ def test_any_mangled_file_reads_or_raises_our_error(
     except CheckpointError:
         return
     assert header.data_start + sum(t.end - t.start for t in header.tensors.values()) == len(mangled)
+
+
+@pytest.mark.parametrize("length", [500, 501, 1_000_000])
+def test_a_name_of_more_than_500_characters_is_refused(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a" * length: torch.zeros(2)}, path)
+    if length <= 500:
+        assert len(read_header(path).tensors) == 1
+    else:
+        with pytest.raises(CheckpointError, match=f"a name of {length} characters, at most 500 are read"):
+            read_header(path)

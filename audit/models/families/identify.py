@@ -8,6 +8,8 @@ from enum import StrEnum
 
 from audit.models.safetensors_header import TensorInfo
 
+MAX_NAME = 500  # characters of a base model's name that are looked at
+
 
 class Family(StrEnum):
     """Model families that share an architecture."""
@@ -27,10 +29,10 @@ class Family(StrEnum):
 _CROSS_ATTENTION = {768: Family.sd1, 1024: Family.sd2, 2048: Family.sdxl}
 _START = r"(?:^|[._])"
 # A UNet's cross attention within its blocks: LTX, PixArt, Hunyuan-DiT and Stable Audio have an attn2 outside of them
-_KEYS = re.compile(
-    rf"(?:{_START}(?:down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)[._].*transformer_blocks"
-    r"[._]\d+|^lora_unet_(?!transformer_blocks|blocks).*)[._]attn2[._](?:processor\.)?to_k(?P<rest>[._].*)$"
-)
+_KEYS = re.compile(r"[._]attn2[._](?:processor\.)?to_k(?=[._])")
+_WITHIN = re.compile(rf"{_START}(?:down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks)[._]")
+_LAST_BLOCK = re.compile(r"transformer_blocks[._]\d+$")
+_FLAT_UNET = re.compile(r"lora_unet_(?!transformer_blocks|blocks)")
 _INPUTS = re.compile(r"^(?:[._]lora[._](?:down|A)\.(?:[^.]+\.)?weight|\.weight|\.hada_w[12]_b|\.diff)$")
 # UNets of the same widths that are other models: of video and motion, with a class or an image beside the text, Kolors
 _OTHER_UNETS = re.compile(
@@ -67,18 +69,18 @@ _SIZED = re.compile(
 _WHOLE = "context_embedder.weight"  # a whole transformer in diffusers' names has it, and FLUX.1 CLIP's vector beside it
 _POOLED = "time_text_embed.text_embedder.linear_1.weight"
 _SD3_BLOCKS = re.compile(r"joint_blocks?[._]\d+[._](?:x_block|context_block)[._]")
-_JOINT = re.compile(rf"{_START}transformer_blocks[._]\d+[._]attn[._](?:to_q|to_k|to_v|add_[qkv]_proj)(?P<rest>[._].*)$")
+_JOINT = re.compile(rf"{_START}transformer_blocks[._]\d+[._]attn[._](?:to_q|to_k|to_v|add_[qkv]_proj)[._]")
 _SD3_WIDTHS = (1536, 2432)  # medium, large
-_NAMES: tuple[tuple[str, Family], ...] = (
-    (r"refiner|\bkolors|\bsvd\b|stable[- ]video", Family.other),
-    (r"\bflux[-. ]?2|\bpony[- ]?(?:diffusion[- ]?)?v?7|\bchroma(?:xl|1?[- ]?radiance)", Family.other),
-    (r"\b(sd\s*xl|stable[- ]?diffusion[- ]?xl|sdxl[\w.-]*|pony|illustrious|noobai)", Family.sdxl),
-    (r"\b(chroma)", Family.chroma),
-    (r"\b(flux)", Family.flux),
-    (r"\b(alt[- ]?diffusion)", Family.alt),
-    (r"\b(sd[- ]?3|stable[- ]?diffusion[- ]?v?3)", Family.sd3),
-    (r"\b(sd[- ]?v?2|stable[- ]?diffusion[- ]?v?2)", Family.sd2),
-    (r"\b(sd[- ]?v?1|stable[- ]?diffusion[- ]?v?1|dreamlike|anything[- ]?v)", Family.sd1),
+_NAMES: tuple[tuple[re.Pattern[str], Family], ...] = (
+    (re.compile(r"refiner|\bkolors|\bsvd\b|stable[- ]video"), Family.other),
+    (re.compile(r"\bflux[-. ]?2|\bpony[- ]?(?:diffusion[- ]?)?v?7|\bchroma(?:xl|1?[- ]?radiance)"), Family.other),
+    (re.compile(r"\b(sd\s*xl|stable[- ]?diffusion[- ]?xl|sdxl[\w.-]*|pony|illustrious|noobai)"), Family.sdxl),
+    (re.compile(r"\b(chroma)"), Family.chroma),
+    (re.compile(r"\b(flux)"), Family.flux),
+    (re.compile(r"\b(alt[- ]?diffusion)"), Family.alt),
+    (re.compile(r"\b(sd[- ]?3|stable[- ]?diffusion[- ]?v?3)"), Family.sd3),
+    (re.compile(r"\b(sd[- ]?v?2|stable[- ]?diffusion[- ]?v?2)"), Family.sd2),
+    (re.compile(r"\b(sd[- ]?v?1|stable[- ]?diffusion[- ]?v?1|dreamlike|anything[- ]?v)"), Family.sd1),
 )
 
 
@@ -95,17 +97,22 @@ def family_of_shapes(tensors: Mapping[str, TensorInfo]) -> Family | None:
 
 
 def _unet(tensors: Mapping[str, TensorInfo]) -> Family | None:
-    widths = {
-        info.shape[1]
-        for name, info in tensors.items()
-        if len(info.shape) >= 2 and (match := _KEYS.search(name)) and _INPUTS.match(match["rest"])
-    }
+    widths = {info.shape[1] for name, info in tensors.items() if len(info.shape) >= 2 and _takes_text(name)}
     if len(widths) != 1 or any(_OTHER_UNETS.search(name) for name in tensors):
         return None
     found = family_of_dimensions(widths.pop())
     labels = {info.shape[1] for name, info in tensors.items() if _LABELS.search(name) and len(info.shape) == 2}
     fits = labels <= {_SDXL_LABELS} if found is Family.sdxl else not labels
     return found if fits else None
+
+
+def _takes_text(name: str) -> bool:
+    """Whether a tensor takes the text's states: in the cross attention of a UNet's block, at its keys' inputs."""
+    found = _KEYS.search(name)
+    if found is None or not _INPUTS.match(name[found.end() :]):
+        return False
+    block = name[: found.start()]
+    return bool(_FLAT_UNET.match(block) or (_LAST_BLOCK.search(block) and _WITHIN.search(block)))
 
 
 def _flux(tensors: Mapping[str, TensorInfo]) -> Family | None:
@@ -166,8 +173,8 @@ def agree(shapes: Family, claimed: Family) -> bool:
 
 def family_of_name(name: str) -> Family:
     """The family that a base model's name ("SD 1.5", "sdxl_base_v1-0", a hub id) stands for; other where unknown."""
-    lowered = name.lower().replace("_", "-")
+    lowered = name[:MAX_NAME].lower().replace("_", "-")
     for pattern, family in _NAMES:
-        if re.search(pattern, lowered):
+        if pattern.search(lowered):
             return family
     return Family.other

@@ -119,7 +119,7 @@ _DOTTED = (
 _SPLIT_BY_COMFY = re.compile(r"^(?:text_encoder(?:_[23])?|unet|transformer)\.")
 _VECTORS = {"clip_l": "te1", "clip_g": "te2", "t5": "te3", "t5xxl": "te3"}
 _KEYS = r"(?P<key>clip_l|clip_g|emb_params|t5|t5xxl|string_to_param\..+)"
-_EMBEDDING = re.compile(rf"^bundle_emb\.(?P<token>.+?)\.{_KEYS}$")
+_EMBEDDING = re.compile(rf"^(?=[^\n]*$)bundle_emb\.(?P<token>.+?)\.{_KEYS}$")
 _OWN_EMBEDDING = re.compile(rf"^{_KEYS}$")
 # OneTrainer's vectors in place of an encoder's answer, and those of encoders that no family here has
 _LOST = re.compile(

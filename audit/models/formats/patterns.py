@@ -15,7 +15,7 @@ MAX_WILD = 64  # that are more than a name
 MAX_NAME = 300  # of a module
 _PLAIN = re.compile(r"[\w.-]*")
 _NESTED = re.compile(r"\)[*+{]")
-_ESCAPED = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+_ESCAPED = re.compile(r"\\.|\[\^?\]?(?:\\.?|[^\]\\])*(?:\]|\Z)", re.DOTALL)
 
 
 def checked(text: str, most_repeats: int) -> str:

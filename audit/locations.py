@@ -1,0 +1,59 @@
+"""Where a workspace or a folder of uploads is: a path, or ``s3://KEY:SECRET@bucket/prefix?option=value``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from urllib.parse import parse_qs, unquote, urlsplit
+
+SCHEME = "s3://"
+
+
+@dataclass(frozen=True)
+class S3Location:
+    """The parts of a URL of object storage. ``bucket`` is empty where it names none; secrets are never printed."""
+
+    bucket: str
+    prefix: str
+    key: str | None = field(repr=False)
+    secret: str | None = field(repr=False)
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        """``bucket/prefix``."""
+        return f"{self.bucket}{self.prefix}".rstrip("/")
+
+
+def is_remote(location: str) -> bool:
+    """Whether ``location`` is a URL of object storage."""
+    return location[: len(SCHEME)].lower() == SCHEME
+
+
+def parse_s3(location: str) -> S3Location:
+    """The parts of a URL of object storage.
+
+    A secret may hold "/" as it is, as those of AWS do, but "@" only as %40: the first "@" ends the credentials. A
+    colon in its first part begins a secret, since no bucket's name has one.
+    """
+    rest = location[len(SCHEME) :]
+    key, secret = None, None
+    first = re.split(r"[/?#@]", rest, maxsplit=1)[0]
+    if ":" in first or rest.startswith(f"{first}@"):
+        credentials, _, rest = rest.partition("@")  # without "@" there is a secret and no bucket
+        name, _, hidden = credentials.partition(":")
+        key, secret = unquote(name) or None, unquote(hidden)
+    parts = urlsplit("//" + rest)
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    return S3Location(parts.netloc, parts.path, key, secret, options)
+
+
+def shown(location: str) -> str:
+    """A location without credentials and options, for messages and tables."""
+    if not is_remote(location):
+        return location
+    try:
+        parts = parse_s3(location)
+    except ValueError:  # of a host in brackets that is none
+        return f"{SCHEME}..."
+    return f"{SCHEME}{parts.bucket}{parts.prefix}"
