@@ -15,6 +15,9 @@ from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
 from crawlers.catalog import Catalog, Outcome
+from crawlers.civitai_answers import PROMPT_IMAGES
+from crawlers.civitai_answers import prompts_of as prompts_of
+from crawlers.civitai_answers import reference_of as reference_of
 from crawlers.crawl import News, Page, with_passed_over
 from crawlers.http import Session, Token, is_of_the_request
 from crawlers.items import (
@@ -40,7 +43,6 @@ WEIGHTS = ("Model", "Pruned Model")
 PAGE = 100
 PART = 10  # models: of a page that fails as a whole
 MOST_PARTS = 50  # page times limit may be 1000 at most
-PROMPT_IMAGES = 20
 # A first crawl's prompts cost a request a version; they are asked for only where the version names no trained words.
 PROMPTS = ("missing", "always", "never")
 TAKEN = {"TakenDown": "taken down at the source", "Archived": "archived at the source: its files are gone there"}
@@ -403,36 +405,3 @@ def _first_twin(url: str | None) -> str | None:
     except ValueError:  # no URL: it is refused where it is asked for
         return url
     return parts._replace(netloc=min(TWINS)).geturl() if parts.netloc in TWINS else url
-
-
-def prompts_of(images: list[Any]) -> list[str]:
-    """The prompts of the images of one answer; ``meta`` can be null, free-form, or nested once more."""
-    found = []
-    for image in images[:PROMPT_IMAGES]:
-        meta = dict_of(dict_of(image).get("meta"))
-        inner = meta if isinstance(meta.get("prompt"), str) else dict_of(meta.get("meta"))
-        prompt = inner.get("prompt")
-        if isinstance(prompt, str) and prompt.strip():
-            found.append(prompt)
-    return list(dict.fromkeys(found))
-
-
-def reference_of(text: str) -> dict[str, str] | None:
-    """What a Civitai page URL, AIR urn, model id or hash names, as arguments of ``Civitai.one``; None for others.
-
-    AIR: urn:air:sd1:lora:civitai:MODEL@VERSION (https://github.com/civitai/civitai/wiki/AIR).
-    """
-    air = re.fullmatch(r"(?:urn:)?air:[\w-]+:[\w-]+:civitai:(\d{1,18})(?:@(\d{1,18}))?(?:\.\w+)?", text, re.IGNORECASE)
-    page = re.fullmatch(r"https://(?:www\.)?civitai\.(?:com|green|red)/models/(\d{1,18})(?:[/?#].*)?", text)
-    item = re.fullmatch(r"civitai:(\d{1,18})(?::(\d{1,18}))?(?::\d{1,18})?", text)
-    if page:
-        version = re.search(r"[?&]modelVersionId=(\d{1,18})", text)
-        return {"model_id": page.group(1), **({"version_id": version.group(1)} if version else {})}
-    for match in (air, item):
-        if match:
-            return {"model_id": match.group(1), **({"version_id": match.group(2)} if match.group(2) else {})}
-    if re.fullmatch(r"\d{1,9}", text):
-        return {"model_id": text}
-    if re.fullmatch(r"[0-9a-fA-F]{8}|[0-9a-fA-F]{10}|[0-9a-fA-F]{12}|[0-9a-fA-F]{64}", text):
-        return {"digest": text}
-    return None
