@@ -35,6 +35,7 @@ lock: $(TOOLS)/.installed  ## requirements.lock from pyproject.toml and constrai
 	PIP_EXTRA_INDEX_URL="$(LOCK_INDEX)" CUSTOM_COMPILE_COMMAND="make lock" $(TOOLS)/bin/pip-compile --quiet \
 		--generate-hashes --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --unsafe-package torch \
 		--constraint constraints.txt --output-file requirements.lock pyproject.toml
+	sed -i '/^# WARNING: .* not pinned/,$$d' requirements.lock  # it speaks of torch
 
 sbom: $(TOOLS)/.installed  ## sbom.json, a CycloneDX bill of materials of what requirements.lock installs
 	$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
