@@ -39,6 +39,7 @@ def main(
     audits: Annotated[int, typer.Option(help="Checkpoints to audit.")] = 100,
     seed: Annotated[int, typer.Option(help="Seed of what is killed when.")] = 0,
     seeds: Annotated[int, typer.Option(min=1, help="Chaos runs, from that seed on.")] = 1,
+    every: Annotated[float, typer.Option(help="Seconds between kills at least; twice as many at most.")] = 10.0,
     load: Annotated[int, typer.Option(min=0, help="Processes that spin beside it.")] = 0,
     most_seconds: Annotated[float, typer.Option(help="Give up after this time.")] = 3600.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the outcome as JSON.")] = None,
@@ -57,7 +58,7 @@ def main(
         outcomes = []
         for number in range(seed, seed + seeds):
             workspace = make_workspace(place / f"chaos-{number}", place / "uploads")
-            chaos = Chaos(workspace, every=(10.0, 20.0), seed=number, settings=SETTINGS, load=load)
+            chaos = Chaos(workspace, every=(every, 2 * every), seed=number, settings=SETTINGS, load=load)
             started = time.monotonic()
             state = chaos.run(most_seconds)
             ours = tables(workspace)
