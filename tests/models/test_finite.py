@@ -17,6 +17,7 @@ from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.inspect import inspect
 from audit.models.tuning import tune
+from audit.storage import Workspace
 from tests.models import nano
 from tests.models.test_formats import flux_original
 from tests.models.test_trainers import POINT, RANK, drawn, flat
@@ -98,6 +99,7 @@ def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str])
 
 def test_queries_print_valid_json(tmp_path: Path) -> None:
     sql = "SELECT 'nan'::DOUBLE AS a, 'inf'::FLOAT AS b, ['-inf'::DOUBLE, 1] AS c, {'d': 'nan'::DOUBLE} AS e"
+    Workspace(tmp_path / "w")
     done = CliRunner().invoke(app, ["query", sql, "--json", "--workspace", str(tmp_path / "w")])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(name))
