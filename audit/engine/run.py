@@ -137,8 +137,16 @@ class Run:
             raise
         finally:
             done.set()
-            self._write()
+            self._write_end()
         return self.state
+
+    def _write_end(self) -> None:
+        """The final state; where there is no room for it, none: the shard is not to count as taken."""
+        try:
+            self._write()
+        except (WorkspaceError, OSError):
+            self.workspace.files.remove(f"runs/{self.state.run_id}.json")
+            raise
 
     def _take_lease(self) -> None:
         """Take the shard. The heartbeat comes first: without one a lease is a dead run's."""

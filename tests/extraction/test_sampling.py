@@ -11,6 +11,7 @@ from audit.config import Solver
 from audit.errors import DeviceMemoryError, SamplingError
 from audit.extraction.guidance import ClassifierFree, Direct, Guidance, ModelGuidance
 from audit.extraction.sampling import Sampler, make_schedule
+from audit.fits import Fits
 from audit.models.pair import ModelPair
 from tests.conftest import CAPTION
 
@@ -79,6 +80,7 @@ def test_when_memory_runs_out_the_batch_is_halved(kohya_pair: ModelPair) -> None
         batches = list(sampler.batches(range(5)))
     finally:
         hook.remove()
+        kohya_pair.fits = Fits()  # what it has learnt is not true of the next test
     assert [batch.indices for batch in batches] == [[0, 1], [2, 3], [4]]
     assert np.abs(np.concatenate([b.images for b in batches]).astype(int) - unlimited).max() <= 1
 
