@@ -208,6 +208,7 @@ def test_commands_that_write_create_the_workspace(tmp_path: Path) -> None:
     from audit.cli import app
 
     app(["catalog", "add", str(KOHYA), "--workspace", str(tmp_path / "w")], standalone_mode=False)
+    assert Workspace(tmp_path / "w", reading=True, create=False).rows("SELECT state FROM checkpoints")
     app(["query", "SELECT 1", "--workspace", str(tmp_path / "w")], standalone_mode=False)
 
 

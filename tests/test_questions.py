@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from audit.cli import app
 from audit.descriptors import Descriptor
+from audit.matching import ReferenceSets
 from audit.report import collect, write_page
 from audit.report.page import render
 from audit.report.pages import pages
@@ -170,6 +171,32 @@ def test_a_set_that_is_removed_is_in_no_table_and_on_no_page(place: Path, tmp_pa
     assert call("verify", "--workspace", place, "--json") == {"problems": []}
     assert "1 report pages" in call("references", "remove", "other", "--workspace", place).stderr
     call("references", "remove", "other", "--workspace", place, codes=(1,))
+
+
+def test_a_removal_that_is_killed_can_be_done_again(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after each table in turn: the set is there until nothing else of it is."""
+    from audit.workspace import compaction
+
+    shutil.copytree(TRAIN, tmp_path / "private")
+    (tmp_path / "private/notes.txt").write_text("passed over")
+    call("references", "add", "private", tmp_path / "private", "--descriptor", "nano", "--workspace", place)
+    inner, erased = compaction.erase, []
+
+    def killed(table: Any, *rest: Any) -> None:
+        inner(table, *rest)
+        erased.append(table.name)
+        if len(erased) in (1, 3):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(compaction, "erase", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            ReferenceSets(Workspace(place)).remove("private")
+    ReferenceSets(Workspace(place)).remove("private")
+    for table in ("references", "passed_over", "matches"):
+        assert Workspace(place).rows(f"""SELECT 1 FROM "{table}" WHERE reference_set = 'private'""") == []
 
 
 def test_verify_finds_what_a_removed_set_has_left(place: Path, tmp_path: Path) -> None:

@@ -273,7 +273,8 @@ class ReferenceSets:
             raise ReferenceSetError(f"there is no reference set {name!r} (there are: {known})")
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
-        self.workspace.erase("reference_set", name, "references", "passed_over", "matches")
+        # the set itself last: killed before, it is still there to be removed
+        self.workspace.erase("reference_set", name, "passed_over", "matches", "references")
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
     def require(self, name: str, descriptor: Descriptor) -> None:
