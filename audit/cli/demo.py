@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
-from audit.config import Method, Settings
+from audit.cli.common import JsonOption
+from audit.cli.options import configured
+from audit.config import Config
 
 log = logging.getLogger(__name__)
 ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
@@ -45,10 +46,10 @@ SHIPPED = {
 }
 
 
+@configured("settings.method", "workspace")
 def demo(
+    config: Config,
     checkpoint: Annotated[Checkpoint, typer.Option(help="Which shipped fine-tune to audit.")] = Checkpoint.lora_kohya,
-    method: Annotated[Method, typer.Option(help="Compare with plain sampling: direct or cfg.")] = Method.model_guidance,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Audit a checkpoint of the embedded model and open the evidence: recovered training images beside the originals.
@@ -62,7 +63,6 @@ def demo(
     shipped = SHIPPED[checkpoint]
     pictures = ASSETS / "sets" / shipped.few_shot
     training = pictures / "train"
-    settings = Settings(method=method)
     if not as_json:
         log.info("auditing %s: which of the pictures in %s was it trained on?", shipped.path, pictures)
     request = Request(
@@ -70,8 +70,8 @@ def demo(
         str(ASSETS / "base"),
         captions=[shipped.caption],
         n0=len(list(training.glob("*.png"))),
-        settings=settings,
+        settings=config.settings,
     )
     control = pictures / "control"
-    result = run_scan(request, [str(pictures)], "nano", workspace, training_images=training, control=control)
+    result = run_scan(request, [str(pictures)], "nano", config.workspace, training_images=training, control=control)
     finish(result, as_json)
