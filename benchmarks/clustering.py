@@ -22,13 +22,13 @@ import typer
 
 from audit.clustering import greedy_cliques
 from audit.config import Clustering, Settings, Solver
+from audit.demo import ASSETS, load_set
 from audit.descriptors import load_descriptor
 from audit.evaluation import score
 from audit.extraction.extract import vectors_of
 from audit.storage import Workspace
-from audit.testbed.finetune import Recipe
-from audit.testbed.sets import ASSETS, load_set
 from benchmarks.grid import SHIPPED, Job, available, exactly, run_all
+from testbed.finetune import Recipe
 
 
 def generated(

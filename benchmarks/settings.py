@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 
 from audit.config import Method, Settings, Solver
-from audit.testbed.finetune import Defence, Strength, Tuning
-from audit.testbed.sets import ASSETS
+from audit.demo import ASSETS
 from benchmarks.grid import SHIPPED, Job, available, interval, run_all, split_settings
+from testbed.finetune import Defence, Strength, Tuning
 
 STEPS = (10, 15, 20, 25, 50)
 WEIGHTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)

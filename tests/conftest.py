@@ -14,12 +14,12 @@ import torch
 from hypothesis import settings
 from pytest_httpserver import HTTPServer
 
+from audit.demo import ASSETS
 from audit.descriptors import Descriptor, load_descriptor
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS
 from tests.simulators.hub import Hub
 
 settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # pytest --hypothesis-profile fuzz
