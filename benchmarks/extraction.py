@@ -21,7 +21,7 @@ from typing import Annotated, Any
 
 import typer
 
-from audit.config import Clustering, Method, Settings, Solver, default_of
+from audit.config import Clustering, Method, Settings, Solver
 from audit.demo import ASSETS
 from audit.extraction.guidance import CFG_WEIGHT
 from benchmarks.grid import SHIPPED, Job, available, interval, run_all, split_settings
@@ -172,9 +172,9 @@ def main(
     quick: Annotated[bool, typer.Option(help="A fifth of the images, the default clustering alone.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Only these checkpoints, by folder name.")] = None,
     w: Annotated[list[str] | None, typer.Option(help="Weights of model guidance, numbers or auto.")] = None,
-    k: Annotated[float, typer.Option(help="The correction term.")] = default_of("k"),
-    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = default_of("solver"),
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = default_of("steps"),
+    k: Annotated[float, typer.Option(help="The correction term.")] = Settings.k,
+    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = Settings.solver,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = Settings.steps,
     clique_limit: Annotated[float, typer.Option(help="Seconds a threshold for the paper's clustering.")] = 30.0,
     base: Annotated[Path, typer.Option(help="The base model.")] = ASSETS / "base",
     checkpoints: Annotated[Path, typer.Option(help="Folder of the testbed's checkpoints.")] = SHIPPED,

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
-from audit.config import Method, Settings
+from audit.cli.common import JsonOption
+from audit.cli.options import configured
+from audit.config import Config
 from audit.demo import BASE, FINE_TUNES
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,10 @@ class Checkpoint(StrEnum):
     dreambooth = "dreambooth"
 
 
+@configured("settings.method", "workspace")
 def demo(
+    config: Config,
     checkpoint: Annotated[Checkpoint, typer.Option(help="Which shipped fine-tune to audit.")] = Checkpoint.lora_kohya,
-    method: Annotated[Method, typer.Option(help="Compare with plain sampling: direct or cfg.")] = Method.model_guidance,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Audit a checkpoint of the embedded model and open the evidence: recovered training images beside the originals.
@@ -47,8 +48,8 @@ def demo(
         str(BASE),
         captions=[shipped.caption],
         n0=len(list(training.glob("*.png"))),
-        settings=Settings(method=method),
+        settings=config.settings,
     )
     control = pictures / "control"
-    result = run_scan(request, [str(pictures)], "nano", workspace, training_images=training, control=control)
+    result = run_scan(request, [str(pictures)], "nano", config.workspace, training_images=training, control=control)
     finish(result, as_json)
