@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # The CPU build of torch unless there is an NVIDIA GPU; `make demo TORCH_INDEX=` takes the package index's own build.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test check measure wheel wheel-check release-notes gpu-kit lock sbom fix install clean
+.PHONY: demo test test-fast check measure docs docs-check wheel wheel-check release-notes gpu-kit lock sbom fix install clean
 
 demo: install  ## audit a checkpoint of the embedded model; exit code 10 (matches found) is what it should end with
 	$(BIN)/lora-audit demo; code=$$?; [ $$code -eq 10 ] || { echo "expected matches (exit code 10), got $$code"; exit 1; }
@@ -33,6 +33,18 @@ wheel-check: install  ## the wheel in a clean environment, away from this checko
 
 release-notes: install  ## the note of the release that pyproject.toml names, out of CHANGELOG.md
 	@$(BIN)/python -m tests.release
+
+docs: $(VENV)/.docs  ## the generated documents, and site/, built strictly: every link leads somewhere
+	$(BIN)/python -m docs.generate
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-check: $(VENV)/.docs  ## the same, and fail where a generated document is stale
+	$(BIN)/python -m docs.generate --check
+	$(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 gpu-kit:  ## .gpu/, what a rented GPU machine without a network needs (docs/performance.md); wants a Python 3.12
 	bash benchmarks/gpu/kit.sh

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 import typer
 
-from audit.config import Config, Settings, help_of, leaves
+from audit.config import Config, leaves
 from audit.schemas import KEY_COLUMNS, TABLES
 
 DOCS = Path(__file__).parent
@@ -43,7 +43,7 @@ ROWS = {
     "references list": {"[]": ("references",)},
     "query": {"[]": ("audits",)},
 }
-SETTINGS_AT = {"scan": "audit.settings", "config show": "settings"}
+SETTINGS_AT = {"scan": "audit.settings", "config show": ""}  # where settings stand; all of the document
 SAME = {"report": "scan"}  # documents that are part of another's
 WITHIN = {"status": ("runs[].", "run")}  # and elements that are another's
 
@@ -72,8 +72,8 @@ def _kind(kind: pa.DataType) -> str:
 def tables_part() -> str:
     """The chapter of the tables' columns."""
     lines = [
-        "One table a heading, one column a line; types are those that DuckDB shows. `query` and `export` see these. All",
-        "times are UTC, vectors are unit vectors, and a PDQ hash has 32 bytes.",
+        "One table a heading, one column a line; types are those that DuckDB shows. `query` and `export` see these.",
+        "All times are UTC, vectors are unit vectors, and a PDQ hash has 32 bytes.",
         "",
     ]
     for table, schema in TABLES.items():
@@ -123,12 +123,10 @@ def meaning(command: str, key: str, keys: list[str]) -> str | None:
         for column, _, text in columns(table):
             if column == name:
                 return text
-    if row == SETTINGS_AT.get(command) and name in Settings.__dataclass_fields__:
-        return help_of(name)
-    if command == "config show":
-        known = {dotted: text for dotted, (_, text) in leaves(Config())}
-        if key in known:
-            return known[key]
+    known = {dotted: text for dotted, (_, text) in leaves(Config())}
+    at = SETTINGS_AT.get(command)
+    if at is not None and (setting := key.replace(at, "settings", 1) if at else key) in known:
+        return known[setting]
     if key.endswith("[]") or any(other.startswith((f"{key}.", f"{key}[]")) for other in keys):
         return None
     raise SystemExit(f"what {key!r} of `lora-audit {command} --json` means is not written: add it to {SENTENCES.name}")
