@@ -10,7 +10,6 @@ for every byte. A JSON sidecar (``name.safetensors.json`` or ``name.json``) may 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Container, Iterator
@@ -23,6 +22,7 @@ from audit.extraction.captions import Caption, TrainingImages
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.files import private_file, shown
 from audit.storable import path_as_text, path_of_text
+from audit.untrusted.documents import parse_json
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Page
 from crawlers.inside import Found
@@ -158,10 +158,10 @@ class Folder:
             if size > MAX_SIDECAR_BYTES:
                 raise ValueError(f"{size} bytes are too many")
             with self.place.open(path) as stream:
-                said = json.loads(stream.read(MAX_SIDECAR_BYTES))
+                said = parse_json(stream.read(MAX_SIDECAR_BYTES))
             if not isinstance(said, dict):
                 raise ValueError("it is not an object")
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             name = clean_name(path_as_text(path))
             return {"refusal": f"its sidecar {name} cannot be read ({str(error)[:100]}): mend or remove it"}
         said.pop("refusal", None)

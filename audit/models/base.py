@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -23,6 +22,8 @@ from audit.models.limits import check_configs
 from audit.models.placement import is_placed, place
 from audit.models.published import ALIASES, source_of
 from audit.models.safetensors_header import read_header
+from audit.models.tokenizers import check_tokenizers
+from audit.untrusted.documents import parse_json
 
 _STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -181,7 +182,7 @@ def _architecture(folder: Path) -> ModelFamily:
     """The family of the pipeline in ``folder``. Raises CheckpointError for one that cannot be audited."""
     try:
         with (folder / "model_index.json").open("rb") as file:
-            index = json.loads(file.read(MAX_INDEX_BYTES))
+            index = parse_json(file.read(MAX_INDEX_BYTES))
         kind = index["_class_name"]
     except FileNotFoundError:
         raise CheckpointError(
@@ -195,12 +196,13 @@ def _architecture(folder: Path) -> ModelFamily:
             f"{', '.join(FAMILIES)}"
         )
     check_configs(folder)
+    check_tokenizers(folder)
     return FAMILIES[kind]
 
 
 def _check_folder(folder: Path) -> None:
     architecture = _architecture(folder)
-    index = json.loads((folder / "model_index.json").read_bytes())
+    index = parse_json((folder / "model_index.json").read_bytes())
     for part in architecture.networks:
         if index.get(part) in (None, [None, None]):
             continue  # T5 of Stable Diffusion 3 may be missing; what must not be, diffusers asks for

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +12,7 @@ from audit.errors import CheckpointError
 from audit.models.families.base import Condition, ModelFamily
 from audit.models.families.identify import Family
 from audit.models.published import PINNED
+from audit.untrusted.documents import parse_json
 
 
 class _WithUNet(ModelFamily):
@@ -61,7 +61,7 @@ class AltDiffusion(StableDiffusion):
 
         common = {name: options[name] for name in ("use_safetensors", "local_files_only", "variant")}
         dtypes = options["dtype"]
-        index = json.loads((folder / "model_index.json").read_bytes())
+        index = parse_json((folder / "model_index.json").read_bytes())
         scheduler = getattr(diffusers, str(index["scheduler"][1]))
         if not issubclass(scheduler, diffusers.SchedulerMixin):
             raise ValueError(f"{index['scheduler'][1]} is no scheduler")
