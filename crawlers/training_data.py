@@ -98,8 +98,8 @@ def unpack(archive: IO[bytes], files: Files, folder: str) -> list[dict[str, str]
         except OSError:  # in memory: a child is given a file
             held = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(archive, held)
-            held.flush()
             archive = held
+        archive.flush()  # the child reads the file, not what is still to be written to it
         return _Unpacking(archive, files, folder).all()
 
 

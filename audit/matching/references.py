@@ -17,7 +17,7 @@ from PIL import Image
 
 from audit.descriptors import Descriptor, open_image, pdq_hash
 from audit.descriptors.base import to_png
-from audit.descriptors.pictures import SUFFIXES, read_picture
+from audit.descriptors.pictures import SUFFIXES, opened_ahead
 from audit.errors import ReferenceSetError
 from audit.faults import reason_of_fault
 from audit.storable import path_as_text
@@ -201,13 +201,11 @@ class ReferenceSets:
     @staticmethod
     def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
         """(SHA256 of the file, its name in the folder, picture) of every readable one; each file is read once."""
-        for path in paths:
-            label = path_as_text(str(path.relative_to(folder.resolve())))
-            try:
-                data = read_picture(path)
-                picture = open_image(data)
-            except ValueError as error:
-                skipped.append(SkippedImage(label, str(error)))
+        root = folder.resolve()
+        for path, data, picture in opened_ahead(paths):
+            label = path_as_text(str(path.relative_to(root)))
+            if isinstance(picture, ValueError):
+                skipped.append(SkippedImage(label, str(picture)))
                 continue
             if min(picture.size) < SMALLEST_SIDE:
                 reason = f"{picture.width} x {picture.height} pixels are too few: the least is {SMALLEST_SIDE} a side"

@@ -77,13 +77,8 @@ def _readable(modules: list[str]) -> list[Path]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     folders = {Path(sysconfig.get_path(name)) for name in names}
     folders |= {Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))}
-    folders |= {
-        Path(__file__).resolve().parents[1],
-        Path("/usr/lib"),
-        Path("/lib"),
-        Path("/lib64"),
-        Path(sys.base_prefix) / "lib",
-    }
+    folders |= {Path("/usr/lib"), Path("/lib"), Path("/lib64"), Path(sys.base_prefix) / "lib"}
+    folders |= {Path(__file__).resolve().parents[1]}
     found = [Path(str(sys.modules[name].__file__)).parent for name in modules]
     return [*folders, *found, Path("/etc/ld.so.cache")]
 
@@ -100,7 +95,7 @@ def _answer(parsers: Mapping[str, Parser], request: Mapping[str, Any], files: li
     except MemoryError:
         return {"memory": True}
     except Exception as error:
-        return {"refused": f"{type(error).__name__}: {error}"[:MOST_WORDS], "unforeseen": True}
+        return {"failed": f"{type(error).__name__}: {error}"[:MOST_WORDS]}
     finally:
         for one in opened:
             one.close()

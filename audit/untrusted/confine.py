@@ -17,67 +17,17 @@ _NEWNET, _NEWUSER, _NEWIPC = 0x40000000, 0x10000000, 0x08000000
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _SET_DUMPABLE, _FILTER = 38, 22, 4, 2
 _EPERM, _ENOSYS, _CLONE_THREAD = 1, 38, 0x10000
 NETWORK = "no network"
-# numbers of system calls: sockets, programs, other processes, and io_uring, which would go round the filter
-_CALLS = {
-    "x86_64": {
-        "arch": 0xC000003E,
-        "refused": (
-            41,
-            42,
-            49,
-            53,
-            59,
-            322,
-            57,
-            58,
-            62,
-            200,
-            234,
-            101,
-            310,
-            311,
-            425,
-            438,
-            424,
-            272,
-            308,
-            165,
-            155,
-            298,
-            321,
-            323,
-        ),
-        "clone": 56,
-    },
-    "aarch64": {
-        "arch": 0xC00000B7,
-        "refused": (
-            198,
-            203,
-            200,
-            199,
-            221,
-            281,
-            129,
-            130,
-            131,
-            117,
-            270,
-            271,
-            425,
-            438,
-            424,
-            97,
-            268,
-            40,
-            41,
-            241,
-            280,
-            282,
-        ),
-        "clone": 220,
-    },
-}
+# By name, the numbers of system calls on x86_64 and aarch64 (None: it has none): sockets, programs, other processes,
+# and what would go round the filter.
+_REFUSED = {
+    "socket": (41, 198), "socketpair": (53, 199), "connect": (42, 203), "bind": (49, 200), "execve": (59, 221),
+    "execveat": (322, 281), "fork": (57, None), "vfork": (58, None), "kill": (62, 129), "tkill": (200, 130),
+    "tgkill": (234, 131), "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438), "io_uring_setup": (425, 425), "unshare": (272, 97),
+    "setns": (308, 268), "mount": (165, 40), "pivot_root": (155, 41), "perf_event_open": (298, 241), "bpf": (321, 280),
+    "userfaultfd": (323, 282), "memfd_create": (319, 279),
+}  # fmt: skip
+_MACHINES = {"x86_64": (0, 0xC000003E, 56), "aarch64": (1, 0xC00000B7, 220)}  # column, architecture, number of clone
 _CLONE3 = 435
 
 
@@ -178,21 +128,21 @@ class _Program(ctypes.Structure):
 
 def _filter_calls(library: ctypes.CDLL) -> bool:
     """A seccomp filter that refuses sockets, programs, new processes and signals to others (EPERM)."""
-    known = _CALLS.get(os.uname().machine)
-    if known is None:
+    machine = _MACHINES.get(os.uname().machine)
+    if machine is None:
         return False
+    column, architecture, clone = machine
     load, equal, above, bits, answer = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, refuse, absent = 0x7FFF0000, 0x00050000 | _EPERM, 0x00050000 | _ENOSYS
-    refused: tuple[int, ...] = known["refused"]  # type: ignore[assignment]
     code = [
-        (load, 0, 0, 4), (equal, 1, 0, known["arch"]), (answer, 0, 0, refuse),
+        (load, 0, 0, 4), (equal, 1, 0, architecture), (answer, 0, 0, refuse),
         (load, 0, 0, 0), (above, 0, 1, 0x40000000), (answer, 0, 0, refuse),  # the x32 calls
         (equal, 0, 1, _CLONE3), (answer, 0, 0, absent),  # its flags are out of a filter's sight: clone is used instead
     ]  # fmt: skip
-    for number in refused:
+    for number in filter(None, (numbers[column] for numbers in _REFUSED.values())):
         code += [(equal, 0, 1, number), (answer, 0, 0, refuse)]
     code += [
-        (equal, 0, 3, known["clone"]), (load, 0, 0, 16), (bits, 1, 0, _CLONE_THREAD), (answer, 0, 0, refuse),
+        (equal, 0, 3, clone), (load, 0, 0, 16), (bits, 1, 0, _CLONE_THREAD), (answer, 0, 0, refuse),
         (answer, 0, 0, allow),
     ]  # fmt: skip
     packed = b"".join(struct.pack("<HBBI", *one) for one in code)

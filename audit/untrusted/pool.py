@@ -147,17 +147,13 @@ class Child:
     """One child process, its channel, and the memory that is shared with it. Raises BoundaryError."""
 
     def __init__(self, limits: ChildLimits, modules: Sequence[str]) -> None:
-        self.limits, self.items, self.alive = limits, 0, True
+        self.limits, self.items, self.worked, self.alive = limits, 0, 0.0, True
         self.busy = False  # an item's answer is still to come, perhaps for ever where its asker was interrupted
         self.channel, theirs = socket.socketpair()
         self.given, self.answered, self._errors = (_memory(name) for name in ("given", "answered", "errors"))
         watched, self._life = os.pipe()  # no other process holds the writing end: closing on exec is Python's default
-        numbers = {
-            "channel": theirs.fileno(),
-            "in": self.given.fileno(),
-            "out": self.answered.fileno(),
-            "life": watched,
-        }
+        shared = {"in": self.given.fileno(), "out": self.answered.fileno()}
+        numbers = {"channel": theirs.fileno(), "life": watched, **shared}
         said = json.dumps({**numbers, "limits": asdict(limits), "modules": list(modules)})
         try:
             self.process = subprocess.Popen(
@@ -184,7 +180,7 @@ class Child:
             raise BoundaryError(f"the process that is to read strangers' files does not start: {words}") from None
 
     def _errors_said(self) -> str:
-        return os.pread(self._errors.fileno(), 1 << 16, 0).decode("utf-8", "replace").strip()[-600:]
+        return os.pread(self._errors.fileno(), 1 << 16, 0).decode("utf-8", "replace").strip().rpartition("\n")[2][:600]
 
     def ask(
         self, parser: str, said: dict[str, Any], data: bytes | bytearray, files: Sequence[IO[bytes]], most: int
@@ -208,11 +204,15 @@ class Child:
             self._fail(words, again=not (first or blamed))
         except WireError as error:
             self._fail(f"what parses it gives {error}", again=False)
-        return self._reply(reply, len(data), most, time.monotonic() - began, first)
+        seconds = time.monotonic() - began
+        self.worked += seconds
+        return self._reply(reply, len(data), most, seconds, first)
 
     def _reply(self, said: dict[str, Any], given: int, most: int, seconds: float, first: bool) -> Reply:
         if said.get("memory"):
             self._fail(f"it needs more than {self.limits.memory >> 20} MiB of memory", again=not first)
+        if isinstance(said.get("failed"), str):
+            self._fail(f"what parses it fails ({said['failed'][:500]})", again=not first)
         if isinstance(said.get("refused"), str):
             self._settle(given, 0)
             raise RefusedError(said["refused"][:4000], by_child=True)
@@ -252,6 +252,8 @@ class Child:
     def usable(self) -> bool:
         """Whether it can be given another item: it lives, and has neither served long nor grown much."""
         if not self.alive or self.busy or self.process.poll() is not None or self.items >= self.limits.items:
+            return False
+        if self.worked + self.limits.cpu > self.limits.life_cpu:
             return False
         if self.items % _CHECKED_EVERY:
             return True
@@ -314,6 +316,11 @@ def _read(handle: int, size: int) -> bytearray:
 _told: set[str] = set()
 _pools: dict[int, Pool] = {}
 _lock = threading.Lock()
+
+
+def told() -> frozenset[str]:
+    """What this system does not take from the children, as far as it is known."""
+    return frozenset(_told)
 
 
 def _tell_missing(missing: list[str]) -> None:
