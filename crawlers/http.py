@@ -33,11 +33,13 @@ from urllib3.util.retry import Retry
 
 from audit.errors import CrawlError, FetchError
 from audit.storable import storable
+from audit.untrusted.wire import check_values
 from crawlers.items import time_of
 
 log = logging.getLogger(__name__)
 USER_AGENT = f"lora-audit/{version('lora-audit')} (audit of training images; +https://arxiv.org/abs/2410.03039)"
 MAX_JSON_BYTES = 32 * 1024 * 1024
+MAX_JSON_VALUES = 4_000_000
 MAX_WAIT = 300.0  # s; no header of a server makes us wait longer
 BACKOFF = (1.0, 30.0)  # s; the first and the longest wait after 429, 5xx and connection errors
 RETRIED = frozenset({429, 500, 502, 503, 504, 520, 522, 524})
@@ -363,6 +365,7 @@ class Session:
                 if len(body) > MAX_JSON_BYTES:
                     raise FetchError(f"{shown(url)} answers more than {MAX_JSON_BYTES >> 20} MiB of JSON", "refused")
         try:
+            check_values(body, MAX_JSON_VALUES)
             return json.loads(body), urljoin(url, following) if following else None
         except (ValueError, RecursionError) as error:
             raise FetchError(f"{shown(url)} answers no JSON ({str(error)[:80]})") from None

@@ -6,9 +6,11 @@ whoever works on them, so that the boundary costs no time.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,21 +85,35 @@ def pixels_of(size: Any, data: memoryview | bytearray) -> Image.Image:
     return Image.frombytes("RGB", (size[0], size[1]), data)
 
 
-def opened_ahead(paths: Iterable[Path]) -> Iterator[tuple[Path, bytes, Image.Image | ValueError]]:
-    """(path, bytes, picture or why it is none) of each file, in order; the next ones are decoded meanwhile."""
+@dataclass(frozen=True)
+class Opened:
+    """A file that was opened ahead: its bytes, its picture or why it is none, and the seconds that took."""
 
-    def one(path: Path) -> tuple[Path, bytes, Image.Image | ValueError]:
-        try:
-            data = read_picture(path)
-            return path, data, open_image(data)
-        except ValueError as error:
-            return path, b"", error
+    path: Path
+    data: bytes
+    picture: Image.Image | ValueError
+    seconds: float
 
-    waiting: deque[Future[tuple[Path, bytes, Image.Image | ValueError]]] = deque()
+
+def _opened(path: Path) -> Opened:
+    began = time.monotonic()
+    data = b""
+    picture: Image.Image | ValueError
+    try:
+        data = read_picture(path)
+        picture = open_image(data)
+    except ValueError as error:
+        picture = error
+    return Opened(path, data, picture, time.monotonic() - began)
+
+
+def opened_ahead(paths: Iterable[Path]) -> Iterator[Opened]:
+    """Each file as ``open_image`` opens it, in order; the next ones are decoded meanwhile."""
+    waiting: deque[Future[Opened]] = deque()
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="pictures") as threads:
         try:
             for path in paths:
-                waiting.append(threads.submit(one, path))
+                waiting.append(threads.submit(_opened, path))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft().result()
             while waiting:

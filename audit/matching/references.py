@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
 THUMBNAIL = 256
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_SET_SECONDS = 1800  # that its pictures may take to decode, beside
+SECONDS_A_PICTURE = 2  # of each
 CHUNK = 64  # pictures that are described together; of each no more is kept than that takes
 
 
@@ -136,6 +138,22 @@ def _passed_rows(name: str, descriptor_name: str, now: datetime, passed: list[Sk
     ]  # fmt: skip
 
 
+class _Patience:
+    """The seconds that the pictures of a set may take to decode: many that are each just within limits add up."""
+
+    def __init__(self) -> None:
+        self.left = float(MAX_SET_SECONDS)
+
+    def spend(self, seconds: float, label: str) -> None:
+        """Raise ReferenceSetError where the pictures so far, ``label`` the last, have taken more than is given."""
+        self.left += SECONDS_A_PICTURE - seconds
+        if self.left < 0:
+            raise ReferenceSetError(
+                f"the pictures take far more time to decode than pictures do, {label} {seconds:.0f} s: they may be "
+                "made to; take away those that are large for nothing, or add the set in parts"
+            )
+
+
 class ReferenceSets:
     """The reference sets of a workspace. A set has one key a descriptor; adding again replaces it."""
 
@@ -168,11 +186,11 @@ class ReferenceSets:
         skipped: list[SkippedImage] = []
         rows: dict[str, dict[str, Any]] = {}
         now = datetime.now(UTC)
-        done = 0
+        done, patience = 0, _Patience()
         for chunk in (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)):
             fresh: dict[str, _Prepared | Exception] = {}
             names: dict[str, str] = {}
-            for digest, label, picture in self._opened(chunk, skipped, folder):
+            for digest, label, picture in self._opened(chunk, skipped, folder, patience):
                 if digest in rows or digest in names:
                     first = rows[digest]["name"] if digest in rows else names[digest]
                     skipped.append(SkippedImage(label, f"the same file as {first}"))
@@ -199,11 +217,14 @@ class ReferenceSets:
         return Added(name, len(rows), passed)
 
     @staticmethod
-    def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
+    def _opened(
+        paths: list[Path], skipped: list[SkippedImage], folder: Path, patience: _Patience
+    ) -> Iterator[tuple[str, str, Image.Image]]:
         """(SHA256 of the file, its name in the folder, picture) of every readable one; each file is read once."""
         root = folder.resolve()
-        for path, data, picture in opened_ahead(paths):
-            label = path_as_text(str(path.relative_to(root)))
+        for opened in opened_ahead(paths):
+            label, picture = path_as_text(str(opened.path.relative_to(root))), opened.picture
+            patience.spend(opened.seconds, label)
             if isinstance(picture, ValueError):
                 skipped.append(SkippedImage(label, str(picture)))
                 continue
@@ -211,7 +232,7 @@ class ReferenceSets:
                 reason = f"{picture.width} x {picture.height} pixels are too few: the least is {SMALLEST_SIDE} a side"
                 skipped.append(SkippedImage(label, reason))
                 continue
-            yield hashlib.sha256(data).hexdigest(), label, picture
+            yield hashlib.sha256(opened.data).hexdigest(), label, picture
 
     @staticmethod
     def _described(
