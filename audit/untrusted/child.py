@@ -55,12 +55,11 @@ def main() -> None:
     """Serve the parent until it goes. The arguments, as JSON: file descriptors, limits, modules of parsers."""
     said = json.loads(sys.argv[1])
     limits = ChildLimits(**said["limits"])
-    confine.end_with(said["life"])
-    missing = confine.limit(limits)
+    missing = [*confine.end_with(said["life"]), *confine.limit(limits)]
     parsers: dict[str, Parser] = {}
     for name in said["modules"]:
         parsers |= importlib.import_module(name).PARSERS
-    missing += confine.isolate(_readable(said["modules"]))
+    missing += confine.isolate(_readable(said["readable"], said["modules"]))
     channel = socket.socket(fileno=said["channel"])
     send(channel, {"ready": True, "missing": missing})
     while True:
@@ -72,15 +71,12 @@ def main() -> None:
         send(channel, _answer(parsers, request, files, said))
 
 
-def _readable(modules: list[str]) -> list[Path]:
-    """What a parser may still have to import: the libraries, this package, and the modules of parsers."""
-    names = ("stdlib", "platstdlib", "purelib", "platlib")
-    folders = {Path(sysconfig.get_path(name)) for name in names}
-    folders |= {Path(path) for path in sys.path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))}
-    folders |= {Path("/usr/lib"), Path("/lib"), Path("/lib64"), Path(sys.base_prefix) / "lib"}
-    folders |= {Path(__file__).resolve().parents[1]}
+def _readable(folders: list[str], modules: list[str]) -> list[Path]:
+    """What a parser may still have to import: from ``folders``, from Python's own, and the modules of parsers."""
+    python = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), f"{sys.base_prefix}/lib"]
+    system = ["/usr/lib", "/lib", "/lib64", "/etc/ld.so.cache"]
     found = [Path(str(sys.modules[name].__file__)).parent for name in modules]
-    return [*folders, *found, Path("/etc/ld.so.cache")]
+    return [*map(Path, (*folders, *python, *system)), *found]
 
 
 def _answer(parsers: Mapping[str, Parser], request: Mapping[str, Any], files: list[int], said: Any) -> dict[str, Any]:

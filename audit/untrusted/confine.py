@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
@@ -16,7 +17,8 @@ from audit.untrusted.limits import ChildLimits
 _NEWNET, _NEWUSER, _NEWIPC = 0x40000000, 0x10000000, 0x08000000
 _NO_NEW_PRIVILEGES, _SET_SECCOMP, _SET_DUMPABLE, _FILTER = 38, 22, 4, 2
 _EPERM, _ENOSYS, _CLONE_THREAD = 1, 38, 0x10000
-NETWORK = "no network"
+NETWORK, FILES, CALLS = "an open network", "no own view of the files", "no filter of system calls"
+_NAMESPACE = "no network namespace"
 # By name, the numbers of system calls on x86_64 and aarch64 (None: it has none): sockets, programs, other processes,
 # and what would go round the filter.
 _REFUSED = {
@@ -59,13 +61,18 @@ def limit_item(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
-def end_with(life: int) -> None:
-    """End when the last writer of the pipe ``life`` has gone, whatever this process does then: by SIGIO."""
-    import fcntl
+def end_with(life: int) -> list[str]:
+    """End when the last writer of the pipe ``life`` has gone, whatever this process does then: by SIGIO.
 
-    fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+    Not by PR_SET_PDEATHSIG, which goes by the thread that started this process. What is missing, in words.
+    """
     signal.signal(signal.SIGIO, signal.SIG_DFL)
+    try:
+        fcntl.fcntl(life, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(life, fcntl.F_SETFL, fcntl.fcntl(life, fcntl.F_GETFL) | os.O_ASYNC)
+    except OSError:
+        return ["no end at once with their parent"]
+    return []
 
 
 def isolate(readable: Iterable[Path]) -> list[str]:
@@ -74,18 +81,18 @@ def isolate(readable: Iterable[Path]) -> list[str]:
     To be called with a single thread: the others would keep what they have.
     """
     if sys.platform != "linux":
-        return [NETWORK, "no own view of the files", "no filter of system calls"]
+        return [NETWORK, FILES, CALLS]
     library = ctypes.CDLL(None, use_errno=True)
     library.prctl(_SET_DUMPABLE, 0, 0, 0, 0)
     library.prctl(_NO_NEW_PRIVILEGES, 1, 0, 0, 0)
     missing = []
     if library.unshare(_NEWUSER | _NEWNET | _NEWIPC) != 0:
-        missing.append("no network namespace")
+        missing.append(_NAMESPACE)
     if not _landlock(library, readable):
-        missing.append("no own view of the files")
+        missing.append(FILES)
     if not _filter_calls(library):
-        missing.append("no filter of system calls")
-    if "no network namespace" in missing and "no filter of system calls" in missing:
+        missing.append(CALLS)
+    if _NAMESPACE in missing and CALLS in missing:
         missing.insert(0, NETWORK)
     return missing
 

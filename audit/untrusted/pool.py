@@ -23,7 +23,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
-from audit.errors import AuditError
+from audit.errors import BoundaryError
+from audit.untrusted import confine
 from audit.untrusted.child import BUILT_IN
 from audit.untrusted.limits import MAX_CHILDREN, ChildLimits
 from audit.untrusted.wire import EndedError, WireError, receive, send
@@ -31,12 +32,13 @@ from audit.untrusted.wire import EndedError, WireError, receive, send
 log = logging.getLogger(__name__)
 START_SECONDS = 60.0
 _KEPT_BYTES = 16 << 20  # of shared memory between items
+_LIBRARIES = ("site-packages", "dist-packages")
 _CHECKED_EVERY = 16  # items: the look at a child's memory
+_ENVIRONMENT = {  # nothing of the parent's; a child has one thread, and a thread's memory is that of a child
+    "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_ARENA_MAX": "1",
+}  # fmt: skip
 _START = "import sys, json; sys.path[:] = json.loads(sys.argv[2]); from audit.untrusted.child import main; main()"
-
-
-class BoundaryError(AuditError):
-    """The children cannot be started. No item is to blame."""
 
 
 class RefusedError(ValueError):
@@ -154,10 +156,10 @@ class Child:
         watched, self._life = os.pipe()  # no other process holds the writing end: closing on exec is Python's default
         shared = {"in": self.given.fileno(), "out": self.answered.fileno()}
         numbers = {"channel": theirs.fileno(), "life": watched, **shared}
-        said = json.dumps({**numbers, "limits": asdict(limits), "modules": list(modules)})
+        said = json.dumps({**numbers, "limits": asdict(limits), "modules": list(modules), "readable": _readable()})
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _START, said, json.dumps(_paths())], env={}, cwd="/",
+                [sys.executable, "-I", "-S", "-c", _START, said, json.dumps(_paths())], env=_ENVIRONMENT, cwd="/",
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors,
                 pass_fds=list(numbers.values()), start_new_session=True,
             )  # fmt: skip
@@ -288,6 +290,13 @@ def _paths() -> list[str]:
     return list(dict.fromkeys([own, *(path for path in sys.path if path and os.path.isabs(path))]))
 
 
+def _readable() -> list[str]:
+    """Where a child may still read: the folders of libraries, none that holds more (a checkout, the working folder)."""
+    package = Path(__file__).resolve().parents[1]
+    mixed = {str(package.parent), os.getcwd(), "/"} if package.parent.name not in _LIBRARIES else {os.getcwd(), "/"}
+    return [str(package), *(path for path in _paths() if path not in mixed)]
+
+
 def _memory(name: str) -> IO[bytes]:
     """Memory that is passed on by its descriptor; a file without a name where the system has none."""
     if hasattr(os, "memfd_create"):
@@ -328,7 +337,8 @@ def _tell_missing(missing: list[str]) -> None:
     new = [one for one in missing if one not in _told]
     _told.update(new)
     if new:
-        log.warning("strangers' files are parsed in processes of their own, on this system with %s", ", ".join(new))
+        level = logging.WARNING if {confine.NETWORK, confine.FILES} & set(new) else logging.INFO
+        log.log(level, "strangers' files are parsed in processes of their own, on this system with %s", ", ".join(new))
 
 
 def pool() -> Pool:

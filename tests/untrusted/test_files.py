@@ -125,9 +125,7 @@ def test_a_base_whose_tokenizer_does_not_load_is_refused_by_the_files_name(
 def test_a_tokenizer_that_explodes_when_it_is_used_is_refused(tmp_path: Path, small: Pool) -> None:
     longer = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
     content = json.dumps({**NANO, "normalizer": {"type": "Sequence", "normalizers": [longer] * 9}}).encode()
-    with pytest.raises(
-        CheckpointError, match=r"tokenizer\.json is refused: (what parses it has|it takes)"
-    ):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json is refused: (what parses it has|it takes)"):
         locate_base(str(base_with(tmp_path, "tokenizer.json", content)))
     assert locate_base(str(BASE)).revision
     small.close()
