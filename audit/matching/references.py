@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from audit.descriptors import Descriptor, open_image, pdq_hash
+from audit.descriptors import Descriptor, pdq_hash
 from audit.descriptors.base import to_png
 from audit.descriptors.pictures import SUFFIXES, opened_ahead
 from audit.errors import ReferenceSetError
@@ -106,11 +106,12 @@ def known_pictures(folder: Path) -> list[Image.Image]:
     rest would be another score.
     """
     pictures = []
-    for path in image_files(folder):
-        try:
-            pictures.append(open_image(path))
-        except ValueError as error:
-            raise ReferenceSetError(f"{path} cannot be scored against: {error}; remove or replace it") from error
+    for one in opened_ahead(image_files(folder)):
+        if isinstance(one.picture, ValueError):
+            raise ReferenceSetError(
+                f"{one.path} cannot be scored against: {one.picture}; remove or replace it"
+            ) from one.picture
+        pictures.append(one.picture)
     return pictures
 
 

@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -76,9 +76,10 @@ class Pool:
         self.size = size or max(1, min(MAX_CHILDREN, os.cpu_count() or 1))
         self.limits = limits or ChildLimits()
         self.modules = [BUILT_IN, *modules]
+        self._places = threading.BoundedSemaphore(self.size)
+        self._lock = threading.Lock()
         self._idle: list[Child] = []
-        self._taken = 0
-        self._changed = threading.Condition()
+        self._working: set[Child] = set()
 
     def ask(
         self, parser: str, said: dict[str, Any], data: bytes | bytearray = b"", files: Sequence[IO[bytes]] = (),
@@ -88,61 +89,46 @@ class Pool:
 
         Raises RefusedError where it is not read, BoundaryError where no child starts.
         """
-        child = self._take()
-        try:
-            try:
-                return child.ask(parser, said, data, files, most)
-            except _OverrunError as error:
-                if not error.again:
-                    raise
-                child.end()
-                child = self._fresh()
-                return child.ask(parser, said, data, files, most)
-        except _OverrunError as error:
-            raise RefusedError(str(error), by_child=False) from None
-        finally:
-            self._give(child)
+        with self._places:
+            for last in (False, True):
+                child = self._take(fresh=last)
+                try:
+                    return child.ask(parser, said, data, files, most)
+                except _OverrunError as error:
+                    if last or not error.again:
+                        raise RefusedError(str(error), by_child=False) from None
+                finally:
+                    self._give(child)
+        raise AssertionError("unreachable")
 
     def close(self) -> None:
-        """End all children that are idle; those at work end when they have answered."""
-        with self._changed:
+        """End all children that are idle; those at work answer first and are kept."""
+        with self._lock:
             idle, self._idle = self._idle, []
         for child in idle:
             child.end()
 
     def pids(self) -> list[int]:
-        """The process ids of the idle children."""
-        with self._changed:
-            return [child.process.pid for child in self._idle]
+        """The process ids of the children."""
+        with self._lock:
+            return [child.process.pid for child in (*self._idle, *self._working)]
 
-    def _take(self) -> Child:
-        with self._changed:
-            while not self._idle and self._taken >= self.size:
-                self._changed.wait()
-            self._taken += 1
-            if self._idle:
-                return self._idle.pop()
-        return self._fresh(release=True)
-
-    def _fresh(self, release: bool = False) -> Child:
-        try:
-            return Child(self.limits, self.modules)
-        except BaseException:
-            if release:
-                with self._changed:
-                    self._taken -= 1
-                    self._changed.notify()
-            raise
+    def _take(self, fresh: bool) -> Child:
+        with self._lock:
+            child = self._idle.pop() if self._idle and not fresh else None
+        child = child or Child(self.limits, self.modules)
+        with self._lock:
+            self._working.add(child)
+        return child
 
     def _give(self, child: Child) -> None:
         usable = child.usable()
         if not usable:
             child.end()
-        with self._changed:
-            self._taken -= 1
+        with self._lock:
+            self._working.discard(child)
             if usable:
                 self._idle.append(child)
-            self._changed.notify()
 
 
 class Child:
@@ -151,26 +137,35 @@ class Child:
     def __init__(self, limits: ChildLimits, modules: Sequence[str]) -> None:
         self.limits, self.items, self.worked, self.alive = limits, 0, 0.0, True
         self.busy = False  # an item's answer is still to come, perhaps for ever where its asker was interrupted
-        self.channel, theirs = socket.socketpair()
-        self.given, self.answered, self._errors = (_memory(name) for name in ("given", "answered", "errors"))
-        watched, self._life = os.pipe()  # no other process holds the writing end: closing on exec is Python's default
-        shared = {"in": self.given.fileno(), "out": self.answered.fileno()}
-        numbers = {"channel": theirs.fileno(), "life": watched, **shared}
-        said = json.dumps({**numbers, "limits": asdict(limits), "modules": list(modules), "readable": _readable()})
-        try:
-            self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _START, said, json.dumps(_paths())], env=_ENVIRONMENT, cwd="/",
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors,
-                pass_fds=list(numbers.values()), start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
-            self._close()
-            raise BoundaryError(f"no process can be started to read strangers' files in: {error}") from error
-        finally:
-            theirs.close()
-            os.close(watched)
+        with ExitStack() as given_away:
+            try:
+                self._open()
+                self._start(modules, given_away)
+            except OSError as error:
+                self._close()
+                raise BoundaryError(f"no process can be started to read strangers' files in: {error}") from error
         self._greet()
         self._resident = resident_bytes(self.process.pid)
+
+    def _open(self) -> None:
+        self._held = ExitStack()
+        memories = [self._held.enter_context(_memory(name)) for name in ("given", "answered", "errors")]
+        self.given, self.answered, self._errors = memories
+
+    def _start(self, modules: Sequence[str], given_away: ExitStack) -> None:
+        self.channel, theirs = map(self._held.enter_context, socket.socketpair())
+        given_away.enter_context(theirs)
+        watched, life = os.pipe()  # no other process holds the writing end: closing on exec is Python's default
+        self._held.callback(os.close, life)
+        given_away.callback(os.close, watched)
+        shared = {"in": self.given.fileno(), "out": self.answered.fileno()}
+        numbers = {"channel": theirs.fileno(), "life": watched, **shared}
+        said = json.dumps({**numbers, "limits": asdict(self.limits), "modules": list(modules), "readable": _readable()})
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _START, said, json.dumps(_paths())], env=_ENVIRONMENT, cwd="/",
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=self._errors,
+            pass_fds=list(numbers.values()), start_new_session=True,
+        )  # fmt: skip
 
     def _greet(self) -> None:
         try:
@@ -201,11 +196,14 @@ class Child:
                 raise WireError("an answer that is none")
         except TimeoutError:
             self._fail(f"it takes more than {self.limits.wall:g} s", again=False)
-        except (EndedError, OSError):
+        except (EndedError, ConnectionError):
             words, blamed = self._end_of_it()
             self._fail(words, again=not (first or blamed))
         except WireError as error:
             self._fail(f"what parses it gives {error}", again=False)
+        except OSError as error:
+            self.end()
+            raise BoundaryError(f"a process that reads strangers' files cannot be given more: {error}") from error
         seconds = time.monotonic() - began
         self.worked += seconds
         return self._reply(reply, len(data), most, seconds, first)
@@ -270,10 +268,7 @@ class Child:
             self._close()
 
     def _close(self) -> None:
-        self.channel.close()
-        os.close(self._life)
-        for memory in (self.given, self.answered, self._errors):
-            memory.close()
+        self._held.close()
 
 
 def resident_bytes(pid: int) -> int:
