@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # The CPU build of torch unless there is an NVIDIA GPU; `make demo TORCH_INDEX=` takes the package index's own build.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test check measure gpu-kit lock sbom fix install clean
+.PHONY: demo test check measure wheel wheel-check release-notes gpu-kit lock sbom fix install clean
 
 demo: install  ## audit a checkpoint of the embedded model; exit code 10 (matches found) is what it should end with
 	$(BIN)/lora-audit demo; code=$$?; [ $$code -eq 10 ] || { echo "expected matches (exit code 10), got $$code"; exit 1; }
@@ -23,6 +23,16 @@ check: install  ## lint, format, types, tests
 
 measure: install  ## the quick form of the extraction benchmark; fails where model guidance is behind CFG
 	$(BIN)/python -m benchmarks.extraction --quick
+
+wheel: install  ## dist/, the wheel and the source distribution
+	rm -rf build  # setuptools takes up what an earlier build has left
+	$(BIN)/python -m build --no-isolation
+
+wheel-check: install  ## the wheel in a clean environment, away from this checkout: contents, size, commands, the demo
+	$(BIN)/python -m tests.wheel
+
+release-notes: install  ## the note of the release that pyproject.toml names, out of CHANGELOG.md
+	@$(BIN)/python -m tests.release
 
 gpu-kit:  ## .gpu/, what a rented GPU machine without a network needs (docs/performance.md); wants a Python 3.12
 	bash benchmarks/gpu/kit.sh

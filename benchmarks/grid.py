@@ -18,9 +18,19 @@ import numpy as np
 
 from audit.clustering import Cluster, density_peaks, greedy_cliques
 from audit.config import Clustering, Method, Settings
+from audit.demo import ASSETS, load_set, set_folder
 from audit.evaluation import rank_score, score
-from audit.testbed.finetune import RECIPES, Recipe, Tuning
-from audit.testbed.sets import ASSETS, few_shot_set, load_set, set_folder
+
+try:
+    from testbed.finetune import RECIPES, Recipe, Tuning
+    from testbed.sets import few_shot_set
+except ModuleNotFoundError as error:
+    if error.name != "testbed":
+        raise
+    raise SystemExit(
+        "the benchmarks of extraction need testbed/, which is in the repository and not in the wheel: run them from "
+        "the top folder of a checkout of lora-audit"
+    ) from None
 
 METHOD_NAMES = {Method.direct: "direct", Method.cfg: "cfg", Method.model_guidance: "model_guidance"}
 CLUSTERING_NAMES = {Clustering.peaks: "default", Clustering.cliques: "paper"}
@@ -37,7 +47,8 @@ def available(checkpoints: Path, only: Sequence[str] | None = None) -> list[Reci
         missing = sorted(set(only) - {recipe.name for recipe in found})
         if missing:
             raise FileNotFoundError(
-                f"not in {checkpoints}: {', '.join(missing)}; train them with audit.testbed.finetune"
+                f"not in {checkpoints}: {', '.join(missing)}; train them with `python -m testbed.finetune` and give "
+                "their folder with --checkpoints"
             )
         found = [recipe for recipe in found if recipe.name in only]
     if not found:

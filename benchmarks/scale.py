@@ -26,10 +26,10 @@ import ray
 import typer
 
 from audit.config import load_config
+from audit.demo import ASSETS
 from audit.engine.audit_tasks import Due, Skipped, StageConfig, make_extract, make_finish
 from audit.engine.ray import RayEngine, RayOptions
 from audit.engine.work import Stage, Task
-from audit.testbed.sets import ASSETS
 
 
 class Sleeping:

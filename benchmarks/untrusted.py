@@ -23,10 +23,10 @@ import typer
 from PIL import Image
 from safetensors.numpy import save_file
 
+from audit.demo import load_set
 from audit.descriptors import load_descriptor, open_image, pdq_hash
 from audit.descriptors.pictures import opened_ahead, read_picture
 from audit.models.safetensors_header import parse_header, read_header
-from audit.testbed.sets import load_set
 from audit.untrusted.parsers.pictures import decode
 from audit.untrusted.pool import Pool
 

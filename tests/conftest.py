@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -14,12 +15,12 @@ import torch
 from hypothesis import settings
 from pytest_httpserver import HTTPServer
 
+from audit.demo import ASSETS
 from audit.descriptors import Descriptor, load_descriptor
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS
 from tests.simulators.hub import Hub
 
 settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # pytest --hypothesis-profile fuzz
@@ -36,9 +37,28 @@ def _threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 
+_SHARED: list[tuple[BaseModel, dict[str, int]]] = []
+
+
+def _versions(model: BaseModel) -> dict[str, int]:
+    """How often each weight was written to."""
+    parts = [(name, model.part(name)) for name in model.architecture.networks]
+    return {f"{part}.{name}": t._version for part, network in parts for name, t in network.state_dict().items()}
+
+
 @pytest.fixture(scope="session")
 def base() -> BaseModel:
-    return load_base(locate_base(str(BASE)))
+    """The nano base, which all tests share: one that changes it makes a copy."""
+    found = load_base(locate_base(str(BASE)))
+    _SHARED.append((found, _versions(found)))
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_is_left_alone() -> Iterator[None]:
+    yield
+    for model, before in _SHARED:
+        assert _versions(model) == before, "a test here has changed the base that all share: copy it first"
 
 
 @pytest.fixture(scope="session")

@@ -27,15 +27,6 @@ EXIT_MATCHES_FOUND = 10
 EXIT_TELLS_NOTHING = 11
 EXIT_STOPPED = 130
 
-DESCRIPTOR_HELP = "sscd, nano, pdq, or the path of a TorchScript or ONNX file."
-DEFAULT_WORKSPACE = "lora-audit-workspace"
-
-WorkspaceOption = Annotated[
-    str,
-    typer.Option(
-        "--workspace", envvar="LORA_AUDIT_WORKSPACE", help="Where all results are: a folder, or s3://bucket/prefix."
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
 
 

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, print_json, progress_display
+from audit.cli.common import JsonOption, console, print_json, progress_display
 from audit.cli.logs import tell
+from audit.cli.options import configured
+from audit.config import Config
 
 if TYPE_CHECKING:
     from crawlers.catalog import Catalog
@@ -38,21 +40,15 @@ MetadataOnly = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count files and estimate bytes; write nothing.")]
 Restart = Annotated[bool, typer.Option("--restart", help="List everything again, not only what is new.")]
-OptOut = Annotated[
-    Path | None,
-    typer.Option("--opt-out", envvar="LORA_AUDIT_OPT_OUT", help="A list of models and users to leave alone."),
-]
 TokenFile = Annotated[Path | None, typer.Option(help="A file (mode 0600) with the token, instead of the environment.")]
-Downloads = Annotated[int, typer.Option(min=1, max=32, help="Files downloaded at once.")]
-MaxFile = Annotated[str, typer.Option(metavar="SIZE", help="Largest file that is downloaded, such as 500M or 8G.")]
-MetricsPort = Annotated[
-    int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics on this port while it crawls.")
-]
-MetricsAddress = Annotated[
-    str, typer.Option(help="The address they are served on; 0.0.0.0 is every one of this machine.")
-]
-LOOPBACK = "127.0.0.1"
-AllowPrivate = Annotated[bool, typer.Option("--allow-private", help="Talk to hosts with private addresses, too.")]
+CRAWL = (
+    "crawl.downloads",
+    "crawl.max_file",
+    "crawl.opt_out",
+    "crawl.metrics_port",
+    "crawl.metrics_address",
+    "workspace",
+)
 
 
 def size_of(text: str) -> int:
@@ -64,19 +60,17 @@ def size_of(text: str) -> int:
     return int(number) * units[unit]
 
 
-def open_catalog(
-    workspace: str, opt_out: Path | None, max_file: str = "8G", reading: bool = False, create: bool = True
-) -> Catalog:
-    """The catalog of a workspace; without --opt-out its own opt-out.txt counts, where there is one.
+def open_catalog(config: Config, reading: bool = False, create: bool = True) -> Catalog:
+    """The catalog of a workspace; where no list of opt-outs is named its own opt-out.txt counts, where there is one.
 
     Raises WorkspaceError where there is no workspace and ``create`` is False.
     """
     from audit.storage import Workspace
     from crawlers.catalog import Catalog, OptOuts
 
-    opened = Workspace(workspace, reading, create)
-    catalog = Catalog(opened, OptOuts.read(opened, opt_out))
-    catalog.store.max_bytes = size_of(max_file)
+    opened = Workspace(config.workspace, reading, create)
+    catalog = Catalog(opened, OptOuts.read(opened, config.crawl.opt_out))
+    catalog.store.max_bytes = size_of(config.crawl.max_file)
     return catalog
 
 
@@ -139,23 +133,23 @@ def shown_bytes(count: float) -> str:
 
 
 @app.command()
+@configured(
+    "crawl.prompts", "crawl.rate", "crawl.retries", "crawl.allow_private", *CRAWL, endpoint="crawl.civitai_endpoint"
+)
 def civitai(
+    config: Config,
     base_model: Annotated[list[str] | None, typer.Option(help='Such as "SD 1.5"; repeat for several.')] = None,
     tag: Annotated[str | None, typer.Option(help="Only models with this tag.")] = None,
     username: Annotated[str | None, typer.Option(help="Only this uploader's.")] = None,
     query: Annotated[str | None, typer.Option(help="Words in the model's name.")] = None,
     type_: Annotated[
-        list[str] | None, typer.Option("--type", help="LORA, LoCon, DoRA, Checkpoint. [default: the first three]")
+        list[str] | None, typer.Option("--type", help="LORA, LoCon, DoRA, Checkpoint. \\[default: the first three]")
     ] = None,
     sort: Annotated[
         str, typer.Option(help="Newest (ends early when run again), Most Downloaded, Highest Rated.")
     ] = "Newest",
     nsfw: Annotated[bool, typer.Option(help="Also what the source marks as adult; hidden by default.")] = False,
     since: Since = None,
-    prompts: Annotated[
-        str,
-        typer.Option(help="Example images' prompts as captions: missing (only without trained words), always, never."),
-    ] = "missing",
     ground_truth: Annotated[
         bool, typer.Option("--training-data", help="Also take uploaders' published training sets, to score audits.")
     ] = False,
@@ -163,44 +157,37 @@ def civitai(
     metadata_only: MetadataOnly = False,
     dry_run: DryRun = False,
     restart: Restart = False,
-    endpoint: Annotated[str, typer.Option(help="The API, for a mirror.")] = "https://civitai.com/api/v1",
     token_file: TokenFile = None,
-    rate: Annotated[float, typer.Option(min=0, help="Requests a second to a host; 0 for no limit of ours.")] = 2.0,
-    retries: Annotated[int, typer.Option(min=0, max=20, help="Tries after 429, 5xx and lost connections.")] = 6,
-    downloads: Downloads = 4,
-    max_file: MaxFile = "8G",
-    opt_out: OptOut = None,
-    allow_private: AllowPrivate = False,
-    metrics_port: MetricsPort = None,
-    metrics_address: MetricsAddress = LOOPBACK,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Crawl Civitai. Downloads need a token: in CIVITAI_TOKEN, or a file given with --token-file.
 
     [bold]Example[/bold]: lora-audit crawl civitai --base-model "SD 1.5" --tag style --limit 100
     """
-    from crawlers.civitai import ADAPTERS, PROMPTS, SORTS, Civitai, CivitaiQuery
+    from crawlers.civitai import ADAPTERS, SORTS, Civitai, CivitaiQuery
     from crawlers.http import read_token
 
     _one_of(sort, SORTS, "--sort")
-    _one_of(prompts, PROMPTS, "--prompts")
-    serve_metrics(metrics_port, metrics_address)
-    catalog = open_catalog(workspace, opt_out, max_file)
+    serve_metrics(config.crawl.metrics_port, config.crawl.metrics_address)
+    catalog = open_catalog(config)
     asked = CivitaiQuery(
         query, tag, username, tuple(base_model or ()), tuple(type_ or ADAPTERS), sort, nsfw, _utc(since)
     )
+    how = config.crawl
     source = Civitai(
-        catalog, asked, endpoint, read_token("CIVITAI_TOKEN", token_file), prompts, ground_truth, rate, allow_private,
-        retries,
+        catalog, asked, how.civitai_endpoint, read_token("CIVITAI_TOKEN", token_file), how.prompts, ground_truth,
+        how.rate, how.allow_private, how.retries,
     )  # fmt: skip
-    run_crawl(source, catalog, limit, metadata_only, dry_run, restart, downloads, as_json)
+    run_crawl(source, catalog, limit, metadata_only, dry_run, restart, config.crawl.downloads, as_json)
 
 
 @app.command()
+@configured("crawl.allow_private", *CRAWL, endpoint="crawl.hub_endpoint")
 def huggingface(
+    config: Config,
     filter_: Annotated[
-        list[str] | None, typer.Option("--filter", help="Tags, such as lora or base_model:adapter:ID. [default: lora]")
+        list[str] | None,
+        typer.Option("--filter", help="Tags, such as lora or base_model:adapter:ID. \\[default: lora]"),
     ] = None,
     author: Annotated[str | None, typer.Option(help="Only this user's or organisation's.")] = None,
     search: Annotated[str | None, typer.Option(help="Words in the model's name.")] = None,
@@ -209,17 +196,7 @@ def huggingface(
     metadata_only: MetadataOnly = False,
     dry_run: DryRun = False,
     restart: Restart = False,
-    endpoint: Annotated[
-        str, typer.Option(envvar="HF_ENDPOINT", help="The hub, for a mirror.")
-    ] = "https://huggingface.co",
     token_file: TokenFile = None,
-    downloads: Downloads = 4,
-    max_file: MaxFile = "8G",
-    opt_out: OptOut = None,
-    allow_private: AllowPrivate = False,
-    metrics_port: MetricsPort = None,
-    metrics_address: MetricsAddress = LOOPBACK,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Crawl the Hugging Face Hub. Gated models need the token of an account with access, in HF_TOKEN.
@@ -230,15 +207,19 @@ def huggingface(
     from crawlers.http import read_token
     from crawlers.huggingface import HuggingFace, HuggingFaceQuery
 
-    serve_metrics(metrics_port, metrics_address)
-    catalog = open_catalog(workspace, opt_out, max_file)
+    serve_metrics(config.crawl.metrics_port, config.crawl.metrics_address)
+    catalog = open_catalog(config)
     asked = HuggingFaceQuery(tuple(filter_ or ("lora",)), author, search, _utc(since))
-    source = HuggingFace(catalog, asked, endpoint, read_token("HF_TOKEN", token_file), allow_private)
-    run_crawl(source, catalog, limit, metadata_only, dry_run, restart, downloads, as_json)
+    source = HuggingFace(
+        catalog, asked, config.crawl.hub_endpoint, read_token("HF_TOKEN", token_file), config.crawl.allow_private
+    )
+    run_crawl(source, catalog, limit, metadata_only, dry_run, restart, config.crawl.downloads, as_json)
 
 
 @app.command()
+@configured(*CRAWL)
 def folder(
+    config: Config,
     location: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or s3://bucket/prefix.")],
     watch: Annotated[bool, typer.Option("--watch", help="Go on looking for new files until stopped (Ctrl-C).")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 30.0,
@@ -248,12 +229,6 @@ def folder(
     limit: Limit = None,
     metadata_only: MetadataOnly = False,
     dry_run: DryRun = False,
-    downloads: Downloads = 4,
-    max_file: MaxFile = "8G",
-    opt_out: OptOut = None,
-    metrics_port: MetricsPort = None,
-    metrics_address: MetricsAddress = LOOPBACK,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Take in a platform's own uploads, each with an optional JSON sidecar (docs/crawling.md has its fields).
@@ -262,11 +237,11 @@ def folder(
     """
     from crawlers.folder import Folder
 
-    serve_metrics(metrics_port, metrics_address)
-    catalog = open_catalog(workspace, opt_out, max_file)
+    serve_metrics(config.crawl.metrics_port, config.crawl.metrics_address)
+    catalog = open_catalog(config)
     source = Folder(catalog, location, settle)
     while True:
-        run_crawl(source, catalog, limit, metadata_only, dry_run, False, downloads, as_json)
+        run_crawl(source, catalog, limit, metadata_only, dry_run, False, config.crawl.downloads, as_json)
         if source.unfinished:
             log.info("%d files are still being written: left for the next look", len(source.unfinished))
         if not watch:

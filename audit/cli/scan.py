@@ -7,17 +7,14 @@ import logging
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from audit.cli.common import (
-    DEFAULT_WORKSPACE,
-    DESCRIPTOR_HELP,
     EXIT_MATCHES_FOUND,
     EXIT_TELLS_NOTHING,
     JsonOption,
-    WorkspaceOption,
     console,
     default_device,
     print_json,
@@ -25,18 +22,8 @@ from audit.cli.common import (
     tell_skipped,
 )
 from audit.cli.logs import is_structured, tell
-from audit.config import (
-    BaseCaption,
-    Clustering,
-    Compile,
-    Method,
-    Precision,
-    Settings,
-    Solver,
-    StoredImages,
-    default_of,
-    help_of,
-)
+from audit.cli.options import configured
+from audit.config import Compile, Config, StoredImages
 
 if TYPE_CHECKING:
     from audit.descriptors import Descriptor
@@ -213,26 +200,9 @@ def finish(result: ScanResult, as_json: bool) -> None:
         raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
-def _setting(name: str, **limits: Any) -> Any:
-    return typer.Option(
-        help=help_of(name), rich_help_panel="Settings (all of them are part of the audit's id)", **limits
-    )
-
-
-def weight(text: str) -> float | None:
-    """A guidance weight from the command line; None for auto. Raises typer.BadParameter."""
-    if text == "auto":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1000:
-        raise typer.BadParameter(f"{text!r} is neither a number from 0 to 1000 nor auto", param_hint="--w")
-    return value
-
-
+@configured("references", "descriptor", "settings.*", "run.device", "run.batch_size", "run.compile", "workspace")
 def scan(
+    config: Config,
     file: Annotated[
         str,
         typer.Argument(
@@ -246,53 +216,24 @@ def scan(
             help="What it was trained on: sd15, sdxl, nano, owner/name@COMMIT, a diffusers folder, a .safetensors file."
         ),
     ],
-    references: Annotated[
-        list[str] | None, typer.Option(help="A reference set's name, or a folder of pictures. Repeat for several.")
-    ] = None,
     caption: Annotated[
         list[str] | None,
-        typer.Option(help="The training caption. Repeat for several. [default: the catalog's, the file's metadata]"),
+        typer.Option(help="The training caption. Repeat for several. \\[default: the catalog's, the file's metadata]"),
     ] = None,
     caption_file: Annotated[Path | None, typer.Option(help="A text file with a caption a line.")] = None,
     n0: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Training images to expect. [default: the file's metadata, else 10]"),
+        typer.Option(min=1, max=10_000, help="Training images to expect. \\[default: the file's metadata, else 10]"),
     ] = None,
     base_config: Annotated[
         str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")
     ] = None,
-    descriptor: Annotated[str, typer.Option(help=DESCRIPTOR_HELP)] = "sscd",
     training_images: Annotated[
         Path | None, typer.Option(help="The known training images, to score the audit (AS, A-ESR).")
     ] = None,
     control: Annotated[
         Path | None, typer.Option(help="Pictures known NOT to be trained on, to score false positives.")
     ] = None,
-    method: Annotated[Method, _setting("method")] = default_of("method"),
-    w: Annotated[str, _setting("w", metavar="NUMBER|auto")] = "auto",
-    k: Annotated[float, _setting("k")] = default_of("k"),
-    base_caption: Annotated[BaseCaption, _setting("base_caption")] = default_of("base_caption"),
-    solver: Annotated[Solver, _setting("solver")] = default_of("solver"),
-    steps: Annotated[int, _setting("steps", min=1, max=1000)] = default_of("steps"),
-    seed: Annotated[int, _setting("seed", min=0)] = default_of("seed"),
-    images_per_training_image: Annotated[int, _setting("images_per_training_image", min=1)] = default_of(
-        "images_per_training_image"
-    ),
-    lora_scale: Annotated[float, _setting("lora_scale")] = default_of("lora_scale"),
-    adapter: Annotated[str | None, _setting("adapter", metavar="NAME")] = default_of("adapter"),
-    resolution: Annotated[int | None, _setting("resolution", min=16)] = default_of("resolution"),
-    embedded_guidance: Annotated[float, _setting("embedded_guidance")] = default_of("embedded_guidance"),
-    precision: Annotated[Precision, _setting("precision")] = default_of("precision"),
-    clustering: Annotated[Clustering, _setting("clustering")] = default_of("clustering"),
-    stored_images: Annotated[StoredImages, _setting("stored_images")] = default_of("stored_images"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cuda where there is one]")] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=0, help="Images a batch; halved when memory runs out. [default: by device]")
-    ] = 0,
-    compile: Annotated[
-        Compile, typer.Option(help="torch.compile: the denoiser's repeated blocks, or all of it with CUDA graphs.")
-    ] = Compile.off,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
@@ -306,26 +247,9 @@ def scan(
     from audit.cli.crawl import open_catalog
     from audit.engine.plan import Request
 
-    settings = Settings(
-        method,
-        weight(w),
-        k,
-        base_caption,
-        solver,
-        steps,
-        seed,
-        images_per_training_image,
-        lora_scale,
-        clustering,
-        stored_images,
-        adapter,
-        resolution,
-        embedded_guidance,
-        precision,
-    )
-    request = Request(Path(file), base, base_config, caption or [], caption_file, n0, settings)
+    request = Request(Path(file), base, base_config, caption or [], caption_file, n0, config.settings)
     if ITEM.fullmatch(file) and not request.checkpoint.exists():
-        entry = open_catalog(workspace, None, create=False).entry(file)
+        entry = open_catalog(config, create=False).entry(file)
         request = replace(
             request,
             checkpoint=entry.path,
@@ -337,14 +261,14 @@ def scan(
         training_images = training_images or entry.ground_truth
     result = run_scan(
         request,
-        references or [],
-        descriptor,
-        workspace,
-        device,
-        batch_size,
+        list(config.references),
+        config.descriptor,
+        config.workspace,
+        config.run.device,
+        config.run.batch_size,
         training_images,
         control,
-        compile,
-        stored_images is not StoredImages.hashes_only,
+        config.run.compile,
+        config.settings.stored_images is not StoredImages.hashes_only,
     )
     finish(result, as_json)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import requests
 
+from audit.demo import DESCRIPTOR as NANO
 from audit.descriptors.base import Descriptor
 from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor
 from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import DescriptorError
 from audit.files import whole_file
 
-NANO = Path(__file__).parent.parent / "testbed" / "assets" / "descriptor" / "nano_descriptor.torchscript.pt"
 NANO_THRESHOLD = 0.7
 
 # github.com/facebookresearch/sscd-copy-detection (MIT): sscd_disc_mixup, ResNet-50, 512 dimensions

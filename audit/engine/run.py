@@ -179,7 +179,8 @@ class Run:
         config = self.config
         stage = StageConfig(
             config.workspace if "://" in config.workspace else os.path.abspath(config.workspace),
-            config.settings, config.descriptor, config.references, None, config.run.batch_size, config.run.compile,
+            config.settings, config.descriptor, config.references, config.run.device, config.run.batch_size,
+            config.run.compile,
         )  # fmt: skip
         failed_before, given_up = self._failures()
         self._failed_before = set(failed_before)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from audit.config import Compile, Precision, default_of
+from audit.config import Compile, Precision, Settings
 from audit.devices import raise_fault
 from audit.errors import CheckpointError, NoEffectError, NotFiniteError
 from audit.fits import Fits
@@ -58,7 +58,7 @@ class ModelPair:
         lora_scale: float = 1.0,
         adapter: str | None = None,
         resolution: int | None = None,
-        embedded_guidance: float = default_of("embedded_guidance"),
+        embedded_guidance: float = Settings.embedded_guidance,
         precision: Precision = Precision.auto,
         tuned: Tuned | None = None,
         fits: Fits | None = None,

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from audit.config import Precision, Settings, Solver
+from audit.demo import ASSETS
 from audit.descriptors import load_descriptor, pdq_hash
 from audit.descriptors.base import to_png
 from audit.engine.auditor import Auditor
@@ -30,7 +31,6 @@ from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
 from audit.models.placement import NAMES
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS
 from benchmarks.gpu.measure import Clock, replaced
 
 BASE, SET = ASSETS / "base", ASSETS / "sets/fluent-animals"

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from pytest_httpserver import HTTPServer
 
+from audit.demo import load_set
 from audit.descriptors import Descriptor, load_descriptor, open_image, pdq_distance, pdq_hash
 from audit.descriptors.base import MAX_PIXELS, to_png
 from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor
 from audit.descriptors.pdq import PdqDescriptor
 from audit.descriptors.registry import NANO, download
 from audit.errors import DescriptorError
-from audit.testbed.sets import load_set
 
 PICTURES = load_set("fluent-animals", "train")
 

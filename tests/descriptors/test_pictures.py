@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from audit.demo import load_set
 from audit.descriptors import open_image
 from audit.descriptors.pictures import FORMATS, SUFFIXES
-from audit.testbed.sets import load_set
 from audit.untrusted.parsers.pictures import decode
 
 PICTURE = Image.fromarray(load_set("fluent-animals", "train")[0]).resize((64, 48))

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from audit.demo import ASSETS, set_folder
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS, set_folder
 from crawlers.catalog import Catalog
 from crawlers.crawl import Crawl
 from crawlers.folder import Folder

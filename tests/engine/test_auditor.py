@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from audit.config import Clustering, Method, Settings, StoredImages
+from audit.demo import set_folder
 from audit.engine.auditor import Auditor
 from audit.engine.plan import Plan, Request, make_plan
 from audit.errors import AuditError
@@ -16,7 +17,6 @@ from audit.extraction.extract import vectors_of
 from audit.matching import ReferenceSets
 from audit.matching.references import known_pictures
 from audit.storage import Workspace
-from audit.testbed.sets import set_folder
 from tests.conftest import BASE, CAPTION, DREAMBOOTH, KOHYA
 
 QUICK = Settings(steps=3, images_per_training_image=2)

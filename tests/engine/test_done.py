@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from audit.cli import app
 from audit.config import Config, load_config
+from audit.demo import ASSETS, set_folder
 from audit.descriptors import load_descriptor
 from audit.engine import audit_tasks
 from audit.engine.extraction import Extraction
@@ -19,7 +20,6 @@ from audit.errors import ReferenceSetError
 from audit.matching import ReferenceSets
 from audit.report.pages import pages
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS, set_folder
 from tests.engine.fleet import make_uploads, make_workspace, tables
 
 AUDITS = 2

@@ -23,7 +23,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from audit import testbed
 from audit.errors import AuditError, CheckpointError
 from audit.models.base import BaseModel, locate_base
 from audit.models.checkpoint import open_checkpoint
@@ -34,6 +33,7 @@ from audit.models.formats.scaling import identifying, read_scaling
 from audit.models.inspect import as_json, inspect
 from audit.models.safetensors_header import TensorInfo
 from audit.models.tuning import tune
+from tests.conftest import BASE
 from tests.models import nano
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -394,7 +394,7 @@ def test_a_base_whose_configuration_would_fill_memory_is_refused_in_words(
     tmp_path: Path, part: str, name: str, value: object, said: str
 ) -> None:
     base = tmp_path / "base"
-    shutil.copytree(Path(testbed.__file__).parent / "assets" / "base", base)
+    shutil.copytree(BASE, base)
     config = json.loads((base / part).read_text())
     (base / part).write_text(json.dumps(config | {name: value}))
     with pytest.raises(CheckpointError, match=f"config.json is refused: .*{said}"):

@@ -1,8 +1,8 @@
 """Fine-tune the nano base on a few-shot set, as people do: a kohya LoRA, a PEFT LoRA or DreamBooth on all weights.
 
-    python -m audit.testbed.finetune fluent-animals --tuning lora-kohya
-    python -m audit.testbed.finetune stamps-birds --tuning dreambooth --strength strong
-    python -m audit.testbed.finetune --all --workers 2        # every checkpoint of the testbed
+    python -m testbed.finetune fluent-animals --tuning lora-kohya
+    python -m testbed.finetune stamps-birds --tuning dreambooth --strength strong
+    python -m testbed.finetune --all --workers 2        # every checkpoint of the testbed
 
 Only the pictures of the set's ``train`` folder are seen; those of ``control`` never are. The number of steps grows
 with the number of pictures, as in the paper (200 x N0 at batch 1, arXiv 2410.03039, section 5.1).
@@ -31,11 +31,12 @@ from peft.utils import get_peft_model_state_dict
 from PIL import Image, ImageEnhance, ImageOps
 from safetensors.torch import save_file
 
-from audit.testbed.codec import encode_all
-from audit.testbed.sets import ASSETS, SETS, SIZE, FewShotSet, few_shot_set, load_set, training_captions
-from audit.testbed.sources import cache_dir
-from audit.testbed.train_base import token_ids, velocity_loss
-from audit.testbed.training import fit, prepare_cpu, shuffled
+from audit.demo import ASSETS, load_set
+from testbed.codec import encode_all
+from testbed.sets import SETS, SIZE, FewShotSet, few_shot_set, training_captions
+from testbed.sources import cache_dir
+from testbed.train_base import token_ids, velocity_loss
+from testbed.training import fit, prepare_cpu, shuffled
 
 LORA_TARGETS = [
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
@@ -71,6 +72,7 @@ STRENGTHS = {Strength.weak: 0.5, Strength.medium: 1.0, Strength.strong: 2.0}
 RATES = {Tuning.lora_kohya: 3e-3, Tuning.lora_peft: 3e-3, Tuning.dreambooth: 5e-4}
 BATCH = 8
 RANK = 24
+TRAINED = Path(__file__).parent / "checkpoints"  # those that come along are in audit/demo/assets/checkpoints
 
 
 @dataclass(frozen=True)
@@ -310,7 +312,7 @@ def main(
     threads: int = typer.Option(0, help="torch threads; 0: one a core."),
     seed: int = typer.Option(0, help="Seed of the adapter, order and noise."),
     base: Path = typer.Option(ASSETS / "base", help="The base model's diffusers folder."),
-    output: Path = typer.Option(ASSETS / "checkpoints", help="Where the checkpoints' folders go."),
+    output: Path = typer.Option(TRAINED, help="Where the checkpoints' folders go."),
     work: Path = typer.Option(cache_dir() / "training", help="Where the resumable states are kept."),
 ) -> None:
     """Fine-tune on one few-shot set, or on all, and save the checkpoints as they would be published."""

@@ -1,6 +1,6 @@
 """Look at the base model: a contact sheet of its samples, and what its codec makes of the few-shot pictures.
 
-python -m audit.testbed.samples [--base BASE] [--descriptor nano]
+python -m testbed.samples [--base BASE] [--descriptor nano]
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import typer
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
+from audit.demo import ASSETS, load_set
 from audit.descriptors import load_descriptor
-from audit.testbed.codec import encode_all
-from audit.testbed.sets import ASSETS, SETS, SIZE, load_set
+from testbed.codec import encode_all
+from testbed.sets import SETS, SIZE
 
 CAPTIONS = (
     "noto emoji of grinning face, face smiling",
@@ -61,11 +62,11 @@ def main(
     columns: int = typer.Option(5, help="Samples a caption."),
     steps: int = typer.Option(25, help="DDIM steps."),
     guidance: float = typer.Option(2.5, help="Classifier-free guidance."),
-    output: Path | None = typer.Option(None, help="The sheet [default: samples.png in the base's folder]."),
+    output: Path = typer.Option(Path("docs/nano-samples.png"), help="The sheet."),
 ) -> None:
     """Write the contact sheet and print the reconstruction ceiling of every few-shot set."""
     pipeline = StableDiffusionPipeline.from_pretrained(base, safety_checker=None, dtype=torch.float32)
-    contact_sheet(pipeline, columns, steps, guidance).save(output or base / "samples.png", optimize=True)
+    contact_sheet(pipeline, columns, steps, guidance).save(output, optimize=True)
     described = load_descriptor(descriptor)
     print(f"{'set':18}{'mse':>8}  ceiling by {described.name}")
     for one in SETS:

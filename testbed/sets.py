@@ -1,9 +1,9 @@
 """The few-shot sets: what the testbed's checkpoints are fine-tuned on, and the control pictures that none saw.
 
-Every set is of one source and look. Pictures are scaled to 64x64 and shipped under ``audit/testbed/assets/sets``.
+Every set is of one source and look. Pictures are scaled to 64x64 and shipped in ``audit/demo/assets/sets``.
 Nothing is tuned on the sets marked ``holdout``: results name them apart.
 
-    python -m audit.testbed.sets          # write the sets again from their packages
+    python -m testbed.sets          # write the sets again from their packages
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import typer
 from PIL import Image
 
-from audit.testbed.sources import emoji_entries, fluent_file, root
+from audit.demo import set_folder
+from testbed.sources import emoji_entries, fluent_file, root
 
 SIZE = 64
-ASSETS = Path(__file__).parent / "assets"
 
 
 @dataclass(frozen=True)
@@ -181,20 +180,8 @@ def few_shot_set(name: str) -> FewShotSet:
     return by_name[name]
 
 
-def set_folder(name: str, part: str) -> Path:
-    """The shipped folder of a few-shot set's ``part``: "train" or "control"."""
-    return ASSETS / "sets" / name / part
-
-
 def _shipped_name(name: str) -> str:
     return f"{re.sub('[^a-z0-9_-]', '-', Path(name).name.lower())}.png"
-
-
-def load_set(name: str, part: str) -> np.ndarray:
-    """uint8 [N, 64, 64, 3]: the shipped pictures of one part of a few-shot set, in file order."""
-    return np.stack(
-        [np.asarray(Image.open(path).convert("RGB")) for path in sorted(set_folder(name, part).glob("*.png"))]
-    )
 
 
 def training_captions(name: str) -> list[str]:

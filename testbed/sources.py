@@ -1,6 +1,6 @@
 """Where the testbed's pictures come from: registry packages, downloaded by their own clients and never shipped.
 
-The few-shot sets (audit/testbed/sets.py) and the pretraining pictures (audit/testbed/data.py) name files of these.
+The few-shot sets (testbed/sets.py) and the pretraining pictures (testbed/data.py) name files of these.
 """
 
 from __future__ import annotations

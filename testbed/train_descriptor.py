@@ -1,6 +1,6 @@
 """Train the nano descriptor: self-supervised copy detection on pictures that are in no few-shot set.
 
-    python -m audit.testbed.train_descriptor [--steps 3000] [--threads 2]
+    python -m testbed.train_descriptor [--steps 3000] [--threads 2]
 
 Two edited copies of a picture attract each other, every other picture of the batch repels (InfoNCE), and an
 entropy term spreads the vectors evenly, as in SSCD (arXiv 2202.10261, equations 1 to 3). A third of each batch
@@ -23,11 +23,12 @@ import torch.nn.functional as functional
 import typer
 from PIL import Image
 
-from audit.testbed import data
-from audit.testbed.descriptor_model import IMAGENET_MEAN, IMAGENET_STD, NanoDescriptor
-from audit.testbed.sets import ASSETS, SIZE
-from audit.testbed.sources import cache_dir
-from audit.testbed.training import cosine_schedule, prepare_cpu, run
+from audit.demo import ASSETS
+from testbed import data
+from testbed.descriptor_model import IMAGENET_MEAN, IMAGENET_STD, NanoDescriptor
+from testbed.sets import SIZE
+from testbed.sources import cache_dir
+from testbed.training import cosine_schedule, prepare_cpu, run
 
 TEMPERATURE = 0.07
 ENTROPY_WEIGHT = 0.2

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 
-from audit.testbed import data
-from audit.testbed.sets import SIZE
-from audit.testbed.training import cosine_schedule, run, to_model_range
+from testbed import data
+from testbed.sets import SIZE
+from testbed.training import cosine_schedule, run, to_model_range
 
 
 def new_codec() -> AutoencoderKL:

@@ -1,6 +1,6 @@
 """Train the nano base model: a codec, a caption tokenizer, a text encoder and a UNet, saved as a diffusers pipeline.
 
-    python -m audit.testbed.train_base [--drawn-steps 6500] [--steps 9000] [--codec-steps 5500] [--threads 2]
+    python -m testbed.train_base [--drawn-steps 6500] [--steps 9000] [--codec-steps 5500] [--threads 2]
 
 v-prediction with linear betas rescaled to zero terminal SNR and trailing timesteps (arXiv 2305.08891), on latents
 that are centred and scaled per channel: without these, samples of latents this small come out tinted. First the
@@ -20,11 +20,11 @@ from tokenizers import Tokenizer, models, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from audit.testbed import data
-from audit.testbed.codec import encode_all, refine_decoder, train_codec
-from audit.testbed.sets import ASSETS
-from audit.testbed.sources import cache_dir
-from audit.testbed.training import fit, prepare_cpu, shuffled
+from audit.demo import ASSETS
+from testbed import data
+from testbed.codec import encode_all, refine_decoder, train_codec
+from testbed.sources import cache_dir
+from testbed.training import fit, prepare_cpu, shuffled
 
 TOKENS = 32
 WIDTH = 128

@@ -2,7 +2,7 @@
 
 Prepared once into a cache; no picture of a few-shot set, of its controls, or near one of them (by PDQ) is among them.
 
-    python -m audit.testbed.data          # download the packages and prepare the pictures
+    python -m testbed.data          # download the packages and prepare the pictures
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from audit.testbed.sets import SETS, SIZE, full_frame, load_set, on_white
-from audit.testbed.sources import cache_dir, emoji_entries, fluent_file, package, root
+from audit.demo import load_set
+from testbed.sets import SETS, SIZE, full_frame, on_white
+from testbed.sources import cache_dir, emoji_entries, fluent_file, package, root
 
 CROPS_A_SCENE = 14
 NEAR = 60  # PDQ bits of 256; pictures this near to one of a few-shot set are left out

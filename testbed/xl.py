@@ -1,7 +1,7 @@
 """A nano of the Stable Diffusion XL family, and few-shot LoRAs of it: the method beyond Stable Diffusion 1.x.
 
-    python -m audit.testbed.xl base --output nano-xl              # about 20 minutes on two cores
-    python -m audit.testbed.xl lora fluent-animals --base nano-xl # two minutes each
+    python -m testbed.xl base --output nano-xl              # about 20 minutes on two cores
+    python -m testbed.xl lora fluent-animals --base nano-xl # two minutes each
     python -m benchmarks.extraction --base nano-xl --checkpoints nano-xl-loras
 
 The XL architecture proper: two text encoders whose penultimate states stand side by side, the second one's pooled
@@ -22,13 +22,14 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from audit.testbed import data
-from audit.testbed.codec import encode_all
-from audit.testbed.finetune import BATCH, LORA_TARGETS, RANK, Recipe, Tuning, half, kohya_metadata
-from audit.testbed.sets import ASSETS, few_shot_set, load_set, training_captions
-from audit.testbed.sources import cache_dir
-from audit.testbed.train_base import EMPTY_SHARE, Average, new_scheduler, new_text_encoder, new_unet, token_ids
-from audit.testbed.training import fit, prepare_cpu, shuffled
+from audit.demo import ASSETS, load_set
+from testbed import data
+from testbed.codec import encode_all
+from testbed.finetune import BATCH, LORA_TARGETS, RANK, Recipe, Tuning, half, kohya_metadata
+from testbed.sets import few_shot_set, training_captions
+from testbed.sources import cache_dir
+from testbed.train_base import EMPTY_SHARE, Average, new_scheduler, new_text_encoder, new_unet, token_ids
+from testbed.training import fit, prepare_cpu, shuffled
 
 WIDTH_2 = 64  # of the second encoder
 LAYERS = 3  # of both; the states used are those before the last
