@@ -119,7 +119,7 @@ SENTENCES = (
 class Texts(Kind):
     """Captions, prompts, descriptions, names, addresses and metadata, read by everything that reads text."""
 
-    name, share = "texts", 160_000
+    name, share = "texts", 60_000
 
     def make(self, choose: Random) -> bytes:
         if chance(choose, 0.2):

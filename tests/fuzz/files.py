@@ -75,7 +75,7 @@ def _packed(header: dict[str, Any]) -> dict[str, Any]:
 class SafetensorsHeaders(Kind):
     """Headers, as a crawl reads them: what they declare, and what is concluded from their metadata."""
 
-    name, share = "safetensors", 330_000
+    name, share = "safetensors", 365_000
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
@@ -137,7 +137,7 @@ def _end_of(header: Any) -> int:
 class Gguf(Kind):
     """GGUF files with fields of every type."""
 
-    name, share = "gguf", 130_000
+    name, share = "gguf", 280_000
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)
@@ -229,7 +229,7 @@ def png_with_checksums(data: bytes) -> bytes:
 class Pictures(Kind):
     """Pictures of every format that Pillow writes here, also of those that are not read."""
 
-    name, share, memory = "pictures", 60_000, 2048
+    name, share, memory = "pictures", 100_000, 2048
     refusals = (ValueError,)
 
     def __init__(self, place: Path) -> None:

@@ -115,7 +115,7 @@ class _Source(Kind):
 class CivitaiAnswers(_Source):
     """Listings of models."""
 
-    name, share = "civitai", 90_000
+    name, share = "civitai", 30_000
 
     def __init__(self, place: Path) -> None:
         models = make_models(40, seed=1, files=False)
@@ -150,7 +150,7 @@ class CivitaiAnswers(_Source):
 class HubAnswers(_Source):
     """Listings of the hub, and its answers about one file."""
 
-    name, share = "huggingface", 90_000
+    name, share = "huggingface", 30_000
 
     def _source(self, catalog: Catalog) -> HuggingFace:
         return HuggingFace(catalog, endpoint="https://api.example", requests_per_second=0)
@@ -215,7 +215,7 @@ model-index: [{name: x, results: [{metrics: [{value: 1.5e3}]}]}]
 class Cards(HubAnswers):
     """Model cards: their YAML front matter as the hub reads it and gives it on, as ``cardData``."""
 
-    name, share = "cards", 50_000
+    name, share = "cards", 20_000
 
     def make(self, choose: Random) -> bytes:
         text = changed_text(CARD, choose)
