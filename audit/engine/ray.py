@@ -27,12 +27,15 @@ from ray.exceptions import (
 
 from audit.engine.work import Event, Progress, Queue, Stage, Task, kind_of, reason_of
 from audit.errors import ConfigError, DeviceLostError, WorkspaceError
+from audit.tokens import emptied, put_away
 
 NODE_DIED = "its node has died"  # how Ray words an actor's death with its node
 MOST_STORAGE_FAILURES = 10  # in a row: the storage is at fault, no task is, and going on makes no sense
 MOST_LOSSES = 10  # devices in a row, by several tasks: no task is at fault, and going on makes no sense
 MOST_LOSSES_OF_A_TASK = 5  # then it is the task
 MOST_TRIES = 20  # whatever the reason, a task is not tried more often in a run
+# Workers parse strangers' files: they get no token, whatever the environment of their machine holds.
+WITHOUT_TOKENS = {"env_vars": emptied()}
 POLL = 0.5  # s between looks at deadlines and at the size of the cluster
 
 
@@ -110,10 +113,11 @@ def connect(options: RayOptions, **init: Any) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(
-            address=options.address, include_dashboard=False if options.address is None else None,
-            log_to_driver=False, configure_logging=False, **init,
-        )  # fmt: skip
+        with put_away():  # the processes of a Ray that starts here inherit the environment
+            ray.init(
+                address=options.address, include_dashboard=False if options.address is None else None,
+                log_to_driver=False, configure_logging=False, **init,
+            )  # fmt: skip
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise ConfigError(
             f"there is no Ray cluster at {options.address or 'this machine'}: {str(error)[:200]}"
@@ -203,7 +207,9 @@ class RayEngine:
         wanted = min(self._most_workers(), max(self.options.min_workers, len(queue) + len(self._slots) - len(idle)))
         while len(self._slots) < wanted and len(queue):
             kind: Any = Worker
-            worker = kind.options(num_gpus=self._gpus(), num_cpus=self.options.cpus_per_worker)
+            worker = kind.options(
+                num_gpus=self._gpus(), num_cpus=self.options.cpus_per_worker, runtime_env=WITHOUT_TOKENS
+            )
             idle.append(_Slot(worker.remote(factory)))
             self._slots.append(idle[-1])
         crowded = len(self._finishing) >= 2 * max(1, len(self._slots)) + 2  # finishing falls behind: do not pile up
@@ -243,9 +249,8 @@ class RayEngine:
                 if kind == "done":
                     self._losses.clear()
                     measured = value | {"busy": busy}
-                    self._finishing[_finish.options(num_cpus=self.options.cpus_per_finish).remote(finish, task)] = (
-                        task, measured, time.monotonic(),
-                    )  # fmt: skip
+                    finishing = _finish.options(num_cpus=self.options.cpus_per_finish, runtime_env=WITHOUT_TOKENS)
+                    self._finishing[finishing.remote(finish, task)] = (task, measured, time.monotonic())
                     yield Event("extracted", task, measured={"busy": busy})
                 else:
                     if kind in ("worker-died", "node-died", "device-lost"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +11,9 @@ from typing import Any, Protocol
 
 from audit.devices import Fault, fault_of
 from audit.errors import AuditError, WorkspaceError
+from audit.storable import storable
+
+log = logging.getLogger(__name__)
 
 RETRIED = ("worker-died", "node-died", "device-lost", "deadline", "out-of-memory", "storage", "error")
 
@@ -26,8 +31,16 @@ def kind_of(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What is recorded of an error: our own words, or its class and the beginning of its text."""
-    return str(error) if isinstance(error, AuditError) else f"{type(error).__name__}: {error}"[:1000]
+    """What is recorded of an error: our own words, or its class, the beginning of its text, and a trace id.
+
+    The log of the process that it happened in has the same id beside the traceback.
+    """
+    if isinstance(error, AuditError):
+        return str(error)
+    trace = secrets.token_hex(4)
+    reason = f"{type(error).__name__}: {storable(str(error))[:900]} (trace {trace})"
+    log.error("a task failed: %s", reason, exc_info=error, extra={"fields": {"trace": trace}})
+    return reason
 
 
 @dataclass(frozen=True)

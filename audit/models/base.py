@@ -18,6 +18,7 @@ from audit.models.families.base import ModelFamily
 from audit.models.families.identify import Family, family_of_dimensions, family_of_shapes
 from audit.models.families.registry import FAMILIES
 from audit.models.formats.prediction import followed, said
+from audit.models.hub import snapshot
 from audit.models.limits import check_configs
 from audit.models.placement import is_placed, place
 from audit.models.published import ALIASES, source_of
@@ -152,19 +153,13 @@ def load_base(location: BaseLocation, as_stored: bool = False) -> BaseModel:
 
 def download_snapshot(source: str, patterns: list[str]) -> Path:
     """The local snapshot of ``owner/name@commit``, downloading the files that match ``patterns`` where needed."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     name, _, revision = source.partition("@")
     if not COMMIT.fullmatch(revision):
         raise CheckpointError(
             f"{source}: name the commit, as owner/name@<40 hex digits>; a branch can change under an audit "
             "(the commit is on the model page under 'Files and versions')"
         )
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise CheckpointError(f"{source} cannot be downloaded: {type(error).__name__}: {str(error)[:300]}") from error
+    return snapshot(name, revision, patterns)
 
 
 def _folder_revision(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -54,6 +55,38 @@ def test_the_local_engine_runs_everything_and_costs_a_bad_task_alone(tmp_path: P
         "t0003": ["retry", "retry", "quarantined"], "t0004": ["retry", "finished"], "t0005": ["finished"],
     }  # fmt: skip
     assert {event.kind for event in events if event.task.key == "t0004"} == {"", "out-of-memory"}
+
+
+def traced(events: list[Event]) -> list[str]:
+    """The trace ids in the reasons of events of the kind "error"."""
+    reasons = [event.reason for event in events if event.kind == "error"]
+    found = [re.fullmatch(r"RuntimeError: something broke \(trace ([0-9a-f]{8})\)", reason) for reason in reasons]
+    assert found
+    return [one[1] for one in found if one is not None]
+
+
+def test_the_log_has_the_traceback_of_a_failed_task_under_the_id_of_its_row(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    [trace] = traced(run(LocalEngine(attempts=1), tasks(tmp_path, "ok", "error", "input")))
+    [record] = [one for one in caplog.records if trace in one.getMessage()]
+    assert record.exc_info
+    assert record.exc_info[1].__traceback__
+    assert not any("the file is at fault" in one.getMessage() for one in caplog.records)  # its words say enough
+
+
+def test_the_log_of_a_worker_of_ray_has_it_too(cluster: None, tmp_path: Path) -> None:
+    [trace] = traced(run(quick(max_workers=1, attempts=1), tasks(tmp_path, "error")))
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        found = [text for path in logs.glob("worker-*") if trace in (text := path.read_text(errors="replace"))]
+        if found:
+            break
+        time.sleep(0.2)
+    [text] = found
+    assert "Traceback" in text
+    assert 'raise RuntimeError("something broke")' in text
 
 
 def test_the_local_engine_stops_after_the_running_task(tmp_path: Path) -> None:
