@@ -24,7 +24,7 @@ from audit.clustering import greedy_cliques
 from audit.config import Clustering, Settings, Solver, default_of
 from audit.descriptors import load_descriptor
 from audit.evaluation import score
-from audit.extraction.extract import vectors_of
+from audit.extraction.spooled import vectors_of
 from audit.storage import Workspace
 from audit.testbed.finetune import Recipe
 from audit.testbed.sets import ASSETS, load_set

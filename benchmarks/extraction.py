@@ -116,7 +116,7 @@ def contact_sheet(rows: list[dict[str, Any]], workspace: Path, path: Path, most:
     from PIL import Image, ImageDraw
 
     from audit.descriptors import load_descriptor
-    from audit.extraction.extract import vectors_of
+    from audit.extraction.spooled import vectors_of
     from audit.storage import Workspace
     from audit.testbed.sets import load_set
 

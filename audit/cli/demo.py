@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
+from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, progress_display
 from audit.config import Method, Settings
 
 log = logging.getLogger(__name__)
@@ -56,8 +56,9 @@ def demo(
     The reference set holds the ten or so training pictures among pictures of the same kind that were not trained on,
     so that a false match would show. Takes a minute or two on two cores.
     """
-    from audit.cli.scan import finish, run_scan
-    from audit.engine.plan import Request
+    from audit import api
+    from audit.cli.scan import finish
+    from audit.job import Request
 
     shipped = SHIPPED[checkpoint]
     pictures = ASSETS / "sets" / shipped.few_shot
@@ -73,5 +74,9 @@ def demo(
         settings=settings,
     )
     control = pictures / "control"
-    result = run_scan(request, [str(pictures)], "nano", workspace, training_images=training, control=control)
+    with progress_display(console()) as progress:
+        result = api.scan(
+            request, references=[pictures], descriptor="nano", workspace=workspace, training_images=training,
+            control=control, progress=progress,
+        )  # fmt: skip
     finish(result, as_json)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from audit.config import load_config
-from audit.engine.audit_tasks import Due, Skipped
+from audit.engine.due import Due, Skipped
 from audit.engine.run import read_runs
 from audit.errors import ConfigError
 from audit.storage import Workspace
