@@ -240,6 +240,48 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
     return _base_of(pipeline, architecture, location)
 
 
+def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
+    """As ``load_base``, but of the networks the VAE alone.
+
+    The denoiser has its configuration and no weights (it is on the meta device), and there is no text encoder. Raises
+    CheckpointError where a model's parts cannot be had apart.
+    """
+    import diffusers
+
+    folder = location.config or location.path
+    architecture = _architecture(folder)
+    try:
+        index = parse_json((folder / "model_index.json").read_bytes())
+        classes = {part: getattr(diffusers, str(index[part][1])) for part in (architecture.denoiser, "vae")}
+        with torch.device("meta"):
+            kind = classes[architecture.denoiser]
+            denoiser = kind.from_config(kind.load_config(folder / architecture.denoiser, local_files_only=True))
+        parts = {architecture.denoiser: denoiser, "vae": _vae(classes["vae"], location, as_stored)}
+        left_out = dict.fromkeys((*architecture.encoders, *architecture.tokenizers, "image_encoder"))
+        pipeline = getattr(diffusers, architecture.pipeline).from_pretrained(
+            folder, local_files_only=True, **_leave_out(architecture), **left_out, **parts
+        )
+    except Exception as error:  # whatever the libraries meet in the files
+        raise CheckpointError(f"the VAE of {location.path} does not load alone: {str(error)[:300]}") from error
+    return BaseModel(location.name, location.revision, architecture, pipeline)
+
+
+def _vae(kind: Any, location: BaseLocation, as_stored: bool) -> Any:
+    """The VAE of class ``kind``, as ``_base_of`` leaves it."""
+    options = {"local_files_only": True}
+    if location.config is None:
+        files = weight_files(location.path / "vae", _STEMS["vae"])
+        dtype = _stored_dtype(files) if as_stored else torch.float32
+        variant = variant_of(files[0], _STEMS["vae"])
+        vae = kind.from_pretrained(location.path / "vae", use_safetensors=True, variant=variant, dtype=dtype, **options)
+    else:
+        dtype = _stored_dtype([location.path]) if as_stored else torch.float32
+        vae = kind.from_single_file(
+            str(location.path), config=str(location.config), subfolder="vae", dtype=dtype, **options
+        )
+    return vae.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+
+
 def _stored_dtype(files: Iterable[Path]) -> torch.dtype:
     """The precision of all weights in ``files``, which holds them exactly: float32 where they are mixed."""
     kinds = {info.dtype for path in files for info in read_header(path).tensors.values()}

@@ -8,7 +8,7 @@ import pytest
 
 from audit.cli import app
 from audit.config import load_config
-from audit.engine.audit_tasks import Due, Skipped
+from audit.engine.due import Due, Skipped
 from audit.errors import ConfigError, CrawlError
 from audit.storage import Workspace
 from crawlers.catalog import Catalog

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from audit.demo import ASSETS
 from audit.errors import CheckpointError
 from audit.extraction.captions import (
     Caption,
@@ -25,7 +26,6 @@ from audit.models.families.identify import family_of_name
 from audit.models.formats.scaling import Scaling, identifying, problems, read_scaling, with_config_beside
 from audit.models.trained import training_of
 from audit.storable import path_as_text, path_of_text, storable
-from audit.testbed.sets import ASSETS
 from audit.text import printable
 from crawlers import civitai, huggingface
 from crawlers.civitai_answers import prompts_of
