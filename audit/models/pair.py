@@ -162,7 +162,7 @@ class ModelPair:
         def encoded(some: Sequence[str]) -> Condition:
             return self.architecture.encode(side, list(some), self.device).to(self.dtype)
 
-        kind = "encode", self.architecture.family, self.dtype
+        kind = "encode", self.architecture.name, self.dtype
         found = [one for _, one in self.fits.slices(kind, list(captions), encoded, ENCODED, self.device)]
         return Condition.joined(found)
 
@@ -225,7 +225,7 @@ class ModelPair:
         return self._sliced("reconstruct", torch.from_numpy(images), through)
 
     def _sliced(self, what: str, items: torch.Tensor, work: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-        kind = what, self.architecture.family, tuple(items.shape[1:]), self.vae.dtype
+        kind = what, self.architecture.name, tuple(items.shape[1:]), self.vae.dtype
         pieces = self.fits.slices(kind, items, lambda some: work(some).cpu(), batch_to_decode(self), self.device)
         return torch.cat([pixels for _, pixels in pieces]).numpy()
 
