@@ -94,7 +94,7 @@ class Codec:
         return self._sliced("reconstruct", torch.from_numpy(images), through)
 
     def _sliced(self, what: str, items: torch.Tensor, work: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-        kind = what, self.architecture.family, tuple(items.shape[1:]), self.vae.dtype
+        kind = what, self.architecture.name, tuple(items.shape[1:]), self.vae.dtype
         pieces = self.fits.slices(kind, items, lambda some: work(some).cpu(), self._decoded_at_once(), self.device)
         return torch.cat([pixels for _, pixels in pieces]).numpy()
 

@@ -151,7 +151,7 @@ class ModelPair(Codec):
         def encoded(some: Sequence[str]) -> Condition:
             return self.architecture.encode(side, list(some), self.device).to(self.dtype)
 
-        kind = "encode", self.architecture.family, self.dtype
+        kind = "encode", self.architecture.name, self.dtype
         found = [one for _, one in self.fits.slices(kind, list(captions), encoded, ENCODED, self.device)]
         return Condition.joined(found)
 

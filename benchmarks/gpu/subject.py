@@ -29,7 +29,7 @@ from audit.job import ALGORITHM_VERSION, Job, Request, resolve
 from audit.matching.references import ReferenceSets
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
-from audit.models.families.registry import FAMILIES
+from audit.models.families.registry import of_pipeline
 from audit.models.pair import ModelPair
 from audit.models.placement import NAMES
 from audit.stages import Cluster, Match, Sample
@@ -110,9 +110,11 @@ class RealPair:
 
 def real_pair(pipeline: Any, lora: Path, device: str, synchronise: Callable[[], None]) -> RealPair:
     """Put ``lora`` into effect on ``pipeline``, and once more as the next checkpoint of the same base."""
-    for part in FAMILIES[type(pipeline).__name__].networks:
+    family = of_pipeline(type(pipeline).__name__)
+    assert family is not None
+    for part in family.networks:
         getattr(pipeline, part).to(memory_format=torch.channels_last)
-    base = BaseModel("random", "0", FAMILIES[type(pipeline).__name__], pipeline)
+    base = BaseModel("random", "0", family, pipeline)
     found: list[float] = []
     pair = None
     for _ in range(2):

@@ -61,4 +61,4 @@ def test_a_comment_behind_a_condition_hides_nothing(catalog: Workspace, capfd: p
 
 def test_asking_again_leaves_alone_what_opted_out(catalog: Workspace) -> None:
     catalog.append("checkpoints", [{"item_id": "civitai:1", "source": "civitai", "state": "opted-out", "seen_at": NOW}])
-    assert Catalog(catalog).longest_unasked("state = 'opted-out' OR TRUE", 10).num_rows == 0
+    assert Catalog(catalog).longest_unasked("state = 'opted-out' OR TRUE", 10, ["civitai"]).num_rows == 0

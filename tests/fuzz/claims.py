@@ -27,10 +27,10 @@ from audit.models.formats.scaling import Scaling, identifying, problems, read_sc
 from audit.models.trained import training_of
 from audit.storable import path_as_text, path_of_text, storable
 from audit.text import printable
-from crawlers import civitai, huggingface
 from crawlers.civitai_answers import prompts_of
 from crawlers.http import pause_asked, shown
 from crawlers.items import clean_name, count_in_prose, hex_of, text_of, time_of
+from crawlers.sources import civitai, huggingface
 from tests.fuzz.files import METADATA
 from tests.fuzz.kind import FindingError, Kind
 from tests.fuzz.mutate import TEXTS, as_bytes, chance, changed_bytes, changed_json, changed_text, one_of
