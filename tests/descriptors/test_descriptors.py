@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from pytest_httpserver import HTTPServer
 
+from audit.demo import DESCRIPTOR as NANO
 from audit.demo import load_set
 from audit.descriptors import Descriptor, load_descriptor, open_image, pdq_distance, pdq_hash
 from audit.descriptors.base import MAX_PIXELS, to_png

@@ -58,14 +58,9 @@ def say(path: Path, **said: Any) -> str:
 
 
 def expected(side: int) -> np.ndarray:
-    plain = torch.stack(
-        [
-            torch.from_numpy(np.asarray(p.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)))
-            for p in PICTURES
-        ]
-    )
+    small = [np.array(p.resize((side, side), Image.Resampling.BILINEAR, reducing_gap=3.0)) for p in PICTURES]
     with torch.inference_mode():
-        return OfBytes(Network(side))(plain).numpy()
+        return OfBytes(Network(side))(torch.from_numpy(np.stack(small))).numpy()
 
 
 @pytest.mark.parametrize("layout", ["float32 NCHW", "uint8 NHWC", "float16 NCHW", "uint8 NHWC, one at a time"])
@@ -147,8 +142,8 @@ def test_an_onnx_file_that_takes_something_else_is_refused(tmp_path: Path) -> No
     export(nn.Identity(), tmp_path / "same.onnx", torch.zeros(1, 3, 64, 64))
     export(Network(224), tmp_path / "large.onnx", torch.zeros(1, 3, 224, 224))
     for name, size, words in (
-        ("two", 64, "2 inputs"), ("wide", 64, "only squares"), ("grey", 64, r"\[N, 3, S, S\]"), ("same", 64, "one vector"),
-        ("large", 64, "takes pictures of 224"),
+        ("two", 64, "2 inputs"), ("wide", 64, "only squares"), ("grey", 64, r"\[N, 3, S, S\]"),
+        ("same", 64, "one vector"), ("large", 64, "takes pictures of 224"),
     ):  # fmt: skip
         with pytest.raises(DescriptorError, match=words):
             load_descriptor(say(tmp_path / f"{name}.onnx", threshold=0.5, size=size))
