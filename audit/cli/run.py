@@ -22,7 +22,7 @@ from audit.config import EngineName, Priority, RunSettings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from audit.engine.run import Run, RunState
+    from audit.engine.run import RunState
 
 log = logging.getLogger(__name__)
 ConfigFile = Annotated[Path | None, typer.Option("--config", envvar="LORA_AUDIT_CONFIG", help="A TOML or YAML file.")]
@@ -88,10 +88,9 @@ def run(
 
     [bold]Example[/bold]: lora-audit run --engine ray --base sd1=sd15 --references portfolio --where "source = 'folder'"
     """
+    from audit import api
     from audit.cli.crawl import serve_metrics
     from audit.config import load_config
-    from audit.engine.run import Run
-    from audit.errors import ConfigError
 
     named: dict[str, Any] = {
         "run__engine": engine, "run__address": address, "run__where": where, "run__limit": limit, "run__shard": shard,
@@ -108,16 +107,14 @@ def run(
             raise typer.BadParameter(f"{one!r}: write FAMILY=SOURCE, such as sd1=folder", param_hint="--base")
         overrides[f"bases.{family}"] = source
     loaded = load_config(config, None, overrides)
-    if not loaded.bases:
-        raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
     serve_metrics(loaded.run.metrics_port, loaded.run.metrics_address)
     out = console()
     display = _Display(out)
-    running = Run(loaded, display.tell)
-    handlers = _drain_on_signals(running)
+    stop = threading.Event()
+    handlers = _drain_on_signals(stop)
     try:
         with display, redirect_stdout(sys.stderr):  # Ray prints to stdout, which is for --json
-            state = running.run()
+            state = api.run(loaded, display.tell, stop)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -133,14 +130,14 @@ def run(
         raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
-def _drain_on_signals(running: Run) -> dict[int, Any]:
+def _drain_on_signals(stop: threading.Event) -> dict[int, Any]:
     """SIGTERM and the first SIGINT drain; a second SIGINT interrupts."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def drain(number: int, frame: FrameType | None) -> None:
-        running.stop.set()
+        stop.set()
         log.info("draining: running audits finish or keep what they have; nothing new begins")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
