@@ -32,6 +32,7 @@ from audit.untrusted.wire import EndedError, WireError, receive, send
 log = logging.getLogger(__name__)
 START_SECONDS = 60.0
 _KEPT_BYTES = 16 << 20  # of shared memory between items
+_PATIENCE = 0.02  # s that an item waits for a child at work before another is started, which takes far longer
 _LIBRARIES = ("site-packages", "dist-packages")
 _CHECKED_EVERY = 16  # items: the look at a child's memory
 _ENVIRONMENT = {  # nothing of the parent's; a child has one thread, and a thread's memory is that of a child
@@ -77,9 +78,10 @@ class Pool:
         self.limits = limits or ChildLimits()
         self.modules = [BUILT_IN, *modules]
         self._places = threading.BoundedSemaphore(self.size)
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._idle: list[Child] = []
         self._working: set[Child] = set()
+        self._starting = 0
 
     def ask(
         self, parser: str, said: dict[str, Any], data: bytes | bytearray = b"", files: Sequence[IO[bytes]] = (),
@@ -103,32 +105,46 @@ class Pool:
 
     def close(self) -> None:
         """End all children that are idle; those at work answer first and are kept."""
-        with self._lock:
+        with self._changed:
             idle, self._idle = self._idle, []
         for child in idle:
             child.end()
 
     def pids(self) -> list[int]:
         """The process ids of the children."""
-        with self._lock:
+        with self._changed:
             return [child.process.pid for child in (*self._idle, *self._working)]
 
     def _take(self, fresh: bool) -> Child:
-        with self._lock:
-            child = self._idle.pop() if self._idle and not fresh else None
-        child = child or Child(self.limits, self.modules)
-        with self._lock:
-            self._working.add(child)
-        return child
+        """An idle child, or a new one where ``fresh`` is wanted or those at work do not become idle soon."""
+        with self._changed:
+            waited = False
+            while not fresh and not self._idle and (self._starting or (self._working and not waited)):
+                waited = not self._changed.wait(_PATIENCE)
+            if self._idle and not fresh:
+                child = self._idle.pop()
+                self._working.add(child)
+                return child
+            self._starting += 1
+        try:
+            child = Child(self.limits, self.modules)
+            with self._changed:
+                self._working.add(child)
+            return child
+        finally:
+            with self._changed:
+                self._starting -= 1
+                self._changed.notify_all()
 
     def _give(self, child: Child) -> None:
         usable = child.usable()
         if not usable:
             child.end()
-        with self._lock:
+        with self._changed:
             self._working.discard(child)
             if usable:
                 self._idle.append(child)
+            self._changed.notify_all()
 
 
 class Child:
