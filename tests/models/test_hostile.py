@@ -26,6 +26,7 @@ from safetensors.torch import save_file
 from audit.errors import AuditError, CheckpointError
 from audit.models.base import BaseModel, locate_base
 from audit.models.checkpoint import open_checkpoint
+from audit.models.formats.gguf_header import parse_gguf
 from audit.models.formats.headers import read_any_header
 from audit.models.formats.names import _ALGORITHMS, Algorithm, read_names
 from audit.models.formats.scaling import identifying, read_scaling
@@ -352,6 +353,8 @@ def test_a_gguf_file_of_a_hundred_bytes_takes_neither_memory_nor_time(tmp_path: 
     try:
         with pytest.raises(CheckpointError, match=r"a\.gguf"):
             read_any_header(path)
+        with path.open("rb") as file, pytest.raises(CheckpointError, match=r"a\.gguf"):
+            parse_gguf(str(path), file)  # what the child does
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
