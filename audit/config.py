@@ -232,6 +232,8 @@ class CrawlSettings(_Checked):
     prompts: Prompts = _setting(
         Prompts.missing, "Example images' prompts as captions: missing (only without trained words), always, never."
     )
+    training_data: bool = _setting(False, "Also take training sets that uploaders have published, to score audits.")
+    token_file: Path | None = _setting(None, "A file (mode 0600) with the token, instead of the environment.")
     opt_out: Path | None = _setting(
         None, "A list of models and users to leave alone. Default: the workspace's opt-out.txt.",
         variable="LORA_AUDIT_OPT_OUT",

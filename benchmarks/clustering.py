@@ -25,7 +25,7 @@ from audit.config import Clustering, Settings, Solver
 from audit.demo import ASSETS, load_set
 from audit.descriptors import load_descriptor
 from audit.evaluation import score
-from audit.extraction.extract import vectors_of
+from audit.extraction.spooled import vectors_of
 from audit.storage import Workspace
 from benchmarks.grid import SHIPPED, Job, available, exactly, run_all
 from testbed.finetune import Recipe

@@ -117,7 +117,7 @@ def contact_sheet(rows: list[dict[str, Any]], workspace: Path, path: Path, most:
 
     from audit.demo import load_set
     from audit.descriptors import load_descriptor
-    from audit.extraction.extract import vectors_of
+    from audit.extraction.spooled import vectors_of
     from audit.storage import Workspace
 
     opened, nano = Workspace(workspace), load_descriptor("nano")

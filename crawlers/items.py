@@ -112,7 +112,7 @@ def conclude(item: Item, header: Header | None) -> Conclusions:
     named = [claim for claim in families if claim.value != Family.other]
     shapes = family_of_shapes(header.tensors) if header else None
     if shapes:
-        closer = next((claim.value for claim in named if agree(shapes, Family(claim.value))), shapes)
+        closer = next((claim.value for claim in named if agree(shapes, claim.value)), shapes)
         named = [Claim(closer, "shapes"), *named]
     found = Conclusions(
         captions=rank_captions([*item.captions, *captions_from_metadata(metadata)]),

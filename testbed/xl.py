@@ -141,7 +141,7 @@ def train_lora(
     work: Path = typer.Option(cache_dir() / "training", help="Where the resumable state is kept."),
 ) -> None:
     """Fine-tune a LoRA on one few-shot set and save it as sd-scripts does for XL: kohya names, original blocks."""
-    from audit.models.families.keys import original_unet_names
+    from audit.models.families.unet import original_unet_names
 
     prepare_cpu(threads, 0)
     few_shot = few_shot_set(name)

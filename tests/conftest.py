@@ -23,6 +23,40 @@ from audit.models.pair import ModelPair
 from audit.storage import Workspace
 from tests.simulators.hub import Hub
 
+# `make test-fast` leaves these out: whole files, or tests of a file. They start processes, clusters or S3 servers,
+# train, compile, or sample whole audits. A test can also carry the marker itself.
+SLOW = (
+    "benchmarks/",
+    "crawlers/test_commands.py",
+    "deploy/test_dashboards.py",
+    "engine/test_auditor.py",
+    "engine/test_done.py",
+    "engine/test_engines.py",
+    "engine/test_full.py",
+    "engine/test_run.py",
+    "engine/test_chaos.py",
+    "extraction/test_compile.py",
+    "test_cli.py",
+    "test_examples.py",
+    "test_logs.py",
+    "test_private.py",
+    "test_query.py",
+    "test_questions.py",
+    "test_release.py::test_the_wheel_has_what_users_need_and_nothing_else",
+    "test_storage.py",
+    "testbed/",
+    "workspace/test_object_storage.py",
+    "workspace/test_torture.py",
+)
+# These run after all others, one at a time: they have clusters, kill processes by the clock, or need free cores.
+ALONE = (
+    "engine/test_chaos.py",
+    "engine/test_engines.py",
+    "engine/test_full.py",
+    "engine/test_run.py",
+    "workspace/test_torture.py",
+)
+
 settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # pytest --hypothesis-profile fuzz
 
 BASE = ASSETS / "base"
@@ -30,6 +64,15 @@ KOHYA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetenso
 PEFT = ASSETS / "checkpoints/stamps-fruit-lora-peft/pytorch_lora_weights.safetensors"
 DREAMBOOTH = ASSETS / "checkpoints/stamps-birds-dreambooth"
 CAPTION = "sks 3d render of an animal"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what SLOW and ALONE name."""
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        for marker, places in ((pytest.mark.slow, SLOW), (pytest.mark.alone, ALONE)):
+            if name.startswith(places):
+                item.add_marker(marker)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -62,3 +62,10 @@ def test_a_failure_after_the_result_is_not_hidden_by_it(
     fail(workspace, "a1", "sampling ran out of memory", -1)
     fail(workspace, "a2", "no reference set 'mine'", 1, "folder:a:y", stage="match", state="quarantined")
     assert [group["items"] for group in failures(workspace, capsys)["groups"]] == [["folder:a:y"]]
+
+
+def test_trace_ids_do_not_split_what_failed_for_one_reason() -> None:
+    from audit.cli.operate import _general
+
+    first, second = (f"KeyError: 'a' (trace {trace})" for trace in ("0a1b2c3d", "deadbeef"))
+    assert _general(first) == _general(second) == "KeyError: *"

@@ -38,6 +38,17 @@ assert pathlib.Path(crawlers.__file__).is_relative_to(sys.prefix), crawlers.__fi
 for outside in ("testbed", "benchmarks", "tests"):
     found = importlib.util.find_spec(outside)
     assert found is None or found.origin is None or not pathlib.Path(found.origin).is_relative_to(sys.prefix), found
+
+from audit.demo import BASE, FINE_TUNES
+from audit.descriptors import load_descriptor
+from audit.models.base import locate_base
+from audit.models.checkpoint import open_checkpoint
+assert BASE.is_relative_to(sys.prefix)
+locate_base("nano")
+load_descriptor("nano")
+for tuned in FINE_TUNES.values():
+    open_checkpoint(tuned.path)
+    assert list((tuned.pictures / "train").glob("*.png")) and list((tuned.pictures / "control").glob("*.png"))
 print(audit.__version__)
 """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,8 +25,8 @@ from audit.config import Config, CrawlSettings, Prompts
 
 if TYPE_CHECKING:
     from crawlers.catalog import Catalog
-    from crawlers.crawl import Source
     from crawlers.items import Item
+    from crawlers.source import Source
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -131,16 +131,15 @@ def _rows(where: str, find: Callable[[], Any]) -> list[dict[str, Any]]:
         raise CrawlError(f"the condition {where[:200]!r} failed: {str(error)[:300]}") from error
 
 
-def _sources(catalog: Catalog, how: CrawlSettings, prompts: Prompts) -> dict[str, Source]:
-    from crawlers.civitai import Civitai
-    from crawlers.http import read_token
-    from crawlers.huggingface import HuggingFace
+def _sources(catalog: Catalog, how: CrawlSettings) -> dict[str, Source]:
+    """The sources whose items can be asked for again, by name."""
+    from crawlers.source import SOURCES
 
-    token = read_token("CIVITAI_TOKEN", None)
-    return {
-        "civitai": Civitai(catalog, None, how.civitai_endpoint, token, prompts, False, how.rate, how.allow_private),
-        "huggingface": HuggingFace(catalog, None, how.hub_endpoint, read_token("HF_TOKEN", None), how.allow_private),
-    }
+    return {name: kind.open(catalog, how) for name, kind in SOURCES.items() if kind.remote}
+
+
+def _without_prompts(how: CrawlSettings) -> CrawlSettings:
+    return replace(how, prompts=Prompts.never)
 
 
 @app.command()
@@ -159,9 +158,9 @@ def add(
     [bold]Example[/bold]: lora-audit catalog add https://civitai.com/models/12345?modelVersionId=67890
     """
     from audit.errors import CrawlError
-    from crawlers import civitai, huggingface
     from crawlers.crawl import Crawl
     from crawlers.local import LocalFile
+    from crawlers.source import SOURCES
 
     catalog = open_catalog(config)
     source: Source
@@ -170,17 +169,13 @@ def add(
         source = LocalFile(catalog, Path(what), caption or [])
         items = source.items()
     else:
-        sources = _sources(catalog, config.crawl, config.crawl.prompts)
-        if named := civitai.reference_of(what):
-            source = sources["civitai"]
-            items = source.one(**named)  # type: ignore[attr-defined]
-        elif named := huggingface.reference_of(what):
-            source = sources["huggingface"]
-            items = source.one(**named)  # type: ignore[attr-defined]
-        else:
+        found = next(((kind, named) for kind in SOURCES.values() if (named := kind.named(what)) is not None), None)
+        if found is None:
             raise CrawlError(
-                f"{what[:200]!r} is no file here, and no Civitai or Hugging Face page, model id, AIR urn or hash"
+                f"{what[:200]!r} is no file here, and no page, model id or name of {', '.join(SOURCES)}: see --help"
             )
+        source = found[0].open(catalog, config.crawl)
+        items = found[0].find(source, found[1])
     if not items:
         raise CrawlError(f"{what[:200]!r} names a model without weight files")
     _take(Crawl(source, catalog), items, as_json)
@@ -222,8 +217,9 @@ def fetch(
     tried = "TRUE" if retry else f"attempts < {MAX_ATTEMPTS}"
     due = "state = 'later' AND coalesce(available_at <= now(), TRUE)"
     condition = f"{_condition(where)} AND (state = 'listed' OR (state = 'failed' AND {tried}) OR ({due}))"
-    rows = _find(catalog, f"{condition} AND source IN ('civitai', 'huggingface')", limit)
-    sources = _sources(catalog, config.crawl, Prompts.never)
+    sources = _sources(catalog, _without_prompts(config.crawl))
+    names = ", ".join(f"'{name}'" for name in sources)
+    rows = _find(catalog, f"{condition} AND source IN ({names})", limit)
     started = time.monotonic()
     total: dict[str, Any] = {"items": 0, "new": 0, "bytes": 0, "requests": 0, "states": {}, "reasons": {}}
     for name, source in sources.items():
@@ -258,10 +254,11 @@ def refresh(
     from crawlers.crawl import Crawl
 
     catalog = open_catalog(config, create=False)
-    rows = _rows(where, lambda: catalog.longest_unasked(where, limit))
+    sources = _sources(catalog, _without_prompts(config.crawl))
+    rows = _rows(where, lambda: catalog.longest_unasked(where, limit, list(sources)))
     started = time.monotonic()
     total: dict[str, Any] = {}
-    for name, source in _sources(catalog, config.crawl, Prompts.never).items():
+    for name, source in sources.items():
         mine = [row for row in rows if row["source"] == name]
         if mine:
             with progress_display(console()) as progress:

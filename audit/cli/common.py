@@ -143,6 +143,6 @@ def tell_skipped(skipped: list[SkippedImage]) -> None:
 
 def default_device() -> str:
     """ "cuda" where there is a GPU, else "cpu"."""
-    import torch
+    from audit.devices import default_device as found
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return found()

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from audit.cli.common import JsonOption
+from audit.cli.common import JsonOption, console, progress_display
 from audit.cli.options import configured
 from audit.config import Config
 from audit.demo import BASE, FINE_TUNES
@@ -35,8 +35,9 @@ def demo(
     The reference set holds the ten or so training pictures among pictures of the same kind that were not trained on,
     so that a false match would show. Takes a minute or two on two cores.
     """
-    from audit.cli.scan import finish, run_scan
-    from audit.engine.plan import Request
+    from audit import api
+    from audit.cli.scan import finish
+    from audit.job import Request
 
     shipped = FINE_TUNES[checkpoint]
     pictures = shipped.pictures
@@ -51,5 +52,9 @@ def demo(
         settings=config.settings,
     )
     control = pictures / "control"
-    result = run_scan(request, [str(pictures)], "nano", config.workspace, training_images=training, control=control)
+    with progress_display(console()) as progress:
+        result = api.scan(
+            request, references=[pictures], descriptor="nano", workspace=config.workspace, training_images=training,
+            control=control, progress=progress,
+        )  # fmt: skip
     finish(result, as_json)

@@ -40,26 +40,17 @@ def match(
     from rich.markup import escape
     from rich.table import Table
 
-    from audit.errors import ConfigError, ReferenceSetError
-    from audit.matching import ReferenceSets
-    from audit.report.again import match_again
-    from audit.report.facts import find_audit
-    from audit.storage import Workspace
+    from audit import api
+    from audit.errors import ConfigError
 
-    out = console()
-    opened = Workspace(config.workspace, create=False)
-    known = {row["reference_set"] for row in ReferenceSets(opened).list()}
     if not config.references:
         raise ConfigError("no reference set is named: give --references NAME, or references in the configuration")
-    for name in config.references:
-        if name not in known:
-            there = ", ".join(sorted(known)) or "none"
-            raise ReferenceSetError(f"there is no reference set {name!r} (there are: {there})")
-    chosen = [find_audit(opened, one) for one in audits] if audits else None
+    out = console()
     with progress_display(out) as progress:
-        answers, left_out = match_again(opened, list(config.references), chosen, progress)
+        compared = api.match(config.references, audits, workspace=config.workspace, progress=progress)
+    answers = compared.answers
     if as_json:
-        print_json({"audits": [vars(one) for one in answers], "left_out": left_out})
+        print_json(compared.as_dict())
     else:
         table = Table("checkpoint", "pictures", "page", title="with matches")
         for one in (one for one in answers if one.matches):
@@ -68,7 +59,7 @@ def match(
             out.print(table)
         with_matches = {one.page: one.matches for one in answers if one.matches}
         tell(log, f"{len(answers)} audits compared, {table.row_count} with matches", matches=with_matches)
-        for reason, count in left_out.items():
+        for reason, count in compared.left_out.items():
             log.warning("%d left out: %s", count, reason)
     if any(one.matches for one in answers):
         raise typer.Exit(EXIT_MATCHES_FOUND)

@@ -152,7 +152,8 @@ def _groups(rows: list[dict[str, Any]]) -> list[FailureGroup]:
 
 
 def _general(reason: str) -> str:
-    """A reason without what differs from case to case: quoted names, paths and numbers."""
+    """A reason without what differs from case to case: quoted names, paths, numbers and trace ids."""
+    reason = re.sub(r" \(trace [0-9a-f]{8}\)", "", reason)
     return re.sub(r"'[^']*'|(?<![^\s'])[^\s/']*/\S+|\b[0-9a-f]{12,}\b|\d+", "*", reason[:2000])[:200]
 
 

@@ -7,7 +7,9 @@ taken together, the later the stronger.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import Field, fields
+from datetime import UTC, datetime
 from enum import Enum
 from functools import wraps
 from pathlib import Path
@@ -18,6 +20,7 @@ import typer
 
 from audit.config import FREE, Config, field_of, leaves, load_config
 
+Command = Callable[..., None]
 PANELS = {
     "settings": "Settings (all of them are part of the audit's id)",
     "run": "How it goes about the work",
@@ -32,32 +35,39 @@ Sets = Annotated[
 ]
 
 
-def configured(*names: str, **renamed: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def configured(
+    *names: str, asks: type | None = None, left_out: Sequence[str] = (), **renamed: str
+) -> Callable[[Command], Command]:
     """Give a command options for the settings ``names``, and the configuration in force as ``config``.
 
-    "settings.*" is a whole group. ``renamed`` are options that go by another name here: ``endpoint="crawl.rate"``.
+    "settings.*" is a whole group. The fields of ``asks`` become options too, and the command gets one as ``asked``.
+    ``left_out`` are parameters of the command that are no options here; ``renamed`` are options that go by another name
+    here: ``endpoint="crawl.rate"``.
     """
-    asked = [(option_of(dotted), dotted) for name in names for dotted in _expanded(name)]
-    asked += [(option.replace("_", "-"), dotted) for option, dotted in renamed.items()]
+    chosen = [(option_of(dotted), dotted) for name in names for dotted in _expanded(name)]
+    chosen += [(option.replace("_", "-"), dotted) for option, dotted in renamed.items()]
 
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Command) -> Command:
         hints = get_type_hints(command, include_extras=True)
         own = [
             one.replace(annotation=hints[one.name], kind=inspect.Parameter.KEYWORD_ONLY)
             for one in inspect.signature(command).parameters.values()
-            if one.name != "config"
+            if one.name not in ("config", "asked", *left_out)
         ]
-        made = [_parameter(option, dotted) for option, dotted in asked]
+        made = [_parameter(option, dotted) for option, dotted in chosen]
         made += [_keyword("config_file", ConfigFile), _keyword("sets", Sets)]
         last = [one for one in own if one.name == "as_json"]
-        every = [*(one for one in own if one not in last), *made, *last]
+        wanted = asked_of(asks) if asks else []
+        every = [*wanted, *(one for one in own if one not in last), *made, *last]
 
         @wraps(command)
         def run(**given: Any) -> None:
             file, sets = given.pop("config_file", None), given.pop("sets", None)
             overrides = overrides_of(sets)
-            for option, dotted in asked:
+            for option, dotted in chosen:
                 overrides |= _override(option, dotted, given.pop(_name(option), None))
+            if asks:
+                given["asked"] = take_asked(asks, given)
             command(**given, config=load_config(file, None, overrides))
 
         del run.__wrapped__  # its signature is not the command's
@@ -100,27 +110,58 @@ def _keyword(name: str, annotation: Any) -> inspect.Parameter:
 
 def _parameter(option: str, dotted: str) -> inspect.Parameter:
     """What typer makes an option of; None where it is not given."""
-    about = field_of(dotted)
-    kind, limits = _kind(dotted), {}
+    default, panel = dict(leaves(Config()))[dotted][0], PANELS.get(dotted.partition(".")[0])
+    return _made(option, _name(option), field_of(dotted), _hint(dotted), default, panel, dotted in FREE)
+
+
+def _made(
+    option: str, name: str, about: Field[Any], hint: Any, default: Any, panel: str | None, many: bool
+) -> inspect.Parameter:
+    kind: Any = _kind(hint)
+    limits: dict[str, Any] = {}
     if kind in (int, float):
         limits = {name: about.metadata[name] for name in ("min", "max") if name in about.metadata}
     if "word" in about.metadata:  # a number or a word: it comes as text
         kind, limits = str, {}
-    flags = [f"--{option}/--no-{option}" if kind is bool else f"--{option}"]
-    default = dict(leaves(Config()))[dotted][0]
     shown = about.metadata.get("word") if default is None else default
-    ends = "" if shown is None or shown is False or shown == () or shown == {} else f" \\[default: {shown}]"
-    made = typer.Option(
-        *flags,
-        help=f"{about.metadata['help']}{ends}",
-        metavar=about.metadata.get("metavar"),
-        rich_help_panel=PANELS.get(dotted.partition(".")[0]),
-        show_default=False,
+    if isinstance(shown, tuple):
+        shown = ", ".join(shown)
+    ends = "" if shown in (None, "", {}) or shown is False else f" \\[default: {shown}]"
+    words: dict[str, Any] = {
+        "help": f"{about.metadata['help']}{ends}", "metavar": about.metadata.get("metavar"), "show_default": False,
         **limits,
-    )
-    many = dotted in FREE or get_origin(_hint(dotted)) is tuple
-    annotation: Any = list[str] | None if many else kind | None
-    return _keyword(_name(option), Annotated[annotation, made])
+    }  # fmt: skip
+    annotation: Any = list[str] | None if many or get_origin(hint) is tuple else kind | None
+    if about.metadata.get("argument"):
+        positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return inspect.Parameter(name, positional, annotation=Annotated[kind, typer.Argument(**words)])
+    if kind is datetime:
+        words["formats"] = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]
+    flags = [f"--{option}/--no-{option}" if kind is bool else f"--{option}"]
+    return _keyword(name, Annotated[annotation, typer.Option(*flags, rich_help_panel=panel, **words)])
+
+
+def asked_of(asks: type) -> list[inspect.Parameter]:
+    """The parameters of a command for the fields of ``asks``, a dataclass that is no part of the configuration."""
+    hints = get_type_hints(asks)
+    found = []
+    for one in fields(asks):
+        option = str(one.metadata.get("option") or one.name).replace("_", "-")
+        found.append(_made(option, f"asked_{one.name}", one, hints[one.name], one.default, None, False))
+    return found
+
+
+def take_asked(asks: type, given: dict[str, Any]) -> Any:
+    """The ``asks`` of what was given for ``asked_of``'s parameters, which are taken out of ``given``; times are UTC."""
+    found = {}
+    for one in fields(asks):
+        value = given.pop(f"asked_{one.name}", None)
+        if value is None or value == []:
+            continue
+        if isinstance(value, datetime):
+            value = value.replace(tzinfo=UTC)
+        found[one.name] = tuple(value) if isinstance(value, list) else value
+    return asks(**found)
 
 
 def _hint(dotted: str) -> Any:
@@ -130,12 +171,12 @@ def _hint(dotted: str) -> Any:
     return kind
 
 
-def _kind(dotted: str) -> Any:
-    """The type of a setting without None."""
-    hint = _hint(dotted)
+def _kind(hint: Any) -> Any:
+    """The type of a setting without None; str for what is given as text."""
     if get_origin(hint) in (Union, UnionType):
         [hint] = [one for one in get_args(hint) if one is not type(None)]
-    return hint if isinstance(hint, type) and issubclass(hint, int | float | bool | Enum | Path) else str
+    given = int | float | bool | Enum | Path | datetime
+    return hint if isinstance(hint, type) and issubclass(hint, given) else str
 
 
 def _override(option: str, dotted: str, value: Any) -> dict[str, Any]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,107 +13,24 @@ from audit.cli.common import (
     EXIT_TELLS_NOTHING,
     JsonOption,
     console,
-    default_device,
     print_json,
     progress_display,
     tell_skipped,
 )
 from audit.cli.logs import is_structured, tell
 from audit.cli.options import configured
-from audit.config import Compile, Config, StoredImages
+from audit.config import Config
+from audit.states import Verdict
 
 if TYPE_CHECKING:
-    from audit.descriptors import Descriptor
-    from audit.engine.plan import Request
-    from audit.engine.stages import Progress
-    from audit.matching import ReferenceSets, SkippedImage
+    from audit.api import Result
     from audit.report import AuditFacts
 
 log = logging.getLogger(__name__)
-ITEM = re.compile(r"(civitai|huggingface|folder|file):.+")
+VERDICTS: dict[str, str] = {Verdict.match: "[bold red]match[/bold red]", Verdict.possible: "possible"}
 
 
-@dataclass(frozen=True)
-class ScanResult:
-    """What a scan leaves: the facts, the page, and reference pictures that were passed over."""
-
-    facts: AuditFacts
-    page: str
-    skipped: list[SkippedImage] = field(default_factory=list)
-    was_known: bool = False
-
-
-def folder_set_name(folder: Path) -> str:
-    """The name of the reference set made of a folder: its own name and a hash of where it is."""
-    resolved = folder.resolve()
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", resolved.name).strip("-._")[:48] or "folder"
-    return f"{stem}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
-
-
-def run_scan(
-    request: Request,
-    references: list[str],
-    descriptor_name: str,
-    workspace_path: str,
-    device: str | None = None,
-    batch_size: int = 0,
-    training_images: Path | None = None,
-    control: Path | None = None,
-    compile: Compile = Compile.off,
-    store_thumbnails: bool = True,
-) -> ScanResult:
-    """Plan, audit, match, evaluate and report. Everything that can be refused is refused before sampling starts."""
-    from audit.engine.auditor import Auditor
-    from audit.engine.plan import make_plan
-    from audit.matching import ReferenceSets
-    from audit.matching.references import known_pictures
-    from audit.report import collect, write_page
-    from audit.storage import Workspace
-
-    out = console()
-    where = device or default_device()
-    plan = make_plan(request, descriptor_name, where)
-    log.debug(
-        "audit %s on %s: %d images of %s, base %s at %s, descriptor %s", plan.audit_id, where, plan.images,
-        plan.checkpoint.name, plan.base.name, plan.base.revision, plan.descriptor.name,
-    )  # fmt: skip
-    folders = {"training": training_images, "control": control}
-    known = {kind: known_pictures(folder) for kind, folder in folders.items() if folder is not None}
-    workspace = Workspace(workspace_path)
-    sets = ReferenceSets(workspace)
-    with progress_display(out) as progress:
-        names, skipped = _reference_sets(sets, references, plan.descriptor, store_thumbnails, progress)
-        engine = Auditor(workspace, where, batch_size, progress, compile)
-        was_run = engine.audit(plan)
-        engine.match(plan, names)
-        for kind, pictures in known.items():
-            engine.evaluate(plan, kind, pictures)
-    facts = collect(workspace, plan.audit_id, names)
-    page = write_page(facts, workspace)
-    return ScanResult(facts, page, skipped, not was_run)
-
-
-def _reference_sets(
-    sets: ReferenceSets, references: list[str], descriptor: Descriptor, thumbnails: bool, progress: Progress
-) -> tuple[list[str], list[SkippedImage]]:
-    names: list[str] = []
-    skipped: list[SkippedImage] = []
-    for reference in references:
-        if Path(reference).is_dir():
-            name = folder_set_name(Path(reference))
-            added = sets.add(
-                name, Path(reference), descriptor, thumbnails,
-                lambda done, total: progress("describing", done, total),
-            )  # fmt: skip
-            skipped += added.skipped
-        else:
-            name = reference
-            sets.require(name, descriptor)
-        names.append(name)
-    return names, skipped
-
-
-def show(result: ScanResult) -> None:
+def show(result: Result) -> None:
     """The summary table and where the report is, for a person at a terminal."""
     from rich.markup import escape
     from rich.table import Table
@@ -155,7 +69,7 @@ def show(result: ScanResult) -> None:
             escape(best.name) if best else "",
             f"{best.similarity:.2f}" if best else "",
             "" if best is None or best.pdq_distance is None else str(best.pdq_distance),
-            {"match": "[bold red]match[/bold red]", "possible": "possible"}.get(best.verdict, "") if best else "",
+            VERDICTS.get(best.verdict, "") if best else "",
         )
     out.print(table)
     for one in facts.evaluations:
@@ -187,11 +101,10 @@ def verdict_of(facts: AuditFacts) -> str:
     return f"[bold]none {of} recovered[/bold]{maybe}"
 
 
-def finish(result: ScanResult, as_json: bool) -> None:
+def finish(result: Result, as_json: bool) -> None:
     """Print the result and leave with the exit code it calls for."""
     if as_json:
-        skipped = [{"name": one.name, "reason": one.reason} for one in result.skipped]
-        print_json({**result.facts.as_json(), "report": result.page, "skipped_images": skipped})
+        print_json(result.as_dict())
     else:
         show(result)
     if result.facts.matched:
@@ -244,31 +157,14 @@ def scan(
     Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
     11 the audit tells nothing (what was sampled are no pictures), 2 bad input.
     """
-    from audit.cli.crawl import open_catalog
-    from audit.engine.plan import Request
+    from audit import api
+    from audit.job import Request
 
     request = Request(Path(file), base, base_config, caption or [], caption_file, n0, config.settings)
-    if ITEM.fullmatch(file) and not request.checkpoint.exists():
-        entry = open_catalog(config, create=False).entry(file)
-        request = replace(
-            request,
-            checkpoint=entry.path,
-            name=entry.name,
-            known_captions=entry.captions,
-            known_training_images=entry.training_images,
-            known_warnings=entry.warnings,
-        )
-        training_images = training_images or entry.ground_truth
-    result = run_scan(
-        request,
-        list(config.references),
-        config.descriptor,
-        config.workspace,
-        config.run.device,
-        config.run.batch_size,
-        training_images,
-        control,
-        config.run.compile,
-        config.settings.stored_images is not StoredImages.hashes_only,
-    )
+    with progress_display(console()) as progress:
+        result = api.scan(
+            request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
+            device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
+            control=control, compile=config.run.compile, progress=progress,
+        )  # fmt: skip
     finish(result, as_json)

@@ -12,12 +12,18 @@ from audit.devices import raise_fault
 from audit.errors import DescriptorError
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA256 of a descriptor's file. Raises DescriptorError where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DescriptorError(f"the descriptor {path} cannot be read: {error.strerror or error}") from error
+
+
+def network_name(label: str, sha256: str, input_size: int) -> str:
+    """What a network's vectors are called by in every table: its label, its file and its preprocessing."""
+    return f"{label}@{sha256[:12]}/skew{input_size}"
 
 
 class TorchScriptDescriptor(Descriptor):
@@ -32,7 +38,7 @@ class TorchScriptDescriptor(Descriptor):
     ) -> None:
         import torch
 
-        digest = _sha256(path)
+        digest = file_sha256(path)
         if sha256 is not None and digest != sha256:
             raise DescriptorError(
                 f"{path} is not the pinned {label} (SHA256 {digest}, expected {sha256}): download it again"
@@ -45,7 +51,7 @@ class TorchScriptDescriptor(Descriptor):
             raise_fault(error, f"the descriptor {path}", device)
             raise DescriptorError(f"{path} does not load as a TorchScript descriptor: {str(error)[:200]}") from error
         self.device = device
-        self.name = f"{label}@{digest[:12]}/skew{input_size}"
+        self.name = network_name(label, digest, input_size)
         self.input_size = input_size
         self.threshold = threshold
 
@@ -69,7 +75,7 @@ class OnnxDescriptor(Descriptor):
             import onnxruntime
         except ImportError as error:
             raise DescriptorError(f"{path} needs onnxruntime: pip install 'lora-audit[onnx]'") from error
-        digest = _sha256(path)
+        digest = file_sha256(path)
         if sha256 is not None and digest != sha256:
             raise DescriptorError(
                 f"{path} is not the pinned {label} (SHA256 {digest}, expected {sha256}): download it again"
@@ -82,7 +88,7 @@ class OnnxDescriptor(Descriptor):
             self.dimensions = int(self._run(np.zeros((1, 3, input_size, input_size), np.float32)).shape[1])
         except Exception as error:  # onnxruntime's exceptions share no base class
             raise DescriptorError(f"{path} does not load as an ONNX descriptor: {str(error)[:200]}") from error
-        self.name = f"{label}@{digest[:12]}/skew{input_size}"
+        self.name = network_name(label, digest, input_size)
         self.input_size = input_size
         self.threshold = threshold
 

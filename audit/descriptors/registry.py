@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 
 from audit.demo import DESCRIPTOR as NANO
 from audit.descriptors.base import Descriptor
-from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor
+from audit.descriptors.facts import DescriptorFacts
+from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor, file_sha256, network_name
 from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import DescriptorError
 from audit.files import whole_file
@@ -25,24 +27,61 @@ SSCD_SIZE = 320
 SSCD_THRESHOLD = 0.75
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Where a network's file is and how it is used; ``sha256`` where it is pinned."""
+
+    path: Path
+    label: str
+    input_size: int
+    threshold: float
+    sha256: str | None = None
+
+
+def _source_of(name: str) -> _Source | None:
+    """Where the descriptor ``name`` is; None for PDQ, which is no network. Raises DescriptorError."""
+    if name == "nano":
+        return _Source(NANO, "nano", 64, NANO_THRESHOLD)
+    if name == "sscd":
+        path = download(SSCD_URL, SSCD_SHA256, SSCD_BYTES)
+        return _Source(path, "sscd_disc_mixup", SSCD_SIZE, SSCD_THRESHOLD, SSCD_SHA256)
+    if name == "pdq":
+        return None
+    path = Path(name)
+    if not path.is_file():
+        raise DescriptorError(f"no descriptor {name!r}: use nano, sscd, pdq, or the path of a TorchScript or ONNX file")
+    return _Source(path, path.stem, SSCD_SIZE, SSCD_THRESHOLD)
+
+
 def load_descriptor(name: str, device: str = "cpu") -> Descriptor:
     """The descriptor called ``name``: "nano", "sscd" (downloaded once, pinned), "pdq", or a .pt or .onnx file.
 
     Raises DescriptorError where it cannot be had.
     """
-    if name == "nano":
-        return TorchScriptDescriptor(NANO, "nano", 64, NANO_THRESHOLD, device=device)
-    if name == "sscd":
-        path = download(SSCD_URL, SSCD_SHA256, SSCD_BYTES)
-        return TorchScriptDescriptor(path, "sscd_disc_mixup", SSCD_SIZE, SSCD_THRESHOLD, SSCD_SHA256, device)
-    if name == "pdq":
+    source = _source_of(name)
+    if source is None:
         return PdqDescriptor()
-    path = Path(name)
-    if not path.is_file():
-        raise DescriptorError(f"no descriptor {name!r}: use nano, sscd, pdq, or the path of a TorchScript or ONNX file")
-    if path.suffix == ".onnx":
-        return OnnxDescriptor(path, path.stem, SSCD_SIZE, SSCD_THRESHOLD)
-    return TorchScriptDescriptor(path, path.stem, SSCD_SIZE, SSCD_THRESHOLD, device=device)
+    if source.path.suffix == ".onnx":
+        return OnnxDescriptor(source.path, source.label, source.input_size, source.threshold, source.sha256)
+    return TorchScriptDescriptor(
+        source.path, source.label, source.input_size, source.threshold, source.sha256, device=device
+    )
+
+
+def descriptor_facts(name: str) -> DescriptorFacts:
+    """What the descriptor ``name`` is, without loading its network. Raises DescriptorError where it cannot be had."""
+    source = _source_of(name)
+    if source is None:
+        return facts_of(PdqDescriptor(), name)
+    digest = source.sha256 or file_sha256(source.path)
+    return DescriptorFacts(
+        name, network_name(source.label, digest, source.input_size), source.threshold, source.input_size
+    )
+
+
+def facts_of(descriptor: Descriptor, name: str) -> DescriptorFacts:
+    """What a loaded descriptor is, which was asked for by ``name``."""
+    return DescriptorFacts(name, descriptor.name, descriptor.threshold, descriptor.input_size)
 
 
 def model_cache() -> Path:

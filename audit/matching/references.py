@@ -17,6 +17,7 @@ from PIL import Image
 
 from audit.descriptors import Descriptor, pdq_hash
 from audit.descriptors.base import to_png
+from audit.descriptors.facts import DescriptorFacts
 from audit.descriptors.pictures import SUFFIXES, opened_ahead
 from audit.errors import ReferenceSetError
 from audit.faults import reason_of_fault
@@ -297,7 +298,7 @@ class ReferenceSets:
         self.workspace.erase("reference_set", name, "passed_over", "matches", "references")
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
-    def require(self, name: str, descriptor: Descriptor) -> None:
+    def require(self, name: str, descriptor: Descriptor | DescriptorFacts) -> None:
         """Raise ReferenceSetError where the set does not exist, or only under another descriptor."""
         described_by = {row["descriptor_name"] for row in self.list() if row["reference_set"] == name}
         if descriptor.name in described_by:

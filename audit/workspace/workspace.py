@@ -253,6 +253,13 @@ class Workspace:
         """The rows that ``sql`` answers, as dictionaries. Raises duckdb.Error for SQL that fails."""
         return self.select(sql, parameters).to_pylist()
 
+    def sql(self, statement: str, parameters: list[Any] | dict[str, Any] | None = None) -> pa.Table:
+        """What a statement of DuckDB's SQL answers over the tables (docs/tables.md); it sees no file and no host.
+
+        Raises duckdb.Error for SQL that fails.
+        """
+        return self.select(statement, parameters)
+
     def select(self, sql: str, parameters: list[Any] | dict[str, Any] | None = None, **tables: pa.Table) -> pa.Table:
         """What ``sql`` answers over the workspace's tables and the named ``tables``; no rows for other statements."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from audit.bench import Bench
 from audit.config import Settings
 from audit.demo import ASSETS, BASE, DESCRIPTOR, FINE_TUNES
-from audit.engine.plan import Request, make_plan
+from audit.job import Request, resolve
 from audit.models.base import locate_base
 
 REVISION = "eccccba159adfa06cc6bfa8cc8a8717d81fc0042640705acd6dbbbdf18ced579"
@@ -26,7 +27,7 @@ def test_the_demo_has_the_audit_ids_that_earlier_workspaces_hold(name: str) -> N
     shipped = FINE_TUNES[name]
     count = len(list((shipped.pictures / "train").glob("*.png")))
     request = Request(shipped.path, str(BASE), captions=[shipped.caption], n0=count, settings=Settings())
-    assert make_plan(request, "nano").audit_id == AUDIT_IDS[name]
+    assert resolve(request, "nano", Bench("cpu")).id == AUDIT_IDS[name]
 
 
 def test_everything_the_demo_needs_is_a_file_of_the_package() -> None:

@@ -298,12 +298,13 @@ def test_the_autoscaler_alone_has_a_token_of_kubernetes(name: str) -> None:
     assert "/tmp" in mounts
 
 
-# What a container may know: a crawl asks Civitai, a driver and its workers fetch base models; all of them the bucket.
+# What a container may know: a crawl asks Civitai, a driver fetches gated base models; all of them the bucket. Workers,
+# which parse strangers' files, have no token.
 BUCKET = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
 SECRETS = {
     "crawl": {"CIVITAI_TOKEN"} | BUCKET,
     "ray-head": {"HF_TOKEN"} | BUCKET,
-    "ray-worker": {"HF_TOKEN"} | BUCKET,
+    "ray-worker": BUCKET,
     "ray-job-submitter": set(),
 }
 

@@ -13,7 +13,8 @@ from torch import nn
 from audit.errors import CheckpointError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
-from audit.models.families.keys import _ORIGINALS, Target, original_unet_names
+from audit.models.families.keys import Target, originals_of
+from audit.models.families.unet import original_unet_names
 from audit.models.formats.detect import Format
 from audit.models.formats.parts import gathered
 from audit.models.tuning import tune
@@ -36,7 +37,7 @@ def originals(network: Any) -> dict[str, Target]:
             for ours, theirs in original_unet_names(network).items()
             if any(True for _ in modules[ours].parameters(recurse=False))
         }
-    found = dict(_ORIGINALS[type(network).__name__](network))
+    found = dict(originals_of(network))
     return {name: target for name, target in found.items() if "processor" not in name}
 
 

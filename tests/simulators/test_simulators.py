@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import requests
-from huggingface_hub import HfApi, close_session
+from huggingface_hub import HfApi, close_session, set_client_factory
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils._http import default_client_factory
 from safetensors.numpy import load
 
 from audit.errors import CheckpointError
@@ -364,6 +365,7 @@ def test_same_tensors_with_other_metadata() -> None:
 def api_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    set_client_factory(default_client_factory)  # the hub's own, also after lora-audit has fetched a base with another
     yield lambda hub, token=False: HfApi(endpoint=hub.url, token=token)
     close_session()
 

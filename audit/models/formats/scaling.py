@@ -199,6 +199,11 @@ def _is_number(value: Any) -> bool:
         return False
 
 
+def _number_or(value: Any, otherwise: float) -> float:
+    """``value`` where it is a finite number other than 0, else ``otherwise``: ``problems`` refuses the file then."""
+    return float(value) if value and _is_number(value) else otherwise
+
+
 def _alpha_of(own: Mapping[str, Any]) -> float | None:
     """LoRA's name for it, else that of LoHa and LoKr."""
     value = own.get("lora_alpha") if own.get("lora_alpha") is not None else own.get("alpha")
@@ -244,9 +249,9 @@ def _scaling(own: dict[str, Any]) -> Scaling | None:
         start if start in RECOMPUTED_STARTS else None,
         Rotation(
             own.get("use_cayley_neumann") is not False,
-            int(own.get("num_cayley_neumann_terms") or 5),
+            int(_number_or(own.get("num_cayley_neumann_terms"), 5)),
             own.get("coft") is True,
-            float(own.get("eps") or 6e-5),
+            _number_or(own.get("eps"), 6e-5),
             shared if isinstance(shared, bool) else None,
         ),
         own["use_dora"] if isinstance(own.get("use_dora"), bool) else None,

@@ -13,10 +13,11 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Container, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from audit.config import CrawlSettings
 from audit.errors import CheckpointError, FetchError
 from audit.extraction.captions import Caption, TrainingImages
 from audit.faults import is_of_the_item, reason_of_fault
@@ -24,10 +25,10 @@ from audit.files import private_file, shown
 from audit.storable import path_as_text, path_of_text
 from audit.untrusted.documents import parse_json
 from crawlers.catalog import Catalog, Outcome
-from crawlers.crawl import Page
 from crawlers.inside import Found
 from crawlers.items import Claim, Item, clean_name, list_of, text_of
 from crawlers.places import open_location
+from crawlers.source import Page, Source, SourceKind, asked
 from crawlers.store import hash_stream
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,14 @@ PAGE = 100
 WEIGHTS = (".safetensors",)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MAX_SIDECAR_BYTES = 1024**2
+
+
+@dataclass(frozen=True)
+class FolderQuery:
+    """Where it is, and when a file counts as complete."""
+
+    location: str = asked("", "A folder, or s3://bucket/prefix.", argument=True, metavar="DIR")
+    settle: float = asked(2.0, "Seconds a file must stay as it is before it counts as complete.", min=0)
 
 
 class Folder:
@@ -206,3 +215,28 @@ class Folder:
             raise FetchError(f"{item.name} changed while it was read: the next look takes it", "failed")
         sha256, tensors = hashed.results()
         return Outcome("stored", None, self.catalog.store.adopt(part, item.name, sha256, tensors))
+
+
+class FolderKind(SourceKind):
+    """Take in a platform's own uploads, each with an optional JSON sidecar (docs/crawling.md has its fields).
+
+    [bold]Example[/bold]: lora-audit crawl folder /srv/uploads --watch
+    """
+
+    name = "folder"
+    asks = FolderQuery
+    remote = False
+    looks_again = True
+
+    def open(self, catalog: Catalog, how: CrawlSettings, asked: FolderQuery | None = None) -> Source:
+        """The folder as it is now."""
+        wanted = asked or FolderQuery()
+        return Folder(catalog, wanted.location, wanted.settle)
+
+    def remark(self, source: Folder) -> str | None:
+        """How many files are still being written."""
+        count = len(source.unfinished)
+        return f"{count} files are still being written: left for the next look" if count else None
+
+
+SOURCE = FolderKind()

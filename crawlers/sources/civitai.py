@@ -7,10 +7,12 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from audit import metrics
+from audit.config import CrawlSettings, Prompts
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
@@ -18,8 +20,8 @@ from crawlers.catalog import Catalog, Outcome
 from crawlers.civitai_answers import PROMPT_IMAGES
 from crawlers.civitai_answers import prompts_of as prompts_of
 from crawlers.civitai_answers import reference_of as reference_of
-from crawlers.crawl import News, Page, with_passed_over
-from crawlers.http import Session, Token, is_of_the_request
+from crawlers.crawl import News, with_passed_over
+from crawlers.http import Session, Token, is_of_the_request, read_token
 from crawlers.items import (
     Claim,
     Item,
@@ -31,6 +33,7 @@ from crawlers.items import (
     text_of,
     time_of,
 )
+from crawlers.source import Page, Source, SourceKind, asked
 from crawlers.training_data import fetch_ground_truth
 
 log = logging.getLogger(__name__)
@@ -38,28 +41,33 @@ ENDPOINT = "https://civitai.com/api/v1"
 # One site under several names: the same models by the same numbers, of which each name shows a part.
 TWINS = frozenset({"civitai.com", "civitai.green", "civitai.red"})
 ADAPTERS = ("LORA", "LoCon", "DoRA")
-SORTS = ("Newest", "Most Downloaded", "Highest Rated")
 WEIGHTS = ("Model", "Pruned Model")
 PAGE = 100
 PART = 10  # models: of a page that fails as a whole
 MOST_PARTS = 50  # page times limit may be 1000 at most
-# A first crawl's prompts cost a request a version; they are asked for only where the version names no trained words.
-PROMPTS = ("missing", "always", "never")
 TAKEN = {"TakenDown": "taken down at the source", "Archived": "archived at the source: its files are gone there"}
+
+
+class Sort(StrEnum):
+    """The orders of a listing."""
+
+    newest = "Newest"
+    downloaded = "Most Downloaded"
+    rated = "Highest Rated"
 
 
 @dataclass(frozen=True)
 class CivitaiQuery:
     """What GET /models is asked for. ``since`` drops versions published before it."""
 
-    query: str | None = None
-    tag: str | None = None
-    username: str | None = None
-    base_models: tuple[str, ...] = ()
-    types: tuple[str, ...] = ADAPTERS
-    sort: str = "Newest"
-    nsfw: bool = False
-    since: datetime | None = None
+    query: str | None = asked(None, "Words in the model's name.")
+    tag: str | None = asked(None, "Only models with this tag.")
+    username: str | None = asked(None, "Only this uploader's.")
+    base_models: tuple[str, ...] = asked((), 'Such as "SD 1.5"; repeat for several.', option="base-model")
+    types: tuple[str, ...] = asked(ADAPTERS, "LORA, LoCon, DoRA, Checkpoint. Repeat for several.", option="type")
+    sort: Sort = asked(Sort.newest, "Newest (ends early when run again), Most Downloaded, Highest Rated.")
+    nsfw: bool = asked(False, "Also what the source marks as adult; hidden by default.")
+    since: datetime | None = asked(None, "Only what is newer (UTC).")
 
     def parameters(self) -> list[tuple[str, str]]:
         """The query string, without paging."""
@@ -80,7 +88,7 @@ class Civitai:
         query: CivitaiQuery | None = None,
         endpoint: str = ENDPOINT,
         token: Token | None = None,
-        prompts: str = "missing",
+        prompts: Prompts = Prompts.missing,
         ground_truth: bool = False,
         requests_per_second: float = 2.0,
         allow_private: bool = False,
@@ -405,3 +413,30 @@ def _first_twin(url: str | None) -> str | None:
     except ValueError:  # no URL: it is refused where it is asked for
         return url
     return parts._replace(netloc=min(TWINS)).geturl() if parts.netloc in TWINS else url
+
+
+class CivitaiKind(SourceKind):
+    """Crawl Civitai. Downloads need a token: in CIVITAI_TOKEN, or a file given with --token-file.
+
+    [bold]Example[/bold]: lora-audit crawl civitai --base-model "SD 1.5" --tag style --limit 100
+    """
+
+    name = "civitai"
+    asks = CivitaiQuery
+    settings = ("prompts", "training_data", "token_file", "rate", "retries", "allow_private")
+    endpoint = "civitai_endpoint"
+
+    def open(self, catalog: Catalog, how: CrawlSettings, asked: CivitaiQuery | None = None) -> Source:
+        """Its API. Without a listing, prompts of single items are asked for as the configuration says."""
+        token = read_token("CIVITAI_TOKEN", how.token_file)
+        return Civitai(
+            catalog, asked, how.civitai_endpoint, token, how.prompts, how.training_data, how.rate, how.allow_private,
+            how.retries,
+        )  # fmt: skip
+
+    def named(self, text: str) -> dict[str, str] | None:
+        """A page, AIR urn, model id or hash."""
+        return reference_of(text)
+
+
+SOURCE = CivitaiKind()

@@ -13,15 +13,17 @@ from urllib.parse import urlsplit
 from huggingface_hub import hf_hub_url
 
 from audit import metrics
+from audit.config import CrawlSettings
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.base import HUB_ID
 from crawlers.catalog import Catalog, Outcome
-from crawlers.crawl import Page, with_passed_over
-from crawlers.http import Session, Token, check_url, is_of_the_request
+from crawlers.crawl import with_passed_over
+from crawlers.http import Session, Token, check_url, is_of_the_request, read_token
 from crawlers.hub_api import HubApi, gated
 from crawlers.items import Claim, Item, clean_name, count_in_prose, dict_of, hex_of, list_of, text_of, time_of
+from crawlers.source import Page, Source, SourceKind, asked
 
 log = logging.getLogger(__name__)
 ENDPOINT = "https://huggingface.co"
@@ -37,10 +39,12 @@ MAX_PATH = 1000
 class HuggingFaceQuery:
     """What is listed. ``since`` ends the listing at models last modified before it."""
 
-    filters: tuple[str, ...] = ("lora",)
-    author: str | None = None
-    search: str | None = None
-    since: datetime | None = None
+    filters: tuple[str, ...] = asked(
+        ("lora",), "Tags, such as lora or base_model:adapter:ID. Repeat for several.", option="filter"
+    )
+    author: str | None = asked(None, "Only this user's or organisation's.")
+    search: str | None = asked(None, "Words in the model's name.")
+    since: datetime | None = asked(None, "Only what is newer (UTC).")
 
 
 class HuggingFace:
@@ -262,3 +266,27 @@ def reference_of(text: str) -> dict[str, str] | None:
     if not match or not HUB_ID.fullmatch(match.group(1)):
         return None
     return {"model_id": match.group(1), **({"revision": match.group(2)} if match.group(2) else {})}
+
+
+class HuggingFaceKind(SourceKind):
+    """Crawl the Hugging Face Hub. Gated models need the token of an account with access, in HF_TOKEN.
+
+    [bold]Example[/bold]: lora-audit crawl huggingface --filter lora --filter
+    base_model:adapter:stable-diffusion-v1-5/stable-diffusion-v1-5 --since 2026-11-01
+    """
+
+    name = "huggingface"
+    asks = HuggingFaceQuery
+    settings = ("token_file", "allow_private")
+    endpoint = "hub_endpoint"
+
+    def open(self, catalog: Catalog, how: CrawlSettings, asked: HuggingFaceQuery | None = None) -> Source:
+        """Its API."""
+        return HuggingFace(catalog, asked, how.hub_endpoint, read_token("HF_TOKEN", how.token_file), how.allow_private)
+
+    def named(self, text: str) -> dict[str, str] | None:
+        """A model's page, or owner/name."""
+        return reference_of(text)
+
+
+SOURCE = HuggingFaceKind()

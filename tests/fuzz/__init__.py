@@ -1,0 +1,1 @@
+"""What strangers send, changed in every way that can be thought of: ``python -m tests.fuzz``."""
