@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -256,15 +257,17 @@ def add_references(
     )
 
 
-def run(config: Config, tell: Callable[[RunState], None] | None = None) -> RunState:
+def run(
+    config: Config, tell: Callable[[RunState], None] | None = None, stop: threading.Event | None = None
+) -> RunState:
     """Audit what the catalog of a workspace holds and has no result yet; the final state.
 
-    ``tell`` hears of the state at every event. It can be stopped at any time and goes on where it was. Raises
-    AuditError where it cannot begin, and where results cannot be kept.
+    ``tell`` hears of the state at every event. It can be stopped at any time, at best by setting ``stop``, and goes on
+    where it was. Raises AuditError where it cannot begin, and where results cannot be kept.
     """
     if not config.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
-    return Run(config, tell).run()
+    return Run(config, tell, stop).run()
 
 
 def inspect(

@@ -74,3 +74,7 @@ class FetchError(AuditError):
     ) -> None:
         super().__init__(message)
         self.state, self.wait, self.status, self.until = state, wait, status, until
+
+
+class BrokeOffError(FetchError):
+    """An answer that ended before it was whole: asking again is of use, and a download goes on where it was."""

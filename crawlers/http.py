@@ -31,7 +31,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 
-from audit.errors import CrawlError, FetchError
+from audit.errors import BrokeOffError, CrawlError, FetchError
 from audit.storable import storable
 from audit.untrusted.wire import check_values
 from crawlers.items import time_of
@@ -329,7 +329,7 @@ class Session:
             try:
                 yield response
             except (requests.RequestException, OSError) as error:
-                raise FetchError(f"{shown(url)} broke off ({_cause(error)})") from None
+                raise BrokeOffError(f"{shown(url)} broke off ({_cause(error)})") from None
 
     def get_json(self, url: str, params: Mapping[str, Any] | None = None, json_body: Any = None) -> Any:
         """The JSON document at ``url``, of at most MAX_JSON_BYTES; asked again twice where the answer breaks off.
@@ -346,8 +346,8 @@ class Session:
         for last in (False, False, True):
             try:
                 return self._get_page(url, params, json_body, form, check or check_status)
-            except FetchError as error:
-                if last or "broke off" not in str(error):
+            except BrokeOffError:
+                if last:
                     raise
         raise AssertionError("unreachable")
 

@@ -22,7 +22,7 @@ from audit.config import Config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from audit.engine.run import Run, RunState
+    from audit.engine.run import RunState
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +39,17 @@ def run(config: Config, as_json: JsonOption = False) -> None:
 
     [bold]Example[/bold]: lora-audit run --engine ray --base sd1=sd15 --references portfolio --where "source = 'folder'"
     """
+    from audit import api
     from audit.cli.crawl import serve_metrics
-    from audit.engine.run import Run
-    from audit.errors import ConfigError
 
-    if not config.bases:
-        raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
     serve_metrics(config.run.metrics_port, config.run.metrics_address)
     out = console()
     display = _Display(out)
-    running = Run(config, display.tell)
-    handlers = _drain_on_signals(running)
+    stop = threading.Event()
+    handlers = _drain_on_signals(stop)
     try:
         with display, redirect_stdout(sys.stderr):  # Ray prints to stdout, which is for --json
-            state = running.run()
+            state = api.run(config, display.tell, stop)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -68,14 +65,14 @@ def run(config: Config, as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
-def _drain_on_signals(running: Run) -> dict[int, Any]:
+def _drain_on_signals(stop: threading.Event) -> dict[int, Any]:
     """SIGTERM and the first SIGINT drain; a second SIGINT interrupts."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def drain(number: int, frame: FrameType | None) -> None:
-        running.stop.set()
+        stop.set()
         log.info("draining: running audits finish or keep what they have; nothing new begins")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

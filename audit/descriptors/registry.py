@@ -1,56 +1,36 @@
-"""Descriptors by name: "nano", "sscd", "pdq", or the path of a TorchScript or ONNX file."""
+"""Descriptors by name: ours, those of other packages, or the path of a TorchScript or ONNX file."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import requests
 
-from audit.demo import DESCRIPTOR as NANO
 from audit.descriptors.base import Descriptor
 from audit.descriptors.facts import DescriptorFacts
-from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor, file_sha256, network_name
-from audit.descriptors.pdq import PdqDescriptor
+from audit.descriptors.kinds import DescriptorKind
 from audit.errors import DescriptorError
 from audit.files import whole_file
+from audit.registry import Registry
 
-NANO_THRESHOLD = 0.7
-
-# github.com/facebookresearch/sscd-copy-detection (MIT): sscd_disc_mixup, ResNet-50, 512 dimensions
-SSCD_URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
-SSCD_SHA256 = "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56"
-SSCD_BYTES = 98_791_638
-SSCD_SIZE = 320
-SSCD_THRESHOLD = 0.75
+DESCRIPTORS: Registry[DescriptorKind] = Registry(
+    DescriptorKind, "audit.descriptors", "DESCRIPTOR", "lora_audit.descriptors"
+)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """Where a network's file is and how it is used; ``sha256`` where it is pinned."""
-
-    path: Path
-    label: str
-    input_size: int
-    threshold: float
-    sha256: str | None = None
-
-
-def _source_of(name: str) -> _Source | None:
-    """Where the descriptor ``name`` is; None for PDQ, which is no network. Raises DescriptorError."""
-    if name == "nano":
-        return _Source(NANO, "nano", 64, NANO_THRESHOLD)
-    if name == "sscd":
-        path = download(SSCD_URL, SSCD_SHA256, SSCD_BYTES)
-        return _Source(path, "sscd_disc_mixup", SSCD_SIZE, SSCD_THRESHOLD, SSCD_SHA256)
-    if name == "pdq":
-        return None
+def kind_of(name: str) -> DescriptorKind:
+    """What ``name`` is: a descriptor that is known by it, or a TorchScript or ONNX file. Raises DescriptorError."""
+    if name in DESCRIPTORS:
+        return DESCRIPTORS[name]
     path = Path(name)
     if not path.is_file():
-        raise DescriptorError(f"no descriptor {name!r}: use nano, sscd, pdq, or the path of a TorchScript or ONNX file")
-    return _Source(path, path.stem, SSCD_SIZE, SSCD_THRESHOLD)
+        known = ", ".join(DESCRIPTORS)
+        raise DescriptorError(f"no descriptor {name!r}: use {known}, or the path of a TorchScript or ONNX file")
+    from audit.descriptors.own import OwnFile
+
+    return OwnFile(path)
 
 
 def load_descriptor(name: str, device: str = "cpu") -> Descriptor:
@@ -58,25 +38,12 @@ def load_descriptor(name: str, device: str = "cpu") -> Descriptor:
 
     Raises DescriptorError where it cannot be had.
     """
-    source = _source_of(name)
-    if source is None:
-        return PdqDescriptor()
-    if source.path.suffix == ".onnx":
-        return OnnxDescriptor(source.path, source.label, source.input_size, source.threshold, source.sha256)
-    return TorchScriptDescriptor(
-        source.path, source.label, source.input_size, source.threshold, source.sha256, device=device
-    )
+    return kind_of(name).load(device)
 
 
 def descriptor_facts(name: str) -> DescriptorFacts:
     """What the descriptor ``name`` is, without loading its network. Raises DescriptorError where it cannot be had."""
-    source = _source_of(name)
-    if source is None:
-        return facts_of(PdqDescriptor(), name)
-    digest = source.sha256 or file_sha256(source.path)
-    return DescriptorFacts(
-        name, network_name(source.label, digest, source.input_size), source.threshold, source.input_size
-    )
+    return kind_of(name).facts()
 
 
 def facts_of(descriptor: Descriptor, name: str) -> DescriptorFacts:

@@ -10,7 +10,7 @@ import duckdb
 
 from audit.config import Config, Priority
 from audit.descriptors.facts import DescriptorFacts
-from audit.descriptors.registry import descriptor_facts
+from audit.descriptors.registry import DESCRIPTORS, descriptor_facts
 from audit.errors import ConfigError
 from audit.extraction.captions import Caption, TrainingImages, choose_captions, choose_training_images, rank_captions
 from audit.job import BaseFacts, CheckpointFacts, Job
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from audit.bench import Bench
 
 CHUNK = 500
-PINNED = ("nano", "sscd", "pdq")  # descriptors that are known to load
 
 
 @dataclass
@@ -75,7 +74,7 @@ class Due:
 
     def _describe(self, source: str) -> DescriptorFacts:
         """The descriptor; one of the user's own is loaded, so that what does not load is refused before anything."""
-        return descriptor_facts(source) if source in PINNED else self._at_bench().described_by(source)
+        return descriptor_facts(source) if source in DESCRIPTORS else self._at_bench().described_by(source)
 
     def _at_bench(self) -> Bench:
         from audit.bench import Bench

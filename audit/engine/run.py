@@ -96,12 +96,17 @@ def is_alive(run: RunState) -> bool:
 
 
 class Run:
-    """One run. ``tell`` hears of its state at every event."""
+    """One run. ``tell`` hears of its state at every event; setting ``stop`` lets it drain and end."""
 
-    def __init__(self, config: Config, tell: Callable[[RunState], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tell: Callable[[RunState], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.config, self.tell = config, tell or (lambda state: None)
         self.workspace = Workspace(config.workspace)
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
         self.skipped = Skipped({})
         now = time.time()
         self.state = RunState(
