@@ -45,6 +45,7 @@ SLOW = (
     "test_release.py::test_the_wheel_has_what_users_need_and_nothing_else",
     "test_storage.py",
     "testbed/",
+    "untrusted/test_pool.py",
     "workspace/test_object_storage.py",
     "workspace/test_torture.py",
 )
