@@ -307,15 +307,20 @@ def config_show(config: ConfigFile = None, sets: Set = None, as_json: JsonOption
 
     from audit.config import PREFIX, leaves, load_config
     from audit.files import shown as location_shown
+    from audit.locations import plain_without_credentials, without_credentials
 
     loaded = load_config(config, None, overrides_of(sets))
     loaded = replace(loaded, workspace=location_shown(loaded.workspace))
     if as_json:
-        print_json(asdict(loaded))
+        print_json(plain_without_credentials(asdict(loaded)))
         return
     table = Table("setting", "value", "meaning", "environment")
     for dotted, (value, text) in leaves(loaded):
-        shown = "auto" if dotted == "settings.w" and value is None else ("" if value is None else str(value))
+        shown = (
+            "auto"
+            if dotted == "settings.w" and value is None
+            else ("" if value is None else without_credentials(str(value)))
+        )
         variable = PREFIX + dotted.upper().replace(".", "__")
         table.add_row(dotted, escape(shown), escape(text), variable)
     result_console().print(table)

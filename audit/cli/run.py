@@ -92,6 +92,7 @@ def run(
     from audit.config import load_config
     from audit.engine.run import Run
     from audit.errors import ConfigError
+    from audit.locations import without_credentials
 
     named: dict[str, Any] = {
         "run__engine": engine, "run__address": address, "run__where": where, "run__limit": limit, "run__shard": shard,
@@ -105,7 +106,9 @@ def run(
     for one in base or []:
         family, equals, source = one.partition("=")
         if not equals or not source:
-            raise typer.BadParameter(f"{one!r}: write FAMILY=SOURCE, such as sd1=folder", param_hint="--base")
+            raise typer.BadParameter(
+                f"{without_credentials(one)!r}: write FAMILY=SOURCE, such as sd1=folder", param_hint="--base"
+            )
         overrides[f"bases.{family}"] = source
     loaded = load_config(config, None, overrides)
     if not loaded.bases:

@@ -24,6 +24,7 @@ from audit.engine.local import LocalEngine
 from audit.engine.work import Event, Task
 from audit.errors import WorkspaceError
 from audit.files import shown
+from audit.locations import plain_without_credentials
 from audit.report.index import Answer, write_index
 from audit.storage import Workspace
 from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
@@ -106,7 +107,7 @@ class Run:
             host=socket.gethostname(),
             pid=os.getpid(),
             started_at=now,
-            config=_plain(asdict(replace(config, workspace=shown(config.workspace)))),
+            config=plain_without_credentials(_plain(asdict(replace(config, workspace=shown(config.workspace))))),
             heartbeat_at=now,
         )
         self._lock = threading.Lock()
