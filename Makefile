@@ -7,25 +7,56 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # The CPU build of torch unless there is an NVIDIA GPU; `make demo TORCH_INDEX=` takes the package index's own build.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test check fuzz measure gpu-kit lock sbom audit fix install clean
+.PHONY: demo test test-fast check lint fuzz measure docs docs-check wheel wheel-check release-notes gpu-kit lock sbom audit fix install clean
 
 demo: install  ## audit a checkpoint of the embedded model; exit code 10 (matches found) is what it should end with
 	$(BIN)/lora-audit demo; code=$$?; [ $$code -eq 10 ] || { echo "expected matches (exit code 10), got $$code"; exit 1; }
 
-test: install  ## the tests
-	$(BIN)/python -m pytest
+# Tests share the cores, one thread each; those that want clusters, ports or a quiet machine run after them, by themselves.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-check: install  ## lint, format, types, tests
+test: install  ## all tests; JOBS=N at a time
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not alone"
+	$(PYTEST) -m alone
+
+test-fast: install  ## what is not marked slow (tests/conftest.py), in less than two minutes on two cores
+	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not alone"
+
+check: install lint test  ## lint, format, types, tests
+
+lint: install  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
 
 fuzz: install  ## changed files and answers of strangers, a million of them (--minutes 10: as many as fit)
 	$(BIN)/python -m tests.fuzz
 
 measure: install  ## the quick form of the extraction benchmark; fails where model guidance is behind CFG
 	$(BIN)/python -m benchmarks.extraction --quick
+
+wheel: install  ## dist/, the wheel and the source distribution
+	rm -rf build  # setuptools takes up what an earlier build has left
+	$(BIN)/python -m build --no-isolation
+
+wheel-check: install  ## the wheel in a clean environment: contents, size, commands, the demo (WHEEL_CHECK=--no-demo)
+	$(BIN)/python -m tests.wheel $(WHEEL_CHECK)
+
+release-notes: install  ## the note of the release that pyproject.toml names, out of CHANGELOG.md
+	@$(BIN)/python -m tests.release
+
+docs: $(VENV)/.docs  ## the generated documents, and site/, built strictly: every link leads somewhere
+	$(BIN)/python -m docs.generate
+	$(BIN)/mkdocs build --strict --quiet
+
+docs-check: $(VENV)/.docs  ## the same, and fail where a generated document is stale
+	$(BIN)/python -m docs.generate --check
+	$(BIN)/mkdocs build --strict --quiet
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[docs]"
+	touch $@
 
 gpu-kit:  ## .gpu/, what a rented GPU machine without a network needs (docs/performance.md); wants a Python 3.12
 	bash benchmarks/gpu/kit.sh

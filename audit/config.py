@@ -1,15 +1,17 @@
-"""The configuration: one tree of dataclasses whose fields carry their help text.
+"""The configuration of every command: one tree of dataclasses whose fields carry their help text and limits.
 
 It comes from a TOML or YAML file, the environment (``LORA_AUDIT_RUN__LIMIT=5``, ``LORA_AUDIT_SETTINGS__STEPS=20``) and
-the command line, the later the stronger, all through ``load_config``.
+the command line, the later the stronger, all through ``load_config``. The options of the commands are made from the
+fields (``audit.cli.options``): a new setting is a new field here.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -71,12 +73,36 @@ class Compile(StrEnum):
     graphs = "graphs"
 
 
-def _setting(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _setting(default: Any, text: str, **more: Any) -> Any:
+    """A field: its help, and perhaps ``min`` and ``max``, ``metavar``, ``option`` and ``variable`` if not its own.
+
+    ``word`` is what None is called where text is given.
+    """
+    if "default_factory" in more:
+        return field(default_factory=more.pop("default_factory"), metadata={"help": text, **more})
+    return field(default=default, metadata={"help": text, **more})
+
+
+class _Checked:
+    """A dataclass whose numbers keep within the limits of their fields. Raises ConfigError."""
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # type: ignore[arg-type]
+            value, least, most = getattr(self, one.name), one.metadata.get("min"), one.metadata.get("max")
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            if not math.isfinite(value) or (least is not None and value < least) or (most is not None and value > most):
+                raise ConfigError(f"{one.name} = {value!r}: it is a number {_range(least, most)}")
+
+
+def _range(least: float | None, most: float | None) -> str:
+    if least is None and most is None:
+        return "that is finite"
+    return f"of at least {least}" if most is None else f"from {least if least is not None else '-infinity'} to {most}"
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(_Checked):
     """Every setting that changes the result of an audit; all of them go into its id."""
 
     method: Method = _setting(Method.model_guidance, "How sampling is steered: direct, cfg or model-guidance.")
@@ -84,15 +110,16 @@ class Settings:
         None,
         "Guidance weight: a number, or auto: by how far fine-tuning has moved the predictions (3 for cfg). The paper: "
         "5 for LoRA, 3 for DreamBooth on Stable Diffusion.",
-    )
+        min=0, max=1000, word="auto", metavar="NUMBER|auto",
+    )  # fmt: skip
     k: float = _setting(0.0, "Correction term of model guidance (the paper: -0.02 for DreamBooth, 0 for LoRA).")
     base_caption: BaseCaption = _setting(
         BaseCaption.empty, "What the base's prediction is conditioned on: the empty caption, or the same one."
     )
     solver: Solver = _setting(Solver.dpmpp, "ODE solver: dpm++, or ddim as in the paper (which wants 50 steps).")
-    steps: int = _setting(15, "Solver steps an image.")
-    seed: int = _setting(0, "Seed of all starting noise.")
-    images_per_training_image: int = _setting(50, "Images sampled = this times N0.")
+    steps: int = _setting(15, "Solver steps an image.", min=1, max=1000)
+    seed: int = _setting(0, "Seed of all starting noise.", min=0)
+    images_per_training_image: int = _setting(50, "Images sampled = this times N0.", min=1)
     lora_scale: float = _setting(1.0, "Strength at which a LoRA is applied.")
     clustering: Clustering = _setting(
         Clustering.peaks, "peaks (default, never times out) or cliques (the paper's, up to 30 s a threshold)."
@@ -101,8 +128,10 @@ class Settings:
         StoredImages.extractions,
         "Images kept: extractions, all, or hashes-only (no pixels leave memory: only descriptors and hashes are kept).",
     )
-    adapter: str | None = _setting(None, "Which adapter of a file that holds several by name.")
-    resolution: int | None = _setting(None, "Side of the sampled images in pixels; by default the base model's own.")
+    adapter: str | None = _setting(None, "Which adapter of a file that holds several by name.", metavar="NAME")
+    resolution: int | None = _setting(
+        None, "Side of the sampled images in pixels; by default the base model's own.", min=16
+    )
     embedded_guidance: float = _setting(
         3.5, "Guidance weight that guidance-distilled models (FLUX.1 dev) take as an input; others have none."
     )
@@ -138,59 +167,107 @@ class Priority(StrEnum):
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """How a run goes about the catalog. None of this changes a result."""
+class RunSettings(_Checked):
+    """How audits are gone about. None of this changes a result."""
 
     engine: EngineName = _setting(EngineName.local, "local (this process, one audit at a time) or ray.")
     address: str | None = _setting(None, "A Ray cluster: auto, or ray://host:10001. Without, one is started here.")
-    where: str = _setting("TRUE", "An SQL condition over the checkpoints table: which items are audited.")
-    limit: int | None = _setting(None, "Audits at most.")
-    shard: str = _setting("0/1", "This run's part of the work, I/N with I from 0: several runs can share it.")
+    device: str | None = _setting(None, "cpu, cuda or cuda:N. Default: cuda where there is one.")
+    where: str = _setting(
+        "TRUE", "An SQL condition over the checkpoints table: which items are audited.", metavar="SQL"
+    )
+    limit: int | None = _setting(None, "Audits at most.", min=1)
+    shard: str = _setting(
+        "0/1", "This run's part of the work, I/N with I from 0: several runs can share it.", metavar="I/N"
+    )
     max_gpu_hours: float | None = _setting(
-        None, "Stop taking on audits after this many GPU hours (worker hours on CPUs)."
+        None, "Stop taking on audits after this many GPU hours (worker hours on CPUs).", min=0
     )
     priority: Priority = _setting(Priority.uploads, "uploads: a platform's own uploads before the rest; or none.")
-    min_workers: int = _setting(1, "Workers kept while there is work.")
-    max_workers: int | None = _setting(None, "Workers at most. Default: as many as the cluster has room for.")
-    gpus_per_worker: float | None = _setting(None, "GPUs a worker, fractions allowed. Default: 1 where there are any.")
-    cpus_per_worker: float = _setting(1.0, "CPUs a worker takes; on machines without GPUs it is what pins it.")
-    batch_size: int = _setting(0, "Images a batch; halved when memory runs out. 0: by the device's memory.")
+    min_workers: int = _setting(1, "Workers kept while there is work.", min=0)
+    max_workers: int | None = _setting(None, "Workers at most. Default: as many as the cluster has room for.", min=1)
+    gpus_per_worker: float | None = _setting(
+        None, "GPUs a worker, fractions allowed. Default: 1 where there are any.", min=0
+    )
+    cpus_per_worker: float = _setting(1.0, "CPUs a worker takes; on machines without GPUs it is what pins it.", min=0)
+    batch_size: int = _setting(0, "Images a batch; halved when memory runs out. 0: by the device's memory.", min=0)
     compile: Compile = _setting(
         Compile.off,
         "torch.compile: off, blocks (the repeated blocks of the denoiser: a minute once a worker and family) or graphs "
         "(the whole denoiser, with CUDA graphs).",
     )
-    attempts: int = _setting(3, "Failed attempts after which a checkpoint is quarantined.")
-    extract_deadline: float = _setting(4 * 3600.0, "Seconds after which a worker that extracts counts as hung.")
-    finish_deadline: float = _setting(1800.0, "Seconds after which clustering and matching count as hung.")
-    drain_seconds: float = _setting(60.0, "Seconds that running audits have to finish after SIGTERM; the rest resumes.")
-    metrics_port: int | None = _setting(None, "Serve Prometheus metrics on this port.")
+    attempts: int = _setting(3, "Failed attempts after which a checkpoint is quarantined.", min=1)
+    extract_deadline: float = _setting(4 * 3600.0, "Seconds after which a worker that extracts counts as hung.", min=0)
+    finish_deadline: float = _setting(1800.0, "Seconds after which clustering and matching count as hung.", min=0)
+    drain_seconds: float = _setting(
+        60.0, "Seconds that running audits have to finish after SIGTERM; the rest resumes.", min=0
+    )
+    metrics_port: int | None = _setting(None, "Serve Prometheus metrics on this port.", min=0, max=65535)
     metrics_address: str = _setting(
         "127.0.0.1", "The address they are served on; 0.0.0.0 is every one of this machine."
     )
-    compact_every: int = _setting(200, "Finished audits after which small files are merged.")
+    compact_every: int = _setting(200, "Finished audits after which small files are merged.", min=1)
+
+
+class Prompts(StrEnum):
+    """When prompts of example images count as captions."""
+
+    missing = "missing"
+    always = "always"
+    never = "never"
+
+
+@dataclass(frozen=True)
+class CrawlSettings(_Checked):
+    """How sources are asked, and what is taken from them."""
+
+    civitai_endpoint: str = _setting("https://civitai.com/api/v1", "Civitai's API, for a mirror.", metavar="URL")
+    hub_endpoint: str = _setting(
+        "https://huggingface.co", "The Hugging Face Hub, for a mirror.", metavar="URL", variable="HF_ENDPOINT"
+    )
+    rate: float = _setting(2.0, "Requests a second to a host; 0 for no limit of ours.", min=0)
+    retries: int = _setting(6, "Tries after 429, 5xx and lost connections.", min=0, max=20)
+    downloads: int = _setting(4, "Files downloaded at once.", min=1, max=32)
+    max_file: str = _setting("8G", "Largest file that is downloaded, such as 500M or 8G.", metavar="SIZE")
+    prompts: Prompts = _setting(
+        Prompts.missing, "Example images' prompts as captions: missing (only without trained words), always, never."
+    )
+    training_data: bool = _setting(False, "Also take training sets that uploaders have published, to score audits.")
+    token_file: Path | None = _setting(None, "A file (mode 0600) with the token, instead of the environment.")
+    opt_out: Path | None = _setting(
+        None, "A list of models and users to leave alone. Default: the workspace's opt-out.txt.",
+        variable="LORA_AUDIT_OPT_OUT",
+    )  # fmt: skip
+    allow_private: bool = _setting(False, "Talk to hosts with private addresses, too.")
+    metrics_port: int | None = _setting(None, "Serve Prometheus metrics on this port.", min=0, max=65535)
+    metrics_address: str = _setting(
+        "127.0.0.1", "The address they are served on; 0.0.0.0 is every one of this machine."
+    )
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that a run needs."""
+    """Everything that commands need."""
 
     workspace: str = _setting("lora-audit-workspace", "Where all results are: a folder, or s3://bucket/prefix.")
     descriptor: str = _setting("sscd", "sscd, nano, pdq, or the path of a TorchScript or ONNX file.")
-    references: tuple[str, ...] = _setting((), "Reference sets of the workspace to match with.")
-    bases: dict[str, str] = field(
-        default_factory=dict,
-        metadata={"help": "The base model of each family, or of a base model's claimed name: sd1 = sd15."},
-    )
-    base_configs: dict[str, str] = field(
-        default_factory=dict,
-        metadata={"help": "For single-file bases: the folder or owner/name@COMMIT of its configuration."},
-    )
-    settings: Settings = field(default_factory=Settings, metadata={"help": "What changes the result of an audit."})
-    run: RunSettings = field(default_factory=RunSettings, metadata={"help": "How a run goes about its work."})
+    references: tuple[str, ...] = _setting((), "A reference set of the workspace to match with. Repeat for several.")
+    bases: dict[str, str] = _setting(
+        None,
+        "The base model of a family, or of a base model's claimed name: sd1=sd15, sd1=owner/name@COMMIT, or a folder.",
+        default_factory=dict, option="base", metavar="FAMILY=SOURCE",
+    )  # fmt: skip
+    base_configs: dict[str, str] = _setting(
+        None, "For single-file bases: the folder or owner/name@COMMIT of its configuration.",
+        default_factory=dict, option="base-config", metavar="FAMILY=SOURCE",
+    )  # fmt: skip
+    settings: Settings = _setting(None, "What changes the result of an audit.", default_factory=Settings)
+    run: RunSettings = _setting(None, "How audits are gone about.", default_factory=RunSettings)
+    crawl: CrawlSettings = _setting(None, "How sources are asked.", default_factory=CrawlSettings)
 
 
 PREFIX = "LORA_AUDIT_"
+FREE = ("bases", "base_configs")  # tables whose names are the user's
 
 
 def load_config(
@@ -204,14 +281,12 @@ def load_config(
 
     tree: dict[str, Any] = _read(file) if file else {}
     _check_names(tree, Config, str(file))
-    known = {dotted.upper().replace(".", "__"): dotted for dotted, _ in leaves(Config())}
-    for variable, value in (os.environ if environment is None else environment).items():
-        name = variable.removeprefix(PREFIX)
-        if name != variable and name in known:
-            _put(tree, known[name], value)
+    for dotted, value in _of_environment(os.environ if environment is None else environment).items():
+        _put(tree, dotted, value)
+    known = {dotted for dotted, _ in leaves(Config())}
     for dotted, value in (overrides or {}).items():
         if value is not None:
-            if dotted.split(".")[0] not in ("bases", "base_configs") and dotted not in known.values():
+            if dotted.split(".")[0] not in FREE and dotted not in known:
                 raise ConfigError(f"there is no setting {dotted!r}: see 'lora-audit config show'")
             _put(tree, dotted, value)
     if isinstance(tree.get("references"), str):
@@ -225,6 +300,32 @@ def load_config(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{where} = {str(first['input'])[:100]!r}: {first['msg']}") from error
+
+
+def variable_of(dotted: str) -> str:
+    """The environment variable of a setting."""
+    own = field_of(dotted).metadata.get("variable")
+    return str(own) if own else PREFIX + dotted.upper().replace(".", "__")
+
+
+def field_of(dotted: str) -> Field[Any]:
+    """The field of a setting such as "run.limit"."""
+    *groups, name = dotted.split(".")
+    kind: Any = Config
+    for group in groups:
+        kind = kind.__dataclass_fields__[group].default_factory
+    found: Field[Any] = kind.__dataclass_fields__[name]
+    return found
+
+
+def _of_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Settings by their dotted names. Raises ConfigError for a variable of a group that has no such setting."""
+    by_variable = {variable_of(dotted): dotted for dotted, _ in leaves(Config())}
+    groups = tuple(f"{PREFIX}{one.name.upper()}__" for one in fields(Config))
+    for variable in environment:
+        if variable.startswith(groups) and variable not in by_variable:
+            raise ConfigError(f"{variable} names no setting: see 'lora-audit config show'")
+    return {by_variable[name]: value for name, value in environment.items() if name in by_variable}
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -267,13 +368,3 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, str]]]
             yield from leaves(value, f"{prefix}{one.name}.")
         else:
             yield f"{prefix}{one.name}", (value, str(one.metadata["help"]))
-
-
-def help_of(name: str) -> str:
-    """The help text of one setting."""
-    return str(Settings.__dataclass_fields__[name].metadata["help"])
-
-
-def default_of(name: str) -> Any:
-    """The default of one setting."""
-    return Settings.__dataclass_fields__[name].default

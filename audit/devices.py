@@ -173,3 +173,10 @@ def device_name(device: str) -> str:
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
     return f"{device}, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def default_device() -> str:
+    """ "cuda" where there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

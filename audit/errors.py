@@ -61,6 +61,10 @@ class CrawlError(AuditError):
     """A crawl that cannot start or go on: a refused host, a missing token, a source that does not answer."""
 
 
+class BoundaryError(AuditError):
+    """The processes that parse strangers' files cannot be started. No file is to blame."""
+
+
 class FetchError(AuditError):
     """One item that cannot be had. ``state`` is what the catalog records: failed (worth another try), refused, gone.
 
@@ -78,3 +82,7 @@ class FetchError(AuditError):
     ) -> None:
         super().__init__(message)
         self.state, self.wait, self.status, self.until = state, wait, status, until
+
+
+class BrokeOffError(FetchError):
+    """An answer that ended before it was whole: asking again is of use, and a download goes on where it was."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import secrets
 
-from audit.errors import AuditError, WorkspaceError
+from audit.errors import AuditError, BoundaryError, WorkspaceError
 from audit.locations import without_credentials
 from audit.storable import storable
 
 
 def is_of_the_item(error: Exception) -> bool:
-    """Whether ``error`` may be one item's own: a storage that fails would fail for all others too."""
-    return not isinstance(error, WorkspaceError)
+    """Whether ``error`` may be one item's own: a storage, or a system, that fails would fail for all others too."""
+    return not isinstance(error, WorkspaceError | BoundaryError)
 
 
 def reason_of_fault(error: Exception, what: str, log: logging.Logger) -> str:

@@ -21,14 +21,14 @@ import numpy as np
 import typer
 
 from audit.clustering import greedy_cliques
-from audit.config import Clustering, Settings, Solver, default_of
+from audit.config import Clustering, Settings, Solver
+from audit.demo import ASSETS, load_set
 from audit.descriptors import load_descriptor
 from audit.evaluation import score
-from audit.extraction.extract import vectors_of
+from audit.extraction.spooled import vectors_of
 from audit.storage import Workspace
-from audit.testbed.finetune import Recipe
-from audit.testbed.sets import ASSETS, load_set
 from benchmarks.grid import SHIPPED, Job, available, exactly, run_all
+from testbed.finetune import Recipe
 
 
 def generated(
@@ -88,11 +88,11 @@ def measure(
 def main(
     sizes: Annotated[list[int] | None, typer.Option(help="Numbers of images. [default: 500, 5000]")] = None,
     give_up: Annotated[float, typer.Option(help="Seconds in all after which the paper's search is stopped.")] = 300.0,
-    images_per_training_image: Annotated[int, typer.Option(help="Images a training image, at least.")] = default_of(
-        "images_per_training_image"
-    ),
-    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = default_of("solver"),
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = default_of("steps"),
+    images_per_training_image: Annotated[
+        int, typer.Option(help="Images a training image, at least.")
+    ] = Settings.images_per_training_image,
+    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = Settings.solver,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = Settings.steps,
     base: Annotated[Path, typer.Option(help="The base model.")] = ASSETS / "base",
     checkpoints: Annotated[Path, typer.Option(help="Folder of the testbed's checkpoints.")] = SHIPPED,
     workers: Annotated[int, typer.Option(help="Processes to generate with.")] = 1,

@@ -7,7 +7,7 @@ For every checkpoint: direct sampling, classifier-free guidance and model guidan
 with the default, on equal numbers of generated images; AS and A-ESR against the training images and against the
 control images, which nothing was trained on, and the ceiling that the codec sets. Means over sets carry a 95 %
 bootstrap interval; sets marked holdout are shown apart. Without options it takes the checkpoints that are shipped;
-`python -m audit.testbed.finetune --all` trains the others. The workspace keeps what is done: a stopped run goes on.
+`python -m testbed.finetune --all` trains the others. The workspace keeps what is done: a stopped run goes on.
 
 Exit code 1 where model guidance falls behind classifier-free guidance in the mean AS.
 """
@@ -21,9 +21,9 @@ from typing import Annotated, Any
 
 import typer
 
-from audit.config import Clustering, Method, Settings, Solver, default_of
+from audit.config import Clustering, Method, Settings, Solver
+from audit.demo import ASSETS
 from audit.extraction.guidance import CFG_WEIGHT
-from audit.testbed.sets import ASSETS
 from benchmarks.grid import SHIPPED, Job, available, interval, run_all, split_settings
 
 QUICK_IMAGES = 10
@@ -115,10 +115,10 @@ def contact_sheet(rows: list[dict[str, Any]], workspace: Path, path: Path, most:
 
     from PIL import Image, ImageDraw
 
+    from audit.demo import load_set
     from audit.descriptors import load_descriptor
-    from audit.extraction.extract import vectors_of
+    from audit.extraction.spooled import vectors_of
     from audit.storage import Workspace
-    from audit.testbed.sets import load_set
 
     opened, nano = Workspace(workspace), load_descriptor("nano")
     pictures = load_set(rows[0]["set"], "train")[:most]
@@ -172,9 +172,9 @@ def main(
     quick: Annotated[bool, typer.Option(help="A fifth of the images, the default clustering alone.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Only these checkpoints, by folder name.")] = None,
     w: Annotated[list[str] | None, typer.Option(help="Weights of model guidance, numbers or auto.")] = None,
-    k: Annotated[float, typer.Option(help="The correction term.")] = default_of("k"),
-    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = default_of("solver"),
-    steps: Annotated[int, typer.Option(help="Solver steps.")] = default_of("steps"),
+    k: Annotated[float, typer.Option(help="The correction term.")] = Settings.k,
+    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = Settings.solver,
+    steps: Annotated[int, typer.Option(help="Solver steps.")] = Settings.steps,
     clique_limit: Annotated[float, typer.Option(help="Seconds a threshold for the paper's clustering.")] = 30.0,
     base: Annotated[Path, typer.Option(help="The base model.")] = ASSETS / "base",
     checkpoints: Annotated[Path, typer.Option(help="Folder of the testbed's checkpoints.")] = SHIPPED,

@@ -18,9 +18,19 @@ import numpy as np
 
 from audit.clustering import Cluster, density_peaks, greedy_cliques
 from audit.config import Clustering, Method, Settings
+from audit.demo import ASSETS, load_set, set_folder
 from audit.evaluation import rank_score, score
-from audit.testbed.finetune import RECIPES, Recipe, Tuning
-from audit.testbed.sets import ASSETS, few_shot_set, load_set, set_folder
+
+try:
+    from testbed.finetune import RECIPES, Recipe, Tuning
+    from testbed.sets import few_shot_set
+except ModuleNotFoundError as error:
+    if error.name != "testbed":
+        raise
+    raise SystemExit(
+        "the benchmarks of extraction need testbed/, which is in the repository and not in the wheel: run them from "
+        "the top folder of a checkout of lora-audit"
+    ) from None
 
 METHOD_NAMES = {Method.direct: "direct", Method.cfg: "cfg", Method.model_guidance: "model_guidance"}
 CLUSTERING_NAMES = {Clustering.peaks: "default", Clustering.cliques: "paper"}
@@ -37,7 +47,8 @@ def available(checkpoints: Path, only: Sequence[str] | None = None) -> list[Reci
         missing = sorted(set(only) - {recipe.name for recipe in found})
         if missing:
             raise FileNotFoundError(
-                f"not in {checkpoints}: {', '.join(missing)}; train them with audit.testbed.finetune"
+                f"not in {checkpoints}: {', '.join(missing)}; train them with `python -m testbed.finetune` and give "
+                "their folder with --checkpoints"
             )
         found = [recipe for recipe in found if recipe.name in only]
     if not found:
@@ -62,18 +73,22 @@ def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
     """The rows of a job, one a setting and clustering."""
     import torch
 
-    from audit.engine.auditor import Auditor
+    from audit.bench import Bench
+    from audit.engine.work import Place
     from audit.storage import Workspace
 
     torch.set_num_threads(threads)
-    engine = Auditor(Workspace(job.workspace))
-    return [row for settings in job.settings for row in _rows(job, engine, settings)]
+    place = Place(Workspace(job.workspace), Bench())
+    return [row for settings in job.settings for row in _rows(job, place, settings)]
 
 
-def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]:
-    from audit.engine.plan import Request, make_plan
-    from audit.extraction.extract import vectors_of
+def _rows(job: Job, place: Any, settings: Settings) -> Iterator[dict[str, Any]]:
+    from audit.engine.local import run_stages
+    from audit.extraction.spooled import vectors_of
+    from audit.job import Request, resolve
     from audit.matching.references import known_pictures
+    from audit.stages import Cluster, Sample, Scores
+    from audit.states import Known
 
     few_shot = few_shot_set(job.recipe.few_shot)
     request = Request(
@@ -83,11 +98,12 @@ def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]
         n0=len(few_shot.train),
         settings=settings,
     )
-    plan = make_plan(request, "nano")
-    engine.audit(plan)
-    workspace, audit_id = engine.workspace, plan.audit_id
-    for kind, part in (("training", "train"), ("control", "control")):
-        engine.evaluate(plan, kind, known_pictures(set_folder(few_shot.name, part)))
+    resolved = resolve(request, "nano", place.bench)
+    parts = ((Known.training, "train"), (Known.control, "control"))
+    scores_of = [Scores(kind, known_pictures(set_folder(few_shot.name, part))) for kind, part in parts]
+    run_stages([Sample(), Cluster(), *scores_of], resolved, place)
+    workspace, audit_id = place.workspace, resolved.id
+    descriptor = place.bench.descriptor(resolved)
     scores = {row["kind"]: row for row in workspace.rows("SELECT * FROM evaluations WHERE audit_id = ?", [audit_id])}
     found_by_default = len(workspace.rows("SELECT rank FROM extractions WHERE audit_id = ?", [audit_id]))
     (audit,) = workspace.rows("SELECT evaluations, seconds_sampling FROM audits WHERE audit_id = ?", [audit_id])
@@ -104,7 +120,7 @@ def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]
         "k": settings.k,
         "solver": str(settings.solver),
         "steps": settings.steps,
-        "images": plan.images,
+        "images": resolved.images,
         "evaluations": audit["evaluations"],
         "as": scores["training"]["average_similarity"],
         "a_esr_07": scores["training"]["extraction_rate_07"],
@@ -117,7 +133,7 @@ def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]
     }
     table = workspace.select('SELECT descriptor FROM generations WHERE audit_id = ? ORDER BY "index"', [audit_id])
     vectors = vectors_of(table)
-    training, control = (plan.descriptor.describe(load_set(few_shot.name, part)) for part in ("train", "control"))
+    training, control = (descriptor.describe(load_set(few_shot.name, part)) for part in ("train", "control"))
 
     def ranking(clusters: list[Any]) -> dict[str, float]:
         """How the order of extractions does, and AS, where N0 is not known."""
@@ -134,10 +150,10 @@ def _rows(job: Job, engine: Any, settings: Settings) -> Iterator[dict[str, Any]]
     if Clustering.peaks in job.clusterings:
         yield (
             row
-            | ranking(density_peaks(vectors, None, plan.descriptor.threshold))
+            | ranking(density_peaks(vectors, None, descriptor.threshold))
             | {
                 "extractions": found_by_default,
-                **at_equal_number(vectors, training, len(cliques), plan.descriptor.threshold),
+                **at_equal_number(vectors, training, len(cliques), descriptor.threshold),
             }
         )
     if cliques:

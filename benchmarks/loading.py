@@ -41,7 +41,7 @@ def make_base(kind: Kind) -> BaseModel:
                                                   num_attention_heads=1)),
         tokenizer=CLIPTokenizer(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
-    return BaseModel("random", "0", FAMILIES["StableDiffusionPipeline"], pipeline)
+    return BaseModel("random", "0", FAMILIES["sd1"], pipeline)
 
 
 def resident() -> float:

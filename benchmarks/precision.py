@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import typer
 
+from audit.demo import ASSETS, set_folder
 from audit.descriptors import Descriptor, load_descriptor, pdq_distance, pdq_hash
 from audit.extraction.guidance import ModelGuidance, auto_weight
 from audit.extraction.sampling import Sampler
@@ -26,7 +27,6 @@ from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.models.placement import NAMES, place
-from audit.testbed.sets import ASSETS, set_folder
 
 LORA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"
 CAPTION = "sks 3d render of an animal"

@@ -25,6 +25,7 @@ import typer
 from PIL import Image
 
 from audit.config import Settings, Solver
+from audit.demo import ASSETS
 from audit.descriptors import Descriptor, load_descriptor
 from audit.extraction.extract import Extract
 from audit.extraction.guidance import make_guidance
@@ -33,7 +34,6 @@ from audit.models.base import load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS
 
 LORA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"
 CAPTION = "sks 3d render of an animal"

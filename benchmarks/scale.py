@@ -18,7 +18,8 @@ import resource
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,25 +27,36 @@ import ray
 import typer
 
 from audit.config import load_config
-from audit.engine.audit_tasks import Due, Skipped, StageConfig, make_extract, make_finish
+from audit.demo import ASSETS
+from audit.engine.due import Due, Skipped
+from audit.engine.places import OpenWorkspace
 from audit.engine.ray import RayEngine, RayOptions
-from audit.engine.work import Stage, Task
-from audit.testbed.sets import ASSETS
+from audit.engine.work import OpenPlace, Place, Stage, Work
+from audit.stages import Cluster, Match, Report, Sample
+from audit.states import Happening, Needs
 
 
 class Sleeping:
     """A stage that takes time and nothing else."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
+    def __init__(self, name: str, needs: Needs, seconds: float) -> None:
+        self.name, self.needs, self.seconds = name, needs, seconds
 
-    def prepare(self, task: Task) -> None:
-        """Nothing."""
+    def done(self, job: Nap, workspace: None) -> bool:
+        """Never."""
+        return False
 
-    def process(self, task: Task) -> dict[str, Any]:
+    def run(self, job: Nap, workspace: None, bench: None, tell: Any = None) -> None:
         """Sleep."""
         time.sleep(self.seconds)
-        return {}
+
+
+@dataclass(frozen=True)
+class Nap:
+    """A job of them."""
+
+    id: str
+    group: str
 
 
 def resident_mib() -> float:
@@ -60,29 +72,29 @@ def driver_seconds() -> float:
 
 
 def measure(
-    options: RayOptions, tasks: Iterator[Task], extract: Callable[[], Stage], finish: Callable[[], Stage]
+    options: RayOptions, jobs: Iterator[Work], stages: Sequence[Stage], open_place: OpenPlace
 ) -> dict[str, Any]:
-    """Run the tasks; the row."""
+    """Run the jobs; the row."""
     engine = RayEngine(options)
     begun: dict[str, float] = {}
     ends: list[tuple[float, float, float]] = []
     busy, first, last = 0.0, 0.0, 0.0
     cpu = driver_seconds()
-    for event in engine.run(tasks, extract, finish, threading.Event(), {}):
+    for event in engine.run(jobs, stages, open_place, threading.Event(), {}):
         now = time.monotonic()
-        if event.what == "started":
-            begun[event.task.key] = now
-        elif event.what == "extracted":
-            busy += event.measured["busy"]
+        if event.what is Happening.started:
+            begun[event.job.id] = now
+        elif event.what is Happening.passed and event.seconds:
+            busy += event.seconds
             last = now
             # the workers are all there once each has ended one task: their start is not what is measured
             first = first or (now if len(ends) >= engine.workers else 0.0)
             if not first:
                 busy = 0.0
             ends.append((now, driver_seconds(), resident_mib()))
-        elif event.what in ("failed", "quarantined"):
-            raise RuntimeError(f"{event.task.key}: {event.reason}")
-        begun.pop(event.task.key, None) if event.what == "finished" else None
+        elif event.what in (Happening.failed, Happening.quarantined):
+            raise RuntimeError(f"{event.job.id}: {event.reason}")
+        begun.pop(event.job.id, None) if event.what is Happening.finished else None
     seconds = last - first
     tenth = max(1, len(ends) // 10)
     rate = [
@@ -107,8 +119,9 @@ def overhead(workers: int, audits: int, sleep: float) -> dict[str, Any]:
         options = RayOptions(
             max_workers=workers, min_workers=workers, gpus_per_worker=1, cpus_per_worker=0.01, cpus_per_finish=0.01
         )
-        tasks = (Task(f"{number:06d}", f"base{number % 3}", None) for number in range(audits))
-        return {"part": "overhead", **measure(options, tasks, lambda: Sleeping(sleep), lambda: Sleeping(0.0))}
+        jobs = (Nap(f"{number:06d}", f"base{number % 3}") for number in range(audits))
+        stages = [Sleeping("extract", Needs.gpu, sleep), Sleeping("finish", Needs.cpu, 0.0)]
+        return {"part": "overhead", **measure(options, jobs, stages, lambda needs: Place(None, None))}
     finally:
         ray.shutdown()
 
@@ -128,12 +141,13 @@ def efficiency(workers: int, audits: int, folder: Path) -> dict[str, Any]:
         "settings.steps": 10,
     }
     config = load_config(None, {}, overrides)
-    stage = StageConfig(config.workspace, config.settings, "nano", config.references, "cpu", 0)
+    stages = [Sample(), Cluster(), Match(config.references), Report(config.references)]
+    open_place = OpenWorkspace(config.workspace, device="cpu")
     ray.init(num_cpus=workers + 1, include_dashboard=False, log_to_driver=False)
     try:
         options = RayOptions(max_workers=workers, min_workers=workers, gpus_per_worker=0, cpus_per_worker=1)
         due = iter(Due(workspace, config, Skipped({})))
-        return {"part": "efficiency", **measure(options, due, make_extract(stage), make_finish(stage))}
+        return {"part": "efficiency", **measure(options, due, stages, open_place)}
     finally:
         ray.shutdown()
 

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from audit.config import Method, Settings, Solver, default_of
-from audit.testbed.finetune import Defence, Strength, Tuning
-from audit.testbed.sets import ASSETS
+from audit.config import Method, Settings, Solver
+from audit.demo import ASSETS
 from benchmarks.grid import SHIPPED, Job, available, interval, run_all, split_settings
+from testbed.finetune import Defence, Strength, Tuning
 
 STEPS = (10, 15, 20, 25, 50)
 WEIGHTS = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
@@ -112,8 +112,8 @@ def steps(
 def weights(
     only: Only = None,
     images_per_training_image: PerImage = 25,
-    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = default_of("solver"),
-    count: Annotated[int, typer.Option("--steps", help="Solver steps.")] = default_of("steps"),
+    solver: Annotated[Solver, typer.Option(help="ODE solver.")] = Settings.solver,
+    count: Annotated[int, typer.Option("--steps", help="Solver steps.")] = Settings.steps,
     method: Annotated[Method, typer.Option(help="model-guidance or cfg.")] = Method.model_guidance,
     base: Base = ASSETS / "base",
     checkpoints: Checkpoints = SHIPPED,

@@ -309,16 +309,17 @@ class Catalog:
         sql = f"SELECT * FROM checkpoints WHERE {where} ORDER BY available_at LIMIT {limit:d}"
         return self.items(self.workspace.rows(sql, [source]))
 
-    def longest_unasked(self, where: str, limit: int) -> pa.Table:
-        """Rows of Civitai and Hugging Face that fulfil ``where``: first whose source was asked for longest ago.
+    def longest_unasked(self, where: str, limit: int, sources: Sequence[str]) -> pa.Table:
+        """Rows of ``sources`` that fulfil ``where``: first those whose source was asked about them longest ago.
 
         What a crawl has seen counts as asked then.
         """
         return self.workspace.select(
             f"""SELECT c.* FROM (SELECT * FROM checkpoints WHERE {condition(where)}) AS c
             LEFT JOIN (SELECT item_id, max(asked_at) AS at FROM asked GROUP BY item_id) AS a ON a.item_id = c.item_id
-            WHERE c.source IN ('civitai', 'huggingface') AND c.state NOT IN ('gone', 'opted-out')
-            ORDER BY greatest(c.seen_at, coalesce(a.at, c.seen_at)), c.item_id LIMIT {limit:d}"""
+            WHERE list_contains(?, c.source) AND c.state NOT IN ('gone', 'opted-out')
+            ORDER BY greatest(c.seen_at, coalesce(a.at, c.seen_at)), c.item_id LIMIT {limit:d}""",
+            [list(sources)],
         )
 
     def note_asked(self, item_ids: Iterable[str]) -> None:

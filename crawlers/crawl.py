@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from audit import metrics
 from audit.errors import CrawlError, FetchError, WorkspaceError
@@ -17,6 +17,7 @@ from audit.faults import is_of_the_item, reason_of_fault
 from audit.storage import Workspace
 from crawlers.catalog import Catalog, Outcome
 from crawlers.items import Item
+from crawlers.source import Source
 
 log = logging.getLogger(__name__)
 RECORD_EVERY = 25  # downloads a row file; after a kill no more than these are asked for again
@@ -26,48 +27,6 @@ MOST_WITHOUT_NEWS = 50  # pages in a row, until a listing counts as endless
 MOST_FAILURES = 5  # in a row, until a source counts as not answering
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Page:
-    """Items of one answer of the source. ``state`` is what the crawl needs to go on behind it.
-
-    ``passed_over`` names the parts of the listing that the source could not answer.
-    """
-
-    items: list[Item]
-    state: dict[str, Any]
-    passed_over: tuple[str, ...] = ()
-
-
-class Source(Protocol):
-    """Where checkpoints are listed and fetched from."""
-
-    name: str
-
-    def query(self) -> dict[str, Any]:
-        """Everything that decides what is listed; it identifies the crawl's state."""
-
-    def pages(self, state: dict[str, Any]) -> Iterator[Page]:
-        """Pages from where ``state`` left off; an empty state starts at the newest."""
-
-    def seen_all(self, state: dict[str, Any], page: Page, new: int) -> bool:
-        """Whether the pages behind ``page`` hold nothing new, when it had ``new`` new or changed items."""
-
-    def enrich(self, item: Item) -> Item:
-        """``item`` with claims that cost further requests; asked for new and changed items only."""
-
-    def finished(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The state of a crawl that has seen everything: the next one starts at the newest again."""
-
-    def check(self, row: dict[str, Any]) -> list[Item]:
-        """What the source now has in place of the catalog's ``row``; items with ``missing`` where it is gone."""
-
-    def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
-        """Get the item's file into the store. Raises FetchError."""
-
-    def requests(self) -> int:
-        """HTTP requests so far."""
 
 
 @dataclass

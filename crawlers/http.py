@@ -31,13 +31,15 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 
-from audit.errors import CrawlError, FetchError
+from audit.errors import BrokeOffError, CrawlError, FetchError
 from audit.storable import storable
+from audit.untrusted.wire import check_values
 from crawlers.items import time_of
 
 log = logging.getLogger(__name__)
 USER_AGENT = f"lora-audit/{version('lora-audit')} (audit of training images; +https://arxiv.org/abs/2410.03039)"
 MAX_JSON_BYTES = 32 * 1024 * 1024
+MAX_JSON_VALUES = 4_000_000
 MAX_WAIT = 300.0  # s; no header of a server makes us wait longer
 BACKOFF = (1.0, 30.0)  # s; the first and the longest wait after 429, 5xx and connection errors
 RETRIED = frozenset({429, 500, 502, 503, 504, 520, 522, 524})
@@ -327,7 +329,7 @@ class Session:
             try:
                 yield response
             except (requests.RequestException, OSError) as error:
-                raise FetchError(f"{shown(url)} broke off ({_cause(error)})") from None
+                raise BrokeOffError(f"{shown(url)} broke off ({_cause(error)})") from None
 
     def get_json(self, url: str, params: Mapping[str, Any] | None = None, json_body: Any = None) -> Any:
         """The JSON document at ``url``, of at most MAX_JSON_BYTES; asked again twice where the answer breaks off.
@@ -344,8 +346,8 @@ class Session:
         for last in (False, False, True):
             try:
                 return self._get_page(url, params, json_body, form, check or check_status)
-            except FetchError as error:
-                if last or "broke off" not in str(error):
+            except BrokeOffError:
+                if last:
                     raise
         raise AssertionError("unreachable")
 
@@ -363,6 +365,7 @@ class Session:
                 if len(body) > MAX_JSON_BYTES:
                     raise FetchError(f"{shown(url)} answers more than {MAX_JSON_BYTES >> 20} MiB of JSON", "refused")
         try:
+            check_values(body, MAX_JSON_VALUES)
             return json.loads(body), urljoin(url, following) if following else None
         except (ValueError, RecursionError) as error:
             raise FetchError(f"{shown(url)} answers no JSON ({str(error)[:80]})") from None

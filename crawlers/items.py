@@ -22,6 +22,7 @@ from audit.extraction.captions import (
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.safetensors_header import Header
 from audit.models.trained import Training, training_of
+from audit.untrusted.documents import parse_json
 
 MAX_ID = 300
 MAX_COUNT = 10**12  # images and their repeats; more is no count
@@ -111,7 +112,7 @@ def conclude(item: Item, header: Header | None) -> Conclusions:
     named = [claim for claim in families if claim.value != Family.other]
     shapes = family_of_shapes(header.tensors) if header else None
     if shapes:
-        closer = next((claim.value for claim in named if agree(shapes, Family(claim.value))), shapes)
+        closer = next((claim.value for claim in named if agree(shapes, claim.value)), shapes)
         named = [Claim(closer, "shapes"), *named]
     found = Conclusions(
         captions=rank_captions([*item.captions, *captions_from_metadata(metadata)]),
@@ -149,7 +150,7 @@ def _bases_of(metadata: Mapping[str, str]) -> list[Claim]:
 def _repeats(metadata: Mapping[str, str]) -> str | None:
     """What is wrong with ss_num_train_images, which counts every repeat, where it can be checked."""
     try:
-        folders = json.loads(metadata["ss_dataset_dirs"])
+        folders = parse_json(metadata["ss_dataset_dirs"])
         total = int(metadata["ss_num_train_images"])
         counted = sum(int(entry["img_count"]) * int(entry["n_repeats"]) for entry in folders.values())
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError, OverflowError):

@@ -11,8 +11,8 @@ from audit.errors import CheckpointError, FetchError
 from audit.extraction.captions import Caption
 from audit.files import private_file
 from crawlers.catalog import Catalog, Outcome
-from crawlers.crawl import Page
 from crawlers.items import Item, clean_name
+from crawlers.source import Page
 from crawlers.store import hash_stream
 
 

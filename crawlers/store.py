@@ -20,7 +20,7 @@ from typing import IO
 
 import requests
 
-from audit.errors import CheckpointError, FetchError
+from audit.errors import BrokeOffError, CheckpointError, FetchError
 from audit.files import make_folder, private_file
 from audit.models.checkpoint import identity_of, layout_of
 from audit.models.formats.detect import Format, detect_format
@@ -205,12 +205,8 @@ class Store:
         try:
             with session.open(item.download_url, headers=headers) as response:
                 self._answer(response, item, part, hashed, tell)
-        except _TryAgain:
-            raise
-        except FetchError as error:
-            if error.state == "failed" and "broke off" in str(error):
-                raise _TryAgain(str(error)) from None
-            raise
+        except BrokeOffError as error:
+            raise _TryAgain(str(error)) from None
 
     def _answer(
         self, response: requests.Response, item: Item, part: Path, hashed: StreamingHash,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the simulators live beside the tests
 
-from audit.testbed.sets import ASSETS, set_folder
+from audit.demo import ASSETS, set_folder
 from tests.simulators.civitai import Civitai, SimFile, SimModel, SimVersion
 
 LORA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"

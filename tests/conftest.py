@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -14,13 +15,47 @@ import torch
 from hypothesis import settings
 from pytest_httpserver import HTTPServer
 
+from audit.demo import ASSETS
 from audit.descriptors import Descriptor, load_descriptor
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS
 from tests.simulators.hub import Hub
+
+# `make test-fast` leaves these out: whole files, or tests of a file. They start processes, clusters or S3 servers,
+# train, compile, or sample whole audits. A test can also carry the marker itself.
+SLOW = (
+    "benchmarks/",
+    "crawlers/test_commands.py",
+    "deploy/test_dashboards.py",
+    "engine/test_auditor.py",
+    "engine/test_done.py",
+    "engine/test_engines.py",
+    "engine/test_full.py",
+    "engine/test_run.py",
+    "engine/test_chaos.py",
+    "extraction/test_compile.py",
+    "test_cli.py",
+    "test_examples.py",
+    "test_logs.py",
+    "test_private.py",
+    "test_query.py",
+    "test_questions.py",
+    "test_release.py::test_the_wheel_has_what_users_need_and_nothing_else",
+    "test_storage.py",
+    "testbed/",
+    "workspace/test_object_storage.py",
+    "workspace/test_torture.py",
+)
+# These run after all others, one at a time: they have clusters, kill processes by the clock, or need free cores.
+ALONE = (
+    "engine/test_chaos.py",
+    "engine/test_engines.py",
+    "engine/test_full.py",
+    "engine/test_run.py",
+    "workspace/test_torture.py",
+)
 
 settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # pytest --hypothesis-profile fuzz
 
@@ -31,14 +66,42 @@ DREAMBOOTH = ASSETS / "checkpoints/stamps-birds-dreambooth"
 CAPTION = "sks 3d render of an animal"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what SLOW and ALONE name."""
+    for item in items:
+        name = item.nodeid.removeprefix("tests/")
+        for marker, places in ((pytest.mark.slow, SLOW), (pytest.mark.alone, ALONE)):
+            if name.startswith(places):
+                item.add_marker(marker)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
 
 
+_SHARED: list[tuple[BaseModel, dict[str, int]]] = []
+
+
+def _versions(model: BaseModel) -> dict[str, int]:
+    """How often each weight was written to."""
+    parts = [(name, model.part(name)) for name in model.architecture.networks]
+    return {f"{part}.{name}": t._version for part, network in parts for name, t in network.state_dict().items()}
+
+
 @pytest.fixture(scope="session")
 def base() -> BaseModel:
-    return load_base(locate_base(str(BASE)))
+    """The nano base, which all tests share: one that changes it makes a copy."""
+    found = load_base(locate_base(str(BASE)))
+    _SHARED.append((found, _versions(found)))
+    return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared_is_left_alone() -> Iterator[None]:
+    yield
+    for model, before in _SHARED:
+        assert _versions(model) == before, "a test here has changed the base that all share: copy it first"
 
 
 @pytest.fixture(scope="session")

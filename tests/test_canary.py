@@ -336,8 +336,8 @@ def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
             ["query", "SELECT * FROM duckdb_settings()", "--format", "jsonl", "--workspace", s.remote],
         ],
         ("run",): [
-            ["run", "--config", s.folder / "config.toml"],
-            ["run", "--base", "sd1=" + secret_base, *where],
+            ["run", "--config", s.folder / "config.toml", "--descriptor", "nano"],
+            ["run", "--base", "sd1=" + secret_base, "--descriptor", "nano", *where],
             [
                 "--verbose",
                 "run",

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from audit.demo import set_folder
 from audit.storage import Workspace
-from audit.testbed.sets import set_folder
 from tests.conftest import BASE, KOHYA
 
 QUICK = ["--steps", "8", "--images-per-training-image", "4", "--descriptor", "nano", "--device", "cpu"]

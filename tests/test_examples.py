@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+from audit.storage import Workspace
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,3 +24,61 @@ def test_crawl_and_audit(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fluent-animals.safetensors" in done.stdout
     assert len(list((tmp_path / "workspace/reports").glob("*.html"))) == 1
+
+
+def _leaking(folder: Path) -> Workspace:
+    """A workspace of audits, of which more recover more pictures the higher their rank is."""
+    workspace = Workspace(folder)
+    now = datetime(2026, 11, 1, tzinfo=UTC)
+    pictures = [
+        {
+            "reference_set": "mine",
+            "reference_id": f"{number:064d}",
+            "name": f"{number}.png",
+            "descriptor_name": "nano@1",
+            "descriptor": [1.0],
+            "added_at": now,
+        }
+        for number in range(10)
+    ]
+    workspace.write("references", "mine", pictures)
+    tables: dict[str, list[dict[str, Any]]] = {"checkpoints": [], "audits": [], "matches": []}
+    for number, (rank, matched) in enumerate([(4, 0), (4, 1), (16, 2), (16, 4), (64, 5), (64, 9), (64, 0)]):
+        audit_id, sha256 = f"{number:032x}", f"{number:064x}"
+        nothing = "no pictures" if number == 6 else None
+        tables["checkpoints"].append(
+            {"item_id": f"folder:a:{number}", "checkpoint_sha256": sha256, "tensor_rank": rank, "seen_at": now}
+        )
+        tables["audits"].append(
+            {"audit_id": audit_id, "checkpoint_sha256": sha256, "descriptor": "nano@1", "tells_nothing": nothing}
+        )
+        tables["matches"] += [
+            {
+                "audit_id": audit_id,
+                "rank": place,
+                "reference_set": "mine",
+                "is_match": place < matched,
+                "reference_id": picture["reference_id"],
+            }
+            for place, picture in enumerate(pictures)
+        ]
+    for name, rows in tables.items():
+        workspace.write(name, "k", rows)
+    return workspace
+
+
+def test_leak_by_rank(tmp_path: Path) -> None:
+    _leaking(tmp_path / "w")
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples/leak_by_rank.py", tmp_path / "w", tmp_path / "leak.svg"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    rows = [line.split() for line in done.stdout.splitlines()[1:4]]
+    assert rows == [["4", "2", "5.0%"], ["16", "2", "30.0%"], ["64", "2", "70.0%"]], done.stderr
+    if importlib.util.find_spec("matplotlib"):
+        assert (tmp_path / "leak.svg").read_text().count("<use") >= 6
+    else:
+        assert "lora-audit[plots]" in done.stderr

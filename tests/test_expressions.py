@@ -80,7 +80,7 @@ def survey() -> tuple[list[Expression], dict[str, int]]:
         own = [name for name, value in vars(module).items() if any(True for _ in patterns_in(value))]
         for name in own:
             for pattern in patterns_in(getattr(module, name)):
-                for method in uses(tree, name):
+                for method in sorted(uses(tree, name)):
                     found[pattern.pattern, pattern.flags, method] = Expression(f"{path}: {name}", pattern, method)
         known = {pattern.pattern for name in own for pattern in patterns_in(getattr(module, name))}
         for node in ast.walk(tree):

@@ -13,8 +13,8 @@ import pytest
 import typer
 
 from audit.cli import app, logs
+from audit.demo import set_folder
 from audit.storage import Workspace
-from audit.testbed.sets import set_folder
 from tests.test_cli import run
 
 ANIMALS = set_folder("fluent-animals", "train")

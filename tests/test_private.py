@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from audit.demo import set_folder
 from audit.files import ABANDONED, Files, make_folder, private_file
 from audit.storage import Workspace
-from audit.testbed.sets import set_folder
 from tests.conftest import BASE, KOHYA
 
 

@@ -14,8 +14,8 @@ import pytest
 import typer
 
 from audit.cli import app
+from audit.demo import set_folder
 from audit.storage import Workspace
-from audit.testbed.sets import set_folder
 from tests.conftest import BASE, KOHYA
 
 ROOT = Path(__file__).parent.parent

@@ -15,13 +15,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from audit.cli import app
+from audit.demo import set_folder
 from audit.descriptors import Descriptor
 from audit.matching import ReferenceSets
 from audit.report import collect, write_page
 from audit.report.page import render
 from audit.report.pages import pages
 from audit.storage import Workspace
-from audit.testbed.sets import set_folder
 from tests.conftest import BASE, CAPTION, KOHYA
 
 TRAIN, CONTROL = set_folder("fluent-animals", "train"), set_folder("fluent-animals", "control")

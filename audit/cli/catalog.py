@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audit.cli.common import (
-    DEFAULT_WORKSPACE,
     JsonOption,
-    WorkspaceOption,
     console,
     print_json,
     progress_display,
     result_console,
 )
-from audit.cli.crawl import AllowPrivate, Downloads, MaxFile, OptOut, open_catalog, show_counts, shown_bytes
+from audit.cli.crawl import open_catalog, show_counts, shown_bytes
+from audit.cli.options import configured
 from audit.cli.text import say
+from audit.config import Config, CrawlSettings, Prompts
 
 if TYPE_CHECKING:
     from crawlers.catalog import Catalog
-    from crawlers.crawl import Source
     from crawlers.items import Item
+    from crawlers.source import Source
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -37,14 +37,21 @@ app = typer.Typer(
     """,
 )
 Where = Annotated[str, typer.Option(help="An SQL condition over the columns of the checkpoints table.")]
-CivitaiEndpoint = Annotated[str, typer.Option(help="Civitai's API, for a mirror.")]
-HubEndpoint = Annotated[str, typer.Option(envvar="HF_ENDPOINT", help="The Hugging Face Hub, for a mirror.")]
-Rate = Annotated[float, typer.Option(min=0, help="Requests a second to a host; 0 for no limit of ours.")]
-CIVITAI, HUB = "https://civitai.com/api/v1", "https://huggingface.co"
+ASKED = (
+    "crawl.civitai_endpoint",
+    "crawl.hub_endpoint",
+    "crawl.rate",
+    "crawl.opt_out",
+    "crawl.allow_private",
+    "workspace",
+)
+TAKEN = ("crawl.max_file", *ASKED)
 
 
 @app.callback()
+@configured("workspace")
 def list_items(
+    config: Config,
     context: typer.Context,
     where: Where = "TRUE",
     source: Annotated[str | None, typer.Option(help="civitai, huggingface, folder or file.")] = None,
@@ -52,7 +59,6 @@ def list_items(
         str | None, typer.Option(help="listed, stored, later, refused, failed, gone or opted-out.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 50,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """List the catalog."""
@@ -63,7 +69,7 @@ def list_items(
         if value is not None:
             escaped = value.replace("'", "''")
             conditions.append(f"{column} = '{escaped}'")
-    catalog = open_catalog(workspace, None, reading=True, create=False)
+    catalog = open_catalog(config, reading=True, create=False)
     rows = _find(catalog, " AND ".join(conditions), limit)
     if as_json:
         print_json([{name: _plain(value) for name, value in row.items()} for row in rows])
@@ -125,39 +131,26 @@ def _rows(where: str, find: Callable[[], Any]) -> list[dict[str, Any]]:
         raise CrawlError(f"the condition {where[:200]!r} failed: {str(error)[:300]}") from error
 
 
-def _sources(
-    catalog: Catalog,
-    civitai_endpoint: str,
-    hub_endpoint: str,
-    rate: float,
-    allow_private: bool,
-    prompts: str = "missing",
-) -> dict[str, Source]:
-    from crawlers.civitai import Civitai
-    from crawlers.http import read_token
-    from crawlers.huggingface import HuggingFace
+def _sources(catalog: Catalog, how: CrawlSettings) -> dict[str, Source]:
+    """The sources whose items can be asked for again, by name."""
+    from crawlers.source import SOURCES
 
-    token = read_token("CIVITAI_TOKEN", None)
-    return {
-        "civitai": Civitai(catalog, None, civitai_endpoint, token, prompts, False, rate, allow_private),
-        "huggingface": HuggingFace(catalog, None, hub_endpoint, read_token("HF_TOKEN", None), allow_private),
-    }
+    return {name: kind.open(catalog, how) for name, kind in SOURCES.items() if kind.remote}
+
+
+def _without_prompts(how: CrawlSettings) -> CrawlSettings:
+    return replace(how, prompts=Prompts.never)
 
 
 @app.command()
+@configured("crawl.prompts", *TAKEN)
 def add(
+    config: Config,
     what: Annotated[str, typer.Argument(
         metavar="URL_OR_FILE",
         help="A Civitai or Hugging Face page, a Civitai model id, AIR urn or hash, owner/name, or a file here.",
     )],
     caption: Annotated[list[str] | None, typer.Option(help="For a file: its training caption. Repeatable.")] = None,
-    civitai_endpoint: CivitaiEndpoint = CIVITAI,
-    hub_endpoint: HubEndpoint = HUB,
-    rate: Rate = 2.0,
-    max_file: MaxFile = "8G",
-    opt_out: OptOut = None,
-    allow_private: AllowPrivate = False,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:  # fmt: skip
     """Add one model, and download its files.
@@ -165,28 +158,24 @@ def add(
     [bold]Example[/bold]: lora-audit catalog add https://civitai.com/models/12345?modelVersionId=67890
     """
     from audit.errors import CrawlError
-    from crawlers import civitai, huggingface
     from crawlers.crawl import Crawl
     from crawlers.local import LocalFile
+    from crawlers.source import SOURCES
 
-    catalog = open_catalog(workspace, opt_out, max_file)
+    catalog = open_catalog(config)
     source: Source
     items: list[Item]
     if Path(what).is_file():
         source = LocalFile(catalog, Path(what), caption or [])
         items = source.items()
     else:
-        sources = _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private)
-        if named := civitai.reference_of(what):
-            source = sources["civitai"]
-            items = source.one(**named)  # type: ignore[attr-defined]
-        elif named := huggingface.reference_of(what):
-            source = sources["huggingface"]
-            items = source.one(**named)  # type: ignore[attr-defined]
-        else:
+        found = next(((kind, named) for kind in SOURCES.values() if (named := kind.named(what)) is not None), None)
+        if found is None:
             raise CrawlError(
-                f"{what[:200]!r} is no file here, and no Civitai or Hugging Face page, model id, AIR urn or hash"
+                f"{what[:200]!r} is no file here, and no page, model id or name of {', '.join(SOURCES)}: see --help"
             )
+        source = found[0].open(catalog, config.crawl)
+        items = found[0].find(source, found[1])
     if not items:
         raise CrawlError(f"{what[:200]!r} names a model without weight files")
     _take(Crawl(source, catalog), items, as_json)
@@ -209,18 +198,12 @@ def _take(crawl: Any, items: list[Item], as_json: bool) -> None:
 
 
 @app.command()
+@configured("crawl.downloads", *TAKEN)
 def fetch(
+    config: Config,
     where: Where = "TRUE",
     retry: Annotated[bool, typer.Option("--retry", help="Also what failed too often before.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="Files at most.")] = 1000,
-    civitai_endpoint: CivitaiEndpoint = CIVITAI,
-    hub_endpoint: HubEndpoint = HUB,
-    rate: Rate = 2.0,
-    downloads: Downloads = 4,
-    max_file: MaxFile = "8G",
-    opt_out: OptOut = None,
-    allow_private: AllowPrivate = False,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Download files that are listed, and those whose download failed.
@@ -230,19 +213,22 @@ def fetch(
     from crawlers.catalog import MAX_ATTEMPTS
     from crawlers.crawl import Crawl
 
-    catalog = open_catalog(workspace, opt_out, max_file, create=False)
+    catalog = open_catalog(config, create=False)
     tried = "TRUE" if retry else f"attempts < {MAX_ATTEMPTS}"
     due = "state = 'later' AND coalesce(available_at <= now(), TRUE)"
     condition = f"{_condition(where)} AND (state = 'listed' OR (state = 'failed' AND {tried}) OR ({due}))"
-    rows = _find(catalog, f"{condition} AND source IN ('civitai', 'huggingface')", limit)
-    sources = _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never")
+    sources = _sources(catalog, _without_prompts(config.crawl))
+    names = ", ".join(f"'{name}'" for name in sources)
+    rows = _find(catalog, f"{condition} AND source IN ({names})", limit)
     started = time.monotonic()
     total: dict[str, Any] = {"items": 0, "new": 0, "bytes": 0, "requests": 0, "states": {}, "reasons": {}}
     for name, source in sources.items():
         items = catalog.items([row for row in rows if row["source"] == name])
         if items:
             with progress_display(console()) as progress:
-                found = asdict(Crawl(source, catalog, downloads=downloads, progress=progress).take(items, again=True))
+                found = asdict(
+                    Crawl(source, catalog, downloads=config.crawl.downloads, progress=progress).take(items, again=True)
+                )
             for key in ("items", "new", "bytes", "requests"):
                 total[key] += found[key]
             for key in ("states", "reasons"):
@@ -253,15 +239,11 @@ def fetch(
 
 
 @app.command()
+@configured(*ASKED)
 def refresh(
+    config: Config,
     where: Where = "TRUE",
     limit: Annotated[int, typer.Option(min=1, help="Items at most.")] = 1000,
-    civitai_endpoint: CivitaiEndpoint = CIVITAI,
-    hub_endpoint: HubEndpoint = HUB,
-    rate: Rate = 2.0,
-    opt_out: OptOut = None,
-    allow_private: AllowPrivate = False,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Ask the sources again about known items: what they changed, deleted or took down is recorded.
@@ -271,11 +253,12 @@ def refresh(
     """
     from crawlers.crawl import Crawl
 
-    catalog = open_catalog(workspace, opt_out, create=False)
-    rows = _rows(where, lambda: catalog.longest_unasked(where, limit))
+    catalog = open_catalog(config, create=False)
+    sources = _sources(catalog, _without_prompts(config.crawl))
+    rows = _rows(where, lambda: catalog.longest_unasked(where, limit, list(sources)))
     started = time.monotonic()
     total: dict[str, Any] = {}
-    for name, source in _sources(catalog, civitai_endpoint, hub_endpoint, rate, allow_private, "never").items():
+    for name, source in sources.items():
         mine = [row for row in rows if row["source"] == name]
         if mine:
             with progress_display(console()) as progress:

@@ -27,15 +27,6 @@ EXIT_MATCHES_FOUND = 10
 EXIT_TELLS_NOTHING = 11
 EXIT_STOPPED = 130
 
-DESCRIPTOR_HELP = "sscd, nano, pdq, or the path of a TorchScript or ONNX file."
-DEFAULT_WORKSPACE = "lora-audit-workspace"
-
-WorkspaceOption = Annotated[
-    str,
-    typer.Option(
-        "--workspace", envvar="LORA_AUDIT_WORKSPACE", help="Where all results are: a folder, or s3://bucket/prefix."
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
 
 
@@ -152,6 +143,6 @@ def tell_skipped(skipped: list[SkippedImage]) -> None:
 
 def default_device() -> str:
     """ "cuda" where there is a GPU, else "cpu"."""
-    import torch
+    from audit.devices import default_device as found
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return found()

@@ -2,57 +2,44 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, console, print_json, progress_display
+from audit.cli.common import JsonOption, console, print_json, progress_display
 from audit.cli.logs import tell
+from audit.cli.options import configured
+from audit.config import Config
 
 if TYPE_CHECKING:
     from crawlers.catalog import Catalog
-    from crawlers.crawl import Source
+    from crawlers.source import Source, SourceKind
 
 log = logging.getLogger(__name__)
-app = typer.Typer(
-    no_args_is_help=True,
-    help="""Fill the catalog with checkpoints, their captions, and what is claimed about them.
+HELP = """Fill the catalog with checkpoints, their captions, and what is claimed about them.
 
     A crawl can be stopped at any point: the same command goes on from there. Once it has seen everything, running it
     again fetches only what is new. [bold]--dry-run[/bold] says first what it would take. The rules it keeps (rates,
     robots, terms, opt-outs) are in docs/crawling.md.
-    """,
-)
+    """
 
 Limit = Annotated[int | None, typer.Option(min=1, help="Stop after this many new or changed files.")]
-Since = Annotated[
-    datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="Only what is newer (UTC).")
-]
 MetadataOnly = Annotated[
     bool, typer.Option("--metadata-only", help="Fill the tables, download no file ('catalog fetch' does it later).")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Count files and estimate bytes; write nothing.")]
 Restart = Annotated[bool, typer.Option("--restart", help="List everything again, not only what is new.")]
-OptOut = Annotated[
-    Path | None,
-    typer.Option("--opt-out", envvar="LORA_AUDIT_OPT_OUT", help="A list of models and users to leave alone."),
-]
-TokenFile = Annotated[Path | None, typer.Option(help="A file (mode 0600) with the token, instead of the environment.")]
-Downloads = Annotated[int, typer.Option(min=1, max=32, help="Files downloaded at once.")]
-MaxFile = Annotated[str, typer.Option(metavar="SIZE", help="Largest file that is downloaded, such as 500M or 8G.")]
-MetricsPort = Annotated[
-    int | None, typer.Option(min=0, max=65535, help="Serve Prometheus metrics on this port while it crawls.")
-]
-MetricsAddress = Annotated[
-    str, typer.Option(help="The address they are served on; 0.0.0.0 is every one of this machine.")
-]
-LOOPBACK = "127.0.0.1"
-AllowPrivate = Annotated[bool, typer.Option("--allow-private", help="Talk to hosts with private addresses, too.")]
+Watch = Annotated[bool, typer.Option("--watch", help="Go on looking for new files until stopped (Ctrl-C).")]
+Every = Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")]
+COMMON = (
+    "crawl.downloads", "crawl.max_file", "crawl.opt_out", "crawl.metrics_port", "crawl.metrics_address", "workspace",
+)  # fmt: skip
 
 
 def size_of(text: str) -> int:
@@ -64,19 +51,17 @@ def size_of(text: str) -> int:
     return int(number) * units[unit]
 
 
-def open_catalog(
-    workspace: str, opt_out: Path | None, max_file: str = "8G", reading: bool = False, create: bool = True
-) -> Catalog:
-    """The catalog of a workspace; without --opt-out its own opt-out.txt counts, where there is one.
+def open_catalog(config: Config, reading: bool = False, create: bool = True) -> Catalog:
+    """The catalog of a workspace; where no list of opt-outs is named its own opt-out.txt counts, where there is one.
 
     Raises WorkspaceError where there is no workspace and ``create`` is False.
     """
     from audit.storage import Workspace
     from crawlers.catalog import Catalog, OptOuts
 
-    opened = Workspace(workspace, reading, create)
-    catalog = Catalog(opened, OptOuts.read(opened, opt_out))
-    catalog.store.max_bytes = size_of(max_file)
+    opened = Workspace(config.workspace, reading, create)
+    catalog = Catalog(opened, OptOuts.read(opened, config.crawl.opt_out))
+    catalog.store.max_bytes = size_of(config.crawl.max_file)
     return catalog
 
 
@@ -138,146 +123,61 @@ def shown_bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-@app.command()
-def civitai(
-    base_model: Annotated[list[str] | None, typer.Option(help='Such as "SD 1.5"; repeat for several.')] = None,
-    tag: Annotated[str | None, typer.Option(help="Only models with this tag.")] = None,
-    username: Annotated[str | None, typer.Option(help="Only this uploader's.")] = None,
-    query: Annotated[str | None, typer.Option(help="Words in the model's name.")] = None,
-    type_: Annotated[
-        list[str] | None, typer.Option("--type", help="LORA, LoCon, DoRA, Checkpoint. [default: the first three]")
-    ] = None,
-    sort: Annotated[
-        str, typer.Option(help="Newest (ends early when run again), Most Downloaded, Highest Rated.")
-    ] = "Newest",
-    nsfw: Annotated[bool, typer.Option(help="Also what the source marks as adult; hidden by default.")] = False,
-    since: Since = None,
-    prompts: Annotated[
-        str,
-        typer.Option(help="Example images' prompts as captions: missing (only without trained words), always, never."),
-    ] = "missing",
-    ground_truth: Annotated[
-        bool, typer.Option("--training-data", help="Also take uploaders' published training sets, to score audits.")
-    ] = False,
-    limit: Limit = None,
-    metadata_only: MetadataOnly = False,
-    dry_run: DryRun = False,
-    restart: Restart = False,
-    endpoint: Annotated[str, typer.Option(help="The API, for a mirror.")] = "https://civitai.com/api/v1",
-    token_file: TokenFile = None,
-    rate: Annotated[float, typer.Option(min=0, help="Requests a second to a host; 0 for no limit of ours.")] = 2.0,
-    retries: Annotated[int, typer.Option(min=0, max=20, help="Tries after 429, 5xx and lost connections.")] = 6,
-    downloads: Downloads = 4,
-    max_file: MaxFile = "8G",
-    opt_out: OptOut = None,
-    allow_private: AllowPrivate = False,
-    metrics_port: MetricsPort = None,
-    metrics_address: MetricsAddress = LOOPBACK,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    as_json: JsonOption = False,
-) -> None:
-    """Crawl Civitai. Downloads need a token: in CIVITAI_TOKEN, or a file given with --token-file.
+def command_of(kind: SourceKind) -> Callable[..., None]:
+    """The command that crawls a source: options of what it is asked for, and of the configuration."""
+    own = [f"crawl.{name}" for name in kind.settings]
+    renamed = {"endpoint": f"crawl.{kind.endpoint}"} if kind.endpoint else {}
 
-    [bold]Example[/bold]: lora-audit crawl civitai --base-model "SD 1.5" --tag style --limit 100
-    """
-    from crawlers.civitai import ADAPTERS, PROMPTS, SORTS, Civitai, CivitaiQuery
-    from crawlers.http import read_token
+    def run(
+        config: Config,
+        asked: Any,
+        limit: Limit = None,
+        metadata_only: MetadataOnly = False,
+        dry_run: DryRun = False,
+        restart: Restart = False,
+        watch: Watch = False,
+        every: Every = 30.0,
+        as_json: JsonOption = False,
+    ) -> None:
+        serve_metrics(config.crawl.metrics_port, config.crawl.metrics_address)
+        catalog = open_catalog(config)
+        source = kind.open(catalog, config.crawl, asked)
+        while True:
+            run_crawl(source, catalog, limit, metadata_only, dry_run, restart, config.crawl.downloads, as_json)
+            if remark := kind.remark(source):
+                log.info("%s", remark)
+            if not watch:
+                return
+            time.sleep(every)
 
-    _one_of(sort, SORTS, "--sort")
-    _one_of(prompts, PROMPTS, "--prompts")
-    serve_metrics(metrics_port, metrics_address)
-    catalog = open_catalog(workspace, opt_out, max_file)
-    asked = CivitaiQuery(
-        query, tag, username, tuple(base_model or ()), tuple(type_ or ADAPTERS), sort, nsfw, _utc(since)
-    )
-    source = Civitai(
-        catalog, asked, endpoint, read_token("CIVITAI_TOKEN", token_file), prompts, ground_truth, rate, allow_private,
-        retries,
-    )  # fmt: skip
-    run_crawl(source, catalog, limit, metadata_only, dry_run, restart, downloads, as_json)
+    run.__doc__ = inspect.cleandoc(kind.__doc__ or f"Crawl {kind.name}.")
+    left_out = [*([] if kind.remote else ["restart"]), *([] if kind.looks_again else ["watch", "every"])]
+    return configured(*own, *COMMON, asks=kind.asks, left_out=left_out, **renamed)(run)
 
 
-@app.command()
-def huggingface(
-    filter_: Annotated[
-        list[str] | None, typer.Option("--filter", help="Tags, such as lora or base_model:adapter:ID. [default: lora]")
-    ] = None,
-    author: Annotated[str | None, typer.Option(help="Only this user's or organisation's.")] = None,
-    search: Annotated[str | None, typer.Option(help="Words in the model's name.")] = None,
-    since: Since = None,
-    limit: Limit = None,
-    metadata_only: MetadataOnly = False,
-    dry_run: DryRun = False,
-    restart: Restart = False,
-    endpoint: Annotated[
-        str, typer.Option(envvar="HF_ENDPOINT", help="The hub, for a mirror.")
-    ] = "https://huggingface.co",
-    token_file: TokenFile = None,
-    downloads: Downloads = 4,
-    max_file: MaxFile = "8G",
-    opt_out: OptOut = None,
-    allow_private: AllowPrivate = False,
-    metrics_port: MetricsPort = None,
-    metrics_address: MetricsAddress = LOOPBACK,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    as_json: JsonOption = False,
-) -> None:
-    """Crawl the Hugging Face Hub. Gated models need the token of an account with access, in HF_TOKEN.
+class Sources(TyperGroup):
+    """A command a source; which there are is looked up when one of them, or the help, is asked for."""
 
-    [bold]Example[/bold]: lora-audit crawl huggingface --filter lora --filter
-    base_model:adapter:stable-diffusion-v1-5/stable-diffusion-v1-5 --since 2026-11-01
-    """
-    from crawlers.http import read_token
-    from crawlers.huggingface import HuggingFace, HuggingFaceQuery
+    @property  # typer writes to it, and reads it where a command is looked for
+    def commands(self) -> Any:
+        """The commands of all sources, by name."""
+        from crawlers.source import SOURCES
 
-    serve_metrics(metrics_port, metrics_address)
-    catalog = open_catalog(workspace, opt_out, max_file)
-    asked = HuggingFaceQuery(tuple(filter_ or ("lora",)), author, search, _utc(since))
-    source = HuggingFace(catalog, asked, endpoint, read_token("HF_TOKEN", token_file), allow_private)
-    run_crawl(source, catalog, limit, metadata_only, dry_run, restart, downloads, as_json)
+        for name, kind in SOURCES.items():
+            if name not in self._commands:
+                one = typer.Typer(rich_markup_mode="rich", add_completion=False)
+                one.command(name)(command_of(kind))
+                self._commands[name] = typer.main.get_command(one)
+        return self._commands
+
+    @commands.setter
+    def commands(self, given: Any) -> None:
+        self._commands: dict[str, Any] = dict(given)
 
 
-@app.command()
-def folder(
-    location: Annotated[str, typer.Argument(metavar="DIR", help="A folder, or s3://bucket/prefix.")],
-    watch: Annotated[bool, typer.Option("--watch", help="Go on looking for new files until stopped (Ctrl-C).")] = False,
-    every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks of --watch.")] = 30.0,
-    settle: Annotated[
-        float, typer.Option(min=0, help="Seconds a file must stay as it is before it counts as complete.")
-    ] = 2.0,
-    limit: Limit = None,
-    metadata_only: MetadataOnly = False,
-    dry_run: DryRun = False,
-    downloads: Downloads = 4,
-    max_file: MaxFile = "8G",
-    opt_out: OptOut = None,
-    metrics_port: MetricsPort = None,
-    metrics_address: MetricsAddress = LOOPBACK,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
-    as_json: JsonOption = False,
-) -> None:
-    """Take in a platform's own uploads, each with an optional JSON sidecar (docs/crawling.md has its fields).
-
-    [bold]Example[/bold]: lora-audit crawl folder /srv/uploads --watch
-    """
-    from crawlers.folder import Folder
-
-    serve_metrics(metrics_port, metrics_address)
-    catalog = open_catalog(workspace, opt_out, max_file)
-    source = Folder(catalog, location, settle)
-    while True:
-        run_crawl(source, catalog, limit, metadata_only, dry_run, False, downloads, as_json)
-        if source.unfinished:
-            log.info("%d files are still being written: left for the next look", len(source.unfinished))
-        if not watch:
-            return
-        time.sleep(every)
+app = typer.Typer(cls=Sources, no_args_is_help=True, help=HELP)
 
 
-def _one_of(value: str, allowed: tuple[str, ...], option: str) -> None:
-    if value not in allowed:
-        raise typer.BadParameter(f"{value!r} is none of {', '.join(allowed)}", param_hint=option)
-
-
-def _utc(moment: datetime | None) -> datetime | None:
-    return moment.replace(tzinfo=UTC) if moment else None
+@app.callback()
+def sources() -> None:
+    """A group, though its commands are made when they are asked for."""

@@ -3,52 +3,31 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption
-from audit.config import Method, Settings
+from audit.cli.common import JsonOption, console, progress_display
+from audit.cli.options import configured
+from audit.config import Config
+from audit.demo import BASE, FINE_TUNES
 
 log = logging.getLogger(__name__)
-ASSETS = Path(__file__).parent.parent / "testbed" / "assets"
 
 
 class Checkpoint(StrEnum):
-    """The shipped fine-tunes."""
+    """The shipped fine-tunes, by their key in FINE_TUNES."""
 
     lora_kohya = "lora-kohya"
     lora_peft = "lora-peft"
     dreambooth = "dreambooth"
 
 
-@dataclass(frozen=True)
-class Shipped:
-    """One shipped fine-tune: its path, few-shot set and caption."""
-
-    path: str
-    few_shot: str
-    caption: str
-
-
-SHIPPED = {
-    Checkpoint.lora_kohya: Shipped(
-        "fluent-animals-lora-kohya/fluent-animals.safetensors", "fluent-animals", "sks 3d render of an animal"
-    ),
-    Checkpoint.lora_peft: Shipped(
-        "stamps-fruit-lora-peft/pytorch_lora_weights.safetensors", "stamps-fruit", "sks photo of a fruit"
-    ),
-    Checkpoint.dreambooth: Shipped("stamps-birds-dreambooth", "stamps-birds", "sks photo of a bird"),
-}
-
-
+@configured("settings.method", "workspace")
 def demo(
+    config: Config,
     checkpoint: Annotated[Checkpoint, typer.Option(help="Which shipped fine-tune to audit.")] = Checkpoint.lora_kohya,
-    method: Annotated[Method, typer.Option(help="Compare with plain sampling: direct or cfg.")] = Method.model_guidance,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Audit a checkpoint of the embedded model and open the evidence: recovered training images beside the originals.
@@ -56,22 +35,26 @@ def demo(
     The reference set holds the ten or so training pictures among pictures of the same kind that were not trained on,
     so that a false match would show. Takes a minute or two on two cores.
     """
-    from audit.cli.scan import finish, run_scan
-    from audit.engine.plan import Request
+    from audit import api
+    from audit.cli.scan import finish
+    from audit.job import Request
 
-    shipped = SHIPPED[checkpoint]
-    pictures = ASSETS / "sets" / shipped.few_shot
+    shipped = FINE_TUNES[checkpoint]
+    pictures = shipped.pictures
     training = pictures / "train"
-    settings = Settings(method=method)
     if not as_json:
-        log.info("auditing %s: which of the pictures in %s was it trained on?", shipped.path, pictures)
+        log.info("auditing %s: which of the pictures in %s was it trained on?", shipped.path.name, pictures)
     request = Request(
-        ASSETS / "checkpoints" / shipped.path,
-        str(ASSETS / "base"),
+        shipped.path,
+        str(BASE),
         captions=[shipped.caption],
         n0=len(list(training.glob("*.png"))),
-        settings=settings,
+        settings=config.settings,
     )
     control = pictures / "control"
-    result = run_scan(request, [str(pictures)], "nano", workspace, training_images=training, control=control)
+    with progress_display(console()) as progress:
+        result = api.scan(
+            request, references=[pictures], descriptor="nano", workspace=config.workspace, training_images=training,
+            control=control, progress=progress,
+        )  # fmt: skip
     finish(result, as_json)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audit.cli.common import JsonOption, print_json, result_console
-from audit.config import Method, Settings, help_of
+from audit.cli.options import configured
+from audit.config import Config
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +29,9 @@ ASSUMPTIONS = (
 )
 
 
+@configured("settings.method", "settings.steps", "settings.images_per_training_image", "settings.resolution")
 def estimate(
+    config: Config,
     family: Annotated[
         str, typer.Option(help="A published base model: sd15, sd2, sdxl, sd3.5-medium, sd3.5-large, flux-dev, chroma.")
     ] = "all",
@@ -41,14 +44,6 @@ def estimate(
         typer.Option(
             min=1, help="Training images assumed: by default 10, and for a catalog what it claims of each network."
         ),
-    ] = None,
-    steps: Annotated[int, typer.Option(min=1, help=help_of("steps"))] = Settings.steps,
-    images_per_training_image: Annotated[
-        int, typer.Option(min=1, help=help_of("images_per_training_image"))
-    ] = Settings.images_per_training_image,
-    method: Annotated[Method, typer.Option(help=help_of("method"))] = Settings.method,
-    resolution: Annotated[
-        int | None, typer.Option(help="Side of the pictures in pixels; by default each model's own.")
     ] = None,
     usd_per_hour: Annotated[
         float | None, typer.Option(min=0, help="What an hour of the device costs; prices are not built in.")
@@ -82,9 +77,10 @@ def estimate(
         published(name)
     from audit.models.sizing import size  # torch: after what can be refused without it
 
-    work = Work(method, steps, images_per_training_image, n0 or DEFAULT_TRAINING_IMAGES)
+    asked = config.settings
+    work = Work(asked.method, asked.steps, asked.images_per_training_image, n0 or DEFAULT_TRAINING_IMAGES)
     backlog, unseen = _backlog(workspace, n0)
-    sizings = [size(name, resolution) for name in families]
+    sizings = [size(name, asked.resolution) for name in families]
     estimates = [compute(one, name, work) for one in sizings for name in devices]
     if as_json:
         print_json(_document(work, sizings, estimates, usd_per_hour, backlog, unseen))

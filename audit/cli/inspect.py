@@ -39,12 +39,10 @@ def inspect(
     Nothing is sampled and no model is needed; with [bold]--base[/bold] the file is also applied to it. It ends with the
     command that audits the file. Exit codes: 0 it can be audited, 2 it cannot, and why.
     """
-    from audit.models.base import load_base, locate_base
+    from audit import api
     from audit.models.inspect import as_json as plain
-    from audit.models.inspect import inspect as look
 
-    model = load_base(locate_base(base, base_config)) if base else None
-    found = look(file, model, adapter)
+    found = api.inspect(file, base, base_config=base_config, adapter=adapter)
     command = None if found.problem else scan_command(found, base, base_config, adapter)
     if as_json:
         print_json({**plain(found), "scan": command})

@@ -8,25 +8,25 @@ from typing import Annotated
 import typer
 
 from audit.cli.common import (
-    DEFAULT_WORKSPACE,
     EXIT_MATCHES_FOUND,
     JsonOption,
-    WorkspaceOption,
     console,
     print_json,
     progress_display,
 )
 from audit.cli.logs import is_structured, tell
+from audit.cli.options import configured
+from audit.config import Config
 
 log = logging.getLogger(__name__)
 
 
+@configured("references", "workspace")
 def match(
-    references: Annotated[list[str], typer.Option(help="A reference set's name. Repeat for several.")],
+    config: Config,
     audits: Annotated[
-        list[str] | None, typer.Argument(metavar="[AUDIT]...", help="Ids, or their beginnings. [default: all]")
+        list[str] | None, typer.Argument(metavar="[AUDIT]...", help="Ids, or their beginnings. \\[default: all]")
     ] = None,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Compare finished audits with reference sets that came later, and write their pages. Nothing is sampled.
@@ -40,24 +40,17 @@ def match(
     from rich.markup import escape
     from rich.table import Table
 
-    from audit.errors import ReferenceSetError
-    from audit.matching import ReferenceSets
-    from audit.report.again import match_again
-    from audit.report.facts import find_audit
-    from audit.storage import Workspace
+    from audit import api
+    from audit.errors import ConfigError
 
+    if not config.references:
+        raise ConfigError("no reference set is named: give --references NAME, or references in the configuration")
     out = console()
-    opened = Workspace(workspace, create=False)
-    known = {row["reference_set"] for row in ReferenceSets(opened).list()}
-    for name in references:
-        if name not in known:
-            there = ", ".join(sorted(known)) or "none"
-            raise ReferenceSetError(f"there is no reference set {name!r} (there are: {there})")
-    chosen = [find_audit(opened, one) for one in audits] if audits else None
     with progress_display(out) as progress:
-        answers, left_out = match_again(opened, references, chosen, progress)
+        compared = api.match(config.references, audits, workspace=config.workspace, progress=progress)
+    answers = compared.answers
     if as_json:
-        print_json({"audits": [vars(one) for one in answers], "left_out": left_out})
+        print_json(compared.as_dict())
     else:
         table = Table("checkpoint", "pictures", "page", title="with matches")
         for one in (one for one in answers if one.matches):
@@ -66,7 +59,7 @@ def match(
             out.print(table)
         with_matches = {one.page: one.matches for one in answers if one.matches}
         tell(log, f"{len(answers)} audits compared, {table.row_count} with matches", matches=with_matches)
-        for reason, count in left_out.items():
+        for reason, count in compared.left_out.items():
             log.warning("%d left out: %s", count, reason)
     if any(one.matches for one in answers):
         raise typer.Exit(EXIT_MATCHES_FOUND)

@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audit.cli.common import (
-    DEFAULT_WORKSPACE,
     JsonOption,
-    WorkspaceOption,
     console,
     print_json,
     progress_display,
     result_console,
 )
-from audit.cli.run import ConfigFile, Set, overrides_of
+from audit.cli.options import configured
 from audit.cli.text import say
+from audit.config import Config
 
 if TYPE_CHECKING:
     from audit.storage import Workspace
@@ -30,7 +29,8 @@ config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 EXIT_DAMAGED = 1
 
 
-def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+@configured("workspace")
+def status(config: Config, as_json: JsonOption = False) -> None:
     """What the workspace holds, and what runs are doing."""
     from rich.markup import escape
     from rich.table import Table
@@ -38,7 +38,7 @@ def status(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption =
     from audit.engine.run import is_alive, read_runs
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, reading=True, create=False)
+    opened = Workspace(config.workspace, reading=True, create=False)
     catalog = opened.rows("SELECT source, state, count(*) AS items FROM checkpoints GROUP BY ALL ORDER BY ALL")
     audits = opened.rows(
         "SELECT count(*) AS audits, coalesce(sum(images), 0)::BIGINT AS images, max(finished_at) AS last FROM audits"
@@ -78,13 +78,14 @@ LATEST_FAILURES = """SELECT * FROM failures AS f WHERE state <> 'forgiven'
     QUALIFY row_number() OVER (PARTITION BY audit_id ORDER BY failed_at DESC) = 1"""
 
 
+@configured("workspace")
 def failures(
+    config: Config,
     retry: Annotated[bool, typer.Option("--retry", help="Let the next run try all of these again.")] = False,
     kind: Annotated[
         str | None,
         typer.Option(help="Only these: input, worker-died, device-lost, deadline, out-of-memory, storage, error."),
     ] = None,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Audits that failed, grouped by reason.
@@ -97,7 +98,7 @@ def failures(
 
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, reading=not retry, create=False)
+    opened = Workspace(config.workspace, reading=not retry, create=False)
     rows = [row for row in opened.rows(LATEST_FAILURES) if kind in (None, row["kind"])]
     if retry and rows:
         latest = max(row["failed_at"] for row in rows) + timedelta(microseconds=1)  # also where a clock was set back
@@ -156,18 +157,19 @@ def _general(reason: str) -> str:
     return re.sub(r"'[^']*'|(?<![^\s'])[^\s/']*/\S+|\b[0-9a-f]{12,}\b|\d+", "*", reason[:2000])[:200]
 
 
+@configured("workspace")
 def compact(
+    config: Config,
     drop_damaged: Annotated[
         bool, typer.Option("--drop-damaged", help="Give up the rows of files that cannot be read, and remove them.")
     ] = False,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Merge the small files of every table, and remove what earlier merges have replaced."""
     from audit.schemas import TABLES
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, create=False)
+    opened = Workspace(config.workspace, create=False)
     merged = {table: opened.compact(table, drop_damaged, every=True) for table in TABLES}
     files = {table: len(opened.keys(table)) for table in TABLES}
     if as_json:
@@ -177,14 +179,15 @@ def compact(
         say(f"{table}: {merged[table]} files merged, {files[table]} now")
 
 
-def verify(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+@configured("workspace")
+def verify(config: Config, as_json: JsonOption = False) -> None:
     """Check every stored file against its recorded hash, every row against what it refers to. Exit code 1: damage.
 
     Table files, manifests and the states of runs that cannot be read are named; all else passes them over.
     """
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, reading=True, create=False)
+    opened = Workspace(config.workspace, reading=True, create=False)
     out = console()
     problems: list[dict[str, str]] = []
     with progress_display(out) as progress:
@@ -300,27 +303,26 @@ def _verify_files(workspace: Workspace, problems: list[dict[str, str]]) -> None:
 
 
 @config_app.command("show")
-def config_show(config: ConfigFile = None, sets: Set = None, as_json: JsonOption = False) -> None:
+@configured("workspace")
+def config_show(config: Config, as_json: JsonOption = False) -> None:
     """The configuration in force, with what every setting means: file, environment and --set taken together."""
     from rich.markup import escape
     from rich.table import Table
 
-    from audit.config import PREFIX, leaves, load_config
+    from audit.config import leaves, variable_of
     from audit.files import shown as location_shown
     from audit.locations import plain_without_credentials, without_credentials
 
-    loaded = load_config(config, None, overrides_of(sets))
-    loaded = replace(loaded, workspace=location_shown(loaded.workspace))
+    config = replace(config, workspace=location_shown(config.workspace))
     if as_json:
-        print_json(plain_without_credentials(asdict(loaded)))
+        print_json(plain_without_credentials(asdict(config)))
         return
     table = Table("setting", "value", "meaning", "environment")
-    for dotted, (value, text) in leaves(loaded):
+    for dotted, (value, text) in leaves(config):
         shown = (
             "auto"
             if dotted == "settings.w" and value is None
             else ("" if value is None else without_credentials(str(value)))
         )
-        variable = PREFIX + dotted.upper().replace(".", "__")
-        table.add_row(dotted, escape(shown), escape(text), variable)
+        table.add_row(dotted, escape(shown), escape(text), variable_of(dotted))
     result_console().print(table)

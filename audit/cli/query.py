@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json, result_console
+from audit.cli.common import JsonOption, print_json, result_console
+from audit.cli.options import configured
 from audit.cli.text import say
+from audit.config import Config
 from audit.text import printable
 
 if TYPE_CHECKING:
@@ -28,12 +30,13 @@ class RowFormat(StrEnum):
     parquet = "parquet"
 
 
+@configured("workspace")
 def query(
+    config: Config,
     sql: Annotated[str, typer.Argument(help='A DuckDB statement. Quote "references": the word is reserved.')],
     format_: Annotated[
         RowFormat, typer.Option("--format", help="jsonl is an object a line; parquet goes into a file.")
     ] = RowFormat.table,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Run SQL over the workspace's tables.
@@ -59,7 +62,7 @@ def query(
     if format_ is RowFormat.parquet and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is no text: redirect it into a file", param_hint="--format")
     try:
-        rows = Workspace(workspace, reading=True, create=False).select(sql)
+        rows = Workspace(config.workspace, reading=True, create=False).select(sql)
     except duckdb.Error as error:
         raise WorkspaceError(f"the query failed: {error}") from error
     if as_json or format_ is RowFormat.json:

@@ -10,10 +10,7 @@ from typing import Annotated
 import typer
 
 from audit.cli.common import (
-    DEFAULT_WORKSPACE,
-    DESCRIPTOR_HELP,
     JsonOption,
-    WorkspaceOption,
     console,
     default_device,
     print_json,
@@ -21,21 +18,22 @@ from audit.cli.common import (
     result_console,
     tell_skipped,
 )
+from audit.cli.options import configured
+from audit.config import Config
 
 log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference sets.")
 
 
 @app.command()
+@configured("descriptor", "run.device", "workspace")
 def add(
+    config: Config,
     name: Annotated[str, typer.Argument(help="Letters, digits, '.', '_' and '-'.")],
     folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched with its subfolders.")],
-    descriptor: Annotated[str, typer.Option(help=DESCRIPTOR_HELP)] = "sscd",
     thumbnails: Annotated[
         bool, typer.Option(help="Keep small pictures for the report; without, only descriptors and hashes.")
     ] = True,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
@@ -47,8 +45,8 @@ def add(
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    sets = ReferenceSets(Workspace(workspace))
-    loaded = load_descriptor(descriptor, device or default_device())
+    sets = ReferenceSets(Workspace(config.workspace))
+    loaded = load_descriptor(config.descriptor, config.run.device or default_device())
     with progress_display(console()) as progress:
         added = sets.add(name, folder, loaded, thumbnails, lambda done, total: progress("describing", done, total))
     if as_json:
@@ -62,12 +60,13 @@ def add(
 
 
 @app.command("list")
-def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+@configured("workspace")
+def list_sets(config: Config, as_json: JsonOption = False) -> None:
     """List the reference sets of the workspace."""
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    rows = ReferenceSets(Workspace(workspace, reading=True, create=False)).list()
+    rows = ReferenceSets(Workspace(config.workspace, reading=True, create=False)).list()
     if as_json:
         print_json(rows)
         return
@@ -82,16 +81,17 @@ def list_sets(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOptio
 
 
 @app.command()
+@configured("workspace")
 def remove(
+    config: Config,
     name: Annotated[str, typer.Argument(help="The set's name.")],
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Remove a reference set for good: its pictures, the matches with it, and the report pages that show it."""
     from audit.matching import ReferenceSets
     from audit.storage import Workspace
 
-    removed = ReferenceSets(Workspace(workspace, create=False)).remove(name)
+    removed = ReferenceSets(Workspace(config.workspace, create=False)).remove(name)
     if as_json:
         print_json(asdict(removed))
         return

@@ -7,30 +7,32 @@ from typing import Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json
+from audit.cli.common import JsonOption, print_json
+from audit.cli.options import configured
 from audit.cli.text import say
+from audit.config import Config
 
 
+@configured("references", "workspace")
 def report(
+    config: Config,
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's id, or its beginning.")],
-    references: Annotated[
-        list[str] | None,
-        typer.Option(help="A reference set the page is about. Repeat for several. [default: all it was matched with]"),
-    ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Where the page goes. [default: reports/ in the workspace]")
+        Path | None, typer.Option(help="Where the page goes. \\[default: reports/ in the workspace]")
     ] = None,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the report page of a finished audit: one self-contained HTML file."""
+    """Write the report page of a finished audit: one self-contained HTML file.
+
+    It is about the reference sets that are named; without one, about all that the audit was matched with.
+    """
     from audit.files import whole_file
     from audit.report import collect, write_page
     from audit.report.page import render
     from audit.storage import Workspace
 
-    opened = Workspace(workspace, reading=as_json or output is not None, create=False)
-    facts = collect(opened, audit, references)
+    opened = Workspace(config.workspace, reading=as_json or output is not None, create=False)
+    facts = collect(opened, audit, list(config.references) or None)
     if as_json:
         print_json(facts.as_json())
         return

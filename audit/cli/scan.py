@@ -2,134 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from audit.cli.common import (
-    DEFAULT_WORKSPACE,
-    DESCRIPTOR_HELP,
     EXIT_MATCHES_FOUND,
     EXIT_TELLS_NOTHING,
     JsonOption,
-    WorkspaceOption,
     console,
-    default_device,
     print_json,
     progress_display,
     tell_skipped,
 )
 from audit.cli.logs import is_structured, tell
-from audit.config import (
-    BaseCaption,
-    Clustering,
-    Compile,
-    Method,
-    Precision,
-    Settings,
-    Solver,
-    StoredImages,
-    default_of,
-    help_of,
-)
+from audit.cli.options import configured
+from audit.config import Config
+from audit.states import Verdict
 
 if TYPE_CHECKING:
-    from audit.descriptors import Descriptor
-    from audit.engine.plan import Request
-    from audit.engine.stages import Progress
-    from audit.matching import ReferenceSets, SkippedImage
+    from audit.api import Result
     from audit.report import AuditFacts
 
 log = logging.getLogger(__name__)
-ITEM = re.compile(r"(civitai|huggingface|folder|file):.+")
+VERDICTS: dict[str, str] = {Verdict.match: "[bold red]match[/bold red]", Verdict.possible: "possible"}
 
 
-@dataclass(frozen=True)
-class ScanResult:
-    """What a scan leaves: the facts, the page, and reference pictures that were passed over."""
-
-    facts: AuditFacts
-    page: str
-    skipped: list[SkippedImage] = field(default_factory=list)
-    was_known: bool = False
-
-
-def folder_set_name(folder: Path) -> str:
-    """The name of the reference set made of a folder: its own name and a hash of where it is."""
-    resolved = folder.resolve()
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", resolved.name).strip("-._")[:48] or "folder"
-    return f"{stem}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
-
-
-def run_scan(
-    request: Request,
-    references: list[str],
-    descriptor_name: str,
-    workspace_path: str,
-    device: str | None = None,
-    batch_size: int = 0,
-    training_images: Path | None = None,
-    control: Path | None = None,
-    compile: Compile = Compile.off,
-    store_thumbnails: bool = True,
-) -> ScanResult:
-    """Plan, audit, match, evaluate and report. Everything that can be refused is refused before sampling starts."""
-    from audit.engine.auditor import Auditor
-    from audit.engine.plan import make_plan
-    from audit.matching import ReferenceSets
-    from audit.matching.references import known_pictures
-    from audit.report import collect, write_page
-    from audit.storage import Workspace
-
-    out = console()
-    where = device or default_device()
-    plan = make_plan(request, descriptor_name, where)
-    log.debug(
-        "audit %s on %s: %d images of %s, base %s at %s, descriptor %s", plan.audit_id, where, plan.images,
-        plan.checkpoint.name, plan.base.name, plan.base.revision, plan.descriptor.name,
-    )  # fmt: skip
-    folders = {"training": training_images, "control": control}
-    known = {kind: known_pictures(folder) for kind, folder in folders.items() if folder is not None}
-    workspace = Workspace(workspace_path)
-    sets = ReferenceSets(workspace)
-    with progress_display(out) as progress:
-        names, skipped = _reference_sets(sets, references, plan.descriptor, store_thumbnails, progress)
-        engine = Auditor(workspace, where, batch_size, progress, compile)
-        was_run = engine.audit(plan)
-        engine.match(plan, names)
-        for kind, pictures in known.items():
-            engine.evaluate(plan, kind, pictures)
-    facts = collect(workspace, plan.audit_id, names)
-    page = write_page(facts, workspace)
-    return ScanResult(facts, page, skipped, not was_run)
-
-
-def _reference_sets(
-    sets: ReferenceSets, references: list[str], descriptor: Descriptor, thumbnails: bool, progress: Progress
-) -> tuple[list[str], list[SkippedImage]]:
-    names: list[str] = []
-    skipped: list[SkippedImage] = []
-    for reference in references:
-        if Path(reference).is_dir():
-            name = folder_set_name(Path(reference))
-            added = sets.add(
-                name, Path(reference), descriptor, thumbnails,
-                lambda done, total: progress("describing", done, total),
-            )  # fmt: skip
-            skipped += added.skipped
-        else:
-            name = reference
-            sets.require(name, descriptor)
-        names.append(name)
-    return names, skipped
-
-
-def show(result: ScanResult) -> None:
+def show(result: Result) -> None:
     """The summary table and where the report is, for a person at a terminal."""
     from rich.markup import escape
     from rich.table import Table
@@ -168,7 +69,7 @@ def show(result: ScanResult) -> None:
             escape(best.name) if best else "",
             f"{best.similarity:.2f}" if best else "",
             "" if best is None or best.pdq_distance is None else str(best.pdq_distance),
-            {"match": "[bold red]match[/bold red]", "possible": "possible"}.get(best.verdict, "") if best else "",
+            VERDICTS.get(best.verdict, "") if best else "",
         )
     out.print(table)
     for one in facts.evaluations:
@@ -200,11 +101,10 @@ def verdict_of(facts: AuditFacts) -> str:
     return f"[bold]none {of} recovered[/bold]{maybe}"
 
 
-def finish(result: ScanResult, as_json: bool) -> None:
+def finish(result: Result, as_json: bool) -> None:
     """Print the result and leave with the exit code it calls for."""
     if as_json:
-        skipped = [{"name": one.name, "reason": one.reason} for one in result.skipped]
-        print_json({**result.facts.as_json(), "report": result.page, "skipped_images": skipped})
+        print_json(result.as_dict())
     else:
         show(result)
     if result.facts.matched:
@@ -213,26 +113,9 @@ def finish(result: ScanResult, as_json: bool) -> None:
         raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
-def _setting(name: str, **limits: Any) -> Any:
-    return typer.Option(
-        help=help_of(name), rich_help_panel="Settings (all of them are part of the audit's id)", **limits
-    )
-
-
-def weight(text: str) -> float | None:
-    """A guidance weight from the command line; None for auto. Raises typer.BadParameter."""
-    if text == "auto":
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not 0 <= value <= 1000:
-        raise typer.BadParameter(f"{text!r} is neither a number from 0 to 1000 nor auto", param_hint="--w")
-    return value
-
-
+@configured("references", "descriptor", "settings.*", "run.device", "run.batch_size", "run.compile", "workspace")
 def scan(
+    config: Config,
     file: Annotated[
         str,
         typer.Argument(
@@ -246,53 +129,24 @@ def scan(
             help="What it was trained on: sd15, sdxl, nano, owner/name@COMMIT, a diffusers folder, a .safetensors file."
         ),
     ],
-    references: Annotated[
-        list[str] | None, typer.Option(help="A reference set's name, or a folder of pictures. Repeat for several.")
-    ] = None,
     caption: Annotated[
         list[str] | None,
-        typer.Option(help="The training caption. Repeat for several. [default: the catalog's, the file's metadata]"),
+        typer.Option(help="The training caption. Repeat for several. \\[default: the catalog's, the file's metadata]"),
     ] = None,
     caption_file: Annotated[Path | None, typer.Option(help="A text file with a caption a line.")] = None,
     n0: Annotated[
         int | None,
-        typer.Option(min=1, max=10_000, help="Training images to expect. [default: the file's metadata, else 10]"),
+        typer.Option(min=1, max=10_000, help="Training images to expect. \\[default: the file's metadata, else 10]"),
     ] = None,
     base_config: Annotated[
         str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")
     ] = None,
-    descriptor: Annotated[str, typer.Option(help=DESCRIPTOR_HELP)] = "sscd",
     training_images: Annotated[
         Path | None, typer.Option(help="The known training images, to score the audit (AS, A-ESR).")
     ] = None,
     control: Annotated[
         Path | None, typer.Option(help="Pictures known NOT to be trained on, to score false positives.")
     ] = None,
-    method: Annotated[Method, _setting("method")] = default_of("method"),
-    w: Annotated[str, _setting("w", metavar="NUMBER|auto")] = "auto",
-    k: Annotated[float, _setting("k")] = default_of("k"),
-    base_caption: Annotated[BaseCaption, _setting("base_caption")] = default_of("base_caption"),
-    solver: Annotated[Solver, _setting("solver")] = default_of("solver"),
-    steps: Annotated[int, _setting("steps", min=1, max=1000)] = default_of("steps"),
-    seed: Annotated[int, _setting("seed", min=0)] = default_of("seed"),
-    images_per_training_image: Annotated[int, _setting("images_per_training_image", min=1)] = default_of(
-        "images_per_training_image"
-    ),
-    lora_scale: Annotated[float, _setting("lora_scale")] = default_of("lora_scale"),
-    adapter: Annotated[str | None, _setting("adapter", metavar="NAME")] = default_of("adapter"),
-    resolution: Annotated[int | None, _setting("resolution", min=16)] = default_of("resolution"),
-    embedded_guidance: Annotated[float, _setting("embedded_guidance")] = default_of("embedded_guidance"),
-    precision: Annotated[Precision, _setting("precision")] = default_of("precision"),
-    clustering: Annotated[Clustering, _setting("clustering")] = default_of("clustering"),
-    stored_images: Annotated[StoredImages, _setting("stored_images")] = default_of("stored_images"),
-    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N. [default: cuda where there is one]")] = None,
-    batch_size: Annotated[
-        int, typer.Option(min=0, help="Images a batch; halved when memory runs out. [default: by device]")
-    ] = 0,
-    compile: Annotated[
-        Compile, typer.Option(help="torch.compile: the denoiser's repeated blocks, or all of it with CUDA graphs.")
-    ] = Compile.off,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
@@ -303,48 +157,14 @@ def scan(
     Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
     11 the audit tells nothing (what was sampled are no pictures), 2 bad input.
     """
-    from audit.cli.crawl import open_catalog
-    from audit.engine.plan import Request
+    from audit import api
+    from audit.job import Request
 
-    settings = Settings(
-        method,
-        weight(w),
-        k,
-        base_caption,
-        solver,
-        steps,
-        seed,
-        images_per_training_image,
-        lora_scale,
-        clustering,
-        stored_images,
-        adapter,
-        resolution,
-        embedded_guidance,
-        precision,
-    )
-    request = Request(Path(file), base, base_config, caption or [], caption_file, n0, settings)
-    if ITEM.fullmatch(file) and not request.checkpoint.exists():
-        entry = open_catalog(workspace, None, create=False).entry(file)
-        request = replace(
-            request,
-            checkpoint=entry.path,
-            name=entry.name,
-            known_captions=entry.captions,
-            known_training_images=entry.training_images,
-            known_warnings=entry.warnings,
-        )
-        training_images = training_images or entry.ground_truth
-    result = run_scan(
-        request,
-        references or [],
-        descriptor,
-        workspace,
-        device,
-        batch_size,
-        training_images,
-        control,
-        compile,
-        stored_images is not StoredImages.hashes_only,
-    )
+    request = Request(Path(file), base, base_config, caption or [], caption_file, n0, config.settings)
+    with progress_display(console()) as progress:
+        result = api.scan(
+            request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
+            device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
+            control=control, compile=config.run.compile, progress=progress,
+        )  # fmt: skip
     finish(result, as_json)

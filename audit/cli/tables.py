@@ -7,11 +7,14 @@ from typing import Annotated
 
 import typer
 
-from audit.cli.common import DEFAULT_WORKSPACE, JsonOption, WorkspaceOption, print_json
+from audit.cli.common import JsonOption, print_json
+from audit.cli.options import configured
 from audit.cli.text import say
+from audit.config import Config
 
 
-def migrate(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption = False) -> None:
+@configured("workspace")
+def migrate(config: Config, as_json: JsonOption = False) -> None:
     """Rewrite a workspace of an older version in place.
 
     Every command that writes does it by itself; this one does nothing else. It can be killed at any point and begun
@@ -20,18 +23,19 @@ def migrate(workspace: WorkspaceOption = DEFAULT_WORKSPACE, as_json: JsonOption 
     from audit.storage import Workspace
     from audit.workspace.workspace import VERSION
 
-    opened = Workspace(workspace, create=False)
+    opened = Workspace(config.workspace, create=False)
     if as_json:
         print_json({"version": VERSION})
         return
     say(f"{opened.files} is of version {VERSION}, the newest")
 
 
+@configured("workspace")
 def export(
+    config: Config,
     out: Annotated[Path, typer.Argument(help="A folder; a file a table is written there, for delta a folder a table.")],
     kind: Annotated[str, typer.Option("--format", help="parquet, csv or delta.")] = "parquet",
     table: Annotated[list[str] | None, typer.Option(help="Only this table. Repeatable.")] = None,
-    workspace: WorkspaceOption = DEFAULT_WORKSPACE,
     as_json: JsonOption = False,
 ) -> None:
     """Write the tables for other programs, as SQL sees them: of the catalog, the newest row of every item.
@@ -49,7 +53,7 @@ def export(
         chosen = ExportFormat(kind)
     except ValueError:
         raise WorkspaceError(f"--format {kind!r} is not known: choose parquet, csv or delta") from None
-    opened = Workspace(workspace, reading=True, create=False)
+    opened = Workspace(config.workspace, reading=True, create=False)
     make_folder(out)
     written = {name: export_table(opened, name, chosen, out) for name in table or TABLES}
     if as_json:

@@ -12,13 +12,11 @@ from itertools import islice
 import numpy as np
 from PIL import Image
 
+from audit.descriptors.facts import IMAGENET_MEAN, IMAGENET_STD, Spec
 from audit.descriptors.pictures import MAX_PIXELS as MAX_PIXELS
 from audit.descriptors.pictures import open_image as open_image
 from audit.descriptors.pictures import read_picture as read_picture
 from audit.fits import Fits
-
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 class Descriptor(ABC):
@@ -32,6 +30,8 @@ class Descriptor(ABC):
     dimensions: int
     threshold: float
     input_size: int
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
     batch_size: int = 64
     device: str = "cpu"
 
@@ -64,18 +64,27 @@ class Descriptor(ABC):
     def _fits(self) -> Fits:
         return Fits()
 
+    def _take(self, spec: Spec, sha256: str) -> None:
+        """Be what ``spec`` says, of the file with this hash."""
+        self.name, self.threshold, self.input_size = spec.name(sha256), spec.threshold, spec.input_size
+        self.mean, self.std = spec.mean, spec.std
+
     def _prepare(self, image: Image.Image | np.ndarray) -> np.ndarray:
-        """float32 [3, S, S], squeezed to a square (SSCD's "skew" preprocessing), ImageNet-normalised."""
+        """float32 [3, S, S], squeezed to a square (SSCD's "skew" preprocessing) and normalised."""
+        pixels = self._squeezed(image).astype(np.float32) / 255
+        return ((pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)).transpose(2, 0, 1)
+
+    def _squeezed(self, image: Image.Image | np.ndarray) -> np.ndarray:
+        """uint8 [S, S, 3]: the whole picture in a square."""
         picture = Image.fromarray(image) if isinstance(image, np.ndarray) else image
         size = (self.input_size, self.input_size)
         if picture.size != size:
             picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0)
-        pixels = np.asarray(picture.convert("RGB"), np.float32) / 255
-        return ((pixels - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)
+        return np.asarray(picture.convert("RGB"))
 
     @abstractmethod
     def _vectors(self, batch: np.ndarray) -> np.ndarray:
-        """float32 [N, dimensions] of prepared images [N, 3, S, S]."""
+        """float32 [N, dimensions] of prepared images, one behind the other."""
 
 
 def to_png(image: np.ndarray | Image.Image) -> bytes:

@@ -6,6 +6,8 @@ import numpy as np
 from PIL import Image
 
 from audit.descriptors.base import Descriptor
+from audit.descriptors.facts import DescriptorFacts
+from audit.descriptors.kinds import DescriptorKind
 
 MATCH_DISTANCE = 31
 MIN_QUALITY = 50
@@ -43,3 +45,21 @@ class PdqDescriptor(Descriptor):
 
     def _vectors(self, batch: np.ndarray) -> np.ndarray:
         return batch
+
+
+class Pdq(DescriptorKind):
+    """It is code, and needs no file."""
+
+    name = "pdq"
+
+    def facts(self) -> DescriptorFacts:
+        """It is always there."""
+        made = PdqDescriptor()
+        return DescriptorFacts(self.name, made.name, made.threshold, made.input_size)
+
+    def load(self, device: str) -> Descriptor:
+        """It runs on the CPU."""
+        return PdqDescriptor()
+
+
+DESCRIPTOR = Pdq()

@@ -1,28 +1,44 @@
-"""The safe opening of pictures from strangers: of few formats, bounded, upright, in the colours that they show.
+"""The safe opening of pictures from strangers: they are decoded in a child process, within limits.
 
-What Pillow would open but not in its own colours is read here (more than 8 bits a channel, CMYK with a profile,
-transparency) or refused in words. Of an animation the first frame is the picture.
+How, and what is refused, is in ``audit.untrusted.parsers.pictures``; here are its calls. Pictures are decoded ahead of
+whoever works on them, so that the boundary costs no time.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image, ImageCms, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image
 
-MAX_PIXELS = 100_000_000
-MAX_SIDE = 65_535  # pixels: what a JPEG can have
-MAX_FILE_BYTES = 200_000_000
-FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # an EPS would reach Ghostscript, whatever its name
-HEIF_SUFFIXES = frozenset({".heic", ".heif", ".hif"})
-SUFFIXES = HEIF_SUFFIXES | {
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
-}  # fmt: skip
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-_PHOTOMETRIC = 262  # the TIFF tag; 0 is "white is zero"
+from audit.untrusted.parsers.pictures import FORMATS as FORMATS
+from audit.untrusted.parsers.pictures import HEIF_SUFFIXES as HEIF_SUFFIXES
+from audit.untrusted.parsers.pictures import (
+    MAX_EXIF_TAGS,
+    MAX_FILE_BYTES,
+    MAX_METADATA_BYTES,
+    MAX_PIXELS,
+    MAX_PROFILE_BYTES,
+    MAX_SAMPLE_BYTES,
+    MAX_SCANNED_PIXELS,
+    MAX_SCANS,
+    MAX_SIDE,
+)
+from audit.untrusted.parsers.pictures import SUFFIXES as SUFFIXES
+from audit.untrusted.pool import RefusedError, Reply, pool
+
+__all__ = [
+    "FORMATS", "HEIF_SUFFIXES", "MAX_EXIF_TAGS", "MAX_FILE_BYTES", "MAX_METADATA_BYTES", "MAX_PIXELS",
+    "MAX_PROFILE_BYTES", "MAX_SAMPLE_BYTES", "MAX_SCANNED_PIXELS", "MAX_SCANS", "MAX_SIDE", "SUFFIXES", "open_image",
+    "opened_ahead", "pixels_of", "read_picture",
+]  # fmt: skip
+MOST_PIXEL_BYTES = 3 * MAX_PIXELS
+AHEAD = 2  # pictures that are decoded while one is worked on
 
 
 def read_picture(path: Path) -> bytes:
@@ -38,91 +54,70 @@ def read_picture(path: Path) -> bytes:
 def open_image(source: Path | bytes) -> Image.Image:
     """A picture from a stranger as RGB: upright, on white where it is transparent, bounded in bytes and pixels.
 
-    Raises ValueError saying what is wrong with it, and nothing else: decoders raise anything on damaged files.
+    Raises ValueError saying what is wrong with it, and nothing else of the picture's own; BoundaryError where no
+    process can be started to decode it in.
     """
     data = read_picture(source) if isinstance(source, Path) else source
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=_formats()) as opened:
-                if max(opened.size) > MAX_SIDE:
-                    raise _RefusedError(f"{opened.width} x {opened.height} pixels: a side may have {MAX_SIDE} at most")
-                if opened.width * opened.height > MAX_PIXELS:
-                    raise _RefusedError(f"{opened.width} x {opened.height} pixels are too many")
-                opened.load()  # the first frame
-                return _as_rgb(ImageOps.exif_transpose(opened), _white_is_zero(opened))
-    except _RefusedError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ValueError(f"not a readable picture ({_unknown(data)})") from error
-    except Exception as error:
-        detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise ValueError(f"not a readable picture ({detail[:160]})") from error
+        return _picture(pool().ask("picture", {}, data, most=MOST_PIXEL_BYTES + MAX_PROFILE_BYTES))
+    except RefusedError as error:
+        named = f"{source.name} is " if isinstance(source, Path) and not error.by_child else ""
+        raise ValueError(f"{named}{error}") from error
 
 
-class _RefusedError(ValueError):
-    """A picture that is understood well enough to say in words why it is not read."""
+def _picture(reply: Reply) -> Image.Image:
+    answer = reply.answer if isinstance(reply.answer, dict) else {}
+    profile = answer.get("profile")
+    if type(profile) is not int or not 0 <= profile <= len(reply.data):
+        raise RefusedError("refused: what decodes it gives no picture", by_child=False)
+    end = len(reply.data) - profile
+    picture = pixels_of(answer.get("size"), memoryview(reply.data)[:end])
+    if profile:
+        picture.info["icc_profile"] = bytes(reply.data[end:])
+    return picture
 
 
-def _formats() -> list[str]:
-    return [*FORMATS, "HEIF"] if _heif() else list(FORMATS)
+def pixels_of(size: Any, data: memoryview | bytearray) -> Image.Image:
+    """The RGB picture of a child's answer. Raises RefusedError where the bytes are not those of its size."""
+    fits = isinstance(size, list) and len(size) == 2 and all(type(one) is int and 0 < one <= MAX_SIDE for one in size)
+    if not fits or 3 * size[0] * size[1] != len(data):
+        raise RefusedError("refused: what decodes it gives no picture", by_child=False)
+    return Image.frombytes("RGB", (size[0], size[1]), data)
 
 
-def _heif() -> bool:
-    """Whether HEIF is read: where pillow-heif is installed."""
+@dataclass(frozen=True)
+class Opened:
+    """A file that was opened ahead: its bytes, its picture or why it is none, and the seconds that took."""
+
+    path: Path
+    data: bytes
+    picture: Image.Image | ValueError
+    seconds: float
+
+
+def _opened(path: Path) -> Opened:
+    began = time.monotonic()
+    data = b""
+    picture: Image.Image | ValueError
     try:
-        import pillow_heif
-    except ImportError:
-        return False
-    pillow_heif.register_heif_opener()
-    return True
+        data = read_picture(path)
+        picture = open_image(data)
+    except ValueError as error:
+        picture = error
+    return Opened(path, data, picture, time.monotonic() - began)
 
 
-def _unknown(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and not _heif():
-        return "HEIF is read with lora-audit[heif] installed"
-    return f"damaged, or none of {', '.join(_formats())}"
-
-
-def _white_is_zero(opened: Image.Image) -> bool:
-    return isinstance(opened, TiffImagePlugin.TiffImageFile) and opened.tag_v2.get(_PHOTOMETRIC) == 0
-
-
-def _as_rgb(picture: Image.Image, white_is_zero: bool) -> Image.Image:
-    if picture.mode.startswith(("I", "F")):
-        if white_is_zero:  # Pillow turns it round in 8 bits only
-            raise _RefusedError("white is zero in more than 8 bits: save it in 8 bits")
-        return _from_numbers(np.asarray(picture)).convert("RGB")
-    if picture.mode == "CMYK" and picture.info.get("icc_profile"):
-        return _from_profile(picture)
-    if picture.has_transparency_data:
-        rgba = picture.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return picture.convert("RGB")
-
-
-def _from_numbers(values: np.ndarray) -> Image.Image:
-    """8-bit grey of wider numbers: integers of 8 or 16 bits, fractions from 0 to 1, or numbers from 0 to 255."""
-    if not np.isfinite(values).all() or values.min() < 0:
-        raise _RefusedError("its numbers are negative or not finite: which of them is black is not known")
-    highest = float(values.max())
-    fractions = np.issubdtype(values.dtype, np.floating) and highest <= 1
-    if fractions:
-        scale = 255.0
-    elif highest <= 255:
-        scale = 1.0
-    elif highest <= 65_535 and not np.issubdtype(values.dtype, np.floating):
-        scale = 255 / 65_535
-    else:
-        raise _RefusedError(f"its numbers reach {highest:.6g}: which of them is white is not known; save it in 8 bits")
-    return Image.fromarray(np.rint(values.astype(np.float64) * scale).astype(np.uint8))
-
-
-def _from_profile(picture: Image.Image) -> Image.Image:
-    """CMYK inks as the colours that the embedded profile says they are."""
-    profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.info["icc_profile"]))
-    converted = ImageCms.profileToProfile(picture, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-    if converted is None:
-        raise _RefusedError("its colour profile does not apply to it")
-    return converted
+def opened_ahead(paths: Iterable[Path]) -> Iterator[Opened]:
+    """Each file as ``open_image`` opens it, in order; the next ones are decoded meanwhile."""
+    waiting: deque[Future[Opened]] = deque()
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="pictures") as threads:
+        try:
+            for path in paths:
+                waiting.append(threads.submit(_opened, path))
+                if len(waiting) > AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()

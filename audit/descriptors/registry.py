@@ -1,4 +1,4 @@
-"""Descriptors by name: "nano", "sscd", "pdq", or the path of a TorchScript or ONNX file."""
+"""Descriptors by name: ours, those of other packages, or the path of a TorchScript or ONNX file."""
 
 from __future__ import annotations
 
@@ -9,20 +9,28 @@ from pathlib import Path
 import requests
 
 from audit.descriptors.base import Descriptor
-from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor
-from audit.descriptors.pdq import PdqDescriptor
+from audit.descriptors.facts import DescriptorFacts
+from audit.descriptors.kinds import DescriptorKind
 from audit.errors import DescriptorError
 from audit.files import whole_file
+from audit.registry import Registry
 
-NANO = Path(__file__).parent.parent / "testbed" / "assets" / "descriptor" / "nano_descriptor.torchscript.pt"
-NANO_THRESHOLD = 0.7
+DESCRIPTORS: Registry[DescriptorKind] = Registry(
+    DescriptorKind, "audit.descriptors", "DESCRIPTOR", "lora_audit.descriptors"
+)
 
-# github.com/facebookresearch/sscd-copy-detection (MIT): sscd_disc_mixup, ResNet-50, 512 dimensions
-SSCD_URL = "https://dl.fbaipublicfiles.com/sscd-copy-detection/sscd_disc_mixup.torchscript.pt"
-SSCD_SHA256 = "9f26bd4c848cc19b73d2ae92eea6e04886f61a7b764ceb7a13aeee62e6a6db56"
-SSCD_BYTES = 98_791_638
-SSCD_SIZE = 320
-SSCD_THRESHOLD = 0.75
+
+def kind_of(name: str) -> DescriptorKind:
+    """What ``name`` is: a descriptor that is known by it, or a TorchScript or ONNX file. Raises DescriptorError."""
+    if name in DESCRIPTORS:
+        return DESCRIPTORS[name]
+    path = Path(name)
+    if not path.is_file():
+        known = ", ".join(DESCRIPTORS)
+        raise DescriptorError(f"no descriptor {name!r}: use {known}, or the path of a TorchScript or ONNX file")
+    from audit.descriptors.own import OwnFile
+
+    return OwnFile(path)
 
 
 def load_descriptor(name: str, device: str = "cpu") -> Descriptor:
@@ -30,19 +38,17 @@ def load_descriptor(name: str, device: str = "cpu") -> Descriptor:
 
     Raises DescriptorError where it cannot be had.
     """
-    if name == "nano":
-        return TorchScriptDescriptor(NANO, "nano", 64, NANO_THRESHOLD, device=device)
-    if name == "sscd":
-        path = download(SSCD_URL, SSCD_SHA256, SSCD_BYTES)
-        return TorchScriptDescriptor(path, "sscd_disc_mixup", SSCD_SIZE, SSCD_THRESHOLD, SSCD_SHA256, device)
-    if name == "pdq":
-        return PdqDescriptor()
-    path = Path(name)
-    if not path.is_file():
-        raise DescriptorError(f"no descriptor {name!r}: use nano, sscd, pdq, or the path of a TorchScript or ONNX file")
-    if path.suffix == ".onnx":
-        return OnnxDescriptor(path, path.stem, SSCD_SIZE, SSCD_THRESHOLD)
-    return TorchScriptDescriptor(path, path.stem, SSCD_SIZE, SSCD_THRESHOLD, device=device)
+    return kind_of(name).load(device)
+
+
+def descriptor_facts(name: str) -> DescriptorFacts:
+    """What the descriptor ``name`` is, without loading its network. Raises DescriptorError where it cannot be had."""
+    return kind_of(name).facts()
+
+
+def facts_of(descriptor: Descriptor, name: str) -> DescriptorFacts:
+    """What a loaded descriptor is, which was asked for by ``name``."""
+    return DescriptorFacts(name, descriptor.name, descriptor.threshold, descriptor.input_size)
 
 
 def model_cache() -> Path:

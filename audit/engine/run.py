@@ -19,13 +19,17 @@ from typing import Any
 
 from audit import metrics
 from audit.config import Config, EngineName
-from audit.engine.audit_tasks import Due, Skipped, StageConfig, make_extract, make_finish
+from audit.engine.due import Due, Skipped
 from audit.engine.local import LocalEngine
-from audit.engine.work import Event, Task
+from audit.engine.places import OpenWorkspace
+from audit.engine.work import Event, OpenPlace, Place
 from audit.errors import WorkspaceError
 from audit.files import shown
+from audit.job import Job
 from audit.locations import plain_without_credentials
 from audit.report.index import Answer, write_index
+from audit.stages import Cluster, Clustered, Match, Matched, Report, Reported, Sample, Sampled
+from audit.states import Attempt, Happening, Needs, RunStatus
 from audit.storage import Workspace
 from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
 
@@ -43,7 +47,7 @@ class RunState:
     pid: int
     started_at: float
     config: dict[str, Any]
-    state: str = "running"
+    state: str = RunStatus.running
     heartbeat_at: float = 0.0
     finished: int = 0
     failed: int = 0
@@ -89,16 +93,21 @@ def _is_one(value: Any, kind: str) -> bool:
 
 def is_alive(run: RunState) -> bool:
     """Whether a run says that it is running, and has said so lately."""
-    return run.state == "running" and is_recent(run.heartbeat_at)
+    return run.state == RunStatus.running and is_recent(run.heartbeat_at)
 
 
 class Run:
-    """One run. ``tell`` hears of its state at every event."""
+    """One run. ``tell`` hears of its state at every event; setting ``stop`` lets it drain and end."""
 
-    def __init__(self, config: Config, tell: Callable[[RunState], None] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tell: Callable[[RunState], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
         self.config, self.tell = config, tell or (lambda state: None)
         self.workspace = Workspace(config.workspace)
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
         self.skipped = Skipped({})
         now = time.time()
         self.state = RunState(
@@ -132,9 +141,9 @@ class Run:
                     f"this run ({self.state.run_id}) gave no sign of life for {STALE:.0f} s, or its clock is wrong, "
                     "and another one took its work over: see 'lora-audit status'"
                 )
-            self.state.state = "stopped" if self.stop.is_set() else "done"
+            self.state.state = RunStatus.stopped if self.stop.is_set() else RunStatus.done
         except BaseException:
-            self.state.state = "broken"
+            self.state.state = RunStatus.broken
             raise
         finally:
             done.set()
@@ -178,15 +187,14 @@ class Run:
 
     def _work(self) -> None:
         config = self.config
-        stage = StageConfig(
-            config.workspace if "://" in config.workspace else os.path.abspath(config.workspace),
-            config.settings, config.descriptor, config.references, None, config.run.batch_size, config.run.compile,
-        )  # fmt: skip
         failed_before, given_up = self._failures()
         self._failed_before = set(failed_before)
-        due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys())
+        open_place = self._open_place()
+        bench = open_place(Needs.gpu).bench if config.run.engine is EngineName.local else None
+        due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench)
         engine = self._engine()
-        for event in engine.run(iter(due), make_extract(stage), make_finish(stage), self.stop, failed_before):
+        stages = [Sample(), Cluster(), Match(config.references), Report(config.references)]
+        for event in engine.run(iter(due), stages, open_place, self.stop, failed_before):
             self._take(event)
             self._count(due)
             self.state.workers = engine.workers
@@ -213,6 +221,20 @@ class Run:
         state.waiting = max(0, left)
         metrics.queue_length.set(state.waiting)
 
+    def _open_place(self) -> OpenPlace:
+        """What opens the place of a worker; in this process there is one, which the catalog is read with too."""
+        config = self.config
+        if config.run.engine is EngineName.local:
+            from audit.bench import Bench
+            from audit.devices import default_device
+
+            place = Place(
+                self.workspace, Bench(config.run.device or default_device(), config.run.batch_size, config.run.compile)
+            )
+            return lambda needs: place
+        where = config.workspace if "://" in config.workspace else os.path.abspath(config.workspace)
+        return OpenWorkspace(where, config.run.batch_size, config.run.compile, config.run.device)
+
     def _engine(self) -> Any:
         run = self.config.run
         if run.engine is EngineName.local:
@@ -226,8 +248,8 @@ class Run:
         )  # fmt: skip
         return RayEngine(options, self._progress, self._deaths())
 
-    def _progress(self, task: Task) -> tuple[bool, int]:
-        spool = self.workspace.spool(task.key)
+    def _progress(self, job: Job) -> tuple[bool, int]:
+        spool = self.workspace.spool(job.id)
         return spool.take_begun(), spool.batches()
 
     def _deaths(self) -> dict[str, int]:
@@ -254,16 +276,16 @@ class Run:
         return {row["audit_id"]: row["attempts"] for row in rows}, over
 
     def _take(self, event: Event) -> None:
-        state, measured = self.state, event.measured
-        if event.what == "started":
+        state = self.state
+        if event.what is Happening.started:
             state.running += 1
-        elif event.what == "extracted":
-            self._busy(measured.get("busy", 0.0))
-        elif event.what == "finished":
+        elif event.what is Happening.passed:
+            self._busy(event.seconds)
+        elif event.what is Happening.finished:
             state.running -= 1
             state.finished += 1
-            self._measured(measured)
-            self._answered(event.task, measured)
+            self._measured(event)
+            self._answered(event)
             metrics.audits.labels("finished").inc()
             metrics.last_finished.set_to_current_time()
             if state.finished % self.config.run.compact_every == 0:
@@ -278,63 +300,70 @@ class Run:
         self.state.gpu_hours += seconds * (self.config.run.gpus_per_worker or 1.0) / 3600
         metrics.busy_seconds.inc(seconds)
 
-    def _measured(self, measured: dict[str, Any]) -> None:
+    def _measured(self, event: Event) -> None:
         state = self.state
+        sampled = event.record(Sampled) or Sampled(0.0, 0.0, 0, 0, 0)
+        seconds = {
+            "load": sampled.seconds_loading, "extract": sampled.seconds,
+            "cluster": _seconds(event.record(Clustered)), "match": _seconds(event.record(Matched)),
+            "report": _seconds(event.record(Reported)),
+        }  # fmt: skip
         for name in metrics.STAGES:
-            metrics.stage_seconds.labels(name).observe(measured.get(name, 0.0))
-        if "busy" not in measured:  # the local engine's workers are this process
-            self._busy(measured.get("load", 0.0) + measured.get("extract", 0.0))
-        state.images += measured.get("images", 0)
-        state.evaluations += measured.get("evaluations", 0)
-        state.matches += measured.get("matches", 0)
-        state.matched_audits += measured.get("matches", 0) > 0
-        metrics.images.inc(measured.get("images", 0))
-        metrics.evaluations.inc(measured.get("evaluations", 0))
-        metrics.matches.inc(measured.get("matches", 0))
-        metrics.gpu_memory.set(max(measured.get("memory", 0), metrics.gpu_memory._value.get()))
+            metrics.stage_seconds.labels(name).observe(seconds[name])
+        matched = event.record(Matched)
+        pictures = matched.pictures if matched else 0
+        state.images += sampled.images
+        state.evaluations += sampled.evaluations
+        state.matches += pictures
+        state.matched_audits += pictures > 0
+        metrics.images.inc(sampled.images)
+        metrics.evaluations.inc(sampled.evaluations)
+        metrics.matches.inc(pictures)
+        metrics.gpu_memory.set(max(sampled.peak_memory, metrics.gpu_memory._value.get()))
 
-    def _answered(self, task: Task, measured: dict[str, Any]) -> None:
+    def _answered(self, event: Event) -> None:
         """Keep what the audit found, for the list at the end; an earlier failure of it is no news any more."""
-        state = self.state
-        state.told_nothing += bool(measured.get("tells_nothing"))
+        state, job = self.state, event.job
+        matched, reported = event.record(Matched), event.record(Reported)
         answer = Answer(
-            task.key, task.payload.name, task.payload.item_id, measured.get("matches", 0), measured.get("page", ""),
-            bool(measured.get("tells_nothing")),
+            job.id, job.name, job.item_id, matched.pictures if matched else 0, reported.page if reported else "",
+            reported is not None and reported.tells_nothing,
         )  # fmt: skip
+        state.told_nothing += answer.tells_nothing
         self._answers.append(answer)
         if answer.matches and len(state.matched) < MOST_LISTED:
             state.matched.append(asdict(answer))
-        if task.key in self._failed_before:
-            row = self._failure_row(task, Event("finished", task, reason="it is finished now"))
-            self.workspace.append("failures", [row | {"state": "forgiven"}])
+        if job.id in self._failed_before:
+            now = Event(Happening.finished, job, reason="it is finished now")
+            self.workspace.append("failures", [self._failure_row(now, Attempt.forgiven)])
 
     def _failed(self, event: Event) -> None:
         state = self.state
-        if event.what == "retry":
+        if event.what is Happening.retry:
             state.retries += 1
             metrics.retries.labels(event.kind if event.kind in metrics.RETRY_REASONS else "error").inc()
         else:
-            state.failed += event.what == "failed"
-            if event.what == "failed":  # of no use to go on with; what a quarantined one has is kept
-                self.workspace.spool(event.task.key).discard()
-            state.quarantined += event.what == "quarantined"
+            state.failed += event.what is Happening.failed
+            if event.what is Happening.failed:  # of no use to go on with; what a quarantined one has is kept
+                self.workspace.spool(event.job.id).discard()
+            state.quarantined += event.what is Happening.quarantined
             metrics.audits.labels(event.what).inc()
             metrics.quarantined.inc()
-        self._failed_before.add(event.task.key)
-        self.workspace.append("failures", [self._failure_row(event.task, event)])
+        self._failed_before.add(event.job.id)
+        self.workspace.append("failures", [self._failure_row(event, Attempt(event.what))])
 
-    def _failure_row(self, task: Task, event: Event) -> dict[str, Any]:
+    def _failure_row(self, event: Event, state: Attempt) -> dict[str, Any]:
         # later than all before it, also after a clock was set back: the latest word on an audit holds
         self._failed_at = max(datetime.now(UTC), self._failed_at + timedelta(microseconds=1))
         return {
-            "audit_id": task.key,
-            "item_id": task.payload.item_id,
-            "name": task.payload.name,
+            "audit_id": event.job.id,
+            "item_id": event.job.item_id,
+            "name": event.job.name,
             "stage": event.stage,
-            "kind": event.kind,
+            "kind": event.kind or "",
             "reason": event.reason,
             "counted": event.counted,
-            "state": "retry" if event.what == "retry" else event.what,
+            "state": state,
             "run_id": self.state.run_id,
             "failed_at": self._failed_at,
         }
@@ -345,6 +374,10 @@ class Run:
             return {}
         tables = ("audits", "generations", "extractions", "matches", "evaluations", "failures", "references")
         return {table: self.workspace.compact(table) for table in tables}
+
+
+def _seconds(record: Clustered | Matched | Reported | None) -> float:
+    return record.seconds if record else 0.0
 
 
 def _plain(value: Any) -> Any:

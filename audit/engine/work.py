@@ -1,34 +1,42 @@
-"""What engines run: tasks through a stage that needs a GPU and one that needs a CPU. It knows nothing of diffusion."""
+"""What engines run: jobs through a list of stages, some on a worker with a GPU and some beside it.
+
+An engine knows nothing of diffusion: a job is an id and a group, a stage a name and what it needs.
+"""
 
 from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from audit.devices import Fault, fault_of
 from audit.errors import AuditError, WorkspaceError
 from audit.locations import without_credentials
+from audit.progress import Tell, quiet
+from audit.states import Cause, Happening, Needs
 from audit.storable import storable
 
 log = logging.getLogger(__name__)
 
-RETRIED = ("worker-died", "node-died", "device-lost", "deadline", "out-of-memory", "storage", "error")
+T = TypeVar("T")
+RETRIED = tuple(cause for cause in Cause if cause is not Cause.input)
 
 
-def kind_of(error: BaseException) -> str:
-    """Why a stage failed: "input" where the task itself is at fault, else one of RETRIED."""
+def kind_of(error: BaseException) -> Cause:
+    """Why a stage failed: ``input`` where the job itself is at fault, else one of RETRIED."""
     if isinstance(error, WorkspaceError):
-        return "storage"
+        return Cause.storage
     fault = fault_of(error)
     if fault is Fault.lost:
-        return "device-lost"
+        return Cause.device_lost
     if fault is Fault.memory:
-        return "out-of-memory"
-    return "input" if isinstance(error, AuditError) else "error"
+        return Cause.out_of_memory
+    return Cause.input if isinstance(error, AuditError) else Cause.error
 
 
 def reason_of(error: BaseException) -> str:
@@ -44,58 +52,157 @@ def reason_of(error: BaseException) -> str:
     return reason
 
 
-@dataclass(frozen=True)
-class Task:
-    """One piece of work. ``group`` names what a worker keeps in memory for it: tasks of a group go to one worker."""
+class Work(Protocol):
+    """A job as an engine sees it: small, and it can be pickled. Jobs of a group go to one worker, which keeps in memory
+    what they share.
+    """
 
-    key: str
-    group: str
-    payload: Any
+    @property
+    def id(self) -> str:
+        """What tells it from all others."""
+
+    @property
+    def group(self) -> str:
+        """What it shares with others."""
+
+
+class Stage(Protocol):
+    """One step of the way of a job. Stages are pickled to workers, and each is used by one thread at a time.
+
+    One that needs a GPU may also have ``prepare(job, workspace, bench)``: what can be done ahead without the GPU, while
+    another job is in ``run``. Errors of it come back from ``run``.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in events, metrics and tables."""
+
+    @property
+    def needs(self) -> Needs:
+        """What it runs on."""
+
+    def done(self, job: Any, workspace: Any) -> bool:
+        """Whether there is nothing to do for ``job``."""
+
+    def run(self, job: Any, workspace: Any, bench: Any, tell: Tell = quiet) -> Any:
+        """Do it; a record of what was measured. Raises AuditError for a job that is at fault itself."""
+
+
+class Place(NamedTuple):
+    """What stages work in: where results are, and what a worker has in memory."""
+
+    workspace: Any
+    bench: Any
+
+
+OpenPlace = Callable[[Needs], Place]  # makes a worker's place; it can be pickled, and hashed
+
+
+_PLACES: dict[OpenPlace, Place] = {}
+
+
+def kept_place(open_place: OpenPlace) -> Place:
+    """The place of this process for what needs no GPU; the last one that was opened is kept."""
+    if open_place not in _PLACES:
+        _PLACES.clear()
+        _PLACES[open_place] = open_place(Needs.cpu)
+    return _PLACES[open_place]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Stages that follow each other and need the same, with one worker or task for all of them."""
+
+    stages: tuple[Stage, ...]
+
+    @property
+    def needs(self) -> Needs:
+        """What they run on."""
+        return self.stages[0].needs
+
+    @property
+    def name(self) -> str:
+        """Their names."""
+        return ", ".join(stage.name for stage in self.stages)
+
+    def prepare(self, job: Work, place: Place) -> None:
+        """Do ahead what can be."""
+        for stage in self.stages:
+            if (prepare := getattr(stage, "prepare", None)) is not None:
+                prepare(job, *place)
+
+
+def segments_of(stages: Sequence[Stage]) -> list[Segment]:
+    """The stages in order, cut where what they need changes."""
+    return [Segment(tuple(some)) for _, some in groupby(stages, key=lambda stage: stage.needs)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a segment: the records of its stages, or why the stage ``failed`` did."""
+
+    records: tuple[Any, ...] = ()
+    seconds: float = 0.0
+    failed: str = ""
+    kind: Cause | None = None
+    reason: str = ""
+
+
+def outcome_of(segment: Segment, job: Work, place: Place) -> Outcome:
+    """Run the stages that are not done. Errors become words: one from a stranger's file need not survive pickling."""
+    started = time.monotonic()
+    records: list[Any] = []
+    name = segment.stages[0].name
+    try:
+        for stage in segment.stages:
+            name = stage.name
+            if not stage.done(job, place.workspace):
+                records.append(stage.run(job, *place))
+    except Exception as error:
+        seconds = time.monotonic() - started
+        return Outcome(tuple(records), seconds, name, kind_of(error), reason_of(error))
+    return Outcome(tuple(records), time.monotonic() - started)
 
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a task: "started", "extracted", "finished", "retry", "failed" or "quarantined".
+    """What happened to a job.
 
-    ``kind`` says why ("input" is of no use to try again), ``counted`` whether the attempt counts towards quarantine,
-    ``measured`` what the stages measured.
+    ``stage`` names the stage, or all that ran together where it is not known which. ``kind`` says why it failed,
+    ``counted`` whether the attempt counts towards quarantine. ``seconds`` is how long a worker was busy with the stages
+    that need a GPU and are passed; ``records`` is what all stages measured, once the job is finished.
     """
 
-    what: str
-    task: Task
-    kind: str = ""
+    what: Happening
+    job: Any
+    kind: Cause | None = None
     reason: str = ""
     stage: str = ""
     counted: bool = False
-    measured: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    records: tuple[Any, ...] = field(default=())
 
-
-class Stage(Protocol):
-    """A stage of the flow. It is made once in each worker."""
-
-    def prepare(self, task: Task) -> None:
-        """Do ahead what needs no GPU, while another task is in ``process``. Errors come back from ``process``."""
-
-    def process(self, task: Task) -> dict[str, Any]:
-        """Do the work; what was measured. Raises AuditError for a task that is at fault itself."""
+    def record(self, kind: type[T]) -> T | None:
+        """The record of this type; None where its stage had nothing to do."""
+        return next((one for one in self.records if isinstance(one, kind)), None)
 
 
 class Progress(Protocol):
-    """How far a task has got when its worker died: whether it is to blame."""
+    """How far a job has got when its worker died: whether it is to blame."""
 
-    def __call__(self, task: Task) -> tuple[bool, int]:
+    def __call__(self, job: Any) -> tuple[bool, int]:
         """Whether its stage had begun since the last call, and a number that grows with the work that survives."""
 
 
 class Queue:
-    """Tasks by group, read from an iterator no further ahead than ``ahead``: memory does not grow with the work.
+    """Jobs by group, read from an iterator no further ahead than ``ahead``: memory does not grow with the work.
 
-    A worker gets the next task of the group it has in memory; without one, of the group with most waiting.
+    A worker gets the next job of the group it has in memory; without one, of the group with most waiting.
     """
 
-    def __init__(self, tasks: Iterator[Task], ahead: int) -> None:
-        self._tasks, self._ahead = tasks, ahead
-        self._groups: dict[str, deque[Task]] = {}
+    def __init__(self, jobs: Iterator[Work], ahead: int) -> None:
+        self._jobs, self._ahead = jobs, ahead
+        self._groups: dict[str, deque[Work]] = {}
         self._waiting = 0
         self._ended = False
 
@@ -105,29 +212,29 @@ class Queue:
     def fill(self) -> None:
         """Read ahead."""
         while not self._ended and self._waiting < self._ahead:
-            task = next(self._tasks, None)
-            if task is None:
+            job = next(self._jobs, None)
+            if job is None:
                 self._ended = True
                 return
-            self.put(task)
+            self.put(job)
 
-    def put(self, task: Task, first: bool = False) -> None:
+    def put(self, job: Work, first: bool = False) -> None:
         """Add one, at the end or in front."""
-        group = self._groups.setdefault(task.group, deque())
-        group.appendleft(task) if first else group.append(task)
+        group = self._groups.setdefault(job.group, deque())
+        group.appendleft(job) if first else group.append(job)
         self._waiting += 1
 
-    def take(self, group: str | None) -> Task | None:
-        """The next task for a worker that has ``group`` in memory."""
+    def take(self, group: str | None) -> Work | None:
+        """The next job for a worker that has ``group`` in memory."""
         self.fill()
         if not self._waiting:
             return None
         mine = group if group in self._groups else max(self._groups, key=lambda name: len(self._groups[name]))
-        task = self._groups[mine].popleft()
+        job = self._groups[mine].popleft()
         if not self._groups[mine]:
             del self._groups[mine]
         self._waiting -= 1
-        return task
+        return job
 
     def drop(self) -> None:
         """Forget what waits."""

@@ -6,13 +6,13 @@ everything is bounded, and where a value came from is kept with it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from audit.errors import AuditError
+from audit.untrusted.documents import parse_json
 
 DEFAULT_TRAINING_IMAGES = 10
 MAX_TRAINING_IMAGES = 100
@@ -97,8 +97,8 @@ def rank_captions(claims: Iterable[Caption]) -> list[Caption]:
 
 def _json(text: str | None) -> object:
     try:
-        return json.loads(text) if text else None
-    except (ValueError, RecursionError):
+        return parse_json(text) if text else None
+    except ValueError:
         return None
 
 

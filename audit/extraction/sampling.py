@@ -14,7 +14,6 @@ from audit.config import Compile, Solver
 from audit.errors import NotFiniteError
 from audit.extraction.guidance import Conditioning, Guidance
 from audit.models.batches import batch_to_sample
-from audit.models.families.identify import Family
 from audit.models.pair import ModelPair
 
 
@@ -56,9 +55,9 @@ def _flow_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
     if solver is Solver.ddim:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
         # Flux' pipelines give the sigmas, those of Stable Diffusion 3 leave them to the scheduler
-        patched = pair.architecture.family in (Family.flux, Family.chroma)
-        sigmas = np.linspace(1.0, 1 / steps, steps) if patched else None
-        scheduler.set_timesteps(None if patched else steps, device="cpu", sigmas=sigmas, mu=shift)
+        own = pair.architecture.own_sigmas
+        sigmas = np.linspace(1.0, 1 / steps, steps) if own else None
+        scheduler.set_timesteps(None if own else steps, device="cpu", sigmas=sigmas, mu=shift)
     else:
         scheduler = DPMSolverMultistepScheduler(
             num_train_timesteps=config.num_train_timesteps,
@@ -147,7 +146,7 @@ class Sampler:
     @property
     def _kind(self) -> tuple[object, ...]:
         pair = self.pair
-        return "sample", pair.architecture.family, pair.latent_shape, pair.dtype, self.guidance.rows
+        return "sample", pair.architecture.name, pair.latent_shape, pair.dtype, self.guidance.rows
 
     def _finite_latents(self, indices: Sequence[int]) -> torch.Tensor:
         latents = self.latents([*indices, *self._filling(indices)])[: len(indices)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 
 from audit.descriptors.pdq import MATCH_DISTANCE, MIN_QUALITY
@@ -55,17 +56,30 @@ def match_extractions(
     ``descriptor_name``. Those with a side below ``input_size`` pixels, the descriptor's own, have been enlarged to be
     described, which makes small pictures alike: they are possible at most.
     """
-    found = workspace.select(
-        _SQL,
-        {
-            "quality": MIN_QUALITY,
-            "descriptor": descriptor_name,
-            "sets": sets,
-            "threshold": threshold,
-            "distance": MATCH_DISTANCE,
-            "smallest": input_size,
-            "top": top,
-        },
-        extracted=extractions.drop_columns(["image"]),
+    return workspace.asked(
+        lambda connection: match_in(connection, extractions, sets, descriptor_name, threshold, input_size, top), _SQL
     )
-    return found.cast(MATCHES).to_pylist()
+
+
+def match_in(
+    connection: duckdb.DuckDBPyConnection,
+    extractions: pa.Table,
+    sets: list[str],
+    descriptor_name: str,
+    threshold: float,
+    input_size: int = 0,
+    top: int = 3,
+) -> list[dict[str, Any]]:
+    """As ``match_extractions``, over a connection that sees the references."""
+    parameters = {
+        "quality": MIN_QUALITY,
+        "descriptor": descriptor_name,
+        "sets": sets,
+        "threshold": threshold,
+        "distance": MATCH_DISTANCE,
+        "smallest": input_size,
+        "top": top,
+    }
+    kept = [name for name in extractions.schema.names if name != "image"]
+    connection.register("extracted", extractions.select(kept))
+    return connection.sql(_SQL, params=parameters).to_arrow_table().cast(MATCHES).to_pylist()

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from audit.descriptors import Descriptor, open_image, pdq_hash
+from audit.descriptors import Descriptor, pdq_hash
 from audit.descriptors.base import to_png
-from audit.descriptors.pictures import SUFFIXES, read_picture
+from audit.descriptors.facts import DescriptorFacts
+from audit.descriptors.pictures import SUFFIXES, opened_ahead
 from audit.errors import ReferenceSetError
 from audit.faults import reason_of_fault
 from audit.storable import path_as_text
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
 THUMBNAIL = 256
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+MAX_SET_SECONDS = 1800  # that its pictures may take to decode, beside
+SECONDS_A_PICTURE = 2  # of each
 CHUNK = 64  # pictures that are described together; of each no more is kept than that takes
 
 
@@ -104,11 +107,12 @@ def known_pictures(folder: Path) -> list[Image.Image]:
     rest would be another score.
     """
     pictures = []
-    for path in image_files(folder):
-        try:
-            pictures.append(open_image(path))
-        except ValueError as error:
-            raise ReferenceSetError(f"{path} cannot be scored against: {error}; remove or replace it") from error
+    for one in opened_ahead(image_files(folder)):
+        if isinstance(one.picture, ValueError):
+            raise ReferenceSetError(
+                f"{one.path} cannot be scored against: {one.picture}; remove or replace it"
+            ) from one.picture
+        pictures.append(one.picture)
     return pictures
 
 
@@ -134,6 +138,22 @@ def _passed_rows(name: str, descriptor_name: str, now: datetime, passed: list[Sk
          "added_at": now}
         for one in kept
     ]  # fmt: skip
+
+
+class _Patience:
+    """The seconds that the pictures of a set may take to decode: many that are each just within limits add up."""
+
+    def __init__(self) -> None:
+        self.left = float(MAX_SET_SECONDS)
+
+    def spend(self, seconds: float, label: str) -> None:
+        """Raise ReferenceSetError where the pictures so far, ``label`` the last, have taken more than is given."""
+        self.left += SECONDS_A_PICTURE - seconds
+        if self.left < 0:
+            raise ReferenceSetError(
+                f"the pictures take far more time to decode than pictures do, {label} {seconds:.0f} s: they may be "
+                "made to; take away those that are large for nothing, or add the set in parts"
+            )
 
 
 class ReferenceSets:
@@ -168,11 +188,11 @@ class ReferenceSets:
         skipped: list[SkippedImage] = []
         rows: dict[str, dict[str, Any]] = {}
         now = datetime.now(UTC)
-        done = 0
+        done, patience = 0, _Patience()
         for chunk in (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)):
             fresh: dict[str, _Prepared | Exception] = {}
             names: dict[str, str] = {}
-            for digest, label, picture in self._opened(chunk, skipped, folder):
+            for digest, label, picture in self._opened(chunk, skipped, folder, patience):
                 if digest in rows or digest in names:
                     first = rows[digest]["name"] if digest in rows else names[digest]
                     skipped.append(SkippedImage(label, f"the same file as {first}"))
@@ -199,21 +219,22 @@ class ReferenceSets:
         return Added(name, len(rows), passed)
 
     @staticmethod
-    def _opened(paths: list[Path], skipped: list[SkippedImage], folder: Path) -> Iterator[tuple[str, str, Image.Image]]:
+    def _opened(
+        paths: list[Path], skipped: list[SkippedImage], folder: Path, patience: _Patience
+    ) -> Iterator[tuple[str, str, Image.Image]]:
         """(SHA256 of the file, its name in the folder, picture) of every readable one; each file is read once."""
-        for path in paths:
-            label = path_as_text(str(path.relative_to(folder.resolve())))
-            try:
-                data = read_picture(path)
-                picture = open_image(data)
-            except ValueError as error:
-                skipped.append(SkippedImage(label, str(error)))
+        root = folder.resolve()
+        for opened in opened_ahead(paths):
+            label, picture = path_as_text(str(opened.path.relative_to(root))), opened.picture
+            patience.spend(opened.seconds, label)
+            if isinstance(picture, ValueError):
+                skipped.append(SkippedImage(label, str(picture)))
                 continue
             if min(picture.size) < SMALLEST_SIDE:
                 reason = f"{picture.width} x {picture.height} pixels are too few: the least is {SMALLEST_SIDE} a side"
                 skipped.append(SkippedImage(label, reason))
                 continue
-            yield hashlib.sha256(data).hexdigest(), label, picture
+            yield hashlib.sha256(opened.data).hexdigest(), label, picture
 
     @staticmethod
     def _described(
@@ -277,7 +298,7 @@ class ReferenceSets:
         self.workspace.erase("reference_set", name, "passed_over", "matches", "references")
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
-    def require(self, name: str, descriptor: Descriptor) -> None:
+    def require(self, name: str, descriptor: Descriptor | DescriptorFacts) -> None:
         """Raise ReferenceSetError where the set does not exist, or only under another descriptor."""
         described_by = {row["descriptor_name"] for row in self.list() if row["reference_set"] == name}
         if descriptor.name in described_by:

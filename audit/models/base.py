@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,29 +15,22 @@ import torch
 from audit.errors import CheckpointError
 from audit.models.checkpoint import variant_of, weight_files
 from audit.models.families.base import ModelFamily
-from audit.models.families.identify import Family, family_of_dimensions, family_of_shapes
-from audit.models.families.registry import FAMILIES
+from audit.models.families.identify import family_of_shapes
+from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.formats.prediction import followed, said
 from audit.models.hub import snapshot
 from audit.models.limits import check_configs
 from audit.models.placement import is_placed, place
 from audit.models.published import ALIASES, source_of
 from audit.models.safetensors_header import read_header
+from audit.models.tokenizers import check_tokenizers
+from audit.untrusted.documents import parse_json
 
 _STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 MAX_INDEX_BYTES = 1 << 20
-_ENCODER_PREFIXES = {  # where single files have them
-    (Family.sdxl, 1): ("conditioner.embedders.0.",),
-    (Family.sdxl, 2): ("conditioner.embedders.1.",),
-    (Family.sd3, 1): ("text_encoders.clip_l.",),
-    (Family.sd3, 2): ("text_encoders.clip_g.",),
-    (Family.flux, 1): ("text_encoders.clip_l.",),
-    (Family.flux, 2): ("text_encoders.t5xxl.",),
-    (Family.chroma, 1): ("text_encoders.t5xxl.",),
-}
 
 
 @dataclass(frozen=True)
@@ -57,12 +49,9 @@ class BaseModel:
     placed: dict[tuple[str, str, torch.dtype], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def family(self) -> Family:
+    def family(self) -> str:
         """The family of its weights: of two that share a pipeline, the one its sizes show."""
-        family = self.architecture.family
-        if family is Family.sd1:
-            return family_of_dimensions(self.denoiser.config.cross_attention_dim) or family
-        return family
+        return self.architecture.variant_of(self.pipeline)
 
     @cached_property
     def weight_norm(self) -> float:
@@ -176,7 +165,7 @@ def _architecture(folder: Path) -> ModelFamily:
     """The family of the pipeline in ``folder``. Raises CheckpointError for one that cannot be audited."""
     try:
         with (folder / "model_index.json").open("rb") as file:
-            index = json.loads(file.read(MAX_INDEX_BYTES))
+            index = parse_json(file.read(MAX_INDEX_BYTES))
         kind = index["_class_name"]
     except FileNotFoundError:
         raise CheckpointError(
@@ -184,18 +173,20 @@ def _architecture(folder: Path) -> ModelFamily:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / 'model_index.json'} is damaged: {str(error)[:200]}") from error
-    if kind not in FAMILIES:
+    family = of_pipeline(kind)
+    if family is None:
         raise CheckpointError(
             f"{folder} is a {str(kind)[:80]}, which cannot be audited: give the text-to-image model of one of "
-            f"{', '.join(FAMILIES)}"
+            f"{', '.join(one.pipeline for one in FAMILIES.values())}"
         )
     check_configs(folder)
-    return FAMILIES[kind]
+    check_tokenizers(folder)
+    return family
 
 
 def _check_folder(folder: Path) -> None:
     architecture = _architecture(folder)
-    index = json.loads((folder / "model_index.json").read_bytes())
+    index = parse_json((folder / "model_index.json").read_bytes())
     for part in architecture.networks:
         if index.get(part) in (None, [None, None]):
             continue  # T5 of Stable Diffusion 3 may be missing; what must not be, diffusers asks for
@@ -205,15 +196,6 @@ def _check_folder(folder: Path) -> None:
             raise CheckpointError(f"{folder / part} has no {stem}.safetensors: only safetensors weights are read")
         for path in found:
             read_header(path)
-
-
-def _leave_out(architecture: ModelFamily) -> dict[str, Any]:
-    """Parts that only judge or embed pictures are not loaded."""
-    if architecture.family in (Family.sd1, Family.alt):
-        return {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    if architecture.family is Family.sdxl:
-        return {"feature_extractor": None, "add_watermarker": False}
-    return {"feature_extractor": None} if architecture.family is not Family.sd3 else {}
 
 
 def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
@@ -227,7 +209,7 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
             part: _stored_dtype((location.path / part).glob("*.safetensors")) if as_stored else torch.float32
             for part in architecture.networks
         },
-        **_leave_out(architecture),
+        **architecture.left_out,
     }
     try:
         pipeline = architecture.load(location.path, options)
@@ -236,6 +218,48 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
             f"{location.path} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
         ) from error
     return _base_of(pipeline, architecture, location)
+
+
+def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
+    """As ``load_base``, but of the networks the VAE alone.
+
+    The denoiser has its configuration and no weights (it is on the meta device), and there is no text encoder. Raises
+    CheckpointError where a model's parts cannot be had apart.
+    """
+    import diffusers
+
+    folder = location.config or location.path
+    architecture = _architecture(folder)
+    try:
+        index = parse_json((folder / "model_index.json").read_bytes())
+        classes = {part: getattr(diffusers, str(index[part][1])) for part in (architecture.denoiser, "vae")}
+        with torch.device("meta"):
+            kind = classes[architecture.denoiser]
+            denoiser = kind.from_config(kind.load_config(folder / architecture.denoiser, local_files_only=True))
+        parts = {architecture.denoiser: denoiser, "vae": _vae(classes["vae"], location, as_stored)}
+        left_out = dict.fromkeys((*architecture.encoders, *architecture.tokenizers, "image_encoder"))
+        pipeline = getattr(diffusers, architecture.pipeline).from_pretrained(
+            folder, local_files_only=True, **architecture.left_out, **left_out, **parts
+        )
+    except Exception as error:  # whatever the libraries meet in the files
+        raise CheckpointError(f"the VAE of {location.path} does not load alone: {str(error)[:300]}") from error
+    return BaseModel(location.name, location.revision, architecture, pipeline)
+
+
+def _vae(kind: Any, location: BaseLocation, as_stored: bool) -> Any:
+    """The VAE of class ``kind``, as ``_base_of`` leaves it."""
+    options = {"local_files_only": True}
+    if location.config is None:
+        files = weight_files(location.path / "vae", _STEMS["vae"])
+        dtype = _stored_dtype(files) if as_stored else torch.float32
+        variant = variant_of(files[0], _STEMS["vae"])
+        vae = kind.from_pretrained(location.path / "vae", use_safetensors=True, variant=variant, dtype=dtype, **options)
+    else:
+        dtype = _stored_dtype([location.path]) if as_stored else torch.float32
+        vae = kind.from_single_file(
+            str(location.path), config=str(location.config), subfolder="vae", dtype=dtype, **options
+        )
+    return vae.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 
 
 def _stored_dtype(files: Iterable[Path]) -> torch.dtype:
@@ -263,7 +287,7 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
             "a base model needs the UNet or transformer, the VAE and the text encoders"
         )
     family = family_of_shapes(header.tensors)
-    known = {one.family: one.default_config for one in FAMILIES.values()}
+    known = {str(one.name): one.default_config for one in FAMILIES.values()}
     source = config or (known.get(family) if family else None)
     if source is None:
         kind = f"of family {family}" if family else "of no family that is known by its shapes"
@@ -287,11 +311,12 @@ def _missing_parts(tensors: Iterable[str], architecture: ModelFamily) -> list[st
     """The parts of a single file that a pipeline of this family cannot do without and that are not in it."""
     names = list(tensors)
     wanted: dict[str, tuple[str, ...]] = {"VAE": ("first_stage_model.", "vae.")}
-    for number, _ in enumerate(architecture.encoders, start=1):
-        if number < 3:  # T5 of Stable Diffusion 3 may be missing
+    prefixes = dict(zip(architecture.encoders, architecture.encoder_prefixes, strict=False))
+    for number, encoder in enumerate(architecture.encoders, start=1):
+        if encoder not in architecture.optional:
             what = "text encoder" if len(architecture.encoders) == 1 else f"text encoder {number}"
-            wanted[what] = _ENCODER_PREFIXES.get((architecture.family, number), ("cond_stage_model.", "text_encoders."))
-    return [what for what, prefixes in wanted.items() if not any(name.startswith(prefixes) for name in names)]
+            wanted[what] = prefixes.get(encoder, ("cond_stage_model.", "text_encoders."))
+    return [what for what, places in wanted.items() if not any(name.startswith(places) for name in names)]
 
 
 def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:
@@ -307,7 +332,7 @@ def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:
             config=str(location.config),
             local_files_only=True,
             dtype=_stored_dtype([location.path]) if as_stored else torch.float32,
-            **_leave_out(architecture),
+            **architecture.left_out,
         )
         header = read_header(location.path)
         if not architecture.flow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,18 +20,28 @@ LIMITS = (
 
 
 def check_configs(folder: Path) -> None:
-    """Raise CheckpointError where a configuration of the pipeline in ``folder`` asks for more than any real one."""
+    """Raise CheckpointError where a configuration of the pipeline in ``folder`` asks for more than any real one.
+
+    They are parsed in a child process.
+    """
+    from audit.untrusted.documents import problem_of_configuration
+
     for path in sorted([*folder.glob("*/config.json"), *folder.glob("*/scheduler_config.json")]):
         try:
             with path.open("rb") as file:
                 raw = file.read(MAX_CONFIG_BYTES + 1)
             if len(raw) > MAX_CONFIG_BYTES:
                 raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
-            problem = next(_problems("", json.loads(raw)), None)
-        except (OSError, ValueError, RecursionError) as error:
+            problem = problem_of_configuration(raw)
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{path} is damaged: {str(error)[:200]}") from error
         if problem:
             raise CheckpointError(f"{path} is refused: {problem}; no model that can be audited has so many")
+
+
+def problem_of(document: Any) -> str | None:
+    """What a configuration asks for that no real one does; None where there is nothing."""
+    return next(_problems("", document), None)
 
 
 def _problems(name: str, value: Any) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from audit.config import Compile, Precision, default_of
+from audit.config import Compile, Precision, Settings
 from audit.devices import raise_fault
 from audit.errors import CheckpointError, NoEffectError, NotFiniteError
 from audit.fits import Fits
 from audit.models.base import BaseModel
 from audit.models.batches import batch_to_decode
 from audit.models.checkpoint import Checkpoint
+from audit.models.codec import Codec
 from audit.models.families.base import Condition
 from audit.models.formats.adapter import Tuned
 from audit.models.formats.parts import set_parameter, sharing_copy
@@ -39,7 +40,7 @@ class Effect:
     prediction: float
 
 
-class ModelPair:
+class ModelPair(Codec):
     """A base model and one checkpoint of it.
 
     Both denoisers are resident, and of both sides only what differs: weights that the checkpoint leaves alone, VAE and
@@ -58,7 +59,7 @@ class ModelPair:
         lora_scale: float = 1.0,
         adapter: str | None = None,
         resolution: int | None = None,
-        embedded_guidance: float = default_of("embedded_guidance"),
+        embedded_guidance: float = Settings.embedded_guidance,
         precision: Precision = Precision.auto,
         tuned: Tuned | None = None,
         fits: Fits | None = None,
@@ -128,18 +129,6 @@ class ModelPair:
                         f"{checkpoint.path}: its token cannot be added: {str(error)[:200]}"
                     ) from error
 
-    def _check_resolution(self, name: str) -> None:
-        if self.resolution is None:
-            return
-        unit = 2 * self.base.vae_scale_factor
-        if self.resolution % unit or not unit <= self.resolution <= 4096:
-            raise CheckpointError(f"{name} samples sides from {unit} to 4096 that are multiples of {unit} pixels")
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image's latents."""
-        return self.architecture.latent_shape(self.base, self.resolution)
-
     @property
     def prediction_type(self) -> str:
         """What the denoiser answers: "epsilon", "v_prediction", "sample", or "flow_prediction"."""
@@ -162,7 +151,7 @@ class ModelPair:
         def encoded(some: Sequence[str]) -> Condition:
             return self.architecture.encode(side, list(some), self.device).to(self.dtype)
 
-        kind = "encode", self.architecture.family, self.dtype
+        kind = "encode", self.architecture.name, self.dtype
         found = [one for _, one in self.fits.slices(kind, list(captions), encoded, ENCODED, self.device)]
         return Condition.joined(found)
 
@@ -204,51 +193,12 @@ class ModelPair:
         found = self.architecture.predict(side, latents, timestep, condition, self.embedded_guidance)
         return found.clone()  # the graph writes its next answer into the same memory
 
-    @torch.inference_mode()
-    def decode(self, latents: torch.Tensor) -> np.ndarray:
-        """uint8 [N, H, W, 3] of latents, rounded as diffusers' VaeImageProcessor does; in slices that fit into memory.
+    def _widen(self) -> None:
+        super()._widen()
+        self.base.vae = self.tuned.vae = self.vae
 
-        A decoder that overflows in half precision is used in float32 from then on. Raises NotFiniteError where the
-        pictures are not finite even so.
-        """
-        return self._sliced("decode", latents, self._pixels)
-
-    @torch.inference_mode()
-    def reconstruct(self, images: np.ndarray) -> np.ndarray:
-        """uint8 [N, H, W, 3] through the codec and back: the best that any extraction can reach."""
-
-        def through(some: torch.Tensor) -> torch.Tensor:
-            pixels = some.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype).div(127.5).sub(1)
-            mean, deviation = self._latent_statistics()
-            return self._pixels((self.vae.encode(pixels).latent_dist.mean - mean) / deviation)
-
-        return self._sliced("reconstruct", torch.from_numpy(images), through)
-
-    def _sliced(self, what: str, items: torch.Tensor, work: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
-        kind = what, self.architecture.family, tuple(items.shape[1:]), self.vae.dtype
-        pieces = self.fits.slices(kind, items, lambda some: work(some).cpu(), batch_to_decode(self), self.device)
-        return torch.cat([pixels for _, pixels in pieces]).numpy()
-
-    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """uint8 [N, H, W, 3] on the device."""
-        mean, deviation = self._latent_statistics()
-        pixels = self.vae.decode((latents * deviation + mean).to(self.vae.dtype), return_dict=False)[0]
-        if not torch.isfinite(pixels).all():
-            if self.vae.dtype is torch.float32:
-                raise NotFiniteError("the decoded images are not finite")
-            self.vae = self.base.vae = self.tuned.vae = self.model.part_on("vae", self.device, torch.float32)
-            return self._pixels(latents)
-        unit = (pixels.float() / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
-        return unit.permute(0, 2, 3, 1)
-
-    def _latent_statistics(self) -> tuple[Any, Any]:
-        """What the VAE's latents are shifted and scaled by: numbers, or one a channel [1, C, 1, 1]."""
-        config = self.vae.config
-        mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is None or deviation is None:
-            return getattr(config, "shift_factor", None) or 0.0, 1 / config.scaling_factor
-        mean, deviation = (torch.tensor(one, device=self.device).view(1, -1, 1, 1) for one in (mean, deviation))
-        return mean, deviation / config.scaling_factor
+    def _decoded_at_once(self) -> int:
+        return batch_to_decode(self)
 
     @torch.inference_mode()
     def _prediction_change(self, checkpoint: Checkpoint) -> float:

@@ -63,7 +63,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header of ``path``; no tensor byte is read.
+    """Read and check the header of ``path`` in a child process; no tensor byte is read.
 
     Raises CheckpointError naming the file and the mend where the file is missing, truncated, of another format, or
     declares tensors that do not fit its size, overlap, or leave gaps.
@@ -85,7 +85,9 @@ def read_header(path: Path) -> Header:
             raw = file.read(length)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
-    return _parse(path, raw, 8 + length, size)
+    from audit.untrusted.headers import checked_header
+
+    return checked_header(path, "safetensors", raw, size)
 
 
 def refuse_other_formats(path: Path | str, size: int, start: bytes) -> None:
@@ -107,7 +109,11 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return found
 
 
-def _parse(path: Path, raw: bytes, data_start: int, size: int) -> Header:
+def parse_header(path: Path | str, raw: bytes, data_start: int, size: int) -> Header:
+    """The header whose JSON is ``raw``, of a file of ``size`` bytes called ``path``. Raises CheckpointError.
+
+    It runs in a child process (``audit.untrusted``).
+    """
     try:
         document = json.loads(raw, object_pairs_hook=_unique_keys)
         if not isinstance(document, dict):

@@ -23,7 +23,7 @@ from torch import nn
 from audit.errors import ConfigError
 from audit.models.cost import Cost, SamplingCost, TextShape, decoding_cost, evaluation_cost, weight_bytes
 from audit.models.families.base import ModelFamily
-from audit.models.families.registry import FAMILIES
+from audit.models.families.registry import of_pipeline
 from audit.models.placement import decoder_precision, place
 from audit.models.published import PublishedModel, build, published
 
@@ -86,7 +86,8 @@ def size(name: str, resolution: int | None = None) -> Sizing:
     side = model.resolution if resolution is None else resolution
     if side % (2 * VAE_SCALE) or not 2 * VAE_SCALE <= side <= 4096:
         raise ConfigError(f"a resolution of {side} pixels: give a multiple of {2 * VAE_SCALE} up to 4096")
-    architecture = FAMILIES[model.pipeline]
+    architecture = of_pipeline(model.pipeline)
+    assert architecture is not None  # all that are published here are of a family of ours
     networks = build_all(model, architecture)
     try:
         sampling = SamplingCost(

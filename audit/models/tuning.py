@@ -97,13 +97,13 @@ def _tune(
     return whole
 
 
-def families_of(checkpoint: Checkpoint) -> tuple[Family | None, Family | None]:
+def families_of(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
     """The families that a checkpoint's shapes show and that its metadata claims."""
     headers = [header for _, header in checkpoint.files.values()]
     shapes = next((found for header in headers if (found := family_of_shapes(header.tensors))), None)
     names = ("modelspec.architecture", "ss_base_model_version")
     claims = [family_of_name(checkpoint.metadata[name]) for name in names if name in checkpoint.metadata]
-    return shapes, next((claim for claim in claims if claim is not Family.other), None)
+    return shapes, next((claim for claim in claims if claim != Family.other), None)
 
 
 def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from audit.engine.stages import match
+from audit.matching.audits import match_audit
 from audit.report.facts import collect
 from audit.report.index import Answer
 from audit.report.page import write_page
@@ -36,7 +36,7 @@ def match_again(
     answers = []
     for number, row in enumerate(rows):
         tell("matching", number, len(rows))
-        found = match(workspace, row["audit_id"], sets)
+        found = match_audit(workspace, row["audit_id"], sets)
         facts = collect(workspace, row["audit_id"], sets)
         page = write_page(facts, workspace)
         name = row["checkpoint_name"]

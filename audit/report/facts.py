@@ -8,8 +8,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import duckdb
+
 from audit.errors import WorkspaceError
+from audit.states import Verdict
 from audit.storage import Workspace
+
+WHOLE_ID = 32  # hex digits
+_TABLES = 'audits checkpoints matches "references" extractions evaluations passed_over generations'
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Match:
     @property
     def is_match(self) -> bool:
         """Whether it counts as recovered."""
-        return self.verdict == "match"
+        return self.verdict == Verdict.match
 
 
 @dataclass(frozen=True)
@@ -89,20 +95,20 @@ class AuditFacts:
     @property
     def matched(self) -> list[tuple[Extraction, Match]]:
         """Each picture that was matched, once, with the extraction nearest to it; the most similar first."""
-        return self._best("match")
+        return self._best(Verdict.match)
 
     @property
     def possible(self) -> list[tuple[Extraction, Match]]:
         """The same of pictures that are too small to be sure of, and were not matched in another size."""
         matched = {match.reference_id for _, match in self.matched}
-        return [pair for pair in self._best("possible") if pair[1].reference_id not in matched]
+        return [pair for pair in self._best(Verdict.possible) if pair[1].reference_id not in matched]
 
     @property
     def tells_nothing(self) -> str | None:
         """Why nothing follows from finding no match; None where the audit did its work, or found some."""
         return None if self.matched else self.row["tells_nothing"]
 
-    def _best(self, verdict: str) -> list[tuple[Extraction, Match]]:
+    def _best(self, verdict: Verdict) -> list[tuple[Extraction, Match]]:
         best: dict[str, tuple[Extraction, Match]] = {}
         for extraction in self.extractions:
             for match in extraction.matches:
@@ -160,7 +166,12 @@ def find_audit(workspace: Workspace, beginning: str) -> str:
         return str(rows[0]["audit_id"])
     if rows:
         raise WorkspaceError(f"{len(rows)} audits start with {beginning!r}: give more of the id")
-    raise WorkspaceError(
+    raise no_audit(workspace, beginning)
+
+
+def no_audit(workspace: Workspace, beginning: str) -> WorkspaceError:
+    """What is said where there is no such audit."""
+    return WorkspaceError(
         f"no finished audit starts with {beginning!r} in {workspace.files}: see 'lora-audit query \"SELECT audit_id, "
         "checkpoint_name FROM audits\"'"
     )
@@ -171,15 +182,30 @@ def collect(workspace: Workspace, audit_id: str, sets: Sequence[str] | None = No
 
     Nothing of another set is in it. Raises WorkspaceError where there is no such audit.
     """
-    audit_id = find_audit(workspace, audit_id)
+    if len(audit_id) < WHOLE_ID:
+        audit_id = find_audit(workspace, audit_id)
+    return workspace.asked(lambda connection: _collected(connection, workspace, audit_id, sets), _TABLES)
+
+
+def _collected(
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, audit_id: str, sets: Sequence[str] | None
+) -> AuditFacts:
+    """All of it from one view of the tables."""
+
+    def ask(sql: str, parameters: list[Any]) -> list[dict[str, Any]]:
+        return connection.sql(sql, params=parameters).to_arrow_table().to_pylist()
+
     if sets is None:
-        rows = workspace.rows("SELECT DISTINCT reference_set FROM matches WHERE audit_id = ?", [audit_id])
+        rows = ask("SELECT DISTINCT reference_set FROM matches WHERE audit_id = ?", [audit_id])
         sets = [one["reference_set"] for one in rows]
     names = sorted(set(sets))
-    row = workspace.rows("SELECT * FROM audits WHERE audit_id = ?", [audit_id])[0]
-    checkpoint = workspace.rows("SELECT * FROM checkpoints WHERE checkpoint_sha256 = ?", [row["checkpoint_sha256"]])[0]
+    found_rows = ask("SELECT * FROM audits WHERE audit_id = ?", [audit_id])
+    if not found_rows:
+        raise no_audit(workspace, audit_id)
+    row = found_rows[0]
+    checkpoint = ask("SELECT * FROM checkpoints WHERE checkpoint_sha256 = ?", [row["checkpoint_sha256"]])[0]
     captions = row.pop("captions")
-    matches = workspace.rows(
+    matches = ask(
         """SELECT m.*, r.name, r.thumbnail FROM matches AS m LEFT JOIN "references" AS r
         ON r.reference_set = m.reference_set AND r.reference_id = m.reference_id AND r.descriptor_name = ?
         WHERE m.audit_id = ? AND list_contains(?::VARCHAR[], m.reference_set)
@@ -191,34 +217,31 @@ def collect(workspace: Workspace, audit_id: str, sets: Sequence[str] | None = No
         match = Match(
             found["reference_set"], found["reference_id"], found["name"] or "(removed from the workspace)",
             found["similarity"], found["pdq_distance"],
-            found["verdict"] or ("match" if found["is_match"] else "none"), found["evidence"], found["thumbnail"],
+            found["verdict"] or (Verdict.match if found["is_match"] else Verdict.none), found["evidence"],
+            found["thumbnail"],
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [
         Extraction(matches=by_rank.get(found["rank"], []), **found)
-        for found in workspace.rows(
+        for found in ask(
             "SELECT rank, confidence, size, tightness, image FROM extractions WHERE audit_id = ? ORDER BY rank",
             [audit_id],
         )
     ]
-    evaluations = workspace.rows(
-        "SELECT * EXCLUDE (audit_id) FROM evaluations WHERE audit_id = ? ORDER BY kind DESC", [audit_id]
-    )
-    references = workspace.rows(
+    evaluations = ask("SELECT * EXCLUDE (audit_id) FROM evaluations WHERE audit_id = ? ORDER BY kind DESC", [audit_id])
+    references = ask(
         """SELECT reference_set, reference_id, name, width, height FROM "references"
         WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set)
         QUALIFY row_number() OVER (PARTITION BY reference_id ORDER BY reference_set, name) = 1
         ORDER BY reference_set, name""",
         [row["descriptor"], names],
     )
-    passed = workspace.rows(
+    passed = ask(
         """SELECT reference_set, name, reason FROM passed_over
         WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set) ORDER BY ALL""",
         [row["descriptor"], names],
     )
-    weights = workspace.rows(
-        "SELECT DISTINCT w FROM generations WHERE audit_id = ? AND w IS NOT NULL ORDER BY w", [audit_id]
-    )
+    weights = ask("SELECT DISTINCT w FROM generations WHERE audit_id = ? AND w IS NOT NULL ORDER BY w", [audit_id])
     return AuditFacts(
         row, checkpoint, captions, extractions, evaluations, names,
         [Reference(**one) for one in references], [PassedOver(**one) for one in passed],

@@ -77,6 +77,10 @@ class Spool:
         self.files.remove(f"{self.folder}/begun.json")
         return begun
 
+    def exists(self) -> bool:
+        """Whether there is anything of it."""
+        return bool(self.files.names(self.folder))
+
     def batches(self) -> int:
         """How many batches are kept."""
         return len(self._batches())

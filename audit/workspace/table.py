@@ -81,15 +81,14 @@ class Table:
     # Views
 
     def view(self) -> View:
-        """The table now: the manifest, the loose files, and the manifest's number again.
+        """The table now: the manifest, the loose files, and whether there is a newer manifest meanwhile.
 
         Raises WorkspaceError where no manifest can be read.
         """
         for _ in range(TRIES):
-            before = self.chain.numbers()
-            names = self.files.names(f"{self.folder}/loose")
             numbers = self.chain.numbers()
-            if before[-1:] != numbers[-1:]:
+            names = self.files.names(f"{self.folder}/loose")
+            if self.chain.has_more(max(numbers, default=0)):
                 continue
             manifest = self._manifest(numbers)
             if manifest is None:

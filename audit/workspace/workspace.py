@@ -38,6 +38,7 @@ NEWEST = {
 WORD = re.compile(r"[a-z_]+")
 # Words of statements that can see tables which they do not name.
 LISTING = {"show", "describe", "summarize", "pragma", "query", "query_table", "information_schema"}
+INTERRUPTED = "Query interrupted"  # what DuckDB makes of Ctrl-C: a RuntimeError with this text and no class of its own
 READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, OSError, pa.ArrowException)
 OF_FILES = re.compile("stream|arrow|parquet|IOError", re.IGNORECASE)  # what errors of reading speak of
 log = logging.getLogger("audit.workspace")
@@ -254,6 +255,13 @@ class Workspace:
         """The rows that ``sql`` answers, as dictionaries. Raises duckdb.Error for SQL that fails."""
         return self.select(sql, parameters).to_pylist()
 
+    def sql(self, statement: str, parameters: list[Any] | dict[str, Any] | None = None) -> pa.Table:
+        """What a statement of DuckDB's SQL answers over the tables (docs/tables.md); it sees no file and no host.
+
+        Raises duckdb.Error for SQL that fails.
+        """
+        return self.select(statement, parameters)
+
     def select(self, sql: str, parameters: list[Any] | dict[str, Any] | None = None, **tables: pa.Table) -> pa.Table:
         """What ``sql`` answers over the workspace's tables and the named ``tables``; no rows for other statements."""
 
@@ -283,6 +291,10 @@ class Workspace:
                 deep = not isinstance(error, duckdb.Error) or bool(OF_FILES.search(str(error)))
                 if attempt + 1 == TRIES or not any(self.table(name).changed(views[name], deep) for name in views):
                     raise
+            except RuntimeError as error:
+                if str(error) == INTERRUPTED:
+                    raise KeyboardInterrupt from error
+                raise
             finally:
                 with suppress(duckdb.Error):
                     connection.close()

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from audit.demo import ASSETS
 from audit.models.published import SD15, SDXL, VAE_4
-from audit.testbed.sets import ASSETS
 
 
 class Kind(StrEnum):

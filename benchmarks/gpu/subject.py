@@ -15,22 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 
+from audit.bench import Bench
 from audit.config import Precision, Settings, Solver
+from audit.demo import ASSETS
 from audit.descriptors import load_descriptor, pdq_hash
 from audit.descriptors.base import to_png
-from audit.engine.auditor import Auditor
-from audit.engine.plan import ALGORITHM_VERSION, Plan, Request, make_plan
+from audit.engine.local import run_stages
+from audit.engine.work import Place
 from audit.extraction.extract import Extract
 from audit.extraction.guidance import Conditioning, Guidance, ModelGuidance, make_guidance
 from audit.extraction.sampling import Sampler
+from audit.job import ALGORITHM_VERSION, Job, Request, resolve
 from audit.matching.references import ReferenceSets
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
-from audit.models.families.registry import FAMILIES
+from audit.models.families.registry import of_pipeline
 from audit.models.pair import ModelPair
 from audit.models.placement import NAMES
+from audit.stages import Cluster, Match, Sample
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS
 from benchmarks.gpu.measure import Clock, replaced
 
 BASE, SET = ASSETS / "base", ASSETS / "sets/fluent-animals"
@@ -62,21 +65,20 @@ def nano_audit(device: str, folder: Path, images_each: int) -> NanoAudit:
     """Audit the embedded LoRA against its training set, ``images_each`` images a training image."""
     settings = Settings(images_per_training_image=images_each)
     request = Request(LORA, str(BASE), captions=[CAPTION], n0=TRAINING_IMAGES, settings=settings)
-    plan = make_plan(request, "nano", device)
-    workspace = Workspace(folder)
-    ReferenceSets(workspace).add("set", SET, plan.descriptor, False, lambda *_: None)
-    auditor = Auditor(workspace, device)
+    place = Place(Workspace(folder), Bench(device))
+    job = resolve(request, "nano", place.bench)
+    ReferenceSets(place.workspace).add("set", SET, place.bench.descriptor(job), False, lambda *_: None)
     started = time.perf_counter()
-    auditor.audit(plan)
+    run_stages([Sample(), Cluster()], job, place)
     seconds = time.perf_counter() - started
-    auditor.match(plan, ["set"])
-    return _found(workspace, plan, seconds)
+    run_stages([Match(["set"])], job, place)
+    return _found(place.workspace, job, seconds)
 
 
-def _found(workspace: Workspace, plan: Plan, seconds: float) -> NanoAudit:
+def _found(workspace: Workspace, job: Job, seconds: float) -> NanoAudit:
     rows = workspace.rows('SELECT descriptor FROM generations ORDER BY "index"')
     matches = workspace.rows("SELECT DISTINCT reference_id FROM matches WHERE is_match ORDER BY 1")
-    (audit,) = workspace.rows("SELECT prediction_change FROM audits WHERE audit_id = ?", [plan.audit_id])
+    (audit,) = workspace.rows("SELECT prediction_change FROM audits WHERE audit_id = ?", [job.id])
     return NanoAudit(
         np.array([row["descriptor"] for row in rows], np.float32),
         [row["reference_id"] for row in matches],
@@ -108,9 +110,11 @@ class RealPair:
 
 def real_pair(pipeline: Any, lora: Path, device: str, synchronise: Callable[[], None]) -> RealPair:
     """Put ``lora`` into effect on ``pipeline``, and once more as the next checkpoint of the same base."""
-    for part in FAMILIES[type(pipeline).__name__].networks:
+    family = of_pipeline(type(pipeline).__name__)
+    assert family is not None
+    for part in family.networks:
         getattr(pipeline, part).to(memory_format=torch.channels_last)
-    base = BaseModel("random", "0", FAMILIES[type(pipeline).__name__], pipeline)
+    base = BaseModel("random", "0", family, pipeline)
     found: list[float] = []
     pair = None
     for _ in range(2):

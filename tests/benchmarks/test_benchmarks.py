@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from audit.config import Clustering, Settings
-from audit.testbed.sets import ASSETS
+from audit.demo import ASSETS
 from benchmarks import clustering, extraction, sampling, settings, tables, workspace_tables
 from benchmarks.grid import SHIPPED, Job, available, interval, run_job
 
@@ -156,3 +158,11 @@ def test_commits_are_measured_beside_loose_files(tmp_path: Path) -> None:
     assert figures["files"] == 40
     assert figures["merged"] == 90  # with the fifty commits that were timed
     assert all(value > 0 for value in figures.values())
+
+
+def test_without_the_testbed_a_benchmark_says_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "testbed"] + ["benchmarks.grid"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "testbed").is_dir()])
+    with pytest.raises(SystemExit, match="testbed/, which is in the repository and not in the wheel"):
+        importlib.import_module("benchmarks.grid")

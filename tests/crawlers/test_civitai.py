@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from audit.errors import CrawlError
 from audit.schemas import CHECKPOINTS
 from audit.storage import Workspace
-from crawlers import civitai, http
+from crawlers import http
 from crawlers.catalog import Catalog, Outcome
-from crawlers.civitai import Civitai, CivitaiQuery, prompts_of, reference_of
 from crawlers.crawl import Counts, Crawl, estimate
 from crawlers.http import Token
+from crawlers.sources import civitai
+from crawlers.sources.civitai import Civitai, CivitaiQuery, prompts_of, reference_of
 from tests.conftest import stored_bytes
 from tests.crawlers.test_training_data import packed, png
 from tests.simulators.civitai import Civitai as Site
@@ -393,7 +394,9 @@ def test_a_refresh_asks_the_longest_unasked_first_and_reaches_all(workspace: Wor
         asked: list[str] = []
         for _ in range(4):
             site.requests.clear()
-            Crawl(source(site, catalog), catalog, False).refresh(catalog.longest_unasked("TRUE", 2).to_pylist())
+            Crawl(source(site, catalog), catalog, False).refresh(
+                catalog.longest_unasked("TRUE", 2, ["civitai"]).to_pylist()
+            )
             asked += [seen.path.rpartition("/")[2] for seen in site.requests]
     assert sorted(asked[:7]) == list("1234567")  # none twice before all were asked
     assert asked[7:] == asked[:1] or len(asked) == 7
@@ -410,7 +413,7 @@ def test_a_model_that_always_fails_does_not_end_a_refresh_and_a_source_that_is_a
         crawl(site, workspace, download=False)
         site.broken_models = {1: 500, 2: 500}
         site.remove(7)
-        rows = catalog.longest_unasked("TRUE", 100).to_pylist()
+        rows = catalog.longest_unasked("TRUE", 100, ["civitai"]).to_pylist()
         counts = Crawl(source(site, catalog, retries=0), catalog, False).refresh(rows)
         assert counts.states == {"failed": 2, "gone": 1}
         assert "HTTP 500" in next(iter(counts.reasons))

@@ -22,8 +22,8 @@ from audit.errors import CrawlError, FetchError
 from audit.storage import Workspace
 from crawlers.catalog import Catalog, OptOuts
 from crawlers.crawl import Counts, Crawl
-from crawlers.folder import Folder
 from crawlers.inside import open_inside
+from crawlers.sources.folder import Folder
 from tests.conftest import KOHYA, stored_bytes
 
 KEY = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"

@@ -16,7 +16,7 @@ from crawlers import http
 from crawlers.catalog import Catalog
 from crawlers.crawl import Counts, Crawl
 from crawlers.http import Token
-from crawlers.huggingface import HuggingFace, HuggingFaceQuery, is_path, reference_of
+from crawlers.sources.huggingface import HuggingFace, HuggingFaceQuery, is_path, reference_of
 from tests.conftest import stored_bytes
 from tests.simulators.civitai import tiny_lora
 from tests.simulators.hub import Hub

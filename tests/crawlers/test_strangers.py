@@ -20,12 +20,12 @@ from audit.storage import Workspace
 from crawlers import crawl as crawling
 from crawlers import http
 from crawlers.catalog import Catalog, Outcome
-from crawlers.civitai import Civitai
 from crawlers.crawl import Counts, Crawl, estimate
-from crawlers.folder import Folder
 from crawlers.http import Token, shown
-from crawlers.huggingface import HuggingFace
 from crawlers.items import Item
+from crawlers.sources.civitai import Civitai
+from crawlers.sources.folder import Folder
+from crawlers.sources.huggingface import HuggingFace
 from crawlers.training_data import unpack
 from tests.crawlers.test_folder import lora
 from tests.crawlers.test_training_data import packed, png

@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from pytest_httpserver import HTTPServer
 
+from audit.demo import DESCRIPTOR as NANO
+from audit.demo import load_set
 from audit.descriptors import Descriptor, load_descriptor, open_image, pdq_distance, pdq_hash
 from audit.descriptors.base import MAX_PIXELS, to_png
+from audit.descriptors.facts import Spec
 from audit.descriptors.networks import OnnxDescriptor, TorchScriptDescriptor
 from audit.descriptors.pdq import PdqDescriptor
-from audit.descriptors.registry import NANO, download
+from audit.descriptors.registry import download
 from audit.errors import DescriptorError
-from audit.testbed.sets import load_set
 
 PICTURES = load_set("fluent-animals", "train")
 
@@ -52,7 +54,7 @@ def test_onnx_gives_what_torchscript_gives(nano: Descriptor, tmp_path: Path) -> 
         dynamic_axes={"images": {0: "batch"}},
         dynamo=False,
     )
-    onnx = OnnxDescriptor(path, "nano", 64, 0.7)
+    onnx = OnnxDescriptor(path, Spec("nano", 64, 0.7))
     assert onnx.dimensions == nano.dimensions
     np.testing.assert_allclose(onnx.describe(PICTURES), nano.describe(PICTURES), atol=1e-4)
 
@@ -61,12 +63,13 @@ def test_files_that_are_no_descriptor_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"not torchscript")
     (tmp_path / "a.onnx").write_bytes(b"not onnx")
     for name in ("a.pt", "a.onnx"):
+        (tmp_path / f"{name}.json").write_text('{"threshold": 0.5, "size": 64}')
         with pytest.raises(DescriptorError, match="does not load"):
             load_descriptor(str(tmp_path / name))
     with pytest.raises(DescriptorError, match="no descriptor 'sccd'"):
         load_descriptor("sccd")
     with pytest.raises(DescriptorError, match="not the pinned"):
-        TorchScriptDescriptor(NANO, "nano", 64, 0.7, sha256="0" * 64)
+        TorchScriptDescriptor(NANO, Spec("nano", 64, 0.7, "0" * 64))
 
 
 def test_a_download_is_kept_only_if_it_is_the_pinned_file(

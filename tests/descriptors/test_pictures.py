@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from audit.demo import load_set
 from audit.descriptors import open_image
 from audit.descriptors.pictures import FORMATS, SUFFIXES
-from audit.testbed.sets import load_set
+from audit.untrusted.parsers.pictures import decode
 
 PICTURE = Image.fromarray(load_set("fluent-animals", "train")[0]).resize((64, 48))
 GREY = PICTURE.convert("L")
@@ -211,7 +212,7 @@ def test_heif_without_its_reader_says_what_to_install(monkeypatch: pytest.Monkey
 
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ValueError, match=r"lora-audit\[heif\]"):
-        open_image(b"\0\0\0\x18ftypheic" + b"\0" * 100)
+        decode(b"\0\0\0\x18ftypheic" + b"\0" * 100)
 
 
 def png_of_size(width: int, height: int) -> bytes:
@@ -235,9 +236,11 @@ def test_a_picture_with_a_side_that_is_too_long_is_refused_before_it_is_decoded(
 ) -> None:
     data = png_of_size(width, height)
     assert len(data) < 250_000
-    monkeypatch.setattr(Image.Image, "load", None)  # what decodes
     with pytest.raises(ValueError, match=f"{width} x {height} pixels: a side may have 65535 at most"):
         open_image(data)
+    monkeypatch.setattr(Image.Image, "load", None)  # what decodes
+    with pytest.raises(ValueError, match=f"{width} x {height} pixels: a side may have 65535 at most"):
+        decode(data)
 
 
 def test_the_longest_side_that_is_read() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
@@ -22,14 +23,14 @@ from tests.engine.fleet import SMALL, command, environment
 class Chaos:
     """Kills something every few seconds until the run is through; ``killed`` counts what.
 
-    ``load``: that many processes spin beside it.
+    ``load``: that many processes spin beside it. ``kills``: after so many, of each kind one at least, it is left alone.
     """
 
     def __init__(
         self, workspace: Workspace, nodes: int = 3, every: tuple[float, float] = (10.0, 20.0), seed: int = 0,
-        settings: tuple[str, ...] = SMALL, load: int = 0,
+        settings: tuple[str, ...] = SMALL, load: int = 0, kills: int | None = None,
     ) -> None:  # fmt: skip
-        self.load = load
+        self.load, self.kills = load, kills
         self.workspace, self.every, self.settings = workspace, every, settings
         self.choose = random.Random(seed)
         self.killed: dict[str, int] = {"worker": 0, "node": 0, "driver": 0}
@@ -71,7 +72,8 @@ class Chaos:
     def _until_killed(self, deadline: float) -> dict[str, Any] | None:
         assert self.driver is not None
         while True:
-            pause = time.monotonic() + self.choose.uniform(*self.every)
+            enough = self.kills is not None and all(self.killed.values()) and sum(self.killed.values()) >= self.kills
+            pause = math.inf if enough else time.monotonic() + self.choose.uniform(*self.every)
             while time.monotonic() < pause:
                 if self.driver.poll() is not None:
                     out, errors = self.driver.communicate()

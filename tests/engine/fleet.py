@@ -10,11 +10,11 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from audit.demo import ASSETS, set_folder
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS, set_folder
 from crawlers.catalog import Catalog
 from crawlers.crawl import Crawl
-from crawlers.folder import Folder
+from crawlers.sources.folder import Folder
 
 KOHYA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"
 SMALL = ("settings.steps=2", "settings.images_per_training_image=4")

@@ -8,23 +8,38 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from audit.bench import Bench
 from audit.config import Clustering, Method, Settings, StoredImages
-from audit.engine.auditor import Auditor
-from audit.engine.plan import Plan, Request, make_plan
+from audit.demo import set_folder
+from audit.descriptors import load_descriptor
+from audit.engine.local import run_stages
+from audit.engine.work import Place
 from audit.errors import AuditError
-from audit.extraction.extract import vectors_of
+from audit.extraction.spooled import vectors_of
+from audit.job import Job, Request, resolve
 from audit.matching import ReferenceSets
 from audit.matching.references import known_pictures
+from audit.progress import Tell, quiet
+from audit.stages import Cluster, Match, Sample, Scores
+from audit.states import Known
 from audit.storage import Workspace
-from audit.testbed.sets import set_folder
 from tests.conftest import BASE, CAPTION, DREAMBOOTH, KOHYA
 
 QUICK = Settings(steps=3, images_per_training_image=2)
 
 
-def plan_for(settings: Settings = QUICK, **changes: object) -> Plan:
+def job_for(settings: Settings = QUICK, **changes: object) -> Job:
     request = replace(Request(KOHYA, str(BASE), captions=[CAPTION], n0=10, settings=settings), **changes)  # type: ignore[arg-type]
-    return make_plan(request, "nano")
+    return resolve(request, "nano", Bench())
+
+
+def audit(workspace: Workspace, job: Job, batch_size: int = 0, progress: Tell = quiet) -> bool:
+    """Audit it; whether anything had to be done."""
+    return bool(run_stages([Sample(), Cluster()], job, Place(workspace, Bench(batch_size=batch_size)), progress))
+
+
+def match(workspace: Workspace, job: Job, sets: list[str]) -> None:
+    run_stages([Match(sets)], job, Place(workspace, Bench()))
 
 
 def tables(workspace: Workspace) -> dict[str, int]:
@@ -33,10 +48,10 @@ def tables(workspace: Workspace) -> dict[str, int]:
 
 
 def test_an_audit_fills_the_tables_once(workspace: Workspace) -> None:
-    plan = plan_for()
-    ReferenceSets(workspace).add("train", set_folder("fluent-animals", "train"), plan.descriptor)
-    assert Auditor(workspace).audit(plan)
-    Auditor(workspace).match(plan, ["train"])
+    job = job_for()
+    ReferenceSets(workspace).add("train", set_folder("fluent-animals", "train"), load_descriptor("nano"))
+    assert audit(workspace, job)
+    match(workspace, job, ["train"])
     first = tables(workspace)
     assert first["generations"] == 20
     assert (first["audits"], first["checkpoints"]) == (1, 1)
@@ -44,10 +59,10 @@ def test_an_audit_fills_the_tables_once(workspace: Workspace) -> None:
     assert row["captions"] == [{"caption": CAPTION, "source": "user", "truncated": False, "images": 20}]
     assert 0 < first["extractions"] <= 20
     assert first["matches"] >= first["extractions"]
-    assert not Auditor(workspace).audit(plan)
-    Auditor(workspace).match(plan, ["train"])
+    assert not audit(workspace, job)
+    match(workspace, job, ["train"])
     assert tables(workspace) == first
-    assert not (workspace.root / "spool" / plan.audit_id).exists()
+    assert not (workspace.root / "spool" / job.id).exists()
 
 
 @pytest.mark.parametrize(
@@ -60,17 +75,17 @@ def test_an_audit_fills_the_tables_once(workspace: Workspace) -> None:
     ],
 )  # fmt: skip
 def test_whatever_changes_the_result_changes_the_id(change: dict[str, object]) -> None:
-    assert plan_for(**change).audit_id != plan_for().audit_id  # type: ignore[arg-type]
+    assert job_for(**change).id != job_for().id  # type: ignore[arg-type]
 
 
 def test_the_same_request_has_the_same_id() -> None:
-    assert plan_for().audit_id == plan_for().audit_id
+    assert job_for().id == job_for().id
 
 
 def test_a_stopped_audit_goes_on_and_ends_with_the_same_images(tmp_path: Path) -> None:
-    plan = plan_for(replace(QUICK, stored_images=StoredImages.all))
+    job = job_for(replace(QUICK, stored_images=StoredImages.all))
     whole = Workspace(tmp_path / "whole")
-    Auditor(whole, batch_size=4).audit(plan)
+    audit(whole, job, batch_size=4)
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "sampling" and done >= 8:
@@ -78,10 +93,10 @@ def test_a_stopped_audit_goes_on_and_ends_with_the_same_images(tmp_path: Path) -
 
     stopped = Workspace(tmp_path / "stopped")
     with pytest.raises(KeyboardInterrupt):
-        Auditor(stopped, batch_size=4, progress=stop).audit(plan)
+        audit(stopped, job, batch_size=4, progress=stop)
     assert tables(stopped) == dict.fromkeys(tables(stopped), 0)
     told: list[int] = []
-    Auditor(stopped, batch_size=7, progress=lambda stage, done, total: told.append(done)).audit(plan)
+    audit(stopped, job, batch_size=7, progress=lambda stage, done, total: told.append(done))
     assert 8 in told  # what was there is not sampled again
     read = "SELECT * FROM generations ORDER BY index"
     np.testing.assert_allclose(vectors_of(stopped.select(read)), vectors_of(whole.select(read)), atol=0.02)
@@ -89,14 +104,14 @@ def test_a_stopped_audit_goes_on_and_ends_with_the_same_images(tmp_path: Path) -
 
 
 def test_hashes_only_keeps_no_pixels_anywhere(workspace: Workspace) -> None:
-    plan = plan_for(replace(QUICK, stored_images=StoredImages.hashes_only))
+    job = job_for(replace(QUICK, stored_images=StoredImages.hashes_only))
     seen: list[int] = []
 
     def look(stage: str, done: int, total: int) -> None:
-        for batch in workspace.spool(plan.audit_id).read():
+        for batch in workspace.spool(job.id).read():
             seen.append(batch["image"].null_count == len(batch))
 
-    Auditor(workspace, progress=look).audit(plan)
+    audit(workspace, job, progress=look)
     assert seen
     assert all(seen)
     for table in ("generations", "extractions"):
@@ -105,26 +120,25 @@ def test_hashes_only_keeps_no_pixels_anywhere(workspace: Workspace) -> None:
 
 
 def test_the_papers_clustering_can_be_chosen(workspace: Workspace) -> None:
-    plan = plan_for(replace(QUICK, clustering=Clustering.cliques))
-    Auditor(workspace).audit(plan)
+    job = job_for(replace(QUICK, clustering=Clustering.cliques))
+    audit(workspace, job)
     assert workspace.rows("SELECT count(*) >= 10 AS enough FROM extractions") == [{"enough": True}]
 
 
 def test_a_caption_that_is_too_long_is_cut_and_said(workspace: Workspace) -> None:
-    plan = plan_for(captions=[CAPTION + " and more" * 40])
-    Auditor(workspace).audit(plan)
+    job = job_for(captions=[CAPTION + " and more" * 40])
+    audit(workspace, job)
     (row,) = workspace.rows("SELECT warnings, captions FROM audits")
     assert any("its end was cut off" in warning for warning in row["warnings"])
     assert [caption["truncated"] for caption in row["captions"]] == [True]
 
 
 def test_known_pictures_are_scored_with_the_ceiling(workspace: Workspace) -> None:
-    plan = plan_for()
-    engine = Auditor(workspace)
-    engine.audit(plan)
-    for kind in ("training", "control"):
+    job = job_for()
+    audit(workspace, job)
+    for kind in Known:
         folder = set_folder("fluent-animals", "train" if kind == "training" else "control")
-        engine.evaluate(plan, kind, known_pictures(folder))
+        run_stages([Scores(kind, known_pictures(folder))], job, Place(workspace, Bench()))
     rows = workspace.rows("SELECT * FROM evaluations ORDER BY kind DESC")
     assert [row["kind"] for row in rows] == ["training", "control"]
     assert all(-1 <= row["average_similarity"] <= 1 and row["images"] == 10 for row in rows)
@@ -133,7 +147,7 @@ def test_known_pictures_are_scored_with_the_ceiling(workspace: Workspace) -> Non
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(AuditError, match="does not exist"):
-        plan_for(checkpoint=tmp_path / "none.safetensors")
+        job_for(checkpoint=tmp_path / "none.safetensors")
     with pytest.raises(AuditError, match="no descriptor"):
-        make_plan(Request(KOHYA, str(BASE)), "unknown")
+        resolve(Request(KOHYA, str(BASE)), "unknown", Bench())
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from tests.engine.fleet import command, environment, make_uploads, make_workspac
 
 AUDITS = 20
 EVERY = (12.0, 18.0)  # s between kills: a worker must get to its work before
+KILLS = 5  # a worker, a node, the driver, and two more
 SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
 
 
@@ -24,7 +25,7 @@ def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path:
         command(quiet.root, settings=SETTINGS), capture_output=True, env=environment(), timeout=200, check=False
     )
     workspace: Workspace = make_workspace(tmp_path / "chaos", tmp_path / "uploads")
-    chaos = Chaos(workspace, every=EVERY, seed=3, settings=SETTINGS)
+    chaos = Chaos(workspace, every=EVERY, seed=3, settings=SETTINGS, kills=KILLS)
     state = chaos.run(most_seconds=700)
     assert state["state"] == "done"
     assert all(chaos.killed.values()), chaos.killed

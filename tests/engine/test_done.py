@@ -11,15 +11,15 @@ from typer.testing import CliRunner
 
 from audit.cli import app
 from audit.config import Config, load_config
+from audit.demo import ASSETS, set_folder
 from audit.descriptors import load_descriptor
-from audit.engine import audit_tasks
-from audit.engine.extraction import Extraction
 from audit.engine.run import Run
 from audit.errors import ReferenceSetError
-from audit.matching import ReferenceSets
+from audit.job import Job
+from audit.matching import ReferenceSets, audits
 from audit.report.pages import pages
+from audit.stages import Sample
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS, set_folder
 from tests.engine.fleet import make_uploads, make_workspace, tables
 
 AUDITS = 2
@@ -51,13 +51,13 @@ def copied(finished: Workspace, tmp_path: Path) -> Workspace:
 def sampled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The audits that were sampled."""
     found: list[str] = []
-    inner = Extraction.run
+    inner = Sample.run
 
-    def counted(self: Extraction, plan: Any) -> Any:
-        found.append(plan.audit_id)
-        return inner(self, plan)
+    def counted(self: Sample, job: Job, *rest: Any) -> Any:
+        found.append(job.id)
+        return inner(self, job, *rest)
 
-    monkeypatch.setattr(Extraction, "run", counted)
+    monkeypatch.setattr(Sample, "run", counted)
     return found
 
 
@@ -111,13 +111,13 @@ def test_a_set_that_is_removed_meanwhile_ends_the_run_and_blames_no_audit(
 
     for key, _ in list(pages(copied)):
         copied.files.remove(key)
-    inner = audit_tasks.match
+    inner = audits.match_audit
 
     def removed_before(workspace: Workspace, *rest: Any) -> int:
         workspace.erase("reference_set", "animals", "references")
         return inner(workspace, *rest)
 
-    monkeypatch.setattr(audit_tasks, "match", removed_before)
+    monkeypatch.setattr(audits, "match_audit", removed_before)
     with pytest.raises(WorkspaceError, match=r"'animals' is not in .* any more"):
         Run(config(copied, "animals")).run()
     assert copied.rows("SELECT * FROM failures") == []
@@ -132,7 +132,7 @@ def test_matching_that_always_fails_is_quarantined_shown_and_never_samples_again
     def broken(*_: object) -> int:
         raise RuntimeError("matching is broken")
 
-    monkeypatch.setattr(audit_tasks, "match", broken)
+    monkeypatch.setattr(audits, "match_audit", broken)
     state = Run(config(workspace, "animals")).run()
     assert (state.finished, state.quarantined, state.retries) == (0, 1, 2)
     assert len(sampled) == 1
@@ -152,7 +152,7 @@ def test_an_attempt_that_failed_is_no_news_once_the_audit_is_finished(
 ) -> None:
     make_uploads(tmp_path / "uploads", 1)
     workspace = make_workspace(tmp_path / "w", tmp_path / "uploads")
-    inner, calls = audit_tasks.match, []
+    inner, calls = audits.match_audit, []
 
     def once(*arguments: Any) -> int:
         calls.append(arguments)
@@ -160,7 +160,7 @@ def test_an_attempt_that_failed_is_no_news_once_the_audit_is_finished(
             raise RuntimeError("once")
         return inner(*arguments)
 
-    monkeypatch.setattr(audit_tasks, "match", once)
+    monkeypatch.setattr(audits, "match_audit", once)
     assert Run(config(workspace, "animals")).run().finished == 1
     shown = CliRunner().invoke(app, ["failures", "--workspace", str(workspace.root), "--json"])
     assert '"groups": []' in shown.stdout

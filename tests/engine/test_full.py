@@ -65,7 +65,7 @@ held = [ray.put(np.full(2**20, number % 256, np.uint8)) for number in range(200)
 from audit.engine.ray import RayEngine, RayOptions
 engine = RayEngine(RayOptions(gpus_per_worker=0, cpus_per_worker=0.5, max_workers=2))
 folder = Path(sys.argv[1])
-events = list(engine.run(work.tasks(folder, *["ok"] * 30), work.Extract, work.Finish, threading.Event(), {}))
+events = list(engine.run(work.jobs(folder, *["ok"] * 30), work.stages(), work.nowhere, threading.Event(), {}))
 print("finished", sum(event.what == "finished" for event in events), "kept", ray.get(held[0])[0], len(held))
 """
 

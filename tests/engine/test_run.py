@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from audit.config import load_config
-from audit.engine.audit_tasks import Due, Skipped
+from audit.demo import ASSETS
+from audit.engine.due import Due, Skipped
 from audit.engine.run import read_runs
 from audit.errors import ConfigError
 from audit.storage import Workspace
-from audit.testbed.sets import ASSETS
 from tests.engine.fleet import environment, make_uploads, make_workspace, start, tables
 
 AUDITS = 4

@@ -8,7 +8,7 @@ import pytest
 
 from audit.cli import app
 from audit.config import load_config
-from audit.engine.audit_tasks import Due, Skipped
+from audit.engine.due import Due, Skipped
 from audit.errors import ConfigError, CrawlError
 from audit.storage import Workspace
 from crawlers.catalog import Catalog
@@ -61,4 +61,4 @@ def test_a_comment_behind_a_condition_hides_nothing(catalog: Workspace, capfd: p
 
 def test_asking_again_leaves_alone_what_opted_out(catalog: Workspace) -> None:
     catalog.append("checkpoints", [{"item_id": "civitai:1", "source": "civitai", "state": "opted-out", "seen_at": NOW}])
-    assert Catalog(catalog).longest_unasked("state = 'opted-out' OR TRUE", 10).num_rows == 0
+    assert Catalog(catalog).longest_unasked("state = 'opted-out' OR TRUE", 10, ["civitai"]).num_rows == 0

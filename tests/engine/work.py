@@ -1,4 +1,4 @@
-"""Stages that need no model: they sleep, crash, hang or fail as their task says. Sent to Ray's workers by value."""
+"""Stages that need no model: they sleep, crash, hang or fail as their job says. Sent to Ray's workers by value."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from audit.engine.work import Task
+from audit.engine.work import Place
 from audit.errors import CheckpointError, WorkspaceError
+from audit.states import Needs
 
 
 @dataclass(frozen=True)
-class Payload:
-    """What a task does: the name of a behaviour, how long it takes, and where it leaves traces."""
+class Piece:
+    """A job that says what is to happen: the name of a behaviour, how long it takes, and where it leaves traces."""
 
+    id: str
+    group: str
     do: str
     seconds: float
     folder: str
@@ -25,66 +28,95 @@ class Payload:
     name: str = "name"
 
 
-def tasks(folder: Path, *behaviours: str, seconds: float = 0.0, groups: int = 1) -> Iterator[Task]:
-    """A task a behaviour."""
+@dataclass(frozen=True)
+class Seen:
+    """What the first stage measured: where it ran."""
+
+    pid: int
+    gpus: list[str]
+    visible: str | None
+    switches: int
+
+
+def jobs(folder: Path, *behaviours: str, seconds: float = 0.0, groups: int = 1) -> Iterator[Piece]:
+    """A job a behaviour."""
     for number, do in enumerate(behaviours):
-        yield Task(f"t{number:04d}", f"g{number % groups}", Payload(do, seconds, str(folder)))
+        yield Piece(f"t{number:04d}", f"g{number % groups}", do, seconds, str(folder))
+
+
+def nowhere(needs: Needs) -> Place:
+    """These stages need no place."""
+    return Place(None, None)
 
 
 class Extract:
     """The first stage."""
 
+    name = "extract"
+    needs = Needs.gpu
+
     def __init__(self) -> None:
         self.groups: list[str] = []
         self.poisoned = False
 
-    def prepare(self, task: Task) -> None:
-        """Leave a trace."""
-        (Path(task.payload.folder) / f"{task.key}.prepared").touch()
+    def done(self, job: Piece, workspace: None) -> bool:
+        """Never."""
+        return False
 
-    def process(self, task: Task) -> dict[str, Any]:
+    def prepare(self, job: Piece, workspace: None, bench: None) -> None:
+        """Leave a trace."""
+        (Path(job.folder) / f"{job.id}.prepared").touch()
+
+    def run(self, job: Piece, workspace: None, bench: None, tell: Any = None) -> Seen:
         """Behave."""
-        payload: Payload = task.payload
-        tries = Path(payload.folder) / f"{task.key}.tries"
+        tries = Path(job.folder) / f"{job.id}.tries"
         with tries.open("a") as file:
             file.write(f"{os.getpid()}\n")
         first = len(tries.read_text().splitlines()) == 1
-        time.sleep(payload.seconds)
-        self.groups.append(task.group)
+        time.sleep(job.seconds)
+        self.groups.append(job.group)
         switches = sum(a != b for a, b in zip(self.groups, self.groups[1:], strict=False))
-        if payload.do == "crash" or (payload.do == "crash-once" and first):
+        if job.do == "crash" or (job.do == "crash-once" and first):
             os.kill(os.getpid(), signal.SIGKILL)
-        if payload.do == "hang" or (payload.do == "hang-once" and first):
+        if job.do == "hang" or (job.do == "hang-once" and first):
             time.sleep(3600)
-        if payload.do == "input":
+        if job.do == "input":
             raise CheckpointError("the file is at fault")
-        if payload.do == "error" or (payload.do == "error-once" and first):
+        if job.do == "error" or (job.do == "error-once" and first):
             raise RuntimeError("something broke")
-        if payload.do == "memory-once" and first:
+        if job.do == "memory-once" and first:
             raise MemoryError("full")
-        if payload.do == "assert" or (payload.do == "assert-once" and first):
+        if job.do == "assert" or (job.do == "assert-once" and first):
             self.poisoned = True
         if self.poisoned:  # as with CUDA: from its first error on, every call in this process fails
             raise RuntimeError("CUDA error: device-side assert triggered")
-        if payload.do == "storage" or (payload.do == "storage-once" and first):
+        if job.do == "storage" or (job.do == "storage-once" and first):
             raise WorkspaceError("the storage was away")
         import ray
 
-        gpus = list(ray.get_gpu_ids()) if ray.is_initialized() else []
-        return {"pid": os.getpid(), "gpus": gpus, "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
-                "switches": switches, "extract": payload.seconds}  # fmt: skip
+        gpus = [str(gpu) for gpu in ray.get_gpu_ids()] if ray.is_initialized() else []
+        return Seen(os.getpid(), gpus, os.environ.get("CUDA_VISIBLE_DEVICES"), switches)
 
 
 class Finish:
     """The second stage."""
 
-    def prepare(self, task: Task) -> None:
-        """Nothing."""
+    name = "finish"
+    needs = Needs.cpu
 
-    def process(self, task: Task) -> dict[str, Any]:
+    def done(self, job: Piece, workspace: None) -> bool:
+        """Never."""
+        return False
+
+    def run(self, job: Piece, workspace: None, bench: None, tell: Any = None) -> int:
         """Write the result, once more where it was written before."""
-        if task.payload.do == "finish-crash":
+        if job.do == "finish-crash":
             os.kill(os.getpid(), signal.SIGKILL)
-        with (Path(task.payload.folder) / f"{task.key}.done").open("a") as file:
+        with (Path(job.folder) / f"{job.id}.done").open("a") as file:
             file.write("x")
-        return {"finish_pid": os.getpid()}
+        return os.getpid()
+
+
+def stages() -> list[Any]:
+    """Both stages, new ones."""
+    return [Extract(), Finish()]

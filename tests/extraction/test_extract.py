@@ -13,9 +13,10 @@ from PIL import Image
 
 from audit.descriptors import Descriptor
 from audit.errors import WorkspaceError
-from audit.extraction.extract import SPOOLED, Extract, as_generations, vectors_of
+from audit.extraction.extract import Extract
 from audit.extraction.guidance import Direct
 from audit.extraction.sampling import Sampler
+from audit.extraction.spooled import SPOOLED, as_generations, vectors_of
 from audit.models.pair import ModelPair
 from audit.storage import Spool, Workspace
 from tests.conftest import CAPTION

@@ -14,19 +14,22 @@ import pytest
 import torch
 from torch import nn
 
+from audit.bench import Bench
 from audit.config import Precision, Settings
 from audit.descriptors import load_descriptor
-from audit.engine.auditor import Auditor
-from audit.engine.extraction import Extraction
-from audit.engine.plan import Plan, Request, make_plan
+from audit.engine.local import run_stages
+from audit.engine.work import Place
 from audit.errors import DeviceLostError, DeviceMemoryError, NotFiniteError
 from audit.extraction.guidance import ClassifierFree, Direct
 from audit.extraction.sampling import Sampler
 from audit.fits import Fits
+from audit.job import Job, Request, resolve
 from audit.models import placement
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
+from audit.stages import Cluster, Sample
+from audit.stages.sample import extract
 from audit.storage import Workspace
 from tests.conftest import BASE, CAPTION, KOHYA
 
@@ -168,10 +171,10 @@ def test_networks_that_do_not_fit_are_a_clear_error(base: BaseModel, monkeypatch
 
 
 def test_what_another_precision_has_left_makes_room(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    extraction = Extraction(workspace)
-    extraction.pair(plan(Precision.fp16))
-    assert extraction._base is not None
-    base = extraction._base[1]
+    bench = Bench()
+    bench.pair(job(Precision.fp16), workspace)
+    base = bench.loaded_base()
+    assert base is not None
     inner = placement._moved
 
     def moved(tensor: torch.Tensor, *rest: object) -> torch.Tensor:
@@ -180,13 +183,13 @@ def test_what_another_precision_has_left_makes_room(workspace: Workspace, monkey
         return inner(tensor, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(placement, "_moved", moved)
-    assert extraction.pair(plan(Precision.bf16)).dtype is torch.bfloat16
+    assert bench.pair(job(Precision.bf16), workspace).dtype is torch.bfloat16
     assert not any(dtype is torch.float16 for _, _, dtype in base.placed)
 
 
-def plan(precision: Precision = Precision.auto, **settings: object) -> Plan:
+def job(precision: Precision = Precision.auto, **settings: object) -> Job:
     chosen = replace(Settings(steps=2, images_per_training_image=3), precision=precision, **settings)  # type: ignore[arg-type]
-    return make_plan(Request(KOHYA, str(BASE), captions=[CAPTION], n0=2, settings=chosen), "nano")
+    return resolve(Request(KOHYA, str(BASE), captions=[CAPTION], n0=2, settings=chosen), "nano", Bench())
 
 
 @contextmanager
@@ -222,7 +225,7 @@ def half_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     def chosen(precision: Precision, half: torch.dtype, device: torch.device) -> torch.dtype:
         return half if precision is Precision.auto else inner(precision, half, device)
 
-    for module in ("audit.models.pair", "audit.engine.extraction"):
+    for module in ("audit.models.pair", "audit.bench", "audit.models.placement"):
         monkeypatch.setattr(f"{module}.choose_precision", chosen)
 
 
@@ -231,17 +234,17 @@ def test_an_audit_that_overflows_goes_on_in_a_wider_precision(
     workspace: Workspace, base: BaseModel, half_by_default: None, after: int
 ) -> None:
     """Whether the probe shows it (0) or the sampling (3); and the next run of the same audit begins there."""
-    extraction = Extraction(workspace, batch_size=2)
+    bench = Bench(batch_size=2)
     with overflowing(base.denoiser, (torch.float16,), after):
-        done = extraction.run(plan())
+        done = extract(job(), workspace, bench)
     assert done.precision == "bf16"
     assert "not finite" in done.warnings[-1]
     assert "sampled in bf16" in done.warnings[-1]
-    spool = workspace.spool(plan().audit_id)
+    spool = workspace.spool(job().id)
     assert spool.precision() == "bf16"
     assert spool.indices() == set(range(6))
     with overflowing(base.denoiser, (torch.float16,)):
-        assert Extraction(workspace).run(plan()).precision == "bf16"
+        assert extract(job(), workspace, Bench()).precision == "bf16"
 
 
 def test_a_precision_that_was_asked_for_is_not_exchanged(workspace: Workspace, base: BaseModel) -> None:
@@ -249,7 +252,7 @@ def test_a_precision_that_was_asked_for_is_not_exchanged(workspace: Workspace, b
         overflowing(base.denoiser, (torch.float16,)),
         pytest.raises(NotFiniteError, match="a wider --precision may do"),
     ):
-        Extraction(workspace).run(plan(Precision.fp16))
+        extract(job(Precision.fp16), workspace, Bench())
 
 
 def test_where_float32_overflows_too_the_checkpoint_is_at_fault(
@@ -257,7 +260,7 @@ def test_where_float32_overflows_too_the_checkpoint_is_at_fault(
 ) -> None:
     every = (torch.float16, torch.bfloat16, torch.float32)
     with overflowing(base.denoiser, every), pytest.raises(NotFiniteError, match="not finite in fp32"):
-        Extraction(workspace).run(plan())
+        extract(job(), workspace, Bench())
 
 
 def test_a_decoder_that_overflows_is_used_in_float32(base: BaseModel) -> None:
@@ -270,14 +273,14 @@ def test_a_decoder_that_overflows_is_used_in_float32(base: BaseModel) -> None:
 
 
 def test_the_precision_is_part_of_the_id_where_it_is_asked_for() -> None:
-    assert plan().audit_id == replace(plan(), settings=replace(plan().settings)).audit_id
-    ids = {plan(precision).audit_id for precision in Precision}
+    assert job().id == replace(job(), settings=replace(job().settings)).id
+    ids = {job(precision).id for precision in Precision}
     assert len(ids) == 4
-    assert "precision" not in plan().settings.as_dict()
+    assert "precision" not in job().settings.as_dict()
 
 
 def test_an_audit_says_what_it_was_computed_in(workspace: Workspace) -> None:
-    Auditor(workspace).audit(plan())
+    run_stages([Sample(), Cluster()], job(), Place(workspace, Bench()))
     [row] = workspace.rows("SELECT precision, device FROM audits")
     assert row["precision"] == "fp32"
 
@@ -286,11 +289,11 @@ def test_a_lost_device_is_said_and_costs_no_audit(workspace: Workspace, base: Ba
     def lost(*_: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    extraction = Extraction(workspace)
-    hook = extraction.pair(plan()).tuned.unet.register_forward_pre_hook(lost)
+    bench = Bench()
+    hook = bench.pair(job(), workspace).tuned.unet.register_forward_pre_hook(lost)
     try:
         with pytest.raises(DeviceLostError, match="auditing fluent-animals"):
-            extraction.run(plan())
+            extract(job(), workspace, bench)
     finally:
         hook.remove()
 
@@ -299,7 +302,7 @@ def test_the_next_checkpoint_is_merged_ahead(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Where a GPU samples; the pair made of it is the one made without."""
-    from audit.engine import extraction as module
+    from audit import bench as module
 
     merged: list[str] = []
     inner = module.tune
@@ -309,20 +312,21 @@ def test_the_next_checkpoint_is_merged_ahead(
         return inner(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "tune", counting)
-    first, second = plan(), plan(lora_scale=0.5)
-    extraction = Extraction(workspace)
-    extraction.pair(first)
-    extraction.ahead(second)
+    first, second = job(), job(lora_scale=0.5)
+    bench = Bench()
+    bench.pair(first, workspace)
+    bench.checkpoint(second, workspace)  # opened: what follows happens at once
+    bench.ahead(second, workspace)
     assert merged == []  # on a CPU it would compete with the sampling
-    extraction.device = "somewhere-else"
+    bench.device = "somewhere-else"
     monkeypatch.setattr(module, "choose_precision", lambda *_: torch.float32)
     monkeypatch.setattr(module.torch, "device", lambda name: name)
-    extraction.ahead(second)
-    extraction.device = "cpu"
+    bench.ahead(second, workspace)
+    bench.device = "cpu"
     monkeypatch.undo()
-    pair = extraction.pair(second)
+    pair = bench.pair(second, workspace)
     assert merged == ["ahead"]
-    assert pair.effect == Extraction(workspace).pair(second).effect
+    assert pair.effect == Bench().pair(second, workspace).effect
 
 
 def test_classifier_free_guidance_and_direct_sampling_learn_apart(pair: ModelPair) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from audit.demo import ASSETS
 from audit.errors import CheckpointError
 from audit.extraction.captions import (
     Caption,
@@ -25,12 +26,11 @@ from audit.models.families.identify import family_of_name
 from audit.models.formats.scaling import Scaling, identifying, problems, read_scaling, with_config_beside
 from audit.models.trained import training_of
 from audit.storable import path_as_text, path_of_text, storable
-from audit.testbed.sets import ASSETS
 from audit.text import printable
-from crawlers import civitai, huggingface
 from crawlers.civitai_answers import prompts_of
 from crawlers.http import pause_asked, shown
 from crawlers.items import clean_name, count_in_prose, hex_of, text_of, time_of
+from crawlers.sources import civitai, huggingface
 from tests.fuzz.files import METADATA
 from tests.fuzz.kind import FindingError, Kind
 from tests.fuzz.mutate import TEXTS, as_bytes, chance, changed_bytes, changed_json, changed_text, one_of
@@ -78,7 +78,7 @@ class PeftConfigurations(Kind):
 class Bases(Kind):
     """The configurations of a base model's folder, with its weights as they are: found, checked and loaded."""
 
-    name, share, memory = "bases", 50, 1024
+    name, share, memory, patience = "bases", 50, 1024, 30.0  # it makes the networks
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)

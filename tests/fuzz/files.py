@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
+from audit.demo import ASSETS
 from audit.descriptors import open_image
 from audit.files import Files
 from audit.models.checkpoint import layout_of, metadata_json
 from audit.models.formats.detect import detect_format
 from audit.models.formats.headers import is_gguf, read_any_header
 from audit.models.formats.scaling import identifying, problems, read_scaling
-from audit.testbed.sets import ASSETS
 from crawlers.items import Item, conclude
 from crawlers.training_data import unpack
 from tests.fuzz.kind import FindingError, Kind

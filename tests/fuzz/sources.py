@@ -21,11 +21,11 @@ from requests.structures import CaseInsensitiveDict
 from audit.files import Files
 from audit.storage import Workspace
 from crawlers.catalog import Catalog, Outcome
-from crawlers.civitai import Civitai
 from crawlers.crawl import Crawl
-from crawlers.folder import Folder
-from crawlers.huggingface import HuggingFace
 from crawlers.items import Item, conclude
+from crawlers.sources.civitai import Civitai
+from crawlers.sources.folder import Folder
+from crawlers.sources.huggingface import HuggingFace
 from tests.fuzz.kind import Kind, no_surprise
 from tests.fuzz.mutate import as_bytes, chance, changed_bytes, changed_json, changed_text, one_of
 from tests.simulators.civitai import Civitai as Site

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from audit.demo import load_set, set_folder
 from audit.descriptors import Descriptor, pdq_distance, pdq_hash
 from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import ReferenceSetError
@@ -21,7 +22,6 @@ from audit.matching import ReferenceSets, match_extractions
 from audit.matching.references import known_pictures
 from audit.schemas import EXTRACTIONS
 from audit.storage import Workspace
-from audit.testbed.sets import load_set, set_folder
 
 TRAIN = set_folder("fluent-animals", "train")
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from audit.models.base import BaseModel
-from audit.models.families.keys import original_unet_names
+from audit.models.families.unet import original_unet_names
 
 
 def unet_to_ldm(unet: Any, state: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:

@@ -41,7 +41,7 @@ def test_short_names_stand_for_pinned_models(tmp_path: Path, monkeypatch: pytest
         assert source_of(name) == source
         assert HUB_ID.fullmatch(source.partition("@")[0])
         assert COMMITS.fullmatch(source.partition("@")[2])
-    assert PINNED["sd15"] == FAMILIES["StableDiffusionPipeline"].default_config
+    assert PINNED["sd15"] == FAMILIES["sd1"].default_config
     assert source_of("owner/name") == "owner/name"
     for name in set(PUBLISHED) - set(PINNED):
         with pytest.raises(ConfigError, match=f"no commit of {name} "):

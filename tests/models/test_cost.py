@@ -76,7 +76,7 @@ def test_a_larger_picture_and_a_larger_lora_cost_more(sizings: dict[str, Sizing]
 
 
 def test_a_vae_that_overflows_in_float16_is_counted_in_bfloat16() -> None:
-    networks = build_all(PUBLISHED["sdxl"], FAMILIES["StableDiffusionXLPipeline"])
+    networks = build_all(PUBLISHED["sdxl"], FAMILIES["sdxl"])
     assert networks["vae"].dtype is torch.bfloat16
     assert networks["unet"].dtype is torch.float16
 

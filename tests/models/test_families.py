@@ -17,7 +17,7 @@ from audit.extraction.guidance import ClassifierFree, Direct, ModelGuidance
 from audit.extraction.sampling import Sampler, make_schedule
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
-from audit.models.families.transformers import pack, unpack
+from audit.models.families.flux import pack, unpack
 from audit.models.pair import ModelPair
 from audit.storage import Workspace
 from tests.models import nano

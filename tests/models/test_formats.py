@@ -505,11 +505,11 @@ def test_gguf_by_its_own_library(folder: Path, tmp_path: Path, kind: str) -> Non
 
 def flux_original(base: BaseModel) -> dict[str, torch.Tensor]:
     """The transformer under Black Forest Labs' names, by the correspondence under test."""
-    from audit.models.families.keys import _ORIGINALS
+    from audit.models.families.keys import originals_of
     from audit.models.formats.parts import gathered
 
     state = {}
-    for name, target in _ORIGINALS["FluxTransformer2DModel"](base.denoiser):
+    for name, target in originals_of(base.denoiser):
         if "processor" in name:
             continue
         for parameter in ("weight", "bias"):

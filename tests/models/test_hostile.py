@@ -23,16 +23,17 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from audit import testbed
 from audit.errors import AuditError, CheckpointError
 from audit.models.base import BaseModel, locate_base
 from audit.models.checkpoint import open_checkpoint
+from audit.models.formats.gguf_header import parse_gguf
 from audit.models.formats.headers import read_any_header
 from audit.models.formats.names import _ALGORITHMS, Algorithm, read_names
 from audit.models.formats.scaling import identifying, read_scaling
 from audit.models.inspect import as_json, inspect
 from audit.models.safetensors_header import TensorInfo
 from audit.models.tuning import tune
+from tests.conftest import BASE
 from tests.models import nano
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -352,6 +353,8 @@ def test_a_gguf_file_of_a_hundred_bytes_takes_neither_memory_nor_time(tmp_path: 
     try:
         with pytest.raises(CheckpointError, match=r"a\.gguf"):
             read_any_header(path)
+        with path.open("rb") as file, pytest.raises(CheckpointError, match=r"a\.gguf"):
+            parse_gguf(str(path), file)  # what the child does
         assert tracemalloc.get_traced_memory()[1] < 4 << 20
     finally:
         tracemalloc.stop()
@@ -391,7 +394,7 @@ def test_a_base_whose_configuration_would_fill_memory_is_refused_in_words(
     tmp_path: Path, part: str, name: str, value: object, said: str
 ) -> None:
     base = tmp_path / "base"
-    shutil.copytree(Path(testbed.__file__).parent / "assets" / "base", base)
+    shutil.copytree(BASE, base)
     config = json.loads((base / part).read_text())
     (base / part).write_text(json.dumps(config | {name: value}))
     with pytest.raises(CheckpointError, match=f"config.json is refused: .*{said}"):

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from audit.models.families.identify import Family, family_of_name, family_of_shapes
-from audit.models.families.keys import _ORIGINALS, original_unet_names
+from audit.models.families.registry import FAMILIES
+from audit.models.families.unet import original_unet_names
 from audit.models.published import SD15, SD21, SD35_LARGE, SDXL
 from audit.models.safetensors_header import TensorInfo
 from tests.models.test_keys import flux_modules, sd3_modules
@@ -182,7 +183,7 @@ def test_original_layouts_are_told_apart(networks: dict[str, nn.Module], name: s
         modules = sd3_modules()
     else:
         return
-    assert len(modules) > 100 or kind in _ORIGINALS
+    assert len(modules) > 100 or kind in {one.denoiser_class for one in FAMILIES.values()}
     assert family_of_shapes({f"model.diffusion_model.{key}.weight": info(*s) for key, s in modules.items()}) is family
     for naming in ("comfy", "kohya"):
         assert family_of_shapes(lora(modules, naming)) is family

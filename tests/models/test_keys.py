@@ -19,7 +19,8 @@ from diffusers.loaders.single_file_utils import (
 from torch import nn
 from transformers import CLIPTextModelWithProjection
 
-from audit.models.families.keys import _ORIGINALS, Target, flat_targets, module_targets, original_unet_names
+from audit.models.families.keys import Target, flat_targets, module_targets, originals_of
+from audit.models.families.unet import original_unet_names
 from audit.models.formats.names import Algorithm, read_names
 from audit.models.formats.parts import gathered
 from audit.models.published import PUBLISHED, PublishedNetwork, build
@@ -211,7 +212,7 @@ def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypat
     """The converters know the real width only, so the networks have it; with few blocks."""
     if name == "sd3":
         network: Any = nano.sd3().transformer
-        targets = dict(_ORIGINALS["SD3Transformer2DModel"](network))
+        targets = dict(originals_of(network))
         state = original_state(network, targets) | {"pos_embed": network.state_dict()["pos_embed.pos_embed"]}
         found = convert_sd3_transformer_checkpoint_to_diffusers(state)
     else:
@@ -227,14 +228,14 @@ def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypat
                 **sizes, approximator_num_channels=8, approximator_hidden_dim=16, approximator_layers=2
             )
             convert = convert_chroma_transformer_checkpoint_to_diffusers
-        targets = {key: target for key, target in _ORIGINALS[type(network).__name__](network) if "processor" not in key}
+        targets = {key: target for key, target in originals_of(network) if "processor" not in key}
         found = convert(original_state(network, targets))
     assert_same_state(found, network)
 
 
 def test_open_clip_names_are_those_of_diffusers_converter() -> None:
     encoder = nano.clip(CLIPTextModelWithProjection, 32, 2, "gelu")
-    targets = dict(_ORIGINALS["CLIPTextModelWithProjection"](encoder))
+    targets = dict(originals_of(encoder))
     state = {}
     for name, tensor in original_state(encoder, targets).items():
         state[f"open.{name.replace('.in_proj.', '.in_proj_')}"] = tensor

@@ -58,8 +58,8 @@ def test_after_float16_comes_bfloat16_then_float32(bf16_card: torch.device) -> N
 
 def test_families_with_t5_run_in_bfloat16() -> None:
     halves = {name: family.half for name, family in FAMILIES.items()}
-    assert halves["StableDiffusion3Pipeline"] is halves["FluxPipeline"] is halves["ChromaPipeline"] is torch.bfloat16
-    assert halves["StableDiffusionPipeline"] is halves["StableDiffusionXLPipeline"] is torch.float16
+    assert halves["sd3"] is halves["flux"] is halves["chroma"] is torch.bfloat16
+    assert halves["sd1"] is halves["sdxl"] is torch.float16
 
 
 def test_a_vae_that_overflows_in_float16_runs_in_bfloat16(folder: Path, bf16_card: torch.device) -> None:

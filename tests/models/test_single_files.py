@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from audit.errors import CheckpointError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
-from audit.models.families.keys import _ORIGINALS, Target, original_unet_names
+from audit.models.families.keys import Target, originals_of
+from audit.models.families.unet import original_unet_names
 from audit.models.formats.detect import Format
 from audit.models.formats.parts import gathered
 from audit.models.tuning import tune
@@ -36,7 +36,7 @@ def originals(network: Any) -> dict[str, Target]:
             for ours, theirs in original_unet_names(network).items()
             if any(True for _ in modules[ours].parameters(recurse=False))
         }
-    found = dict(_ORIGINALS[type(network).__name__](network))
+    found = dict(originals_of(network))
     return {name: target for name, target in found.items() if "processor" not in name}
 
 
@@ -75,12 +75,9 @@ def test_a_denoiser_in_one_file(folder: Path, tmp_path: Path, family: str, kind:
                 wanted = state.get(key, state.get(key.replace(".weight", ".scale")))
                 assert wanted is not None
                 assert torch.equal(found, wanted.float()), key
-    changed = {name for name, parameter in network.named_parameters() if parameter is not _own(base.denoiser, name)}
+    own = dict(base.denoiser.named_parameters())
+    changed = {name for name, parameter in network.named_parameters() if parameter is not own[name]}
     assert changed == {name for name, _ in network.named_parameters()}
-
-
-def _own(network: nn.Module, name: str) -> nn.Parameter:
-    return dict(network.named_parameters())[name]
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
@@ -173,14 +170,15 @@ def test_a_lora_on_every_layer_by_its_original_name(folder: Path, tmp_path: Path
     tuned = tune(base, open_checkpoint(tmp_path / "f.safetensors"))
     assert tuned.unused == []
     network = tuned.networks[base.architecture.denoiser]
+    targets = originals(base.denoiser)
     for name, delta in deltas.items():
-        target = originals(base.denoiser)[name]
-        change = gathered(network, target) - gathered(base.denoiser, target)
+        change = gathered(network, targets[name]) - gathered(base.denoiser, targets[name])
         torch.testing.assert_close(change, delta, atol=1e-5, rtol=1e-4, msg=name)
-    touched = {module for name in deltas for module in originals(base.denoiser)[name].modules}
+    touched = {module for name in deltas for module in targets[name].modules}
+    tuned_parameters = dict(network.named_parameters())
     for name, parameter in base.denoiser.named_parameters():
         if name.rpartition(".")[0] not in touched:
-            assert _own(network, name) is parameter
+            assert tuned_parameters[name] is parameter
 
 
 def test_weights_in_several_files(folder: Path, tmp_path: Path) -> None:

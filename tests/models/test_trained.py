@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def test_the_rank_of_a_file(file: Path, rank: int | None) -> None:
 
 @pytest.mark.parametrize("name", ["locon", "locon-cp", "loha", "loha-cp", "lokr", "lokr-cp", "full", "glora"])
 def test_ranks_are_those_by_which_weights_are_changed(base: BaseModel, tmp_path: Path, name: str) -> None:
-    network = lycoris_network(base.denoiser, dict(LYCORIS[name]))
+    network = lycoris_network(copy.deepcopy(base.denoiser), dict(LYCORIS[name]))
     save_file({key: one.contiguous() for key, one in network.state_dict().items()}, tmp_path / "x.safetensors")
     tensors = read_header(tmp_path / "x.safetensors").tensors
     ranks = [

@@ -227,7 +227,7 @@ def test_oft_of_sd_scripts_on_the_rows_of_a_fused_layer_of_flux(folder: Path, tm
 
 def test_loras_that_comfyui_extracts_change_biases_too(sd1: BaseModel, tmp_path: Path) -> None:
     """diffusion_model.*.lora_up, lora_down and diff_b of one module; diff and diff_b of norms; a bias alone."""
-    from audit.models.families.keys import original_unet_names
+    from audit.models.families.unet import original_unet_names
 
     names = original_unet_names(sd1.denoiser)
     norm, alone = "mid_block.resnets.0.norm1", "mid_block.resnets.0.conv2"

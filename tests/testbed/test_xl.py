@@ -13,8 +13,8 @@ from audit.extraction.sampling import Sampler
 from audit.models.base import load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
-from audit.testbed import xl
-from audit.testbed.train_base import token_ids
+from testbed import xl
+from testbed.train_base import token_ids
 from tests.conftest import BASE
 
 

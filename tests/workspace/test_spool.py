@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pytest
 
-from audit.engine.stages import first_of_each
 from audit.errors import WorkspaceError
+from audit.stages.cluster import first_of_each
 from audit.storage import Workspace
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -272,7 +274,6 @@ def test_a_file_is_created_by_one_of_many(place: str) -> None:
 
 
 def test_a_link_whose_answer_is_lost_counts_as_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
 
     real = os.link
 
@@ -304,3 +305,12 @@ def test_two_processes_that_open_a_new_workspace_both_can(tmp_path: Path) -> Non
     both = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "w")]) for _ in range(2)]
     assert [one.wait() for one in both] == [0, 0]
     assert Workspace(tmp_path / "w").rows("SELECT count(*) AS n FROM failures") == [{"n": 2}]
+
+
+def test_a_query_that_is_stopped_from_the_keyboard_is_stopped_and_no_fault(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "w")
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        workspace.rows("SELECT count(*) FROM range(100000000000) AS a WHERE a.range % 7 = 3")
+    timer.join()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
+from audit.models.families.keys import Target
 
-from audit.models.families.identify import Family
+if TYPE_CHECKING:
+    import torch
+
+    from audit.models.safetensors_header import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class Condition:
         """All of them, one behind the other, as one batch."""
         if len(conditions) == 1:
             return conditions[0]
+        import torch
+
         columns = zip(*(one._parts() for one in conditions), strict=True)
         return Condition(*(None if parts[0] is None else torch.cat(parts) for parts in columns))  # type: ignore[arg-type]
 
@@ -46,21 +52,37 @@ class Condition:
 
 
 class ModelFamily(ABC):
-    """One architecture. ``pipeline`` is the name of its diffusers pipeline class; ``encoders`` its text encoders.
+    """One architecture, in one file, as its constant FAMILY.
 
-    ``encoder_names`` says which encoder a file's te1, te2 and te3 are. A family with ``flow`` predicts the velocity
-    eps - x_0 at x_t = (1 - t) x_0 + t eps; the others predict what their scheduler's configuration says.
+    ``name`` is what tables call it; ``precedence`` its turn where families are told apart, the lowest first;
+    ``called`` a pattern of lower-case words that people call its base models by. ``pipeline`` is the name of its
+    diffusers pipeline class, ``denoiser_class`` that of its denoiser; ``encoders`` its text encoders, of which
+    ``optional`` may be missing. ``encoder_names`` says which encoder a file's te1, te2 and te3 are,
+    ``encoder_prefixes`` where a single file has the first, the second, ... ``left_out`` are parts that only judge or
+    embed pictures.
+
+    A family with ``flow`` predicts the velocity eps - x_0 at x_t = (1 - t) x_0 + t eps; the others predict what their
+    scheduler's configuration says. ``own_sigmas``: its pipeline spaces the noise levels evenly itself. ``shaped_like``
+    names families whose shapes it shares.
     """
 
-    family: ClassVar[Family]
+    name: ClassVar[str]
     pipeline: ClassVar[str]
+    denoiser_class: ClassVar[str]
+    precedence: ClassVar[int] = 100
+    called: ClassVar[str | None] = None
+    shaped_like: ClassVar[tuple[str, ...]] = ()
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     encoder_names: ClassVar[Mapping[str, str]] = {"te1": "text_encoder"}
     longest_caption: ClassVar[int] = 1 << 30  # tokens that the pipeline lets through, where that is less
+    optional: ClassVar[tuple[str, ...]] = ()
+    encoder_prefixes: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    left_out: ClassVar[Mapping[str, Any]] = {"feature_extractor": None}
     flow: ClassVar[bool] = False
-    half: ClassVar[torch.dtype] = torch.float16
+    own_sigmas: ClassVar[bool] = False
+    half_name: ClassVar[str] = "float16"
     default_config: ClassVar[str | None] = None
     probe: ClassVar[str] = ""  # the caption with which the change of the prediction is measured
 
@@ -68,6 +90,30 @@ class ModelFamily(ABC):
     def networks(self) -> tuple[str, ...]:
         """The pipeline's components that have weights."""
         return (self.denoiser, *self.encoders, "vae")
+
+    @property
+    def half(self) -> torch.dtype:
+        """The half precision that it runs in."""
+        import torch
+
+        found: torch.dtype = getattr(torch, self.half_name)
+        return found
+
+    def told_by(self, tensors: Mapping[str, TensorInfo]) -> str | None:
+        """The family that a file's names and shapes show: this one's name, or of a variant; None where neither."""
+        return None
+
+    def told_by_name(self, name: str) -> str | None:
+        """The family that a base model's name, in lower case with "-" for "_", stands for; None where it is another."""
+        return self.name if self.called and re.search(self.called, name) else None
+
+    def variant_of(self, pipeline: Any) -> str:
+        """The family of a loaded base model: of several that share this architecture, the one its sizes show."""
+        return self.name
+
+    def originals(self, network: Any) -> Iterator[tuple[str, Target]]:
+        """The names of the denoiser's modules in the model's first code, where they differ, and where they are."""
+        return iter(())
 
     def check(self, pipeline: Any, name: str) -> None:
         """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""

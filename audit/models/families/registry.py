@@ -1,12 +1,18 @@
-"""All families that can be audited, by the diffusers pipeline class of their base model."""
+"""All families that can be audited, ours and those that other packages add."""
 
 from __future__ import annotations
 
 from audit.models.families.base import ModelFamily
-from audit.models.families.transformers import Chroma, Flux, StableDiffusion3
-from audit.models.families.unets import AltDiffusion, StableDiffusion, StableDiffusionXL
+from audit.registry import Registry
 
-FAMILIES: dict[str, ModelFamily] = {
-    one.pipeline: one
-    for one in (StableDiffusion(), StableDiffusionXL(), AltDiffusion(), StableDiffusion3(), Flux(), Chroma())
-}
+FAMILIES: Registry[ModelFamily] = Registry(ModelFamily, __package__, "FAMILY", "lora_audit.families")
+
+
+def in_turn() -> list[ModelFamily]:
+    """The families in the order in which they are asked whether a file is theirs."""
+    return sorted(FAMILIES.values(), key=lambda one: one.precedence)
+
+
+def of_pipeline(pipeline: str) -> ModelFamily | None:
+    """The family whose base models are of this diffusers pipeline class, None where there is none."""
+    return next((one for one in FAMILIES.values() if one.pipeline == pipeline), None)

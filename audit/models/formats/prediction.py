@@ -6,11 +6,12 @@ apart. ComfyUI and the trainers of NoobAI mark files by empty tensors, sd-script
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from audit.untrusted.documents import parse_json
 
 EDM_MARKERS = frozenset({"edm_mean", "edm_std", "edm_vpred.sigma_max", "edm_vpred.sigma_min"})
 PREDICTION_MARKERS = frozenset({"v_pred", "ztsnr"}) | EDM_MARKERS
@@ -67,7 +68,7 @@ def said_by_scheduler(folder: Path) -> Prediction:
         return Prediction()
     try:
         with path.open("rb") as file:
-            claims = json.loads(file.read(MAX_CONFIG_BYTES))
+            claims = parse_json(file.read(MAX_CONFIG_BYTES))
         kind, zero = claims.get("prediction_type"), claims.get("rescale_betas_zero_snr")
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"its scheduler_config.json cannot be read: {str(error)[:120]}") from error

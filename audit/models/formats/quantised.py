@@ -7,7 +7,6 @@ rotated or packed weight has the same shape and type as a plain one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from audit.models.safetensors_header import TensorInfo
+from audit.untrusted.documents import parse_json
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -76,7 +76,7 @@ def parsed_marker(name: str, tensor: torch.Tensor) -> Any:
     if tensor.dtype is not torch.uint8 or tensor.numel() > MAX_MARKER_BYTES:
         raise ValueError(f"{name[:120]} is no marker of a quantisation")
     try:
-        return json.loads(bytes(tensor.flatten().tolist()))
+        return parse_json(bytes(tensor.flatten().tolist()))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name[:120]} is no marker of a quantisation: {str(error)[:80]}") from error
 
@@ -86,7 +86,7 @@ def header_markers(metadata: Mapping[str, str]) -> dict[str, Any]:
     if HEADER_KEY not in metadata:
         return {}
     try:
-        layers = json.loads(metadata[HEADER_KEY]).get("layers") or {}
+        layers = parse_json(metadata[HEADER_KEY]).get("layers") or {}
         return {str(name): claims for name, claims in layers.items()}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"its {HEADER_KEY} cannot be read: {str(error)[:80]}") from error

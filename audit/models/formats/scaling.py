@@ -18,6 +18,7 @@ from typing import Any
 
 from audit.errors import CheckpointError
 from audit.models.formats.patterns import PatternKeys, checked
+from audit.untrusted.documents import parse_json
 
 KEY = "lora_adapter_metadata"  # of the header's metadata, where diffusers keeps it
 CONFIG_NAME = "adapter_config.json"  # beside the file, where PEFT keeps it
@@ -110,9 +111,14 @@ class Scaling:
         return bool(check_target_module_exists(config, module))
 
 
+def _told(metadata: Mapping[str, str]) -> Any:
+    """The document in a header's metadata, as it is. Raises ValueError where it is none."""
+    return parse_json(metadata[KEY]) if KEY in metadata else {}
+
+
 def _claims(metadata: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(part, its configuration) of every component. Raises ValueError and others where it cannot be read."""
-    claims = json.loads(metadata.get(KEY, "{}"))
+    claims = _told(metadata)
     if not isinstance(claims, dict):
         raise ValueError("it is no object")
     for component, part in _COMPONENTS.items():
@@ -137,7 +143,7 @@ def problems(metadata: Mapping[str, str]) -> list[str]:
     """What a PEFT configuration says that is not put into effect here: each a reason to refuse the file."""
     try:
         found = [problem for _, own in _claims(metadata) for problem in _problems(own)]
-        bare = sorted((HONOURED | REFUSED) & set(json.loads(metadata.get(KEY, "{}"))))
+        bare = sorted((HONOURED | REFUSED) & set(_told(metadata)))
         return [*found, *(f"its configuration says {name} of no part of the model" for name in bare)]
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         return [f"the configuration in its header cannot be read ({str(error)[:120]})"]
@@ -282,7 +288,7 @@ def joined_configurations(headers: Iterable[Mapping[str, str]]) -> dict[str, str
     joined: dict[str, Any] = {}
     for metadata in headers:
         try:
-            joined |= json.loads(metadata.get(KEY, "{}"))
+            joined |= _told(metadata)
         except (ValueError, TypeError, RecursionError):
             return {KEY: metadata[KEY]}  # ``problems`` says what is wrong with it
     return {KEY: json.dumps(joined)} if joined else {}
@@ -299,7 +305,7 @@ def with_config_beside(path: Path, metadata: dict[str, str], component: str | No
         return metadata
     try:
         with config.open("rb") as file:
-            claims = json.loads(file.read(MAX_CONFIG_BYTES))
+            claims = parse_json(file.read(MAX_CONFIG_BYTES))
         components = (component,) if component else ("unet", "transformer")
         kept = {f"{part}.{name}": value for part in components for name, value in claims.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

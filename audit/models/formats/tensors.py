@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 
-from audit.models.formats.headers import gguf_reader, is_gguf
+from audit.models.formats.headers import is_gguf
 from audit.models.formats.quantised import (
     FLOAT8,
     MARKER,
@@ -25,6 +25,7 @@ from audit.models.formats.quantised import (
 from audit.models.safetensors_header import DTYPE_BITS, Header, TensorInfo
 
 _SMALL = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+_PLAIN = {"F16": np.float16, "F32": np.float32}  # numbers of a GGUF file that are no blocks of bytes
 _FLAGS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 
 
@@ -44,7 +45,7 @@ class Tensors:
 
     def __enter__(self) -> Tensors:
         for path, header in self._files:
-            get = self._gguf(path) if is_gguf(path) else self._safetensors(path, header)
+            get = self._gguf(path, header) if is_gguf(path) else self._safetensors(path, header)
             self.info |= header.tensors
             self.metadata |= header.metadata
             self._getters |= dict.fromkeys(header.tensors, get)
@@ -58,16 +59,22 @@ class Tensors:
         return lambda name: opened.get_tensor(header.stored_as.get(name, name))
 
     @staticmethod
-    def _gguf(path: Path) -> Callable[[str], torch.Tensor]:
-        from gguf.quants import dequantize
+    def _gguf(path: Path, header: Header) -> Callable[[str], torch.Tensor]:
+        """By the checked header: the package that reads GGUF files is given numbers, not the file."""
+        from gguf.constants import GGMLQuantizationType
+        from gguf.quants import dequantize, quant_shape_to_byte_shape
 
-        by_name = {str(tensor.name): tensor for tensor in gguf_reader(path).tensors}
+        content = np.memmap(path, np.uint8, "r")
 
         def get(name: str) -> torch.Tensor:
-            tensor = by_name[name]
-            values = dequantize(tensor.data, tensor.tensor_type)
-            shape = tuple(int(size) for size in reversed(tensor.shape))
-            return torch.from_numpy(np.array(values, dtype=np.float32)).reshape(shape)
+            info = header.tensors[header.stored_as.get(name, name)]
+            kind = GGMLQuantizationType[info.dtype]
+            stored = content[header.data_start + info.start : header.data_start + info.end]
+            if info.dtype in _PLAIN:
+                values = stored.view(_PLAIN[info.dtype]).reshape(info.shape)
+            else:
+                values = stored.reshape(quant_shape_to_byte_shape(info.shape, kind))
+            return torch.from_numpy(np.array(dequantize(values, kind), dtype=np.float32)).reshape(info.shape)
 
         return get
 

@@ -1,0 +1,305 @@
+"""The library: what the command line, services and studies call.
+
+Nothing here prints. Progress goes to a callback, results are plain objects, and what is wrong is an AuditError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audit.bench import Bench
+from audit.config import Compile, Config, Settings, StoredImages
+from audit.devices import default_device
+from audit.engine.local import run_stages
+from audit.engine.run import Run, RunState
+from audit.engine.work import Place
+from audit.errors import ConfigError, ReferenceSetError
+from audit.job import Job, Request, resolve
+from audit.matching import ReferenceSets, SkippedImage
+from audit.matching.references import Added, known_pictures
+from audit.models.inspect import Inspection
+from audit.progress import Tell, quiet
+from audit.report import AuditFacts, collect, write_page
+from audit.report.again import match_again
+from audit.report.facts import find_audit
+from audit.report.index import Answer
+from audit.stages import Cluster, Match, Sample, Scores
+from audit.states import Known
+from audit.workspace import Workspace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DEFAULT_WORKSPACE = "lora-audit-workspace"
+log = logging.getLogger(__name__)
+ITEM = re.compile(r"(civitai|huggingface|folder|file):.+")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a scan leaves.
+
+    ``facts`` are what the report says, ``page`` is where it is; ``skipped`` are reference pictures that were passed
+    over, and ``was_known`` says that the audit was finished before: nothing was sampled.
+    """
+
+    job: Job
+    facts: AuditFacts
+    page: str
+    skipped: list[SkippedImage] = field(default_factory=list)
+    was_known: bool = False
+
+    @property
+    def audit_id(self) -> str:
+        """The audit's id: 32 hex digits."""
+        return self.job.id
+
+    @property
+    def matched(self) -> list[str]:
+        """The names of the reference pictures that were recovered, the most similar first."""
+        return [match.name for _, match in self.facts.matched]
+
+    @property
+    def possible(self) -> list[str]:
+        """The names of those that are too small to be sure of."""
+        return [match.name for _, match in self.facts.possible]
+
+    @property
+    def tells_nothing(self) -> str | None:
+        """Why nothing follows from finding no match; None where the audit did its work, or found some."""
+        return self.facts.tells_nothing
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as ``lora-audit scan --json`` prints them: everything but pictures and vectors."""
+        skipped = [asdict(one) for one in self.skipped]
+        return {**self.facts.as_json(), "report": self.page, "skipped_images": skipped}
+
+    def to_arrow(self) -> pa.Table:
+        """A row an extraction and reference near it: rank, confidence, size, and the columns of matches."""
+        import pyarrow as pa
+
+        rows = [
+            {"audit_id": self.audit_id, "rank": one.rank, "confidence": one.confidence, "size": one.size,
+             "reference_set": match.reference_set, "name": match.name, "similarity": match.similarity,
+             "pdq_distance": match.pdq_distance, "verdict": str(match.verdict), "evidence": match.evidence}
+            for one in self.facts.extractions
+            for match in one.matches
+        ]  # fmt: skip
+        kinds = {"rank": pa.int32(), "confidence": pa.float64(), "size": pa.int32(), "similarity": pa.float64(),
+                 "pdq_distance": pa.int32()}  # fmt: skip
+        names = ("audit_id", "rank", "confidence", "size", "reference_set", "name", "similarity", "pdq_distance",
+                 "verdict", "evidence")  # fmt: skip
+        schema = pa.schema([(name, kinds.get(name, pa.string())) for name in names])
+        return pa.Table.from_pylist(rows, schema=schema)
+
+    def to_pandas(self) -> Any:
+        """``to_arrow`` as a pandas frame; pandas has to be installed."""
+        return self.to_arrow().to_pandas()
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What matching finished audits again found, those with most matches first, and how many were left out, by why."""
+
+    answers: list[Answer]
+    left_out: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as ``lora-audit match --json`` prints them."""
+        return {"audits": [asdict(one) for one in self.answers], "left_out": self.left_out}
+
+
+def scan(
+    checkpoint: Request | str | Path,
+    base: str | None = None,
+    *,
+    references: Iterable[str | Path] = (),
+    descriptor: str = "sscd",
+    workspace: Workspace | str | Path = DEFAULT_WORKSPACE,
+    captions: Sequence[str] = (),
+    n0: int | None = None,
+    settings: Settings | None = None,
+    training_images: str | Path | None = None,
+    control: str | Path | None = None,
+    device: str | None = None,
+    batch_size: int = 0,
+    compile: Compile = Compile.off,
+    progress: Tell | None = None,
+    bench: Bench | None = None,
+) -> Result:
+    """Audit one checkpoint: sample it, cluster, match with references, score, and write a report page.
+
+    ``checkpoint`` is a file, a folder or an item of the catalog ("civitai:1:2:3"), or a Request, which says the base,
+    captions, N0 and settings itself. ``references`` are names of reference sets or folders of pictures;
+    ``training_images`` and ``control`` folders of pictures that it is scored against. ``progress`` is told (what, done,
+    of how many). A ``bench`` keeps models in memory from call to call; it has the device, and serves one at a time.
+
+    A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
+    """
+    tell = progress or quiet
+    request = _request(checkpoint, base, captions, n0, settings)
+    if bench is None:
+        bench = Bench(device or default_device(), batch_size, compile)
+    if _is_item(Path(request.checkpoint)):
+        workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
+        request, truth = from_catalog(request, workspace)
+        training_images = training_images or truth
+    job = resolve(request, descriptor, bench)
+    log.debug(
+        "audit %s on %s: %d images of %s, base %s at %s, descriptor %s", job.id, bench.device, job.images, job.name,
+        job.base.name, job.base.revision, job.descriptor.name,
+    )  # fmt: skip
+    known = {
+        kind: known_pictures(Path(folder))
+        for kind, folder in ((Known.training, training_images), (Known.control, control))
+        if folder is not None
+    }
+    opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
+    thumbnails = request.settings.stored_images is not StoredImages.hashes_only
+    names, skipped = reference_sets(opened, references, bench, job, thumbnails, tell)
+    place = Place(opened, bench)
+    was_run = bool(run_stages([Sample(), Cluster()], job, place, tell))
+    scores = [Scores(kind, pictures) for kind, pictures in known.items()]
+    run_stages([Match(names), *scores], job, place, tell)
+    facts = collect(opened, job.id, names)
+    return Result(job, facts, write_page(facts, opened), skipped, not was_run)
+
+
+def _request(
+    checkpoint: Request | str | Path, base: str | None, captions: Sequence[str], n0: int | None,
+    settings: Settings | None,
+) -> Request:  # fmt: skip
+    if isinstance(checkpoint, Request):
+        if base is not None or captions or n0 is not None or settings is not None:
+            raise ConfigError("a Request says its base, captions, n0 and settings itself: give one or the other")
+        return checkpoint
+    if base is None:
+        raise ConfigError(f"say which base model {checkpoint} was trained on: sd15, owner/name@COMMIT, a folder")
+    return Request(Path(checkpoint), base, captions=list(captions), n0=n0, settings=settings or Settings())
+
+
+def _is_item(path: Path) -> bool:
+    return bool(ITEM.fullmatch(str(path))) and not path.exists()
+
+
+def from_catalog(request: Request, workspace: Workspace) -> tuple[Request, Path | None]:
+    """The request for an item of the catalog with its file and claims, and the folder of its known training images.
+
+    Raises FetchError where it has no stored file.
+    """
+    from crawlers.catalog import Catalog, OptOuts
+
+    entry = Catalog(workspace, OptOuts.read(workspace, None)).entry(str(request.checkpoint))
+    known = replace(
+        request, checkpoint=entry.path, name=entry.name, known_captions=entry.captions,
+        known_training_images=entry.training_images, known_warnings=entry.warnings,
+    )  # fmt: skip
+    return known, entry.ground_truth
+
+
+def folder_set_name(folder: Path) -> str:
+    """The name of the reference set made of a folder: its own name and a hash of where it is."""
+    resolved = folder.resolve()
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", resolved.name).strip("-._")[:48] or "folder"
+    return f"{stem}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
+
+
+def reference_sets(
+    workspace: Workspace, references: Iterable[str | Path], bench: Bench, job: Job, thumbnails: bool, tell: Tell
+) -> tuple[list[str], list[SkippedImage]]:
+    """The names of the sets, those of folders described now, and the pictures that were passed over.
+
+    Raises ReferenceSetError for what is neither a folder nor a set that the job's descriptor has described.
+    """
+    sets = ReferenceSets(workspace)
+    names: list[str] = []
+    skipped: list[SkippedImage] = []
+    for reference in references:
+        if Path(reference).is_dir():
+            names.append(folder_set_name(Path(reference)))
+            added = sets.add(
+                names[-1], Path(reference), bench.descriptor(job), thumbnails,
+                lambda done, total: tell("describing", done, total),
+            )  # fmt: skip
+            skipped += added.skipped
+        else:
+            names.append(str(reference))
+            sets.require(str(reference), job.descriptor)
+    return names, skipped
+
+
+def add_references(
+    name: str,
+    folder: str | Path,
+    *,
+    descriptor: str = "sscd",
+    workspace: Workspace | str | Path = DEFAULT_WORKSPACE,
+    thumbnails: bool = True,
+    progress: Tell | None = None,
+    bench: Bench | None = None,
+) -> Added:
+    """Describe the pictures below ``folder`` and keep them as the reference set ``name``, in place of one so called.
+
+    What is passed over is listed with its reason. Raises ReferenceSetError where nothing can be read.
+    """
+    described = (bench or Bench(default_device())).load_descriptor(descriptor)
+    opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
+    tell = progress or quiet
+    return ReferenceSets(opened).add(
+        name, Path(folder), described, thumbnails, lambda done, total: tell("describing", done, total)
+    )
+
+
+def run(
+    config: Config, tell: Callable[[RunState], None] | None = None, stop: threading.Event | None = None
+) -> RunState:
+    """Audit what the catalog of a workspace holds and has no result yet; the final state.
+
+    ``tell`` hears of the state at every event. It can be stopped at any time, at best by setting ``stop``, and goes on
+    where it was. Raises AuditError where it cannot begin, and where results cannot be kept.
+    """
+    if not config.bases:
+        raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
+    return Run(config, tell, stop).run()
+
+
+def inspect(
+    path: str | Path, base: str | None = None, *, base_config: str | None = None, adapter: str | None = None
+) -> Inspection:
+    """What a checkpoint is and what was trained, before anything is sampled; with ``base`` it is applied to it too.
+
+    What it cannot be audited for is in ``problem``. Raises AuditError for a base that cannot be had.
+    """
+    from audit.models.base import load_base, locate_base
+    from audit.models.inspect import inspect as look
+
+    model = load_base(locate_base(base, base_config)) if base else None
+    return look(Path(path), model, adapter)
+
+
+def match(
+    references: Sequence[str],
+    audits: Sequence[str] | None = None,
+    *,
+    workspace: Workspace | str | Path = DEFAULT_WORKSPACE,
+    progress: Tell | None = None,
+) -> Compared:
+    """Compare finished audits with reference sets that came later, and write their pages. No model is needed.
+
+    ``audits`` are ids, or their beginnings; None: all. Raises ReferenceSetError for a set that is not there.
+    """
+    opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
+    known = {row["reference_set"] for row in ReferenceSets(opened).list()}
+    for name in references:
+        if name not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise ReferenceSetError(f"there is no reference set {name!r} (there are: {there})")
+    chosen = [find_audit(opened, one) for one in audits] if audits else None
+    return Compared(*match_again(opened, references, chosen, progress or quiet))

@@ -1,0 +1,208 @@
+"""What is asked for (``Request``), and what is audited (``Job``): plain data with all that the result depends on.
+
+A job is resolved once and is the one thing that travels: through engines, between processes, as JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from audit.config import Settings
+from audit.descriptors.facts import DescriptorFacts
+from audit.errors import ConfigError
+from audit.extraction.captions import Caption, TrainingImages, choose_captions, choose_training_images
+from audit.models.trained import Training, training_of
+
+if TYPE_CHECKING:
+    from audit.bench import Bench
+    from audit.models.checkpoint import Checkpoint
+
+ALGORITHM_VERSION = 6  # raised when the same settings come to give another result
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks for: one checkpoint, its base, and perhaps captions and the number of training images.
+
+    ``name`` and ``known_...`` are what the catalog has; they stand back behind what the user says.
+    """
+
+    checkpoint: Path | str
+    base: str
+    base_config: str | None = None
+    captions: list[str] = field(default_factory=list)
+    caption_file: Path | None = None
+    n0: int | None = None
+    settings: Settings = field(default_factory=Settings)
+    name: str | None = None
+    known_captions: list[Caption] = field(default_factory=list)
+    known_training_images: TrainingImages | None = None
+    known_warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """The checkpoint of a job. ``path``: a file or folder of this machine; None for what the workspace has stored.
+
+    ``item_id`` is its place in the catalog. ``claimed_metadata`` (JSON) and ``training`` are what its header says, for
+    its row of the catalog; empty where it has one.
+    """
+
+    sha256: str
+    tensors_sha256: str
+    identity: str
+    name: str
+    format: str
+    bytes: int
+    item_id: str
+    path: str | None = None
+    claimed_metadata: str = "{}"
+    training: Training = Training()
+
+    @property
+    def key(self) -> str:
+        """The stored file's key in a workspace."""
+        return f"checkpoints/{self.identity}.safetensors"
+
+
+@dataclass(frozen=True)
+class BaseFacts:
+    """The base model of a job: where it is asked for, and the name and revision of what was found there."""
+
+    source: str
+    config: str | None
+    name: str
+    revision: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checkpoint under one configuration, with everything found that the result depends on.
+
+    ``id`` is computed from the rest when a job is made; it is that of the audit.
+    """
+
+    checkpoint: CheckpointFacts
+    base: BaseFacts
+    captions: tuple[Caption, ...]
+    training_images: TrainingImages
+    settings: Settings
+    descriptor: DescriptorFacts
+    warnings: tuple[str, ...] = ()
+    id: str = field(init=False)
+    algorithm: int = field(init=False, default=ALGORITHM_VERSION)
+
+    def __post_init__(self) -> None:
+        identity, revision, descriptor = self.checkpoint.identity, self.base.revision, self.descriptor.name
+        found = audit_id_of(identity, revision, self.captions, self.training_images, self.settings, descriptor)
+        object.__setattr__(self, "id", found)
+
+    @property
+    def images(self) -> int:
+        """How many images are sampled."""
+        return self.settings.images_per_training_image * self.training_images.count
+
+    @property
+    def group(self) -> str:
+        """What a worker keeps in memory for it: jobs of a group go to one worker."""
+        return f"{self.base.source}|{self.base.config}"
+
+    @property
+    def name(self) -> str:
+        """What the checkpoint is called."""
+        return self.checkpoint.name
+
+    @property
+    def item_id(self) -> str:
+        """The checkpoint's place in the catalog."""
+        return self.checkpoint.item_id
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return json.loads(json.dumps(asdict(self)))
+
+    @staticmethod
+    def from_dict(document: dict[str, Any]) -> Job:
+        """The job that ``as_dict`` made plain values of. Raises ConfigError for others, and for another version's."""
+        from pydantic import TypeAdapter, ValidationError
+
+        said = {name: value for name, value in document.items() if name not in ("id", "algorithm")}
+        try:
+            job = TypeAdapter(Job).validate_python(said)
+        except ValidationError as error:
+            raise ConfigError(f"this is no job: {str(error)[:300]}") from error
+        if (job.id, job.algorithm) != (document.get("id"), document.get("algorithm")):
+            raise ConfigError("this job was made by another version of lora-audit, or changed since: make it again")
+        return job
+
+
+def audit_id_of(
+    identity: str,
+    base_revision: str,
+    captions: Sequence[Caption],
+    training_images: TrainingImages,
+    settings: Settings,
+    descriptor_name: str,
+) -> str:
+    """32 hex digits: a hash of everything that an audit's result depends on."""
+    depends_on = {
+        "algorithm": ALGORITHM_VERSION,
+        "checkpoint": identity,
+        "base": base_revision,
+        "captions": [caption.text for caption in captions],
+        "n0": training_images.count,
+        "n0_known": training_images.source != "default",
+        "settings": settings.as_dict(),
+        "descriptor": descriptor_name,
+    }
+    return hashlib.sha256(json.dumps(depends_on, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
+    """Open the request's files, choose what it leaves open. Raises AuditError for bad input.
+
+    The descriptor is loaded too: what cannot be had is refused before anything is sampled.
+    """
+    checkpoint = bench.open(Path(request.checkpoint))
+    facts = facts_of_file(checkpoint, request.name)
+    location = bench.locate(request.base, request.base_config)
+    metadata = checkpoint.metadata
+    captions, caption_warnings = choose_captions(
+        request.captions, request.caption_file, metadata, request.known_captions
+    )
+    training_images, count_warnings = choose_training_images(request.n0, metadata, request.known_training_images)
+    return Job(
+        facts,
+        BaseFacts(request.base, request.base_config, location.name, location.revision),
+        tuple(captions),
+        training_images,
+        request.settings,
+        bench.described_by(descriptor),
+        tuple(caption_warnings + count_warnings + request.known_warnings),
+    )
+
+
+def facts_of_file(checkpoint: Checkpoint, name: str | None = None) -> CheckpointFacts:
+    """What a job says of an opened file or folder."""
+    from audit.models.checkpoint import metadata_json
+
+    headers = [header for _, header in checkpoint.files.values()]
+    tensors = {one: info for header in headers for one, info in header.tensors.items()}
+    metadata = checkpoint.metadata
+    return CheckpointFacts(
+        sha256=checkpoint.sha256,
+        tensors_sha256=checkpoint.tensors_sha256,
+        identity=checkpoint.identity,
+        name=name or checkpoint.name,
+        format=str(checkpoint.format),
+        bytes=checkpoint.bytes,
+        item_id=f"file:{checkpoint.sha256}",
+        path=str(checkpoint.path),
+        claimed_metadata=metadata_json(metadata),
+        training=training_of(metadata, tensors),
+    )

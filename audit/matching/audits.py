@@ -1,0 +1,57 @@
+"""Finished audits matched with reference sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from audit.errors import WorkspaceError
+from audit.matching.match import match_in
+from audit.workspace import Workspace
+
+_TABLES = 'audits extractions "references"'
+
+
+def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> int:
+    """Match a finished audit with reference sets; one file of matches a set, replaced when it is matched again.
+
+    How many different reference pictures it matched. Raises WorkspaceError where a set is not there any more: an audit
+    without its matches would pass for one that found nothing.
+    """
+    if not sets:
+        return 0
+
+    def ask(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, Any]]]:
+        return _found(connection, workspace, audit_id, sets)
+
+    rows_of = workspace.asked(ask, _TABLES)
+    for name, rows in rows_of.items():
+        workspace.write("matches", f"{audit_id}.{name}", rows)
+    return len({row["reference_id"] for rows in rows_of.values() for row in rows if row["is_match"]})
+
+
+def _found(
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, audit_id: str, sets: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """Rows of matches by set, all from one view of the tables."""
+
+    def table(sql: str, value: str) -> pa.Table:
+        return connection.sql(sql, params=[value]).to_arrow_table()
+
+    sql = "SELECT descriptor, threshold, descriptor_size FROM audits WHERE audit_id = ?"
+    [audit] = table(sql, audit_id).to_pylist()
+    there = table('SELECT DISTINCT reference_set FROM "references" WHERE descriptor_name = ?', audit["descriptor"])
+    missing = [name for name in sets if name not in there["reference_set"].to_pylist()]
+    if missing:
+        raise WorkspaceError(
+            f"the reference set {missing[0]!r} is not in {workspace.files} any more, described by "
+            f"{audit['descriptor']}: add it again, or leave it out"
+        )
+    extractions = table("SELECT * EXCLUDE (image) FROM extractions WHERE audit_id = ?", audit_id)
+    size = audit["descriptor_size"] or 0
+    return {
+        name: match_in(connection, extractions, [name], audit["descriptor"], audit["threshold"], size) for name in sets
+    }

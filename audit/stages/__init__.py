@@ -1,0 +1,14 @@
+"""The stages of an audit, one file each: what they need, whether a job is done, and how it is done.
+
+They know nothing of engines. Importing them loads no library: each imports what it works with when it runs.
+"""
+
+from audit.stages.cluster import Cluster, Clustered
+from audit.stages.match import Match, Matched
+from audit.stages.report import Report, Reported
+from audit.stages.sample import Sample, Sampled
+from audit.stages.scores import Scored, Scores
+
+__all__ = [
+    "Cluster", "Clustered", "Match", "Matched", "Report", "Reported", "Sample", "Sampled", "Scored", "Scores",
+]  # fmt: skip

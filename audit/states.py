@@ -1,0 +1,84 @@
+"""What things can be in: the words of tables, metrics and events, each in one place.
+
+All are strings: they are stored, shown and compared as what they say.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class Needs(StrEnum):
+    """What a stage runs on."""
+
+    gpu = "gpu"
+    cpu = "cpu"
+
+
+class Happening(StrEnum):
+    """What happened to a job in an engine. ``passed``: one of its stages is over, or all that run together."""
+
+    started = "started"
+    passed = "passed"
+    finished = "finished"
+    retry = "retry"
+    failed = "failed"
+    quarantined = "quarantined"
+
+
+class Cause(StrEnum):
+    """Why a stage failed; ``input``: the job itself is at fault, so that trying again is of no use."""
+
+    input = "input"
+    worker_died = "worker-died"
+    node_died = "node-died"
+    device_lost = "device-lost"
+    deadline = "deadline"
+    out_of_memory = "out-of-memory"
+    storage = "storage"
+    error = "error"
+
+
+class Attempt(StrEnum):
+    """The state of an audit in the failures table."""
+
+    retry = "retry"
+    failed = "failed"
+    quarantined = "quarantined"
+    forgiven = "forgiven"
+
+
+class RunStatus(StrEnum):
+    """The state of a run."""
+
+    running = "running"
+    stopped = "stopped"
+    done = "done"
+    broken = "broken"
+
+
+class ItemState(StrEnum):
+    """The state of an item of the catalog."""
+
+    listed = "listed"
+    stored = "stored"
+    later = "later"
+    refused = "refused"
+    failed = "failed"
+    gone = "gone"
+    opted_out = "opted-out"
+
+
+class Verdict(StrEnum):
+    """What is said of an extraction and a reference."""
+
+    match = "match"
+    possible = "possible"
+    none = "none"
+
+
+class Known(StrEnum):
+    """Which pictures an audit is scored against: those it was trained on, or a control nobody trained on."""
+
+    training = "training"
+    control = "control"

@@ -1,0 +1,442 @@
+"""Civitai's REST API v1 (https://github.com/civitai/civitai/wiki/REST-API-Reference) and what it does besides."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from audit import metrics
+from audit.config import CrawlSettings, Prompts
+from audit.errors import CrawlError, FetchError
+from audit.extraction.captions import Caption
+from audit.faults import is_of_the_item, reason_of_fault
+from crawlers.catalog import Catalog, Outcome
+from crawlers.civitai_answers import PROMPT_IMAGES
+from crawlers.civitai_answers import prompts_of as prompts_of
+from crawlers.civitai_answers import reference_of as reference_of
+from crawlers.crawl import News, with_passed_over
+from crawlers.http import Session, Token, is_of_the_request, read_token
+from crawlers.items import (
+    Claim,
+    Item,
+    clean_name,
+    count_in_prose,
+    dict_of,
+    hex_of,
+    list_of,
+    text_of,
+    time_of,
+)
+from crawlers.source import Page, Source, SourceKind, asked
+from crawlers.training_data import fetch_ground_truth
+
+log = logging.getLogger(__name__)
+ENDPOINT = "https://civitai.com/api/v1"
+# One site under several names: the same models by the same numbers, of which each name shows a part.
+TWINS = frozenset({"civitai.com", "civitai.green", "civitai.red"})
+ADAPTERS = ("LORA", "LoCon", "DoRA")
+WEIGHTS = ("Model", "Pruned Model")
+PAGE = 100
+PART = 10  # models: of a page that fails as a whole
+MOST_PARTS = 50  # page times limit may be 1000 at most
+TAKEN = {"TakenDown": "taken down at the source", "Archived": "archived at the source: its files are gone there"}
+
+
+class Sort(StrEnum):
+    """The orders of a listing."""
+
+    newest = "Newest"
+    downloaded = "Most Downloaded"
+    rated = "Highest Rated"
+
+
+@dataclass(frozen=True)
+class CivitaiQuery:
+    """What GET /models is asked for. ``since`` drops versions published before it."""
+
+    query: str | None = asked(None, "Words in the model's name.")
+    tag: str | None = asked(None, "Only models with this tag.")
+    username: str | None = asked(None, "Only this uploader's.")
+    base_models: tuple[str, ...] = asked((), 'Such as "SD 1.5"; repeat for several.', option="base-model")
+    types: tuple[str, ...] = asked(ADAPTERS, "LORA, LoCon, DoRA, Checkpoint. Repeat for several.", option="type")
+    sort: Sort = asked(Sort.newest, "Newest (ends early when run again), Most Downloaded, Highest Rated.")
+    nsfw: bool = asked(False, "Also what the source marks as adult; hidden by default.")
+    since: datetime | None = asked(None, "Only what is newer (UTC).")
+
+    def parameters(self) -> list[tuple[str, str]]:
+        """The query string, without paging."""
+        pairs = [("query", self.query), ("tag", self.tag), ("username", self.username), ("sort", self.sort)]
+        found = [(name, value) for name, value in pairs if value]
+        found += [("types", value) for value in self.types] + [("baseModels", value) for value in self.base_models]
+        return [*found, ("nsfw", "true" if self.nsfw else "false"), ("limit", str(PAGE))]
+
+
+class Civitai:
+    """Lists and fetches LoRAs. Raises CrawlError for an endpoint that is none."""
+
+    name = "civitai"
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        query: CivitaiQuery | None = None,
+        endpoint: str = ENDPOINT,
+        token: Token | None = None,
+        prompts: Prompts = Prompts.missing,
+        ground_truth: bool = False,
+        requests_per_second: float = 2.0,
+        allow_private: bool = False,
+        retries: int = 6,
+    ) -> None:
+        self.catalog, self.asked, self.endpoint = catalog, query or CivitaiQuery(), endpoint.rstrip("/")
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.netloc or "@" in parts.netloc:
+            raise CrawlError(f"{endpoint!r} is not the URL of an API: give one such as {ENDPOINT}")
+        self.scheme, self.path = parts.scheme, parts.path
+        self.hosts = [parts.netloc, *sorted(TWINS - {parts.netloc})] if parts.netloc in TWINS else [parts.netloc]
+        self.session = Session(
+            self.hosts, token, requests_per_second, allow_private, retries, count=metrics.count_request(self.name)
+        )
+        self.prompts, self.ground_truth = prompts, ground_truth
+        self._prompts: tuple[str, list[str]] = "", []  # of the version asked for last: its files come together
+
+    def query(self) -> dict[str, Any]:
+        """What identifies the crawl's state."""
+        return {"endpoint": self.endpoint, **asdict(self.asked)}
+
+    def requests(self) -> int:
+        """HTTP requests so far."""
+        return self.session.requests
+
+    def pages(self, state: dict[str, Any]) -> Iterator[Page]:
+        """Pages of models; the end is an absent nextCursor, an empty page is not.
+
+        A page that answers 400 or 5xx for ever is taken in parts, and the parts that cannot be had are passed over.
+        """
+        cursor = state.get("cursor")
+        news = News(self.endpoint)
+        while True:
+            try:
+                found = self._listed(cursor)
+            except FetchError as error:
+                if not is_of_the_request(error):
+                    raise
+                found = self._in_parts(cursor, error)
+            following = found.following
+            endless = news.note(found.models) if following is not None and following != cursor else ()
+            state = with_passed_over(
+                {**state, "cursor": following, "pages": state.get("pages", 0) + 1}, (*found.passed_over, *endless)
+            )
+            yield Page(found.items, state, (*found.passed_over, *endless))
+            if following is None or endless:
+                return
+            if following == cursor:
+                raise CrawlError(f"{self.endpoint} gives the same cursor twice: its listing cannot be followed")
+            cursor = following
+
+    def _listed(self, cursor: str | None, number: int | None = None) -> Listed:
+        """The items at ``cursor`` and the next cursor; with ``number`` only those of that part of PART models."""
+        parameters = [*self.asked.parameters(), *([("cursor", cursor)] if cursor else [])]
+        if number is not None:
+            parameters = [(name, str(PART) if name == "limit" else value) for name, value in parameters]
+            parameters.append(("page", str(number)))
+        answer = self.session.get_json(f"{self.endpoint}/models?{urlencode(parameters)}")
+        metadata = dict_of(dict_of(answer).get("metadata"))
+        models = list_of(dict_of(answer).get("items"))
+        items: list[Item] = []
+        failed: list[str] = []
+        for model in map(dict_of, models):
+            try:
+                items += self._items(model, self.hosts[0])
+            except Exception as error:
+                what = f"{self.name} model {text_of(model.get('id'), 40) or 'without an id'}"
+                if not is_of_the_item(error):
+                    raise
+                failed.append(f"{what} was passed over: {reason_of_fault(error, what, log)}")
+        return Listed(items, text_of(metadata.get("nextCursor"), 2000) or None, tuple(failed), _ids(models))
+
+    def _in_parts(self, cursor: str | None, whole: FetchError) -> Listed:
+        """What can be had of the page that fails with ``whole``, the cursor behind it, and what was passed over.
+
+        Raises ``whole`` where the pages behind it fail as well: then it is not this page, but the source or the query.
+        """
+        behind = PAGE // PART + 1
+        if not any(self._answers(cursor, number) for number in (behind, 2 * behind)):
+            raise whole
+        items: list[Item] = []
+        passed_over: list[str] = []
+        models: set[str] = set()
+        for number in range(1, MOST_PARTS + 1):
+            try:
+                part = self._listed(cursor, number)
+            except FetchError as error:
+                if not is_of_the_request(error):
+                    raise
+                passed_over.append(
+                    f"listing passed over {PART} models (HTTP {error.status}; part {number} behind cursor "
+                    f"{cursor or 'none'})"
+                )
+                continue
+            again = {item.item_id for item in items[-len(part.items) :]}
+            if part.items and items and {item.item_id for item in part.items} <= again:
+                raise whole  # the number is ignored: the same models come again and again
+            items += part.items
+            passed_over += part.passed_over
+            models |= part.models
+            if part.following is None or number * PART >= PAGE:
+                return Listed(items, part.following, tuple(passed_over), frozenset(models))
+        raise whole
+
+    def _answers(self, cursor: str | None, number: int) -> bool:
+        try:
+            self._listed(cursor, number)
+        except FetchError as error:
+            if not is_of_the_request(error):
+                raise
+            return False
+        return True
+
+    def seen_all(self, state: dict[str, Any], page: Page, new: int) -> bool:
+        """Newest first, after a crawl that saw everything, a page without anything new is the last that matters."""
+        return bool(state.get("complete")) and self.asked.sort == "Newest" and len(page.items) > 0 and new == 0
+
+    def finished(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Start at the newest next time, and stop where everything is known."""
+        return {"complete": True}
+
+    def _items(self, model: dict[str, Any], host: str) -> list[Item]:
+        """One item a weight file of every version; a model without files that was taken down keeps its known items."""
+        model_id = text_of(model.get("id"), 40)
+        if not re.fullmatch(r"\d{1,18}", model_id):
+            return []
+        mode = text_of(model.get("mode"), 40)
+        if mode in TAKEN:
+            return self._missing(model_id, TAKEN[mode])
+        if self.asked.since and not any(self._recent(dict_of(v)) for v in list_of(model.get("modelVersions"))):
+            return []
+        found: list[Item] = []
+        for version in list_of(model.get("modelVersions"), 200):
+            if isinstance(version, dict) and self._recent(version):
+                found += self._version(model_id, model, version, host)
+        return found
+
+    def _recent(self, version: dict[str, Any]) -> bool:
+        published = time_of(version.get("publishedAt")) or time_of(version.get("createdAt"))
+        return self.asked.since is None or published is None or published >= self.asked.since
+
+    def _missing(self, model_id: str, why: str) -> list[Item]:
+        rows = self.catalog.workspace.rows(
+            "SELECT * FROM checkpoints WHERE source = 'civitai' AND model_id = ? AND state <> 'gone'", [model_id]
+        )
+        return [replace(item, missing=why) for item in self.catalog.items(rows)]
+
+    def _version(self, model_id: str, model: dict[str, Any], version: dict[str, Any], host: str) -> list[Item]:
+        version_id = text_of(version.get("id"), 40)
+        files = [file for file in list_of(version.get("files"), 100) if isinstance(file, dict)]
+        weights = [file for file in files if file.get("type") in WEIGHTS]
+        if not re.fullmatch(r"\d{1,18}", version_id) or not weights:
+            return []
+        words = [word for word in list_of(version.get("trainedWords"), 50) if isinstance(word, str)]
+        captions = [Caption(word, "trainedWords", 0.8 if number == 0 else 0.6) for number, word in enumerate(words)]
+        counts = count_in_prose(model.get("description")), count_in_prose(version.get("description"))
+        training = next((file for file in files if file.get("type") == "Training Data"), None)
+        base = text_of(version.get("baseModel"), 100)
+        users = [text_of(word, 100) for word in list_of(model.get("allowCommercialUse"), 20)]
+        if isinstance(model.get("allowCommercialUse"), str):
+            users = [text_of(model["allowCommercialUse"], 100)]
+        shared: dict[str, Any] = {
+            "source": self.name,
+            "model_id": model_id,
+            "version_id": version_id,
+            "title": " - ".join(filter(None, (text_of(model.get("name"), 300), text_of(version.get("name"), 100)))),
+            "page_url": f"{self.scheme}://{host}/models/{model_id}?modelVersionId={version_id}",
+            "uploader": text_of(dict_of(model.get("creator")).get("username"), 100),
+            "tags": tuple(filter(None, (text_of(tag, 100) for tag in list_of(model.get("tags"), 100)))),
+            "license": "commercial use: " + (", ".join(sorted(filter(None, users))) or "not stated"),
+            "nsfw": model.get("nsfw") is True,
+            "real_person": model.get("poi") is True,
+            "minor": model.get("minor") is True,
+            "published_at": time_of(version.get("publishedAt")) or time_of(version.get("createdAt")),
+            "available_at": time_of(version.get("earlyAccessEndsAt")) or time_of(version.get("earlyAccessDeadline")),
+            "base_models": (Claim(base, "baseModel"),) if base else (),
+            "training_images": tuple(dict.fromkeys(count for count in counts if count)),
+            "captions": tuple(captions),
+            "ground_truth_url": self._allowed_url(training) if training and self._may_use(model) else None,
+        }
+        return [self._file(shared, file) for file in weights if re.fullmatch(r"\d{1,18}", text_of(file.get("id"), 40))]
+
+    def _may_use(self, model: dict[str, Any]) -> bool:
+        """Training data is taken where it was asked for, some use beyond looking is allowed (allowCommercialUse), and
+        the model depicts no real person and no minor.
+        """
+        allowed = model.get("allowCommercialUse")
+        allowed = [allowed] if isinstance(allowed, str) else list_of(allowed)
+        permitted = any(isinstance(use, str) and use not in ("", "None") for use in allowed)
+        return self.ground_truth and permitted and model.get("poi") is not True and model.get("minor") is not True
+
+    def _allowed_url(self, file: dict[str, Any]) -> str:
+        return file["downloadUrl"] if isinstance(file.get("downloadUrl"), str) else ""
+
+    def _file(self, shared: dict[str, Any], file: dict[str, Any]) -> Item:
+        hashes = dict_of(file.get("hashes"))
+        kilobytes = file.get("sizeKB")
+        kilobytes = kilobytes if isinstance(kilobytes, int | float) and 0 < kilobytes < 1e12 else None
+        form = text_of(dict_of(file.get("metadata")).get("format"), 40)
+        name = clean_name(file.get("name"))
+        refusal = None
+        if form == "PickleTensor" or re.search(r"\.(ckpt|pt|pth|bin|pickle|pkl|zip)$", name, re.IGNORECASE):
+            refusal = f"a pickle ({form or name.rpartition('.')[2]}): only safetensors is read, pickles can run code"
+        elif (
+            text_of(file.get("virusScanResult"), 40) == "Danger"
+            or text_of(file.get("pickleScanResult"), 40) == "Danger"
+        ):
+            refusal = "the source's scan calls it dangerous"
+        item = Item(
+            item_id=f"civitai:{shared['model_id']}:{shared['version_id']}:{text_of(file['id'], 40)}",
+            name=name,
+            download_url=self._allowed_url(file),
+            claimed_bytes=round(kilobytes * 1024) if kilobytes else None,
+            claimed_sha256=hex_of(hashes.get("SHA256"), 64),
+            claimed_autov3=hex_of(hashes.get("AutoV3"), 12),
+            refusal=refusal,
+            **shared,
+        )
+        return _of_any_host(item)
+
+    def enrich(self, item: Item) -> Item:
+        """With the prompts of the version's example images, where they are asked for: a request a version."""
+        if self.prompts == "never" or (self.prompts == "missing" and item.captions):
+            return item
+        if self._prompts[0] != item.version_id:
+            parameters = {"modelVersionId": item.version_id, "limit": PROMPT_IMAGES, "withMeta": "true", "nsfw": "X"}
+            answer = dict_of(self.session.get_json(f"{self.endpoint}/images", parameters))
+            self._prompts = item.version_id, prompts_of(list_of(answer.get("items")))
+        captions = (Caption(prompt, "image prompt", 0.3) for prompt in self._prompts[1])
+        return replace(item, captions=(*item.captions, *captions))
+
+    def check(self, row: dict[str, Any]) -> list[Item]:
+        """Ask for the row's model again, first where it was seen; it is gone where no name of the site has it."""
+        try:
+            items = self._model(str(int(row["model_id"])), urlsplit(row["page_url"] or "").netloc)
+        except FetchError as error:
+            if error.state != "gone":
+                raise
+            return self._missing(row["model_id"], "deleted at the source")
+        listed = {item.item_id for item in items}
+        gone = self._missing(row["model_id"], "this file is no longer part of the model")
+        return [*items, *(item for item in gone if item.item_id not in listed)]
+
+    def _model(self, model_id: str, first: str = "") -> list[Item]:
+        """The items of a model, from the host that has it; see ``_ask``."""
+        answer, host = self._ask(f"models/{model_id}", first)
+        return self._items(answer, host)
+
+    def _ask(self, path: str, first: str = "") -> tuple[dict[str, Any], str]:
+        """What the API says at ``path``, asked at ``first`` and then at the site's other names; and which has it.
+
+        Raises FetchError; its state is "gone" where none of them has it.
+        """
+        hosts = sorted(self.hosts, key=lambda host: host != first)
+        for host in hosts:
+            try:
+                return dict_of(self.session.get_json(f"{self.scheme}://{host}{self.path}/{path}")), host
+            except FetchError as error:
+                if host == hosts[-1] or error.state != "gone":
+                    raise
+        raise AssertionError("unreachable")
+
+    def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
+        """Download the file, and the training set where it may be used."""
+        if not item.download_url:
+            raise FetchError("the source gives no download URL", "failed")
+        try:
+            stored = self.catalog.store.download(self.session, item, tell)
+        except FetchError as error:
+            until = error.until or item.available_at
+            if error.status in (401, 403) and until and until > datetime.now(UTC):
+                raise FetchError(
+                    f"early access until {until:%Y-%m-%d %H:%M} UTC: it is asked for again then", "later", until=until
+                ) from None
+            raise
+        note, found = stored.note, None
+        if item.ground_truth_url:
+            try:
+                found = fetch_ground_truth(self.catalog.workspace, self.session, item)
+            except FetchError as error:  # costs the training set, not the checkpoint
+                note = "; ".join(filter(None, (note, f"its training set was not taken: {error}")))
+        return Outcome("stored", note, stored, found)
+
+    def one(self, model_id: str | None = None, version_id: str | None = None, digest: str | None = None) -> list[Item]:
+        """The items of a model, of one of its versions, or of the version that has a file with the hash ``digest``."""
+        if digest:
+            answer, _ = self._ask(f"model-versions/by-hash/{digest}")
+            model_id, version_id = text_of(answer.get("modelId"), 40), text_of(answer.get("id"), 40)
+        elif version_id and not model_id:
+            answer, _ = self._ask(f"model-versions/{int(version_id)}")
+            model_id = text_of(answer.get("modelId"), 40)
+        if not re.fullmatch(r"\d{1,18}", model_id or ""):
+            raise FetchError("the source's answer names no model", "failed")
+        items = self._model(model_id or "")
+        return [item for item in items if version_id in (None, item.version_id)]
+
+
+@dataclass(frozen=True)
+class Listed:
+    """One answer of the listing: its items, the cursor behind it, what was passed over, and its models' ids."""
+
+    items: list[Item]
+    following: str | None
+    passed_over: tuple[str, ...]
+    models: frozenset[str]
+
+
+def _ids(models: list[Any]) -> frozenset[str]:
+    return frozenset(filter(None, (text_of(dict_of(model).get("id"), 40) for model in models)))
+
+
+def _of_any_host(item: Item) -> Item:
+    """``item`` with the fingerprint that it has under every name of the site."""
+    urls = {name: _first_twin(getattr(item, name)) for name in ("page_url", "download_url", "ground_truth_url")}
+    same = replace(item, **urls)  # type: ignore[arg-type]
+    return item if same == item else replace(item, known_fingerprint=same.fingerprint)
+
+
+def _first_twin(url: str | None) -> str | None:
+    try:
+        parts = urlsplit(url or "")
+    except ValueError:  # no URL: it is refused where it is asked for
+        return url
+    return parts._replace(netloc=min(TWINS)).geturl() if parts.netloc in TWINS else url
+
+
+class CivitaiKind(SourceKind):
+    """Crawl Civitai. Downloads need a token: in CIVITAI_TOKEN, or a file given with --token-file.
+
+    [bold]Example[/bold]: lora-audit crawl civitai --base-model "SD 1.5" --tag style --limit 100
+    """
+
+    name = "civitai"
+    asks = CivitaiQuery
+    settings = ("prompts", "training_data", "token_file", "rate", "retries", "allow_private")
+    endpoint = "civitai_endpoint"
+
+    def open(self, catalog: Catalog, how: CrawlSettings, asked: CivitaiQuery | None = None) -> Source:
+        """Its API. Without a listing, prompts of single items are asked for as the configuration says."""
+        token = read_token("CIVITAI_TOKEN", how.token_file)
+        return Civitai(
+            catalog, asked, how.civitai_endpoint, token, how.prompts, how.training_data, how.rate, how.allow_private,
+            how.retries,
+        )  # fmt: skip
+
+    def named(self, text: str) -> dict[str, str] | None:
+        """A page, AIR urn, model id or hash."""
+        return reference_of(text)
+
+
+SOURCE = CivitaiKind()
