@@ -30,11 +30,11 @@ from werkzeug import Request, Response
 
 from audit import metrics
 from audit.cli import app, main
+from audit.demo import set_folder
 from audit.files import Files
 from audit.locations import without_credentials
 from audit.schemas import TABLES
 from audit.storage import Workspace
-from audit.demo import set_folder
 from crawlers import http
 from crawlers.store import Store
 from tests.conftest import BASE, KOHYA
