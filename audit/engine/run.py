@@ -26,6 +26,7 @@ from audit.engine.work import Event, OpenPlace, Place
 from audit.errors import WorkspaceError
 from audit.files import shown
 from audit.job import Job
+from audit.locations import plain_without_credentials
 from audit.report.index import Answer, write_index
 from audit.stages import Clustered, Matched, Reported, Sampled, is_ours, stages_for
 from audit.states import Attempt, Happening, Needs, RunStatus
@@ -115,7 +116,7 @@ class Run:
             host=socket.gethostname(),
             pid=os.getpid(),
             started_at=now,
-            config=_plain(asdict(replace(config, workspace=shown(config.workspace)))),
+            config=plain_without_credentials(_plain(asdict(replace(config, workspace=shown(config.workspace))))),
             heartbeat_at=now,
         )
         self._lock = threading.Lock()
