@@ -36,6 +36,7 @@ SLOW = (
     "engine/test_full.py",
     "engine/test_run.py",
     "engine/test_chaos.py",
+    "engine/test_tokens.py",
     "extraction/test_compile.py",
     "extraction/test_memory.py",
     "extraction/test_waits.py",
@@ -44,9 +45,11 @@ SLOW = (
     "models/test_hostile.py",
     "models/test_peft_config.py",
     "models/test_placement.py",
+    "test_canary.py",
     "test_cli.py",
     "test_examples.py",
     "test_logs.py",
+    "test_plugins.py",
     "test_private.py",
     "test_query.py",
     "test_questions.py",
@@ -65,6 +68,7 @@ ALONE = (
     "engine/test_engines.py",
     "engine/test_full.py",
     "engine/test_run.py",
+    "engine/test_tokens.py",
     "workspace/test_torture.py",
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audit.testbed.sets import set_folder
+from audit.demo import set_folder
 
 from audit import bench as bench_module
 from audit.bench import Bench
