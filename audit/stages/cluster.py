@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit.errors import WorkspaceError
 from audit.progress import Tell, quiet
+from audit.stages.registry import StageKind
 from audit.stages.sample import Extracted
 from audit.states import ItemState, Needs
 
@@ -200,3 +201,6 @@ def _write_checkpoint(job: Job, workspace: Workspace) -> None:
         "seen_at": now,
     }
     workspace.write("checkpoints", checkpoint.sha256, [row])
+
+
+STAGE = StageKind("cluster", "extract", lambda references: Cluster())

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
+from audit.stages.registry import StageKind
 from audit.states import Needs
 
 if TYPE_CHECKING:
@@ -185,3 +186,6 @@ def _sampler(job: Job, pair: ModelPair, batch_size: int) -> Sampler:
         batch_size=batch_size,
         w=weight_of(job.settings, pair.effect.prediction),
     )
+
+
+STAGE = StageKind("extract", None, lambda references: Sample())
