@@ -27,7 +27,8 @@ from audit.errors import WorkspaceError
 from audit.files import shown
 from audit.job import Job
 from audit.report.index import Answer, write_index
-from audit.stages import Cluster, Clustered, Match, Matched, Report, Reported, Sample, Sampled
+from audit.stages import Clustered, Matched, Reported, Sampled
+from audit.stages.flow import flow
 from audit.states import Attempt, Happening, Needs, RunStatus
 from audit.storage import Workspace
 from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
@@ -192,8 +193,7 @@ class Run:
         bench = open_place(Needs.gpu).bench if config.run.engine is EngineName.local else None
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench)
         engine = self._engine()
-        stages = [Sample(), Cluster(), Match(config.references), Report(config.references)]
-        for event in engine.run(iter(due), stages, open_place, self.stop, failed_before):
+        for event in engine.run(iter(due), flow(config), open_place, self.stop, failed_before):
             self._take(event)
             self._count(due)
             self.state.workers = engine.workers

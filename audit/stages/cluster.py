@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit.errors import WorkspaceError
 from audit.progress import Tell, quiet
+from audit.stages.entry import StageEntry
 from audit.stages.sample import Extracted
 from audit.states import ItemState, Needs
 
@@ -54,6 +55,9 @@ class Cluster:
             clusters = _write_audit(job, workspace, tell, started)
         spool.discard()
         return Clustered(time.monotonic() - started, len(clusters))
+
+
+STAGE = StageEntry(Cluster.name, "extract", lambda config: Cluster())
 
 
 def _write_audit(job: Job, workspace: Workspace, tell: Tell, started: float) -> list[Group]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
+from audit.stages.entry import StageEntry
 from audit.states import Needs
 
 if TYPE_CHECKING:
@@ -46,3 +47,6 @@ class Match:
         found = audits.match_audit(workspace, job.id, self.references)
         tell("matching", len(self.references), len(self.references))
         return Matched(time.monotonic() - started, found)
+
+
+STAGE = StageEntry(Match.name, "cluster", lambda config: Match(config.references))

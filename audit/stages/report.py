@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
+from audit.stages.entry import StageEntry
 from audit.states import Needs
 
 if TYPE_CHECKING:
@@ -46,3 +47,6 @@ class Report:
         facts = collect(workspace, job.id, self.references)
         page = write_page(facts, workspace)
         return Reported(time.monotonic() - started, page, facts.tells_nothing is not None)
+
+
+STAGE = StageEntry(Report.name, "match", lambda config: Report(config.references))

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
+from audit.stages.entry import StageEntry
 from audit.states import Needs
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class Sample:
             found.seconds_loading, found.seconds_total - found.seconds_loading, job.images, found.evaluations,
             found.peak_memory,
         )  # fmt: skip
+
+
+STAGE = StageEntry(Sample.name, None, lambda config: Sample())
 
 
 def extract(job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> Extracted:
