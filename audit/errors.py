@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from audit.states import ItemState
+
 
 class AuditError(Exception):
     """Something a user can mend; the command line prints the message and exits with 2."""
@@ -67,7 +69,7 @@ class FetchError(AuditError):
     def __init__(
         self,
         message: str,
-        state: str = "failed",
+        state: str = ItemState.failed,
         wait: float | None = None,
         status: int | None = None,
         until: datetime | None = None,
