@@ -7,7 +7,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # The CPU build of torch unless there is an NVIDIA GPU; `make demo TORCH_INDEX=` takes the package index's own build.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test test-fast check lint measure docs docs-check wheel wheel-check release-notes gpu-kit lock sbom fix install clean
+.PHONY: demo test test-fast check lint fuzz measure docs docs-check wheel wheel-check release-notes gpu-kit lock sbom audit fix install clean
 
 demo: install  ## audit a checkpoint of the embedded model; exit code 10 (matches found) is what it should end with
 	$(BIN)/lora-audit demo; code=$$?; [ $$code -eq 10 ] || { echo "expected matches (exit code 10), got $$code"; exit 1; }
@@ -29,6 +29,9 @@ lint: install  ## lint, format, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+fuzz: install  ## changed files and answers of strangers, a million of them (--minutes 10: as many as fit)
+	$(BIN)/python -m tests.fuzz
 
 measure: install  ## the quick form of the extraction benchmark; fails where model guidance is behind CFG
 	$(BIN)/python -m benchmarks.extraction --quick
@@ -72,9 +75,15 @@ sbom: $(TOOLS)/.installed  ## sbom.json, a CycloneDX bill of materials of what r
 	$(TOOLS)/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type application --output-reproducible \
 		--output-format JSON --output-file sbom.json requirements.lock
 
+# It asks pypi.org and osv.dev, so that it needs a network which reaches them. torch is not in the lock: it is named.
+audit: $(TOOLS)/.installed  ## known weaknesses of what requirements.lock installs, and of torch
+	$(TOOLS)/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock
+	echo "$(TORCH)" > $(TOOLS)/torch.txt
+	$(TOOLS)/bin/pip-audit --strict --no-deps --disable-pip --requirement $(TOOLS)/torch.txt
+
 $(TOOLS)/.installed:
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet pip-tools==7.6.2 cyclonedx-bom==7.5.0
+	$(TOOLS)/bin/python -m pip --disable-pip-version-check install --quiet pip-tools==7.6.2 cyclonedx-bom==7.5.0 pip-audit==2.10.1
 	touch $@
 
 fix: install  ## what ruff can mend by itself

@@ -5,6 +5,7 @@ The names below are loaded when they are first used: importing the package alone
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,14 @@ if TYPE_CHECKING:
     from audit.workspace import Workspace as Workspace
 
     __version__: str
+
+# Libraries beneath us report their use to their makers unless they are told not to. What is audited here is private.
+for _name, _value in (
+    ("ORT_DISABLE_TELEMETRY", "1"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_name, _value)
 
 _FROM = {
     "audit.api": ("Compared", "Result", "add_references", "inspect", "match", "run", "scan"),

@@ -30,7 +30,7 @@ from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit
 from audit.report.index import Answer
-from audit.stages import Cluster, Match, Sample, Scores
+from audit.stages import Clustered, Report, Sampled, Scores, stages_for
 from audit.states import Known
 from audit.workspace import Workspace
 
@@ -165,11 +165,15 @@ def scan(
     thumbnails = request.settings.stored_images is not StoredImages.hashes_only
     names, skipped = reference_sets(opened, references, bench, job, thumbnails, tell)
     place = Place(opened, bench)
-    was_run = bool(run_stages([Sample(), Cluster()], job, place, tell))
-    scores = [Scores(kind, pictures) for kind, pictures in known.items()]
-    run_stages([Match(names), *scores], job, place, tell)
-    facts = collect(opened, job.id, names)
-    return Result(job, facts, write_page(facts, opened), skipped, not was_run)
+    stages = stages_for(names)
+    page = next(number for number, stage in enumerate(stages) if stage.name == Report.name)
+    records = run_stages(stages[:page], job, place, tell)
+    run_stages([Scores(kind, pictures) for kind, pictures in known.items()], job, place, tell)
+    facts = collect(opened, job.id, names)  # once: for the page and for the caller
+    written = write_page(facts, opened)
+    run_stages(stages[page + 1 :], job, place, tell)
+    was_known = not any(isinstance(record, Sampled | Clustered) for record in records)
+    return Result(job, facts, written, skipped, was_known)
 
 
 def _request(

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from audit.locations import without_credentials
 from audit.states import ItemState
 
 
 class AuditError(Exception):
-    """Something a user can mend; the command line prints the message and exits with 2."""
+    """Something a user can mend; the command line prints the message and exits with 2.
+
+    A message is shown, recorded and logged: URLs in it have no credentials.
+    """
+
+    def __init__(self, *said: object) -> None:
+        super().__init__(*(without_credentials(one) if isinstance(one, str) else one for one in said))
 
 
 class ConfigError(AuditError):

@@ -6,6 +6,7 @@ import logging
 import secrets
 
 from audit.errors import AuditError, BoundaryError, WorkspaceError
+from audit.locations import without_credentials
 from audit.storable import storable
 
 
@@ -22,6 +23,6 @@ def reason_of_fault(error: Exception, what: str, log: logging.Logger) -> str:
     if isinstance(error, AuditError):
         return storable(str(error))[:1000]
     trace = secrets.token_hex(4)
-    reason = f"unforeseen {type(error).__name__}: {storable(str(error))[:200]} (trace {trace})"
+    reason = f"unforeseen {type(error).__name__}: {storable(without_credentials(str(error)))[:200]} (trace {trace})"
     log.error("%s: %s", storable(what)[:300], reason, exc_info=error, extra={"fields": {"trace": trace}})
     return reason

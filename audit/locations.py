@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 SCHEME = "s3://"
+# What stands before "@" in a URL within a text: up to the path; and up to the first "@" where a name and what is no
+# port are before it, as a secret with "/" in it is.
+_WITH_SECRET = re.compile(
+    r"([a-z][a-z0-9+.-]{0,20}://)(?:[^\s'\"<>@/]{0,200}:(?!\d{1,5}(?:[/?#]|$))[^\s'\"<>@]{0,2000}|[^\s'\"<>@/?#]{0,2000})@",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,22 @@ def parse_s3(location: str) -> S3Location:
     parts = urlsplit("//" + rest)
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     return S3Location(parts.netloc, parts.path, key, secret, options)
+
+
+def without_credentials(text: str) -> str:
+    """``text`` whose URLs have neither user nor password."""
+    return _WITH_SECRET.sub(r"\1", text) if "@" in text else text
+
+
+def plain_without_credentials(value: Any) -> Any:
+    """``value`` with every text in it, also within lists and tables, without the credentials of URLs."""
+    if isinstance(value, str):
+        return without_credentials(value)
+    if isinstance(value, list | tuple):
+        return type(value)(plain_without_credentials(one) for one in value)
+    if isinstance(value, dict):
+        return {plain_without_credentials(name): plain_without_credentials(one) for name, one in value.items()}
+    return value
 
 
 def shown(location: str) -> str:

@@ -29,6 +29,7 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, kind: Any, package: str, constant: str, group: str) -> None:
         self.kind, self.package, self.constant, self.group = kind, package, constant, group
         self._found: dict[str, T] | None = None
+        self._own: frozenset[str] = frozenset()
         self._lock = threading.RLock()
 
     def __getitem__(self, name: str) -> T:
@@ -40,6 +41,12 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         return len(self._all())
 
+    @property
+    def ours(self) -> frozenset[str]:
+        """The names of what comes with this package."""
+        self._all()
+        return self._own
+
     def forget(self) -> None:
         """Look again: a package has been installed meanwhile."""
         with self._lock:
@@ -48,7 +55,9 @@ class Registry(Mapping[str, T], Generic[T]):
     def _all(self) -> dict[str, T]:
         with self._lock:
             if self._found is None:
-                self._found = self._ours() | self._others(set(self._ours()))
+                own = self._ours()
+                self._own = frozenset(own)
+                self._found = own | self._others(self._own)
             return self._found
 
     def _ours(self) -> dict[str, T]:
@@ -61,7 +70,7 @@ class Registry(Mapping[str, T], Generic[T]):
                 found[str(made.name)] = made  # type: ignore[attr-defined]
         return found
 
-    def _others(self, taken: set[str]) -> dict[str, T]:
+    def _others(self, taken: frozenset[str]) -> dict[str, T]:
         found: dict[str, T] = {}
         for point in entry_points(group=self.group):
             where = f"the entry point {point.name!r} of {self.group} ({point.value})"

@@ -32,7 +32,7 @@ from audit.engine.due import Due, Skipped
 from audit.engine.places import OpenWorkspace
 from audit.engine.ray import RayEngine, RayOptions
 from audit.engine.work import OpenPlace, Place, Stage, Work
-from audit.stages.flow import flow
+from audit.stages import stages_for
 from audit.states import Happening, Needs
 
 
@@ -146,7 +146,7 @@ def efficiency(workers: int, audits: int, folder: Path) -> dict[str, Any]:
     try:
         options = RayOptions(max_workers=workers, min_workers=workers, gpus_per_worker=0, cpus_per_worker=1)
         due = iter(Due(workspace, config, Skipped({})))
-        return {"part": "efficiency", **measure(options, due, flow(config), open_place)}
+        return {"part": "efficiency", **measure(options, due, stages_for(config.references), open_place)}
     finally:
         ray.shutdown()
 

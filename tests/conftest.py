@@ -27,6 +27,7 @@ from tests.simulators.hub import Hub
 # train, compile, or sample whole audits. A test can also carry the marker itself.
 SLOW = (
     "benchmarks/",
+    "crawlers/test_civitai.py",
     "crawlers/test_commands.py",
     "deploy/test_dashboards.py",
     "engine/test_auditor.py",
@@ -35,16 +36,29 @@ SLOW = (
     "engine/test_full.py",
     "engine/test_run.py",
     "engine/test_chaos.py",
+    "engine/test_tokens.py",
     "extraction/test_compile.py",
+    "extraction/test_memory.py",
+    "extraction/test_waits.py",
+    "models/test_families.py",
+    "models/test_formats.py",
+    "models/test_hostile.py",
+    "models/test_peft_config.py",
+    "models/test_placement.py",
+    "test_canary.py",
     "test_cli.py",
     "test_examples.py",
     "test_logs.py",
+    "test_plugins.py",
     "test_private.py",
     "test_query.py",
     "test_questions.py",
     "test_release.py::test_the_wheel_has_what_users_need_and_nothing_else",
     "test_storage.py",
     "testbed/",
+    "test_public.py::test_commands_print_the_keys_that_are_promised",
+    "workspace/test_leases.py",
+    "untrusted/test_pool.py",
     "workspace/test_object_storage.py",
     "workspace/test_torture.py",
 )
@@ -54,6 +68,7 @@ ALONE = (
     "engine/test_engines.py",
     "engine/test_full.py",
     "engine/test_run.py",
+    "engine/test_tokens.py",
     "workspace/test_torture.py",
 )
 
@@ -67,12 +82,20 @@ CAPTION = "sks 3d render of an animal"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what SLOW and ALONE name."""
+    """Mark what SLOW and ALONE name, and what needs an S3 server."""
     for item in items:
         name = item.nodeid.removeprefix("tests/")
         for marker, places in ((pytest.mark.slow, SLOW), (pytest.mark.alone, ALONE)):
             if name.startswith(places):
                 item.add_marker(marker)
+        if "s3" in item.fixturenames or _is_on_s3(item):
+            item.add_marker(pytest.mark.slow)
+
+
+def _is_on_s3(item: pytest.Item) -> bool:
+    """Whether a test is the case of a fixture that starts an S3 server."""
+    parameters = getattr(item, "callspec", None)
+    return parameters is not None and any(value == "s3" for value in parameters.params.values() if type(value) is str)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -39,7 +39,6 @@ def test_a_difference_is_shown_with_the_way_to_change_the_promise() -> None:
     assert "python -m tests.public" in said
 
 
-@pytest.mark.slow
 def test_commands_print_the_keys_that_are_promised(tmp_path: Path) -> None:
     different = public.difference(PROMISED["json"], public.outputs(tmp_path))
     assert not different, different

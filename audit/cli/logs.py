@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -11,7 +12,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+from audit.locations import without_credentials
+from audit.tokens import TOKENS
+
 OURS = ("audit", "crawlers")  # the packages whose loggers follow --verbose and --quiet
+SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN")  # beside the tokens of sources
+SHORTEST_SECRET = 8  # characters: what is shorter would be taken out of ordinary words
 GLOBAL_FLAGS = ("--verbose", "--quiet")
 GLOBAL_OPTION = "--log-format"
 
@@ -23,6 +29,18 @@ class LogFormat(StrEnum):
     json = "json"
 
 
+def without_secrets(text: str) -> str:
+    """``text`` without the secrets of this process's environment, and without the credentials of URLs.
+
+    What is told on purpose has none in the first place; errors of libraries say what they like.
+    """
+    for name in (*TOKENS, *SECRETS):
+        secret = os.environ.get(name, "")
+        if len(secret) >= SHORTEST_SECRET:
+            text = text.replace(secret, f"<{name}>")
+    return without_credentials(text)
+
+
 class _People(logging.Handler):
     """A line a message. Rich colours it where stderr is a terminal, and keeps progress bars below it."""
 
@@ -31,7 +49,9 @@ class _People(logging.Handler):
 
         from audit.cli.common import console
 
-        text = escape(record.getMessage().replace("\n", "\n  "))  # no line of a message looks like another message
+        text = escape(
+            without_secrets(record.getMessage()).replace("\n", "\n  ")
+        )  # no line of a message looks like another message
         if record.levelno >= logging.ERROR:
             text = f"lora-audit: {text}"
         elif record.levelno >= logging.WARNING:
@@ -39,7 +59,8 @@ class _People(logging.Handler):
         console().print(text, highlight=False, soft_wrap=True)
         wanted = record.levelno >= logging.CRITICAL or logging.getLogger(OURS[0]).isEnabledFor(logging.DEBUG)
         if record.exc_info and wanted:
-            console().print(escape("".join(traceback.format_exception(*record.exc_info))), highlight=False)
+            trace = without_secrets("".join(traceback.format_exception(*record.exc_info)))
+            console().print(escape(trace), highlight=False)
 
 
 class _Lines(logging.Handler):
@@ -55,6 +76,7 @@ class _Lines(logging.Handler):
         }
         if record.exc_info:
             said["exception"] = "".join(traceback.format_exception(*record.exc_info))
+        said = {name: without_secrets(one) if isinstance(one, str) else one for name, one in said.items()}
         print(json.dumps(said, default=str), file=sys.stderr, flush=True)
 
 

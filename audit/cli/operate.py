@@ -312,13 +312,18 @@ def config_show(config: Config, as_json: JsonOption = False) -> None:
 
     from audit.config import leaves, variable_of
     from audit.files import shown as location_shown
+    from audit.locations import plain_without_credentials, without_credentials
 
     config = replace(config, workspace=location_shown(config.workspace))
     if as_json:
-        print_json(asdict(config))
+        print_json(plain_without_credentials(asdict(config)))
         return
     table = Table("setting", "value", "meaning", "environment")
     for dotted, (value, text) in leaves(config):
-        shown = "auto" if dotted == "settings.w" and value is None else ("" if value is None else str(value))
+        shown = (
+            "auto"
+            if dotted == "settings.w" and value is None
+            else ("" if value is None else without_credentials(str(value)))
+        )
         table.add_row(dotted, escape(shown), escape(text), variable_of(dotted))
     result_console().print(table)

@@ -19,6 +19,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from audit.config import FREE, Config, field_of, leaves, load_config
+from audit.locations import without_credentials
 
 Command = Callable[..., None]
 PANELS = {
@@ -188,6 +189,7 @@ def _override(option: str, dotted: str, value: Any) -> dict[str, Any]:
     for one in value:
         name, equals, source = one.partition("=")
         if not name or not equals or not source:
-            raise typer.BadParameter(f"{one!r}: write FAMILY=SOURCE, such as sd1=folder", param_hint=f"--{option}")
+            told = without_credentials(one)
+            raise typer.BadParameter(f"{told!r}: write FAMILY=SOURCE, such as sd1=folder", param_hint=f"--{option}")
         found[f"{dotted}.{name}"] = source
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from audit.workspace.workspace import condition
 
 if TYPE_CHECKING:
     from audit.bench import Bench
+    from audit.engine.work import Stage
 
 CHUNK = 500
 
@@ -44,7 +45,8 @@ class Due:
     reported: its page tells so. One that lacks only the latter is brought up to date. The same tensors seen in several
     places are one audit, with the captions of all of them. ``given_up`` are not tried again, and ``suspects``, whose
     worker has died before, come last: who is hit by chance is not hit again at every start, and who crashes keeps
-    nobody waiting. Raises ReferenceSetError for a set that is not there.
+    nobody waiting. ``others`` are stages that other packages add: an audit is there when they are done, too. Raises
+    ReferenceSetError for a set that is not there.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class Due:
         given_up: Set[str] = frozenset(),
         suspects: Set[str] = frozenset(),
         bench: Bench | None = None,
+        others: Sequence[Stage] = (),
     ) -> None:
+        self.others = others
         self.given_up, self.suspects = given_up, suspects
         self.workspace, self.config, self.skipped = workspace, config, skipped
         part, _, parts = config.run.shard.partition("/")
@@ -95,7 +99,9 @@ class Due:
             for job in jobs:
                 if limit is not None and taken >= limit:
                     return
-                if job.id in done or job.id in self.given_up:
+                if (
+                    job.id in done and all(one.done(job, self.workspace) for one in self.others)
+                ) or job.id in self.given_up:
                     self.passed += 1
                     continue
                 if job.id in self.suspects:

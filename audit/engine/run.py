@@ -26,9 +26,9 @@ from audit.engine.work import Event, OpenPlace, Place
 from audit.errors import WorkspaceError
 from audit.files import shown
 from audit.job import Job
+from audit.locations import plain_without_credentials
 from audit.report.index import Answer, write_index
-from audit.stages import Clustered, Matched, Reported, Sampled
-from audit.stages.flow import flow
+from audit.stages import Clustered, Matched, Reported, Sampled, is_ours, stages_for
 from audit.states import Attempt, Happening, Needs, RunStatus
 from audit.storage import Workspace
 from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
@@ -116,7 +116,7 @@ class Run:
             host=socket.gethostname(),
             pid=os.getpid(),
             started_at=now,
-            config=_plain(asdict(replace(config, workspace=shown(config.workspace)))),
+            config=plain_without_credentials(_plain(asdict(replace(config, workspace=shown(config.workspace))))),
             heartbeat_at=now,
         )
         self._lock = threading.Lock()
@@ -191,9 +191,11 @@ class Run:
         self._failed_before = set(failed_before)
         open_place = self._open_place()
         bench = open_place(Needs.gpu).bench if config.run.engine is EngineName.local else None
-        due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench)
+        stages = stages_for(config.references)
+        others = [stage for stage in stages if not is_ours(stage.name)]
+        due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench, others)
         engine = self._engine()
-        for event in engine.run(iter(due), flow(config), open_place, self.stop, failed_before):
+        for event in engine.run(iter(due), stages, open_place, self.stop, failed_before):
             self._take(event)
             self._count(due)
             self.state.workers = engine.workers

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from audit.devices import Fault, fault_of
 from audit.errors import AuditError, WorkspaceError
+from audit.locations import without_credentials
 from audit.progress import Tell, quiet
 from audit.states import Cause, Happening, Needs
 from audit.storable import storable
@@ -46,7 +47,7 @@ def reason_of(error: BaseException) -> str:
     if isinstance(error, AuditError):
         return str(error)
     trace = secrets.token_hex(4)
-    reason = f"{type(error).__name__}: {storable(str(error))[:900]} (trace {trace})"
+    reason = f"{type(error).__name__}: {storable(without_credentials(str(error)))[:900]} (trace {trace})"
     log.error("a task failed: %s", reason, exc_info=error, extra={"fields": {"trace": trace}})
     return reason
 

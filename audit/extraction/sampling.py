@@ -14,6 +14,7 @@ from audit.config import Compile, Solver
 from audit.errors import NotFiniteError
 from audit.extraction.guidance import Conditioning, Guidance
 from audit.models.batches import batch_to_sample
+from audit.models.formats.parts import layout_of
 from audit.models.pair import ModelPair
 
 
@@ -75,7 +76,7 @@ def _flow_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
 def _time_shift(pair: ModelPair) -> float:
     """mu: linear in the number of patches, between the two that the base's configuration names."""
     config = pair.scheduler.config
-    _, height, width = pair.latent_shape
+    *_, height, width = pair.latent_shape
     patches = height * width // 4
     few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
@@ -132,7 +133,7 @@ class Sampler:
         return self.captions[index % len(self.captions)]
 
     def noise(self, index: int) -> torch.Tensor:
-        """The starting noise float32 [1, C, H, W] of one image; drawn on the CPU so that every device has the same."""
+        """The starting noise float32 [1, *latents] of one image; drawn on the CPU so that every device has the same."""
         generator = torch.Generator().manual_seed(image_seed(self.seed, index))
         return torch.randn(1, *self.pair.latent_shape, generator=generator)
 
@@ -181,7 +182,7 @@ class Sampler:
         conditioning = self.conditioning.select(rows)
         noise = torch.cat([self.noise(index) for index in indices]).to(pair.device, pair.dtype)
         start = getattr(schedule.scheduler, "init_noise_sigma", 1.0)
-        x = (noise * start).contiguous(memory_format=torch.channels_last)
+        x = (noise * start).contiguous(memory_format=layout_of(noise.ndim))
         with pair.text_once():
             return self._denoise(schedule, schedule.timesteps.to(pair.device), x, conditioning)
 

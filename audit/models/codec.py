@@ -50,7 +50,7 @@ class Codec:
     @property
     def picture_size(self) -> tuple[int, int]:
         """Width and height of a picture, pixels."""
-        _, height, width = self.latent_shape
+        *_, height, width = self.latent_shape
         factor = self.base.vae_scale_factor
         return width * factor, height * factor
 
@@ -69,8 +69,8 @@ class Codec:
             raise CheckpointError(f"{name} samples sides from {unit} to 4096 that are multiples of {unit} pixels")
 
     @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image's latents."""
+    def latent_shape(self) -> tuple[int, ...]:
+        """Channels, perhaps a time axis, height and width of one image's latents."""
         return self.architecture.latent_shape(self.base, self.resolution)
 
     @torch.inference_mode()
@@ -89,7 +89,7 @@ class Codec:
         def through(some: torch.Tensor) -> torch.Tensor:
             pixels = some.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype).div(127.5).sub(1)
             mean, deviation = self._latent_statistics()
-            return self._pixels((self.vae.encode(pixels).latent_dist.mean - mean) / deviation)
+            return self._pixels((self.architecture.to_latents(self.vae, pixels) - mean) / deviation)
 
         return self._sliced("reconstruct", torch.from_numpy(images), through)
 
@@ -101,7 +101,7 @@ class Codec:
     def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """uint8 [N, H, W, 3] on the device."""
         mean, deviation = self._latent_statistics()
-        pixels = self.vae.decode((latents * deviation + mean).to(self.vae.dtype), return_dict=False)[0]
+        pixels = self.architecture.to_pixels(self.vae, (latents * deviation + mean).to(self.vae.dtype))
         if not torch.isfinite(pixels).all():
             if self.vae.dtype is torch.float32:
                 raise NotFiniteError("the decoded images are not finite")
@@ -111,10 +111,11 @@ class Codec:
         return unit.permute(0, 2, 3, 1)
 
     def _latent_statistics(self) -> tuple[Any, Any]:
-        """What the VAE's latents are shifted and scaled by: numbers, or one a channel [1, C, 1, 1]."""
+        """What the VAE's latents are shifted and scaled by: numbers, or one a channel [1, C, 1, 1, ...]."""
         config = self.vae.config
         mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if mean is None or deviation is None:
             return getattr(config, "shift_factor", None) or 0.0, 1 / config.scaling_factor
-        mean, deviation = (torch.tensor(one, device=self.device).view(1, -1, 1, 1) for one in (mean, deviation))
+        axes = (1, -1, *[1] * (len(self.latent_shape) - 1))
+        mean, deviation = (torch.tensor(one, device=self.device).view(axes) for one in (mean, deviation))
         return mean, deviation / config.scaling_factor

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from audit.models.families.base import Condition, ModelFamily
+from audit.models.formats.parts import layout_of
 
 if TYPE_CHECKING:
     from audit.models.pair import ModelPair
@@ -113,7 +114,7 @@ def cost_of_pair(pair: ModelPair, condition: Condition | None = None) -> Samplin
     setattr(networks, name, on_meta(getattr(pair.base, name)))
     return SamplingCost(
         evaluation_cost(pair.architecture, networks, pair.latent_shape, pair.dtype, text),
-        decoding_cost(on_meta(pair.vae), pair.latent_shape),
+        decoding_cost(pair.architecture, on_meta(pair.vae), pair.latent_shape),
     )
 
 
@@ -124,16 +125,16 @@ def evaluation_cost(
 
     def evaluate(batch: int) -> Any:
         latents = torch.empty(batch, *latent_shape, dtype=dtype, device=META)
-        latents = latents.to(memory_format=torch.channels_last)
+        latents = latents.to(memory_format=layout_of(latents.ndim))
         timestep = torch.empty((), dtype=torch.float32, device=META)
         return architecture.predict(networks, latents, timestep, text.condition(batch, dtype), 3.5)
 
     return measure(evaluate, getattr(networks, architecture.denoiser))
 
 
-def decoding_cost(vae: Any, latent_shape: Sequence[int]) -> Cost:
-    """Pixels from latents [C, H, W] by a VAE on the meta device."""
-    return measure(lambda batch: vae.decode(_empty(vae, batch, latent_shape), return_dict=False)[0], vae)
+def decoding_cost(architecture: ModelFamily, vae: Any, latent_shape: Sequence[int]) -> Cost:
+    """Pixels from latents by a VAE on the meta device."""
+    return measure(lambda batch: architecture.to_pixels(vae, _empty(vae, batch, latent_shape)), vae)
 
 
 def encoding_cost(vae: Any, side: int) -> Cost:
@@ -153,7 +154,7 @@ def encoder_cost(encoder: Any, tokens: int) -> Cost:
 
 def _empty(network: Any, batch: int, shape: Sequence[int]) -> torch.Tensor:
     made = torch.empty(batch, *shape, dtype=network.dtype, device=META)
-    return made.to(memory_format=torch.channels_last)
+    return made.to(memory_format=layout_of(made.ndim))
 
 
 def measure(forward: Callable[[int], Any], network: nn.Module) -> Cost:

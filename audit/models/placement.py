@@ -13,7 +13,7 @@ from torch import nn
 from audit.config import Precision
 from audit.devices import supports_bfloat16
 from audit.errors import ConfigError
-from audit.models.formats.parts import dtype_of, sharing_copy
+from audit.models.formats.parts import dtype_of, layout_of, sharing_copy
 
 DTYPES = {Precision.fp16: torch.float16, Precision.bf16: torch.bfloat16, Precision.fp32: torch.float32}
 NAMES = {dtype: precision for precision, dtype in DTYPES.items()}
@@ -93,6 +93,6 @@ def place(
 
 
 def _moved(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    layout = torch.channels_last if tensor.ndim == 4 else torch.preserve_format
+    layout = layout_of(tensor.ndim, torch.preserve_format)
     moved = tensor.detach().to(device, dtype, memory_format=layout)
     return nn.Parameter(moved, requires_grad=False) if isinstance(tensor, nn.Parameter) else moved

@@ -92,7 +92,7 @@ def size(name: str, resolution: int | None = None) -> Sizing:
     try:
         sampling = SamplingCost(
             published_evaluation(model, architecture, networks, side),
-            decoding_cost(networks["vae"], latent_shape(networks["vae"], side)),
+            decoding_cost(architecture, networks["vae"], latent_shape(networks["vae"], side)),
         )
     except ValueError as error:
         raise ConfigError(f"{model.title} does not sample {side} pixels: {str(error)[:200]}") from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit.errors import WorkspaceError
 from audit.progress import Tell, quiet
-from audit.stages.entry import StageEntry
+from audit.stages.registry import StageKind
 from audit.stages.sample import Extracted
 from audit.states import ItemState, Needs
 
@@ -55,9 +55,6 @@ class Cluster:
             clusters = _write_audit(job, workspace, tell, started)
         spool.discard()
         return Clustered(time.monotonic() - started, len(clusters))
-
-
-STAGE = StageEntry(Cluster.name, "extract", lambda config: Cluster())
 
 
 def _write_audit(job: Job, workspace: Workspace, tell: Tell, started: float) -> list[Group]:
@@ -204,3 +201,6 @@ def _write_checkpoint(job: Job, workspace: Workspace) -> None:
         "seen_at": now,
     }
     workspace.write("checkpoints", checkpoint.sha256, [row])
+
+
+STAGE = StageKind("cluster", "extract", lambda references: Cluster())

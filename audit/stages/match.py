@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
-from audit.stages.entry import StageEntry
+from audit.stages.registry import StageKind
 from audit.states import Needs
 
 if TYPE_CHECKING:
@@ -49,4 +49,4 @@ class Match:
         return Matched(time.monotonic() - started, found)
 
 
-STAGE = StageEntry(Match.name, "cluster", lambda config: Match(config.references))
+STAGE = StageKind("match", "cluster", Match)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
-from audit.stages.entry import StageEntry
+from audit.stages.registry import StageKind
 from audit.states import Needs
 
 if TYPE_CHECKING:
@@ -49,4 +49,4 @@ class Report:
         return Reported(time.monotonic() - started, page, facts.tells_nothing is not None)
 
 
-STAGE = StageEntry(Report.name, "match", lambda config: Report(config.references))
+STAGE = StageKind("report", "match", Report)

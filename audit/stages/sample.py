@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
-from audit.stages.entry import StageEntry
+from audit.stages.registry import StageKind
 from audit.states import Needs
 
 if TYPE_CHECKING:
@@ -76,9 +76,6 @@ class Sample:
             found.seconds_loading, found.seconds_total - found.seconds_loading, job.images, found.evaluations,
             found.peak_memory,
         )  # fmt: skip
-
-
-STAGE = StageEntry(Sample.name, None, lambda config: Sample())
 
 
 def extract(job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> Extracted:
@@ -189,3 +186,6 @@ def _sampler(job: Job, pair: ModelPair, batch_size: int) -> Sampler:
         batch_size=batch_size,
         w=weight_of(job.settings, pair.effect.prediction),
     )
+
+
+STAGE = StageKind("extract", None, lambda references: Sample())

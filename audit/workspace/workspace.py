@@ -235,6 +235,8 @@ class Workspace:
             if name in views:
                 connection.execute(f"CREATE TEMP VIEW {name} AS {sql}")
         connection.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout, which is for --json
+        for name in ("http_proxy", "http_proxy_username", "http_proxy_password"):
+            connection.execute(f"SET {name} = ''")  # DuckDB reads the environment's, password and all, and SQL shows it
         connection.execute("SET enable_external_access = false")
         connection.execute("SET lock_configuration = true")
         return connection, views

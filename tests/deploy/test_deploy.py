@@ -504,8 +504,12 @@ def test_the_lock_is_complete(python: str) -> None:
                         wanted.append(need)
 
 
-def test_make_knows_the_lock_and_the_bill_of_materials() -> None:
-    for target, word in (("lock", "--generate-hashes"), ("sbom", "cyclonedx-py requirements")):
+def test_make_knows_the_lock_the_bill_of_materials_and_the_audit() -> None:
+    for target, word in (
+        ("lock", "--generate-hashes"),
+        ("sbom", "cyclonedx-py requirements"),
+        ("audit", "pip-audit --strict --require-hashes"),
+    ):
         done = subprocess.run(
             ["make", "--dry-run", "--always-make", target], capture_output=True, text=True, check=True, cwd=ROOT
         )

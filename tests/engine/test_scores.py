@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audit.testbed.sets import set_folder
 
 from audit import bench as bench_module
 from audit.bench import Bench
+from audit.demo import set_folder
 from audit.descriptors import Descriptor
 from audit.descriptors.base import stacked
 from audit.job import Job, Request, resolve

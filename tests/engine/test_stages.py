@@ -14,13 +14,9 @@ from typing import Any
 import pytest
 import ray
 
-from audit.config import Config
 from audit.engine.local import LocalEngine
 from audit.engine.ray import RayEngine, RayOptions
 from audit.engine.work import Event, Place, segments_of
-from audit.errors import ConfigError
-from audit.stages.entry import StageEntry
-from audit.stages.flow import STAGES, flow, in_order
 from audit.states import Needs
 from tests.engine import test_stages as this_module
 
@@ -118,54 +114,6 @@ def test_a_stage_that_is_done_is_not_run_again(tmp_path: Path) -> None:
     events = run(LocalEngine(), "gpu cpu", tmp_path, jobs=1)
     assert (tmp_path / "job0.order").read_text().split() == ["cpu1"]
     assert [record.stage for record in events[-1].records] == ["cpu1"]
-
-
-MODULE = """
-from dataclasses import dataclass
-from pathlib import Path
-
-from audit.stages.entry import StageEntry
-from audit.states import Needs
-
-
-class Stamp:
-    name, needs = "stamp", Needs.cpu
-
-    def done(self, job, workspace):
-        return workspace.files.exists(f"stamps/{job.id}")
-
-    def run(self, job, workspace, bench, tell=None):
-        workspace.files.write(f"stamps/{job.id}", job.name.encode())
-        return job.name
-
-
-STAGE = StageEntry("stamp", "extract", lambda config: Stamp())
-"""
-
-
-@pytest.fixture
-def stamp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Another package with a stage is installed."""
-    (tmp_path / "site/stamps-1.0.dist-info").mkdir(parents=True)
-    (tmp_path / "site/stamp_stage.py").write_text(MODULE)
-    (tmp_path / "site/stamps-1.0.dist-info/METADATA").write_text("Name: stamps\nVersion: 1.0\n")
-    points = tmp_path / "site/stamps-1.0.dist-info/entry_points.txt"
-    points.write_text("[lora_audit.stages]\nstamp = stamp_stage:STAGE\n")
-    monkeypatch.syspath_prepend(str(tmp_path / "site"))
-    STAGES.forget()
-    yield
-    monkeypatch.undo()
-    STAGES.forget()
-
-
-def test_a_stage_of_another_package_takes_its_place(stamp: None) -> None:
-    assert [stage.name for stage in flow(Config())] == ["extract", "stamp", "cluster", "match", "report"]
-
-
-def test_a_stage_that_follows_none_is_refused() -> None:
-    lost = StageEntry("lost", "nothing", lambda config: toys("cpu")[0])
-    with pytest.raises(ConfigError, match="'lost' is to follow 'nothing', which there is not"):
-        in_order([*STAGES.values(), lost])
 
 
 def test_the_stages_of_an_audit_load_no_library() -> None:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.supervise import HANG, Result, Supervisor, replay
+from tests.fuzz.supervise import Result, Supervisor, replay
 from tests.fuzz.worker import KINDS
 
 COLUMNS = (
@@ -62,10 +62,18 @@ def table(results: list[Result]) -> str:
 
 def figures(results: list[Result], seed: int, seconds: float) -> dict[str, Any]:
     """The figures for a file."""
-    told = [{**asdict(one), "places": dict(one.places), "bound": KINDS[one.kind].memory} for one in results]
+    told = [
+        {
+            **asdict(one),
+            "places": dict(one.places),
+            "bound": KINDS[one.kind].memory,
+            "patience": KINDS[one.kind].patience,
+        }
+        for one in results
+    ]
     return {
         "command": "python -m tests.fuzz " + " ".join(sys.argv[1:]), "seed": seed, "seconds": round(seconds),
-        "hang_seconds": HANG, "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(), "inputs": sum(one.inputs for one in results), "kinds": told,
     }  # fmt: skip
 

@@ -78,7 +78,7 @@ class PeftConfigurations(Kind):
 class Bases(Kind):
     """The configurations of a base model's folder, with its weights as they are: found, checked and loaded."""
 
-    name, share, memory = "bases", 50, 1024
+    name, share, memory, patience = "bases", 50, 1024, 30.0  # it makes the networks
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)

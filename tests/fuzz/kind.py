@@ -19,12 +19,14 @@ class FindingError(Exception):
 class Kind:
     """One kind of input. It is made once in a worker, with an empty folder for its files.
 
-    ``share`` is how many of a million inputs are of it, ``memory`` by how many MiB a worker may grow over all of them.
+    ``share`` is how many of a million inputs are of it, ``memory`` by how many MiB a worker may grow over all of them,
+    ``patience`` how many seconds an input may take.
     """
 
     name: ClassVar[str]
     share: ClassVar[int]
     memory: ClassVar[int] = 256
+    patience: ClassVar[float] = 10.0
     refusals: ClassVar[tuple[type[Exception], ...]] = (AuditError,)
 
     def __init__(self, place: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 from tests.fuzz import worker
 from tests.fuzz.worker import KINDS, Finding, input_of, work
 
-HANG = 10.0  # s
 POLL = 0.05  # s
 MOST_RESTARTS = 20  # of a kind
 KEPT_OF_A_PLACE = 3  # findings written of one cause; all are counted
@@ -55,7 +54,7 @@ class Supervisor:
         folder: Path,
         tell: Callable[[str], None],
         nice: int = 0,
-        hang: float = HANG,
+        hang: float | None = None,
         start: str = "spawn",
     ) -> None:
         self.seed, self.folder, self.tell, self.nice, self.hang = seed, folder, tell, nice, hang
@@ -86,6 +85,7 @@ class Supervisor:
         process.start()
         theirs.close()
         told, ended = time.monotonic(), None
+        patience = self.hang or KINDS[result.kind].patience
         while True:
             alive = process.is_alive()
             try:
@@ -98,10 +98,10 @@ class Supervisor:
             except EOFError:
                 alive = False
             started = seen[worker.STARTED]  # once: it is 0 between two inputs
-            if started and time.monotonic() - started > self.hang and alive:
+            if started and time.monotonic() - started > patience and alive:
                 process.kill()
                 process.join()
-                self._found(result, self._lost(result, seen, "hang", f"no answer after {self.hang:.0f} s"))
+                self._found(result, self._lost(result, seen, "hang", f"no answer after {patience:.0f} s"))
                 break
             if not alive:
                 process.join()

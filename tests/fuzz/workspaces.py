@@ -115,7 +115,7 @@ def foreign_parquet(choose: Random) -> bytes:
 class Workspaces(Kind):
     """One or two files of a workspace are damaged; what reads it must go on, or refuse in words, and name the file."""
 
-    name, share, memory = "workspaces", 120, 768
+    name, share, memory, patience = "workspaces", 120, 768, 60.0  # for six commands
 
     def __init__(self, place: Path) -> None:
         super().__init__(place)

@@ -239,6 +239,8 @@ VALUES = st.recursive(
 @given(st.text(max_size=200) | VALUES.map(json.dumps))
 @example('{"unet.lora_alpha": Infinity}')
 @example('{"unet.lora_alpha": NaN}')
+@example('{"unet.lora_alpha": 1, "unet.eps": NaN, "unet.num_cayley_neumann_terms": Infinity}')
+@example('{"unet.lora_alpha": 1, "unet.eps": "nan"}')
 @example('{"unet.lora_alpha": 1' + "0" * 400 + "}")
 @example('{"unet.lora_alpha": 1, "unet.alpha_pattern": {"x": 1e999}}')
 def test_any_claim_of_an_alpha_is_read_or_ignored(text: str) -> None:

@@ -137,13 +137,26 @@ class ModelFamily(ABC):
     def predict(
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
     ) -> torch.Tensor:
-        """The denoiser's answer [N, C, H, W] at one timestep (0-dim).
+        """The denoiser's answer, of the latents' shape, at one timestep (0-dim).
 
         ``embedded`` is the guidance weight that guidance-distilled models take as an input.
         """
 
-    def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, int, int]:
-        """Channels, height and width of one image's latents, of ``resolution`` pixels or the model's own size."""
+    def to_pixels(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        """One picture [N, 3, H, W] from -1 to 1 of each of the VAE's latents; of a video, the one that is looked at."""
+        found: torch.Tensor = vae.decode(latents, return_dict=False)[0]
+        return found
+
+    def to_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """The VAE's latents of pictures [N, 3, H, W] from -1 to 1."""
+        found: torch.Tensor = vae.encode(pixels).latent_dist.mean
+        return found
+
+    def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, ...]:
+        """The shape of one image's latents: channels, perhaps a time axis, height and width.
+
+        They are of ``resolution`` pixels, or of the model's own size.
+        """
         config = getattr(pipeline, self.denoiser).config
         if resolution is not None:
             side = resolution // pipeline.vae_scale_factor

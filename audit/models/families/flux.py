@@ -81,7 +81,7 @@ class Patched(ModelFamily):
     own_sigmas = True
     half_name = "bfloat16"  # what they are trained and published in; float16 overflows in T5
 
-    def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, int, int]:
+    def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, ...]:
         """Channels, height and width of one image's latents."""
         side = pipeline.default_sample_size if resolution is None else resolution // pipeline.vae_scale_factor
         return pipeline.transformer.config.in_channels // 4, side, side

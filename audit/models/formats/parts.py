@@ -41,13 +41,17 @@ def scatter(network: nn.Module, target: Target, value: torch.Tensor, name: str =
         set_parameter(module, name, part)
 
 
+def layout_of(axes: int, otherwise: torch.memory_format = torch.contiguous_format) -> torch.memory_format:
+    """Channels last for what convolutions of pictures take and have, which has four axes."""
+    return torch.channels_last if axes == 4 else otherwise
+
+
 def set_parameter(module: nn.Module, name: str, value: torch.Tensor) -> None:
     """Replace a parameter, in the memory layout of the one that was there."""
     old = getattr(module, name)
     if old is not None:
         value = value.reshape(old.shape)
-    layout = torch.channels_last if value.ndim == 4 else torch.contiguous_format
-    setattr(module, name, nn.Parameter(value.clone(memory_format=layout), requires_grad=False))
+    setattr(module, name, nn.Parameter(value.clone(memory_format=layout_of(value.ndim)), requires_grad=False))
 
 
 def narrow(network: nn.Module, module: str, dtype: torch.dtype | None, base: nn.Module) -> None:
