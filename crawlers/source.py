@@ -66,13 +66,14 @@ class Source(Protocol):
 class SourceKind(ABC):
     """A place that checkpoints come from. Its docstring is the help of ``lora-audit crawl NAME``.
 
-    ``asks`` is a dataclass whose fields become the options of that command; ``settings`` are those of the
-    configuration's group ``crawl`` that it heeds beside the common ones; ``endpoint`` is the one that its
-    ``--endpoint`` sets. ``remote``: its items have pages that can be asked about again. ``looks_again``: it can be
-    watched.
+    ``title`` is what people call it, where that is not its name. ``asks`` is a dataclass whose fields become the options
+    of that command; ``settings`` are those of the configuration's group ``crawl`` that it heeds beside the common ones;
+    ``endpoint`` is the one that its ``--endpoint`` sets. ``remote``: its items have pages that can be asked about again.
+    ``looks_again``: it can be watched.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str | None] = None
     asks: ClassVar[type]
     settings: ClassVar[tuple[str, ...]] = ()
     endpoint: ClassVar[str | None] = None

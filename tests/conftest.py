@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,34 +32,37 @@ SLOW = (
     "crawlers/test_commands.py",
     "deploy/test_dashboards.py",
     "engine/test_auditor.py",
+    "engine/test_chaos.py",
     "engine/test_done.py",
     "engine/test_engines.py",
     "engine/test_full.py",
     "engine/test_run.py",
-    "engine/test_chaos.py",
+    "engine/test_stages.py",
     "engine/test_tokens.py",
     "extraction/test_compile.py",
     "extraction/test_memory.py",
     "extraction/test_waits.py",
+    "fuzz/",
     "models/test_families.py",
     "models/test_formats.py",
     "models/test_hostile.py",
     "models/test_peft_config.py",
     "models/test_placement.py",
+    "test_api.py",
     "test_canary.py",
     "test_cli.py",
     "test_examples.py",
     "test_logs.py",
     "test_plugins.py",
     "test_private.py",
+    "test_public.py::test_commands_print_the_keys_that_are_promised",
     "test_query.py",
     "test_questions.py",
     "test_release.py::test_the_wheel_has_what_users_need_and_nothing_else",
     "test_storage.py",
     "testbed/",
-    "test_public.py::test_commands_print_the_keys_that_are_promised",
-    "workspace/test_leases.py",
     "untrusted/test_pool.py",
+    "workspace/test_leases.py",
     "workspace/test_object_storage.py",
     "workspace/test_torture.py",
 )
@@ -68,9 +72,13 @@ ALONE = (
     "engine/test_engines.py",
     "engine/test_full.py",
     "engine/test_run.py",
+    "engine/test_stages.py",
     "engine/test_tokens.py",
     "workspace/test_torture.py",
 )
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # its workers ignore SIGINT, and so would every process that a test starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("fuzz", max_examples=20_000, deadline=None)  # pytest --hypothesis-profile fuzz
 

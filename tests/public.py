@@ -62,7 +62,7 @@ def _commands(command: Any, name: tuple[str, ...]) -> Iterator[tuple[str, list[s
 
 def _option(parameter: Any) -> str:
     names = ", ".join((*parameter.opts, *parameter.secondary_opts))
-    shown = names if names.startswith("-") else f"{parameter.name.upper()}"
+    shown = names if names.startswith("-") else parameter.metavar or parameter.name.upper()
     return f"{shown} ${parameter.envvar}" if parameter.envvar else shown
 
 

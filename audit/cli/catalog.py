@@ -171,9 +171,8 @@ def add(
     else:
         found = next(((kind, named) for kind in SOURCES.values() if (named := kind.named(what)) is not None), None)
         if found is None:
-            raise CrawlError(
-                f"{what[:200]!r} is no file here, and no page, model id or name of {', '.join(SOURCES)}: see --help"
-            )
+            titles = " or ".join(kind.title or kind.name for kind in SOURCES.values() if kind.remote)
+            raise CrawlError(f"{what[:200]!r} is no file here, and no {titles} page, model id, AIR urn or hash")
         source = found[0].open(catalog, config.crawl)
         items = found[0].find(source, found[1])
     if not items:

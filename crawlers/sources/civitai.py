@@ -421,7 +421,7 @@ class CivitaiKind(SourceKind):
     [bold]Example[/bold]: lora-audit crawl civitai --base-model "SD 1.5" --tag style --limit 100
     """
 
-    name = "civitai"
+    name, title = "civitai", "Civitai"
     asks = CivitaiQuery
     settings = ("prompts", "training_data", "token_file", "rate", "retries", "allow_private")
     endpoint = "civitai_endpoint"

@@ -275,7 +275,7 @@ class HuggingFaceKind(SourceKind):
     base_model:adapter:stable-diffusion-v1-5/stable-diffusion-v1-5 --since 2026-11-01
     """
 
-    name = "huggingface"
+    name, title = "huggingface", "Hugging Face"
     asks = HuggingFaceQuery
     settings = ("token_file", "allow_private")
     endpoint = "hub_endpoint"

@@ -165,7 +165,7 @@ def test_a_watched_folder_takes_new_files_until_it_is_stopped(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["civitai", "--sort", "Best"], "none of"),
+        (["civitai", "--sort", "Best"], "is not one of"),
         (["civitai", "--max-file", "big"], "no size"),
         (["civitai", "--endpoint", "http://civitai.example/api"], "only https"),
         (["civitai", "--token-file", "/no/such/token"], "cannot be read"),
