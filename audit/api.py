@@ -145,8 +145,7 @@ def scan(
     """
     tell = progress or quiet
     request = _request(checkpoint, base, captions, n0, settings)
-    if bench is None:
-        bench = Bench(device or default_device(), batch_size, compile)
+    bench = _bench(bench, device, batch_size, compile)
     if _is_item(Path(request.checkpoint)):
         workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
         request, truth = from_catalog(request, workspace)
@@ -187,6 +186,14 @@ def _request(
     if base is None:
         raise ConfigError(f"say which base model {checkpoint} was trained on: sd15, owner/name@COMMIT, a folder")
     return Request(Path(checkpoint), base, captions=list(captions), n0=n0, settings=settings or Settings())
+
+
+def _bench(bench: Bench | None, device: str | None, batch_size: int, compile: Compile) -> Bench:
+    if bench is None:
+        return Bench(device or default_device(), batch_size, compile)
+    if device is not None or batch_size or compile is not Compile.off:
+        raise ConfigError("a Bench has its device, batch_size and compile itself: give one or the other")
+    return bench
 
 
 def _is_item(path: Path) -> bool:

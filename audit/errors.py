@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from audit.locations import without_credentials
+from audit.states import ItemState
 
 
 class AuditError(Exception):
@@ -75,7 +76,7 @@ class FetchError(AuditError):
     def __init__(
         self,
         message: str,
-        state: str = "failed",
+        state: str = ItemState.failed,
         wait: float | None = None,
         status: int | None = None,
         until: datetime | None = None,

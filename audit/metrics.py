@@ -13,13 +13,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from audit.engine.work import RETRIED
 from audit.errors import ConfigError
+from audit.states import ItemState
 
 REGISTRY = CollectorRegistry()
 
 OUTCOMES = ("finished", "failed", "quarantined", "skipped")
 STAGES = ("load", "extract", "cluster", "match", "report")
 SOURCES = ("civitai", "huggingface", "folder", "file")
-STATES = ("listed", "stored", "later", "refused", "failed", "gone", "opted-out")
+STATES = tuple(ItemState)
 RETRY_REASONS = RETRIED
 STATUSES = ("2xx", "3xx", "4xx", "429", "5xx", "no-answer")
 

@@ -32,7 +32,7 @@ from audit.engine.due import Due, Skipped
 from audit.engine.places import OpenWorkspace
 from audit.engine.ray import RayEngine, RayOptions
 from audit.engine.work import OpenPlace, Place, Stage, Work
-from audit.stages import Cluster, Match, Report, Sample
+from audit.stages import stages_for
 from audit.states import Happening, Needs
 
 
@@ -141,13 +141,12 @@ def efficiency(workers: int, audits: int, folder: Path) -> dict[str, Any]:
         "settings.steps": 10,
     }
     config = load_config(None, {}, overrides)
-    stages = [Sample(), Cluster(), Match(config.references), Report(config.references)]
     open_place = OpenWorkspace(config.workspace, device="cpu")
     ray.init(num_cpus=workers + 1, include_dashboard=False, log_to_driver=False)
     try:
         options = RayOptions(max_workers=workers, min_workers=workers, gpus_per_worker=0, cpus_per_worker=1)
         due = iter(Due(workspace, config, Skipped({})))
-        return {"part": "efficiency", **measure(options, due, stages, open_place)}
+        return {"part": "efficiency", **measure(options, due, stages_for(config.references), open_place)}
     finally:
         ray.shutdown()
 

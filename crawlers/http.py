@@ -32,6 +32,7 @@ from urllib3.response import BaseHTTPResponse
 from urllib3.util.retry import Retry
 
 from audit.errors import BrokeOffError, CrawlError, FetchError
+from audit.states import ItemState
 from audit.storable import storable
 from audit.untrusted.wire import check_values
 from crawlers.items import time_of
@@ -311,7 +312,7 @@ class Session:
         except ValueError:
             host = ""
         if host not in self.hosts:
-            raise FetchError(f"refused {shown(url)}: not a host of this source", "refused")
+            raise FetchError(f"refused {shown(url)}: not a host of this source", ItemState.refused)
         with self._count:
             self.requests += 1
         try:
@@ -320,7 +321,7 @@ class Session:
                 data=form, stream=True, timeout=self.timeout,
             )  # fmt: skip
         except CrawlError as error:
-            raise FetchError(str(error), "refused") from error
+            raise FetchError(str(error), ItemState.refused) from error
         except requests.TooManyRedirects:
             raise FetchError(f"{shown(url)} redirects without end") from None
         except (requests.RequestException, ValueError) as error:  # ValueError: a redirect to what is no URL
@@ -363,7 +364,9 @@ class Session:
             for chunk in response.iter_content(1 << 16):
                 body += chunk
                 if len(body) > MAX_JSON_BYTES:
-                    raise FetchError(f"{shown(url)} answers more than {MAX_JSON_BYTES >> 20} MiB of JSON", "refused")
+                    raise FetchError(
+                        f"{shown(url)} answers more than {MAX_JSON_BYTES >> 20} MiB of JSON", ItemState.refused
+                    )
         try:
             check_values(body, MAX_JSON_VALUES)
             return json.loads(body), urljoin(url, following) if following else None
@@ -388,10 +391,10 @@ def check_status(response: requests.Response) -> None:
         410: "does not have it any more",
         429: "asks for fewer requests, still after all retries",
     }.get(status, "answers with an error")
-    state = "gone" if status in (404, 410) else "failed"
+    state = ItemState.gone if status in (404, 410) else ItemState.failed
     until = _deadline(response) if status in (401, 403) else None
     if until is not None:
-        state, what = "later", f"gives it from {until:%Y-%m-%d %H:%M} UTC on"
+        state, what = ItemState.later, f"gives it from {until:%Y-%m-%d %H:%M} UTC on"
     raise FetchError(f"{shown(response.url)} {what} (HTTP {status})", state, status=status, until=until)
 
 

@@ -25,6 +25,7 @@ from audit.files import make_folder, private_file
 from audit.models.checkpoint import identity_of, layout_of
 from audit.models.formats.detect import Format, detect_format
 from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
+from audit.states import ItemState
 from audit.storage import Workspace
 from crawlers.http import Session, check_status, shown
 from crawlers.items import Item, clean_name
@@ -140,7 +141,9 @@ class Store:
                     again = self._complete(session, item, part, tell).results()
                     if again != (sha256, tensors) and again[0] != item.claimed_sha256:
                         part.unlink()
-                        raise FetchError("the file arrives damaged: two downloads differ from each other", "failed")
+                        raise FetchError(
+                            "the file arrives damaged: two downloads differ from each other", ItemState.failed
+                        )
                     if again[0] != item.claimed_sha256:
                         note = "the SHA256 that the source states is not the file's, which arrived the same twice"
                     sha256, tensors = again
@@ -156,7 +159,7 @@ class Store:
         except CheckpointError as error:
             reason = str(error).replace(str(part), clean_name(name))
             self._quarantine(part, sha256, clean_name(name), reason)
-            raise FetchError(reason, "refused") from None
+            raise FetchError(reason, ItemState.refused) from None
         identity = identity_of(tensors_sha256, layout_of(header))
         kind: Format | None = None
         try:
@@ -191,11 +194,11 @@ class Store:
                 return hashed
             except CheckpointError as error:  # the start of the file shows what it is: nothing of it is kept
                 part.unlink(missing_ok=True)
-                raise FetchError(str(error), "refused") from None
+                raise FetchError(str(error), ItemState.refused) from None
             except _TryAgain as error:
                 failure = error
         assert failure is not None
-        raise FetchError(f"{failure}, {TRIES} times", "failed")
+        raise FetchError(f"{failure}, {TRIES} times", ItemState.failed)
 
     def _one_try(
         self, session: Session, item: Item, part: Path, hashed: StreamingHash, tell: Callable[[int], None] | None
@@ -224,8 +227,8 @@ class Store:
         check_status(response)
         if "text/html" in response.headers.get("Content-Type", ""):
             if "login" in response.url:
-                raise FetchError("the download wants a login: set the source's token", "failed")
-            raise FetchError(f"{where} answers with a web page instead of the file", "refused")
+                raise FetchError("the download wants a login: set the source's token", ItemState.failed)
+            raise FetchError(f"{where} answers with a web page instead of the file", ItemState.refused)
         first = 0
         # Some proxies compress what was asked for as it is: lengths and ranges are then those of the compressed bytes.
         packed = response.headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity")
@@ -241,7 +244,7 @@ class Store:
         length = response.headers.get("Content-Length", "")
         expected = first + int(length) if re.fullmatch(r"\d{1,15}", length) and not packed else None
         if expected is not None and expected > self.max_bytes:
-            raise FetchError(f"{expected} bytes are more than the limit of {self.max_bytes}", "refused")
+            raise FetchError(f"{expected} bytes are more than the limit of {self.max_bytes}", ItemState.refused)
         if first == 0 and have:  # the range was ignored: the whole file comes
             hashed.restart()
         with private_file(part, "r+b" if first else "wb") as file:
@@ -258,7 +261,7 @@ class Store:
             hashed.add(piece)
             file.write(piece)
             if hashed.bytes > self.max_bytes:
-                raise FetchError(f"more than the limit of {self.max_bytes} bytes arrive", "refused")
+                raise FetchError(f"more than the limit of {self.max_bytes} bytes arrive", ItemState.refused)
             if tell:
                 tell(len(piece))
 
@@ -291,7 +294,7 @@ def hash_stream(file: IO[bytes], name: str, to: IO[bytes] | None, max_bytes: int
     while piece := file.read(CHUNK):
         hashed.add(piece)
         if hashed.bytes > max_bytes:
-            raise FetchError(f"more than the limit of {max_bytes} bytes", "refused")
+            raise FetchError(f"more than the limit of {max_bytes} bytes", ItemState.refused)
         if to is not None:
             to.write(piece)
     return hashed

@@ -71,6 +71,8 @@ def test_the_page_of_the_library_runs_and_prints_nothing_of_its_own(
 def test_a_request_and_arguments_for_it_are_not_mixed() -> None:
     with pytest.raises(audit.ConfigError, match="one or the other"):
         audit.scan(audit.Request(KOHYA, "nano"), base="sd15")
+    with pytest.raises(audit.ConfigError, match="one or the other"):
+        audit.scan(KOHYA, "nano", bench=audit.Bench(), device="cpu")
     with pytest.raises(audit.ConfigError, match="which base model"):
         audit.scan(KOHYA)
     with pytest.raises(audit.ConfigError, match="no base model is configured"):

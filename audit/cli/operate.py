@@ -21,6 +21,7 @@ from audit.cli.common import (
 from audit.cli.options import configured
 from audit.cli.text import say
 from audit.config import Config
+from audit.states import Attempt
 
 if TYPE_CHECKING:
     from audit.storage import Workspace
@@ -103,7 +104,7 @@ def failures(
     if retry and rows:
         latest = max(row["failed_at"] for row in rows) + timedelta(microseconds=1)  # also where a clock was set back
         now = max(datetime.now(UTC), latest)
-        opened.append("failures", [row | {"state": "forgiven", "failed_at": now} for row in rows])
+        opened.append("failures", [row | {"state": Attempt.forgiven, "failed_at": now} for row in rows])
     groups = _groups(rows)
     if as_json:
         print_json({"forgiven": len(rows) if retry else 0, "groups": [asdict(group) for group in groups]})
