@@ -68,8 +68,8 @@ class SourceKind(ABC):
 
     ``title`` is what people call it, where that is not its name. ``asks`` is a dataclass whose fields become the
     options of that command; ``settings`` are those of the configuration's group ``crawl`` that it heeds beside the
-    common ones; ``endpoint`` is the one that its ``--endpoint`` sets. ``remote``: its items have pages that can be asked
-    about again. ``looks_again``: it can be watched.
+    common ones; ``endpoint`` is the one that its ``--endpoint`` sets. ``remote``: its items have pages that can be
+    asked about again. ``looks_again``: it can be watched.
     """
 
     name: ClassVar[str]
