@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 SCHEME = "s3://"
-# What stands before "@" in a URL within a text: up to the path; and up to the first "@" where a name and what is no
-# port are before it, as a secret with "/" in it is.
-_WITH_SECRET = re.compile(
-    r"([a-z][a-z0-9+.-]{0,20}://)(?:[^\s'\"<>@/]{0,200}:(?!\d{1,5}(?:[/?#]|$))[^\s'\"<>@]{0,2000}|[^\s'\"<>@/?#]{0,2000})@",
-    re.IGNORECASE,
-)
+_WORDS = re.compile(r"[^\s'\"<>]+")
+_PORT = re.compile(r"\d{1,5}(?:[/?#]|$)")
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,33 @@ def parse_s3(location: str) -> S3Location:
 
 def without_credentials(text: str) -> str:
     """``text`` whose URLs have neither user nor password."""
-    return _WITH_SECRET.sub(r"\1", text) if "@" in text else text
+    return _WORDS.sub(lambda one: _bare(one[0]), text) if "@" in text else text
+
+
+def _bare(word: str) -> str:
+    """``word`` without what stands before "@" in its URLs: up to the path, or with a secret that has "/" in it.
+
+    Such a secret is told from a port by what stands behind the colon. Every part is looked at once.
+    """
+    if "@" not in word or "://" not in word:
+        return word
+    found: list[str] = []
+    ats = [one.start() for one in re.finditer("@", word)]
+    place = 0
+    while (scheme := word.find("://", place)) >= 0:
+        found.append(word[place : scheme + 3])
+        place = scheme + 3
+        following = bisect.bisect_left(ats, place)
+        if following == len(ats):
+            break
+        at = ats[following]
+        end = at
+        for mark in "/?#":  # the first one ends before the next "://", so that nothing is looked at often
+            end = found_at if (found_at := word.find(mark, place, end)) >= 0 else end
+        colon = word.find(":", place, end)
+        if end == at or (colon >= 0 and not _PORT.match(word, colon + 1, at)):
+            place = at + 1
+    return "".join(found) + word[place:]
 
 
 def plain_without_credentials(value: Any) -> Any:

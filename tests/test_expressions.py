@@ -189,7 +189,9 @@ def attacks(pattern: re.Pattern[str]) -> list[tuple[str, str, str]]:
 
 def seconds(expression: Expression, attack: tuple[str, str, str], size: int) -> float:
     start, one, end = attack
-    text = start + one * (size // len(one)) + end
+    text: Any = start + one * (size // len(one)) + end
+    if isinstance(expression.pattern.pattern, bytes):
+        text = text.encode("latin-1", "replace")
     method = getattr(expression.pattern, expression.method)
     began = time.thread_time()
     if expression.method in ("sub", "subn"):

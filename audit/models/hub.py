@@ -105,4 +105,4 @@ def _is_loopback(host: str | None) -> bool:
 
 def _without_queries(text: str) -> str:
     """``text`` without what stands behind "?" in its URLs: those of a CDN are signed."""
-    return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)
+    return re.sub(r"[^\s'\"]+", lambda one: one[0].partition("?")[0] if "://" in one[0] else one[0], text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ if TYPE_CHECKING:
 
     from audit.models.safetensors_header import TensorInfo
 
+_CALLED = re.compile(r"\btoy[- ]?video")
+
 
 class Toy(ModelFamily):
     """PixArt-Sigma (arXiv 2403.04692) with T5; the one frame is what is looked at."""
 
     name = "toy"
-    called = r"\btoy[- ]?video"
+    called = _CALLED
     pipeline = "PixArtSigmaPipeline"
     denoiser_class = "PixArtTransformer2DModel"
     denoiser = "transformer"

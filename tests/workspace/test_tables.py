@@ -309,8 +309,12 @@ def test_two_processes_that_open_a_new_workspace_both_can(tmp_path: Path) -> Non
 
 def test_a_query_that_is_stopped_from_the_keyboard_is_stopped_and_no_fault(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path / "w")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        workspace.rows("SELECT count(*) FROM range(100000000000) AS a WHERE a.range % 7 = 3")
-    timer.join()
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            workspace.rows("SELECT count(*) FROM range(100000000000) AS a WHERE a.range % 7 = 3")
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,15 @@ from audit.untrusted.documents import parse_json
 if TYPE_CHECKING:
     from audit.models.safetensors_header import TensorInfo
 
+_CALLED = re.compile(r"\b(alt[- ]?diffusion)")
+
 
 class AltDiffusion(StableDiffusion):
     """AltDiffusion: Stable Diffusion 1.x with a multilingual XLM-R text encoder (arXiv 2211.06679)."""
 
     name = Family.alt
     precedence = 40
-    called = r"\b(alt[- ]?diffusion)"
+    called = _CALLED
     shaped_like = (Family.sd1,)
     pipeline = "AltDiffusionPipeline"
     default_config = None

@@ -70,7 +70,7 @@ class ModelFamily(ABC):
     pipeline: ClassVar[str]
     denoiser_class: ClassVar[str]
     precedence: ClassVar[int] = 100
-    called: ClassVar[str | None] = None
+    called: ClassVar[re.Pattern[str] | None] = None
     shaped_like: ClassVar[tuple[str, ...]] = ()
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
@@ -105,7 +105,7 @@ class ModelFamily(ABC):
 
     def told_by_name(self, name: str) -> str | None:
         """The family that a base model's name, in lower case with "-" for "_", stands for; None where it is another."""
-        return self.name if self.called and re.search(self.called, name) else None
+        return self.name if self.called is not None and self.called.search(name) else None
 
     def variant_of(self, pipeline: Any) -> str:
         """The family of a loaded base model: of several that share this architecture, the one its sizes show."""

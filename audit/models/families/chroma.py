@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
     from audit.models.safetensors_header import TensorInfo
 
+_CALLED = re.compile(r"\b(chroma)")
+
 
 class Chroma(Patched):
     """Chroma: a descendant of FLUX.1 schnell with T5 alone, without distilled guidance."""
 
     name = Family.chroma
     precedence = 20
-    called = r"\b(chroma)"
+    called = _CALLED
     shaped_like = (Family.flux,)
     denoiser_class = "ChromaTransformer2DModel"
     pipeline = "ChromaPipeline"

@@ -72,6 +72,9 @@ def positions(latents: torch.Tensor) -> torch.Tensor:
     return found.reshape(-1, 3)
 
 
+_CALLED = re.compile(r"\b(flux)")
+
+
 class Patched(ModelFamily):
     """A family whose transformer takes patches of 2 x 2 latents."""
 
@@ -101,7 +104,7 @@ class Flux(Patched):
 
     name = Family.flux
     precedence = 30
-    called = r"\b(flux)"
+    called = _CALLED
     denoiser_class = "FluxTransformer2DModel"
     pipeline = "FluxPipeline"
     encoders = ("text_encoder", "text_encoder_2")

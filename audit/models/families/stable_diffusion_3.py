@@ -21,13 +21,15 @@ _SD3_BLOCKS = re.compile(r"joint_blocks?[._]\d+[._](?:x_block|context_block)[._]
 _JOINT = re.compile(rf"{_START}transformer_blocks[._]\d+[._]attn[._](?:to_q|to_k|to_v|add_[qkv]_proj)[._]")
 _SD3_WIDTHS = (1536, 2432)  # medium, large
 
+_CALLED = re.compile(r"\b(sd[- ]?3|stable[- ]?diffusion[- ]?v?3)")
+
 
 class StableDiffusion3(ModelFamily):
     """Stable Diffusion 3 and 3.5 (arXiv 2403.03206): two CLIP encoders and, where it is there, T5."""
 
     name = Family.sd3
     precedence = 50
-    called = r"\b(sd[- ]?3|stable[- ]?diffusion[- ]?v?3)"
+    called = _CALLED
     denoiser_class = "SD3Transformer2DModel"
     pipeline = "StableDiffusion3Pipeline"
     denoiser = "transformer"

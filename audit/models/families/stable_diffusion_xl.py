@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 
     from audit.models.safetensors_header import TensorInfo
 
+_CALLED = re.compile(r"\b(sd\s*xl|stable[- ]?diffusion[- ]?xl|sdxl[\w.-]*|pony|illustrious|noobai)")
+
 
 class StableDiffusionXL(WithUNet):
     """Stable Diffusion XL (arXiv 2307.01952) and its descendants, Pony and Illustrious among them."""
 
     name = Family.sdxl
     precedence = 10
-    called = r"\b(sd\s*xl|stable[- ]?diffusion[- ]?xl|sdxl[\w.-]*|pony|illustrious|noobai)"
+    called = _CALLED
     pipeline = "StableDiffusionXLPipeline"
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")

@@ -39,7 +39,7 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _PHOTOMETRIC = 262  # the TIFF tag; 0 is "white is zero"
 _ORIENTATION = 274  # the EXIF tag; from 2 on the picture is not upright
 _BYTES_OF_MODE = {"1": 1, "L": 1, "P": 1, "LA": 2, "La": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "LAB": 3, "HSV": 3}
-_MARKER = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]")  # in a JPEG's coded data, where 0 and restarts are no markers
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG's coded data, where 0 and restarts are no markers
 _SCAN, _END = 0xDA, 0xD9
 _BAND = 1 << 22  # pixels that are worked on together where a step needs memory of its own
 
