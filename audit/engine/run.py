@@ -125,6 +125,7 @@ class Run:
         self._evicted = False
         self._failed_before: set[str] = set()  # audits with an attempt on record that failed
         self._answers: list[Answer] = []
+        self._peak_memory = 0
         self._failed_at = datetime.fromtimestamp(0, UTC)
 
     def run(self) -> RunState:
@@ -320,7 +321,8 @@ class Run:
         metrics.images.inc(sampled.images)
         metrics.evaluations.inc(sampled.evaluations)
         metrics.matches.inc(pictures)
-        metrics.gpu_memory.set(max(sampled.peak_memory, metrics.gpu_memory._value.get()))
+        self._peak_memory = max(self._peak_memory, sampled.peak_memory)
+        metrics.gpu_memory.set(self._peak_memory)
 
     def _answered(self, event: Event) -> None:
         """Keep what the audit found, for the list at the end; an earlier failure of it is no news any more."""

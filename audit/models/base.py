@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +17,7 @@ from audit.models.families.base import ModelFamily
 from audit.models.families.identify import family_of_shapes
 from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.formats.prediction import followed, said
-from audit.models.hub import snapshot
+from audit.models.hub import COMMIT, HUB_ID, snapshot
 from audit.models.limits import check_configs
 from audit.models.placement import is_placed, place
 from audit.models.published import ALIASES, source_of
@@ -27,8 +26,6 @@ from audit.models.tokenizers import check_tokenizers
 from audit.untrusted.documents import parse_json
 
 _STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 MAX_INDEX_BYTES = 1 << 20
 

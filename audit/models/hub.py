@@ -19,6 +19,8 @@ from audit.errors import CheckpointError
 if TYPE_CHECKING:
     import httpx2
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 60.0  # s without a byte
 CONNECT_TIMEOUT = 10.0  # s
 MOST_REDIRECTS = 5

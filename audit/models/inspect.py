@@ -15,9 +15,9 @@ from audit.errors import AuditError, CheckpointError
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint, open_checkpoint
 from audit.models.formats.adapter import ModuleChange, check_names, lora_norm
-from audit.models.formats.algorithms import low_rank_change, rank_of
+from audit.models.formats.algorithms import low_rank_change
 from audit.models.formats.headers import is_gguf
-from audit.models.formats.names import Algorithm, Group, read_names
+from audit.models.formats.names import Algorithm, Group, rank_of, read_names
 from audit.models.formats.scaling import Scaling, read_scaling
 from audit.models.formats.tensors import Tensors
 from audit.models.formats.weights import weights_of

@@ -8,19 +8,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from audit.models.formats.names import Algorithm, Group, read_names
+from audit.models.formats.names import Group, rank_of, read_names
 from audit.models.safetensors_header import TensorInfo
 
 MAX_RANK = 1 << 16
 MAX_STEPS = 10**9
 MAX_LEARNING_RATE = 1000.0  # Prodigy and D-Adaptation are run at about 1
-# The first of these that an algorithm's tensors have, and the dimension of its shape that is the rank.
-_RANKS: dict[Algorithm, tuple[tuple[str, int], ...]] = {
-    Algorithm.lora: (("down", 0),),
-    Algorithm.loha: (("hada_w1_b", 0),),
-    Algorithm.lokr: (("lokr_w1_a", 1), ("lokr_w2_a", 1)),
-    Algorithm.glora: (("a2", 0),),
-}
 
 
 @dataclass(frozen=True)
@@ -55,14 +48,11 @@ def tensor_rank(tensors: Mapping[str, TensorInfo]) -> int | None:
 
 
 def _rank(group: Group, tensors: Mapping[str, TensorInfo]) -> int | None:
-    for role, dimension in _RANKS.get(group.algorithm, ()):
-        if role in group.tensors:
-            if role == "lokr_w2_a" and "lokr_t2" in group.tensors:
-                dimension = 0  # the core's: factors of a convolution lie the other way round
-            shape = tensors[group.tensors[role]].shape
-            rank = shape[dimension] if dimension < len(shape) else 0
-            return rank if 0 < rank <= MAX_RANK else None
-    return None
+    try:
+        rank = rank_of(group.algorithm, {role: tensors[name].shape for role, name in group.tensors.items()})
+    except (KeyError, IndexError):  # of a file that lacks a factor, or has a number for one
+        return None
+    return rank if rank is not None and 0 < rank <= MAX_RANK else None
 
 
 def _whole(text: str | None, most: int) -> int | None:

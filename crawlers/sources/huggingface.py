@@ -17,7 +17,7 @@ from audit.config import CrawlSettings
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
-from audit.models.base import HUB_ID
+from audit.models.hub import HUB_ID
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import with_passed_over
 from crawlers.http import Session, Token, check_url, is_of_the_request, read_token

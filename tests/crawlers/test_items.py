@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -196,3 +198,9 @@ def test_prose_of_megabytes_is_read_at_once(text: str) -> None:
     family_of_name(text)
     rank_captions([Caption(text + str(number), "widget") for number in range(50)])
     assert time.thread_time() - began < 1.5
+
+
+def test_sources_need_no_torch() -> None:
+    script = "import sys; from crawlers.source import SOURCES; list(SOURCES); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "False"

@@ -13,8 +13,7 @@ from safetensors.torch import save_file
 
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
-from audit.models.formats.algorithms import rank_of
-from audit.models.formats.names import read_names
+from audit.models.formats.names import rank_of, read_names
 from audit.models.safetensors_header import TensorInfo, read_header
 from audit.models.trained import Training, tensor_rank, training_of
 from tests.conftest import DREAMBOOTH, KOHYA, PEFT

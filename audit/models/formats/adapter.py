@@ -10,7 +10,7 @@ import torch
 
 from audit.models.base import BaseModel
 from audit.models.families.keys import Target, flat_targets, module_targets
-from audit.models.formats.algorithms import changed, rank_of
+from audit.models.formats.algorithms import changed
 from audit.models.formats.names import (
     ANY_ENCODER,
     MAX_VECTORS,
@@ -19,6 +19,7 @@ from audit.models.formats.names import (
     Embedding,
     Group,
     Naming,
+    rank_of,
     read_names,
     shown,
 )

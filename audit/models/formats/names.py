@@ -312,3 +312,19 @@ def shown(names: Iterable[str], most: int = 5) -> str:
     listed = list(names)
     text = ", ".join(name[:100] for name in listed[:most])
     return f"{text} and {len(listed) - most} more" if len(listed) > most else text
+
+
+def rank_of(algorithm: Algorithm, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The rank of a low-rank change, None where there is none."""
+    if algorithm is Algorithm.lora:
+        return shapes["down"][0]
+    if algorithm is Algorithm.loha:
+        return shapes["hada_w1_b"][0]
+    if algorithm is Algorithm.lokr:
+        name = next((n for n in ("lokr_w1_a", "lokr_w2_a") if n in shapes), None)
+        if name is None:
+            return None
+        return shapes[name][0 if name == "lokr_w2_a" and "lokr_t2" in shapes else 1]
+    if algorithm is Algorithm.glora:
+        return shapes["a2"][0]
+    return None
