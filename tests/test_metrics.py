@@ -10,7 +10,7 @@ import typer.main
 
 from audit import metrics
 from audit.cli import app
-from audit.config import RunSettings
+from audit.config import CrawlSettings, RunSettings
 from audit.errors import ConfigError
 
 
@@ -48,12 +48,12 @@ def test_another_address_is_asked_for() -> None:
 
 
 def test_every_command_with_a_port_has_an_address_of_this_machine_by_default() -> None:
-    assert RunSettings().metrics_address == "127.0.0.1"
+    assert RunSettings().metrics_address == CrawlSettings().metrics_address == "127.0.0.1"
     command = typer.main.get_command(app)
     found = 0
     for one in (*command.commands.values(), *command.commands["crawl"].commands.values()):
-        options = {option.name: option for option in one.params}
-        if "metrics_port" in options:
+        options = {flag: option for option in one.params for flag in option.opts}
+        if "--metrics-port" in options:
             found += 1
-            assert options["metrics_address"].default in (None, "127.0.0.1")
+            assert options["--metrics-address"].default is None  # the setting's
     assert found == 4
