@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 DEFAULT_WORKSPACE = "lora-audit-workspace"
 log = logging.getLogger(__name__)
-ITEM = re.compile(r"(civitai|huggingface|folder|file):.+")
 
 
 @dataclass(frozen=True)
@@ -197,7 +196,13 @@ def _bench(bench: Bench | None, device: str | None, batch_size: int, compile: Co
 
 
 def _is_item(path: Path) -> bool:
-    return bool(ITEM.fullmatch(str(path))) and not path.exists()
+    source, _, rest = str(path).partition(":")
+    if not rest or path.exists():
+        return False
+    from crawlers.local import LocalFile
+    from crawlers.source import SOURCES
+
+    return source == LocalFile.name or source in SOURCES
 
 
 def from_catalog(request: Request, workspace: Workspace) -> tuple[Request, Path | None]:

@@ -76,7 +76,7 @@ class FetchError(AuditError):
     def __init__(
         self,
         message: str,
-        state: str = ItemState.failed,
+        state: ItemState = ItemState.failed,
         wait: float | None = None,
         status: int | None = None,
         until: datetime | None = None,

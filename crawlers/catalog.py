@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from audit.models.checkpoint import metadata_json
 from audit.models.safetensors_header import Header, read_header
 from audit.models.trained import Training
 from audit.schemas import CHECKPOINTS
+from audit.states import ItemState
 from audit.storable import storable_values
 from audit.storage import Workspace
 from audit.workspace.workspace import condition
@@ -29,17 +31,24 @@ from crawlers.store import Store, Stored
 from crawlers.training_data import GroundTruth
 
 log = logging.getLogger(__name__)
-OPT_OUT = re.compile(r"(civitai|huggingface|folder):(model|user):(\S.{0,200})")
+OPT_OUT = re.compile(r"([a-z][\w-]{0,39}):(model|user):(\S.{0,200})")
 MAX_ATTEMPTS = 5
 OF_THE_FILE = ("checkpoint_sha256", "tensors_sha256", "identity", "format", "bytes", "claimed_metadata")
 OF_ITS_HEADER = tuple(one.name for one in fields(Training))
+
+
+class Step(StrEnum):
+    """What is to be done for an item, where nothing is to be recorded at once."""
+
+    nothing = "nothing"
+    fetch = "fetch"
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of an item: a state of the checkpoints table, why, the stored file, and when it can be had later."""
 
-    state: str
+    state: ItemState
     reason: str | None = None
     stored: Stored | None = None
     ground_truth: GroundTruth | None = None
@@ -65,13 +74,16 @@ class OptOuts:
     """
 
     def __init__(self, text: str = "", name: str = "the opt-out list") -> None:
+        from crawlers.source import SOURCES  # they are made of what is here
+
         self.entries: set[str] = set()
         for number, line in enumerate(text.splitlines(), start=1):
             text = line.partition("#")[0].strip()
-            if text and not OPT_OUT.fullmatch(text):
+            match = OPT_OUT.fullmatch(text)
+            if text and not (match and match[1] in SOURCES):
                 raise CrawlError(
                     f"{name}, line {number}: {text[:80]!r} is neither SOURCE:model:ID nor SOURCE:user:NAME "
-                    "(sources: civitai, huggingface, folder)"
+                    f"(sources: {', '.join(SOURCES)})"
                 )
             if text:
                 self.entries.add(text.casefold())
@@ -132,7 +144,7 @@ class Catalog:
             except Exception as error:
                 if not is_of_the_item(error):
                     raise
-                outcome = Outcome("failed", reason_of_fault(error, item.item_id, log))
+                outcome = Outcome(ItemState.failed, reason_of_fault(error, item.item_id, log))
                 row, claims = self._failed(item, outcome, before or {}, now), []
             recorded.append(outcome)
             rows.append(row)
@@ -161,13 +173,14 @@ class Catalog:
         self, item: Item, outcome: Outcome, before: dict[str, Any] | None, now: datetime
     ) -> tuple[dict[str, Any], list[Caption]]:
         stored, before = outcome.stored, before or {}
-        if outcome.state == "opted-out":  # nothing is kept of it but that it was there
+        if outcome.state == ItemState.opted_out:  # nothing is kept of it but that it was there
             return {
-                "item_id": item.item_id, "source": item.source, "model_id": item.model_id, "state": "opted-out",
+                "item_id": item.item_id, "source": item.source, "model_id": item.model_id, "state": ItemState.opted_out,
                 "reason": outcome.reason, "fingerprint": item.fingerprint, "attempts": 0,
                 "first_seen_at": before.get("first_seen_at") or now, "seen_at": now,
             }, []  # fmt: skip
-        kept = stored is None and outcome.state in ("stored", "gone")  # what is known of the file stays known
+        # what is known of the file stays known
+        kept = stored is None and outcome.state in (ItemState.stored, ItemState.gone)
         header = stored.header if stored else None
         if kept and before.get("identity"):
             header = self._header(before["identity"])
@@ -239,31 +252,33 @@ class Catalog:
     @staticmethod
     def _attempts(item: Item, outcome: Outcome, before: dict[str, Any]) -> int:
         earlier = before.get("attempts") or 0 if before.get("fingerprint") == item.fingerprint else 0
-        return earlier + 1 if outcome.state == "failed" else (0 if outcome.state == "stored" else earlier)
+        return (
+            earlier + 1 if outcome.state == ItemState.failed else (0 if outcome.state == ItemState.stored else earlier)
+        )
 
-    def step(self, item: Item, row: dict[str, Any] | None, download: bool, again: bool = False) -> Outcome | str:
-        """What is to be done for ``item``, given its ``row``: "nothing", "fetch", or the outcome to record at once.
+    def step(self, item: Item, row: dict[str, Any] | None, download: bool, again: bool = False) -> Outcome | Step:
+        """What is to be done for ``item``, given its ``row``: nothing, to fetch it, or the outcome to record at once.
 
         ``again`` fetches also what has failed MAX_ATTEMPTS times.
         """
         same = row is not None and row["fingerprint"] == item.fingerprint
         standing = self._standing(item)
         if standing:
-            return "nothing" if row is not None and same and row["state"] == standing.state else standing
+            return Step.nothing if row is not None and same and row["state"] == standing.state else standing
         if row is None:
-            return "fetch" if download else Outcome("listed")
-        if row["state"] == "stored" and self._same_file(item, row):
+            return Step.fetch if download else Outcome(ItemState.listed)
+        if row["state"] == ItemState.stored and self._same_file(item, row):
             if download and item.ground_truth_url and not row["ground_truth"] and not same:
-                return "fetch"  # its training set is asked for now
-            return "nothing" if same else Outcome("stored", row["reason"])
-        if same and row["state"] == "later":
+                return Step.fetch  # its training set is asked for now
+            return Step.nothing if same else Outcome(ItemState.stored, row["reason"])
+        if same and row["state"] == ItemState.later:
             due = row["available_at"] is None or row["available_at"] <= datetime.now(UTC)
-            return "fetch" if download and due else "nothing"
+            return Step.fetch if download and due else Step.nothing
         if same:
-            tired = row["state"] == "failed" and row["attempts"] >= MAX_ATTEMPTS and not again
-            done = row["state"] == "refused" or tired or not download
-            return "nothing" if done else "fetch"
-        return "fetch" if download else Outcome("listed")
+            tired = row["state"] == ItemState.failed and row["attempts"] >= MAX_ATTEMPTS and not again
+            done = row["state"] == ItemState.refused or tired or not download
+            return Step.nothing if done else Step.fetch
+        return Step.fetch if download else Outcome(ItemState.listed)
 
     @staticmethod
     def _same_file(item: Item, row: dict[str, Any]) -> bool:
@@ -276,13 +291,15 @@ class Catalog:
     def _standing(self, item: Item) -> Outcome | None:
         """What is known of ``item`` without asking for its file; None where it may be downloaded."""
         if self.opt_outs.covers(item.source, item.model_id, item.uploader):
-            return Outcome("opted-out", "on the opt-out list")
+            return Outcome(ItemState.opted_out, "on the opt-out list")
         if item.missing:
-            return Outcome("gone", item.missing)
+            return Outcome(ItemState.gone, item.missing)
         if item.refusal:
-            return Outcome("refused", item.refusal)
+            return Outcome(ItemState.refused, item.refusal)
         if item.claimed_bytes and item.claimed_bytes > self.store.max_bytes:
-            return Outcome("refused", f"{item.claimed_bytes} bytes are more than the limit of {self.store.max_bytes}")
+            return Outcome(
+                ItemState.refused, f"{item.claimed_bytes} bytes are more than the limit of {self.store.max_bytes}"
+            )
         return None
 
     def forget_opted_out(self) -> int:
@@ -292,7 +309,7 @@ class Catalog:
         ) if self.opt_outs.entries else []  # fmt: skip
         gone = [row for row in rows if self.opt_outs.covers(row["source"], row["model_id"], row["uploader"])]
         if gone:
-            outcome = Outcome("opted-out", "on the opt-out list")
+            outcome = Outcome(ItemState.opted_out, "on the opt-out list")
             self.record([(item_of(row), outcome) for row in gone], {row["item_id"]: row for row in gone})
             for identity in {row["identity"] for row in gone if row["identity"]}:
                 if not self.workspace.rows("SELECT 1 FROM checkpoints WHERE identity = ? LIMIT 1", [identity]):

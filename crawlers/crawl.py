@@ -14,8 +14,9 @@ from typing import Any
 from audit import metrics
 from audit.errors import CrawlError, FetchError, WorkspaceError
 from audit.faults import is_of_the_item, reason_of_fault
+from audit.states import ItemState
 from audit.storage import Workspace
-from crawlers.catalog import Catalog, Outcome
+from crawlers.catalog import Catalog, Outcome, Step
 from crawlers.items import Item
 from crawlers.source import Source
 
@@ -45,7 +46,7 @@ class Counts:
     def add(self, outcome: Outcome) -> None:
         """Count one recorded outcome."""
         self.states[outcome.state] = self.states.get(outcome.state, 0) + 1
-        if outcome.state in ("failed", "refused", "gone", "later") and outcome.reason:
+        if outcome.state in (ItemState.failed, ItemState.refused, ItemState.gone, ItemState.later) and outcome.reason:
             self.because(outcome.reason[:100])
 
     def because(self, reason: str) -> None:
@@ -172,7 +173,7 @@ class Crawl:
                         failed = 0
                     except FetchError as error:
                         failed += 1
-                        counts.add(Outcome("failed", str(error)))
+                        counts.add(Outcome(ItemState.failed, str(error)))
                         if failed >= MOST_FAILURES:
                             raise CrawlError(
                                 f"{error}; what was asked is recorded, run it again for the rest"
@@ -181,7 +182,7 @@ class Crawl:
                     except Exception as error:
                         if not is_of_the_item(error):
                             raise
-                        counts.add(Outcome("failed", reason_of_fault(error, row["item_id"], log)))
+                        counts.add(Outcome(ItemState.failed, reason_of_fault(error, row["item_id"], log)))
                         items = []
                     asked |= {item.item_id for item in items}
                     self._take(items, counts)
@@ -206,7 +207,7 @@ class Crawl:
             if self.limit is not None and counts.new + new >= self.limit:
                 break
             item, step = self._step(item, known.get(item.item_id), again)
-            if step == "nothing":
+            if step is Step.nothing:
                 continue
             new += 1
             if isinstance(step, Outcome):
@@ -218,11 +219,11 @@ class Crawl:
         counts.new += new
         return new
 
-    def _step(self, item: Item, row: dict[str, Any] | None, again: bool) -> tuple[Item, Outcome | str]:
+    def _step(self, item: Item, row: dict[str, Any] | None, again: bool) -> tuple[Item, Outcome | Step]:
         """What is to be done for ``item``, with what the source says on being asked about it where that matters."""
         try:
             step = self.catalog.step(item, row, self.download, again)
-            if step == "fetch" or (isinstance(step, Outcome) and step.state == "listed"):
+            if step is Step.fetch or (isinstance(step, Outcome) and step.state == ItemState.listed):
                 item = replace(self.source.enrich(item), known_fingerprint=item.fingerprint)
                 step = self.catalog.step(item, row, self.download, again)
             return item, step
@@ -235,7 +236,7 @@ class Crawl:
             return Outcome(error.state, str(error)[:1000], until=error.until)
         if not is_of_the_item(error):
             raise error
-        return Outcome("failed", reason_of_fault(error, f"{self.source.name}: {item.item_id}", log))
+        return Outcome(ItemState.failed, reason_of_fault(error, f"{self.source.name}: {item.item_id}", log))
 
     def _record(self, outcomes: list[tuple[Item, Outcome]], known: dict[str, dict[str, Any]], counts: Counts) -> None:
         for outcome in self.catalog.record(outcomes, known):
@@ -299,8 +300,8 @@ def estimate(source: Source, catalog: Catalog, limit: int | None, progress: Prog
         new = 0
         for item in {item.item_id: item for item in page.items}.values():
             step = catalog.step(item, known.get(item.item_id), download=True)
-            new += step != "nothing"
-            if step == "fetch":
+            new += step is not Step.nothing
+            if step is Step.fetch:
                 counts["to_download"] += 1
                 counts["bytes"] += item.claimed_bytes or 0
                 counts["unknown_sizes"] += item.claimed_bytes is None

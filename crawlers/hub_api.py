@@ -13,6 +13,7 @@ from urllib.parse import quote
 import requests
 
 from audit.errors import FetchError
+from audit.states import ItemState
 from crawlers.crawl import News
 from crawlers.http import Session, check_status
 from crawlers.items import dict_of, list_of, text_of
@@ -67,8 +68,8 @@ class HubApi:
         try:
             return self.session.get_page(url, parameters, form=form, check=_checking(what))
         except FetchError as error:
-            if error.status is None and error.state == "failed":
-                raise FetchError(f"{what} cannot be had from the hub: {error}", "failed", error.wait) from None
+            if error.status is None and error.state == ItemState.failed:
+                raise FetchError(f"{what} cannot be had from the hub: {error}", ItemState.failed, error.wait) from None
             raise
 
 
@@ -82,10 +83,10 @@ def _checking(what: str) -> Callable[[requests.Response], None]:
         if code == "GatedRepo":
             raise gated(what)
         if message == DISABLED:
-            raise FetchError(f"{what} is disabled by the hub", "gone")
+            raise FetchError(f"{what} is disabled by the hub", ItemState.gone)
         of_a_model = response.status_code == 401 and message != BAD_TOKEN and "/api/models/" in response.url
         if code in ("RepoNotFound", "RevisionNotFound", "EntryNotFound") or of_a_model:
-            raise FetchError(f"{what} is not there, or private", "gone")
+            raise FetchError(f"{what} is not there, or private", ItemState.gone)
         check_status(response)
 
     return check
@@ -94,5 +95,6 @@ def _checking(what: str) -> Callable[[requests.Response], None]:
 def gated(what: str) -> FetchError:
     """The failure of what needs an account's permission."""
     return FetchError(
-        f"{what} is gated or private: ask for access on its page, and give that account's token (HF_TOKEN)", "failed"
+        f"{what} is gated or private: ask for access on its page, and give that account's token (HF_TOKEN)",
+        ItemState.failed,
     )

@@ -10,6 +10,7 @@ from typing import Any
 from audit.errors import CheckpointError, FetchError
 from audit.extraction.captions import Caption
 from audit.files import private_file
+from audit.states import ItemState
 from crawlers.catalog import Catalog, Outcome
 from crawlers.items import Item, clean_name
 from crawlers.source import Page
@@ -82,6 +83,6 @@ class LocalFile:
                 hashed = hash_stream(stream, item.name, to, self.catalog.store.max_bytes)
         except CheckpointError as error:
             part.unlink(missing_ok=True)
-            raise FetchError(str(error), "refused") from None
+            raise FetchError(str(error), ItemState.refused) from None
         tell(hashed.bytes)
-        return Outcome("stored", None, self.catalog.store.adopt(part, item.name, *hashed.results()))
+        return Outcome(ItemState.stored, None, self.catalog.store.adopt(part, item.name, *hashed.results()))

@@ -22,6 +22,7 @@ from audit.descriptors.pictures import MOST_PIXEL_BYTES, SUFFIXES, pixels_of
 from audit.errors import FetchError
 from audit.extraction.captions import clean_text
 from audit.files import Files
+from audit.states import ItemState
 from audit.storage import Workspace
 from audit.untrusted.pool import RefusedError, Reply, pool
 from crawlers.http import Session, check_status, shown
@@ -77,12 +78,14 @@ def _download(session: Session, url: str, to: IO[bytes]) -> None:
     with session.open(url, headers={"Accept-Encoding": "identity"}) as response:
         check_status(response)
         if "text/html" in response.headers.get("Content-Type", ""):
-            raise FetchError(f"{shown(response.url)} answers with a web page instead of the training set", "failed")
+            raise FetchError(
+                f"{shown(response.url)} answers with a web page instead of the training set", ItemState.failed
+            )
         size = 0
         for piece in response.iter_content(1 << 20):
             size += len(piece)
             if size > MAX_ARCHIVE_BYTES:
-                raise FetchError(f"the training set is larger than {MAX_ARCHIVE_BYTES >> 20} MiB", "refused")
+                raise FetchError(f"the training set is larger than {MAX_ARCHIVE_BYTES >> 20} MiB", ItemState.refused)
             to.write(piece)
 
 
@@ -120,10 +123,10 @@ class _Unpacking:
             raise _refused(error) from None
         for number, text in _numbers(reply.answer):
             if len(self.found) == MAX_PICTURES:
-                raise FetchError(f"the training set holds more than {MAX_PICTURES} pictures", "refused")
+                raise FetchError(f"the training set holds more than {MAX_PICTURES} pictures", ItemState.refused)
             self._one(number, text)
         if not self.found:
-            raise FetchError("the training set holds no picture that can be read", "refused")
+            raise FetchError("the training set holds no picture that can be read", ItemState.refused)
         return self.found
 
     def _one(self, number: int, text: int | None) -> None:
@@ -144,7 +147,7 @@ class _Unpacking:
         picture = pixels_of(size, reply.data)
         self.pixels += picture.width * picture.height
         if self.pixels > MAX_SET_PIXELS:
-            raise FetchError(f"the training set has more than {MAX_SET_PIXELS // 10**6} megapixels", "refused")
+            raise FetchError(f"the training set has more than {MAX_SET_PIXELS // 10**6} megapixels", ItemState.refused)
         name = f"{len(self.found) + 1:04d}.png"
         self.files.write(f"{self.folder}/{name}", to_png(picture))
         self.found.append({"file": name, "caption": clean_text(caption)})
@@ -155,13 +158,13 @@ class _Unpacking:
     def _count_seconds(self, seconds: float) -> None:
         self.seconds += seconds
         if self.seconds > MAX_SET_SECONDS:
-            raise FetchError(f"the training set takes more than {MAX_SET_SECONDS} s to read", "refused")
+            raise FetchError(f"the training set takes more than {MAX_SET_SECONDS} s to read", ItemState.refused)
 
     def _checked(self, answer: Any) -> tuple[list[int] | None, str]:
         """Size and caption of a child's answer; its unpacked bytes are counted. Raises FetchError where it is none."""
         unpacked = answer.get("unpacked") if isinstance(answer, dict) else None
         if type(unpacked) is not int or not 0 <= unpacked <= self.left or not isinstance(answer.get("caption"), str):
-            raise FetchError("the training set is refused: what parses it gives no picture", "refused")
+            raise FetchError("the training set is refused: what parses it gives no picture", ItemState.refused)
         self.left -= unpacked
         return answer.get("size"), answer["caption"][:MAX_CAPTION_TEXT]
 
@@ -175,9 +178,9 @@ def _numbers(answer: Any) -> list[tuple[int, int | None]]:
     if len(found) > MAX_MEMBERS or not all(
         type(picture) is int and picture >= 0 and (text is None or type(text) is int) for picture, text in found
     ):
-        raise FetchError("the training set is refused: what parses it gives no list of files", "refused")
+        raise FetchError("the training set is refused: what parses it gives no list of files", ItemState.refused)
     return found
 
 
 def _refused(error: RefusedError) -> FetchError:
-    return FetchError(str(error) if error.by_child else f"the training set is {error}", "refused")
+    return FetchError(str(error) if error.by_child else f"the training set is {error}", ItemState.refused)

@@ -16,6 +16,7 @@ from audit.config import CrawlSettings, Prompts
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
+from audit.states import ItemState
 from crawlers.catalog import Catalog, Outcome
 from crawlers.civitai_answers import PROMPT_IMAGES
 from crawlers.civitai_answers import prompts_of as prompts_of
@@ -325,7 +326,7 @@ class Civitai:
         try:
             items = self._model(str(int(row["model_id"])), urlsplit(row["page_url"] or "").netloc)
         except FetchError as error:
-            if error.state != "gone":
+            if error.state != ItemState.gone:
                 raise
             return self._missing(row["model_id"], "deleted at the source")
         listed = {item.item_id for item in items}
@@ -347,21 +348,23 @@ class Civitai:
             try:
                 return dict_of(self.session.get_json(f"{self.scheme}://{host}{self.path}/{path}")), host
             except FetchError as error:
-                if host == hosts[-1] or error.state != "gone":
+                if host == hosts[-1] or error.state != ItemState.gone:
                     raise
         raise AssertionError("unreachable")
 
     def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
         """Download the file, and the training set where it may be used."""
         if not item.download_url:
-            raise FetchError("the source gives no download URL", "failed")
+            raise FetchError("the source gives no download URL", ItemState.failed)
         try:
             stored = self.catalog.store.download(self.session, item, tell)
         except FetchError as error:
             until = error.until or item.available_at
             if error.status in (401, 403) and until and until > datetime.now(UTC):
                 raise FetchError(
-                    f"early access until {until:%Y-%m-%d %H:%M} UTC: it is asked for again then", "later", until=until
+                    f"early access until {until:%Y-%m-%d %H:%M} UTC: it is asked for again then",
+                    ItemState.later,
+                    until=until,
                 ) from None
             raise
         note, found = stored.note, None
@@ -370,7 +373,7 @@ class Civitai:
                 found = fetch_ground_truth(self.catalog.workspace, self.session, item)
             except FetchError as error:  # costs the training set, not the checkpoint
                 note = "; ".join(filter(None, (note, f"its training set was not taken: {error}")))
-        return Outcome("stored", note, stored, found)
+        return Outcome(ItemState.stored, note, stored, found)
 
     def one(self, model_id: str | None = None, version_id: str | None = None, digest: str | None = None) -> list[Item]:
         """The items of a model, of one of its versions, or of the version that has a file with the hash ``digest``."""
@@ -381,7 +384,7 @@ class Civitai:
             answer, _ = self._ask(f"model-versions/{int(version_id)}")
             model_id = text_of(answer.get("modelId"), 40)
         if not re.fullmatch(r"\d{1,18}", model_id or ""):
-            raise FetchError("the source's answer names no model", "failed")
+            raise FetchError("the source's answer names no model", ItemState.failed)
         items = self._model(model_id or "")
         return [item for item in items if version_id in (None, item.version_id)]
 

@@ -22,6 +22,7 @@ from audit.errors import CheckpointError, FetchError
 from audit.extraction.captions import Caption, TrainingImages
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.files import private_file, shown
+from audit.states import ItemState
 from audit.storable import path_as_text, path_of_text
 from audit.untrusted.documents import parse_json
 from crawlers.catalog import Catalog, Outcome
@@ -205,16 +206,16 @@ class Folder:
                 hashed = hash_stream(stream, item.name, to, self.catalog.store.max_bytes)
         except CheckpointError as error:
             part.unlink(missing_ok=True)
-            raise FetchError(str(error), "refused") from None
+            raise FetchError(str(error), ItemState.refused) from None
         except OSError as error:
             part.unlink(missing_ok=True)
-            raise FetchError(f"{item.name} cannot be copied: {str(error)[:200]}", "failed") from error
+            raise FetchError(f"{item.name} cannot be copied: {str(error)[:200]}", ItemState.failed) from error
         tell(hashed.bytes)
         if hashed.bytes != item.claimed_bytes:
             part.unlink()
-            raise FetchError(f"{item.name} changed while it was read: the next look takes it", "failed")
+            raise FetchError(f"{item.name} changed while it was read: the next look takes it", ItemState.failed)
         sha256, tensors = hashed.results()
-        return Outcome("stored", None, self.catalog.store.adopt(part, item.name, sha256, tensors))
+        return Outcome(ItemState.stored, None, self.catalog.store.adopt(part, item.name, sha256, tensors))
 
 
 class FolderKind(SourceKind):

@@ -18,6 +18,7 @@ from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.hub import HUB_ID
+from audit.states import ItemState
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import with_passed_over
 from crawlers.http import Session, Token, check_url, is_of_the_request, read_token
@@ -216,7 +217,7 @@ class HuggingFace:
         try:
             items = self.one(row["model_id"])
         except FetchError as error:
-            if error.state != "gone":
+            if error.state != ItemState.gone:
                 raise
             return [replace(item, missing="deleted or made private at the source") for item in known]
         listed = {item.item_id for item in items}
@@ -239,8 +240,8 @@ class HuggingFace:
                 raise gated(item.model_id) from None
             raise
         if item.claimed_sha256 and stored.sha256 != item.claimed_sha256:
-            return Outcome("stored", "the hub states another SHA256 than the file's", stored)
-        return Outcome("stored", stored.note, stored)
+            return Outcome(ItemState.stored, "the hub states another SHA256 than the file's", stored)
+        return Outcome(ItemState.stored, stored.note, stored)
 
 
 def is_path(name: str) -> bool:
