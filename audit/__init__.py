@@ -40,11 +40,8 @@ if TYPE_CHECKING:
     __version__: str
 
 # Libraries beneath us report their use to their makers unless they are told not to. What is audited here is private.
-for _name, _value in (
-    ("ORT_DISABLE_TELEMETRY", "1"),
-    ("HF_HUB_DISABLE_TELEMETRY", "1"),
-    ("RAY_USAGE_STATS_ENABLED", "0"),
-):
+_SILENT = {"ORT_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+for _name, _value in _SILENT.items():
     os.environ.setdefault(_name, _value)
 
 _FROM = {

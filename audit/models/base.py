@@ -17,7 +17,7 @@ from audit.models.families.base import ModelFamily
 from audit.models.families.identify import family_of_shapes
 from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.formats.prediction import followed, said
-from audit.models.hub import COMMIT, HUB_ID, snapshot
+from audit.models.hub import is_commit, is_hub_id, snapshot
 from audit.models.limits import check_configs
 from audit.models.placement import is_placed, place
 from audit.models.published import ALIASES, source_of
@@ -106,7 +106,7 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
         return BaseLocation(path.resolve().name, _folder_revision(path), path)
     if path.is_file():
         return _locate_file(path, config)
-    if HUB_ID.fullmatch(source.partition("@")[0]) and not source.startswith((".", "/")):
+    if is_hub_id(source.partition("@")[0]) and not source.startswith((".", "/")):
         folder = download_snapshot(source, CONFIG_FILES)
         architecture = _architecture(folder)
         folder = download_snapshot(
@@ -139,7 +139,7 @@ def load_base(location: BaseLocation, as_stored: bool = False) -> BaseModel:
 def download_snapshot(source: str, patterns: list[str]) -> Path:
     """The local snapshot of ``owner/name@commit``, downloading the files that match ``patterns`` where needed."""
     name, _, revision = source.partition("@")
-    if not COMMIT.fullmatch(revision):
+    if not is_commit(revision):
         raise CheckpointError(
             f"{source}: name the commit, as owner/name@<40 hex digits>; a branch can change under an audit "
             "(the commit is on the model page under 'Files and versions')"

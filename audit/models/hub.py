@@ -19,8 +19,8 @@ from audit.errors import CheckpointError
 if TYPE_CHECKING:
     import httpx2
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 60.0  # s without a byte
 CONNECT_TIMEOUT = 10.0  # s
 MOST_REDIRECTS = 5
@@ -28,6 +28,16 @@ GATED = (
     "ask for access on its page, and give that account's token in HF_TOKEN. Workers of a cluster have no token: for "
     "them name a folder that all machines see"
 )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` is owner/name."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def is_commit(revision: str) -> bool:
+    """Whether ``revision`` is a commit and no branch."""
+    return _COMMIT.fullmatch(revision) is not None
 
 
 def snapshot(name: str, revision: str, patterns: list[str]) -> Path:

@@ -17,7 +17,7 @@ from audit.config import CrawlSettings
 from audit.errors import CrawlError, FetchError
 from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
-from audit.models.hub import HUB_ID
+from audit.models.hub import is_hub_id
 from audit.states import ItemState
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import with_passed_over
@@ -144,7 +144,7 @@ class HuggingFace:
     def _items(self, model: dict[str, Any]) -> list[Item]:
         """One item a weight file; pickles are named only where there is nothing else."""
         model_id, commit = _id(model), hex_of(model.get("sha"), 40)
-        if not HUB_ID.fullmatch(model_id) or commit is None:
+        if not is_hub_id(model_id) or commit is None:
             return []
         files = (dict_of(sibling).get("rfilename") for sibling in list_of(model.get("siblings"), 5000))
         names = [name for name in files if isinstance(name, str) and is_path(name)]
@@ -264,7 +264,7 @@ def reference_of(text: str) -> dict[str, str] | None:
     )
     name = re.fullmatch(r"(?:huggingface:|hf:)?([^@:/]+/[^@:/]+)(?:@([0-9a-f]{40}))?(?::.*)?", text)
     match = page or name
-    if not match or not HUB_ID.fullmatch(match.group(1)):
+    if not match or not is_hub_id(match.group(1)):
         return None
     return {"model_id": match.group(1), **({"revision": match.group(2)} if match.group(2) else {})}
 
