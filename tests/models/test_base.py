@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import save_file
 
 from audit.errors import CheckpointError, ConfigError
-from audit.models.base import COMMIT as COMMITS
-from audit.models.base import HUB_ID, BaseModel, load_base, locate_base
+from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.families.registry import FAMILIES
+from audit.models.hub import is_commit, is_hub_id
 from audit.models.published import EMBEDDED, PINNED, PUBLISHED, source_of
 from tests.conftest import BASE
 from tests.models.ldm import to_ldm
@@ -39,8 +39,8 @@ def test_short_names_stand_for_pinned_models(tmp_path: Path, monkeypatch: pytest
     assert locate_base("nano").revision == locate_base(str(BASE)).revision
     for name, source in PINNED.items():
         assert source_of(name) == source
-        assert HUB_ID.fullmatch(source.partition("@")[0])
-        assert COMMITS.fullmatch(source.partition("@")[2])
+        assert is_hub_id(source.partition("@")[0])
+        assert is_commit(source.partition("@")[2])
     assert PINNED["sd15"] == FAMILIES["sd1"].default_config
     assert source_of("owner/name") == "owner/name"
     for name in set(PUBLISHED) - set(PINNED):
