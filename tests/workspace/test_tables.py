@@ -307,14 +307,27 @@ def test_two_processes_that_open_a_new_workspace_both_can(tmp_path: Path) -> Non
     assert Workspace(tmp_path / "w").rows("SELECT count(*) AS n FROM failures") == [{"n": 2}]
 
 
+STOPPED = """
+import signal, sys
+from audit.storage import Workspace
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+workspace = Workspace(sys.argv[1])
+print("asking", flush=True)
+try:
+    workspace.rows("SELECT count(*) FROM range(100000000000) AS a WHERE a.range % 7 = 3")
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+"""
+
+
 def test_a_query_that_is_stopped_from_the_keyboard_is_stopped_and_no_fault(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path / "w")
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background ignores it
-    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
-    try:
-        timer.start()
-        with pytest.raises(KeyboardInterrupt):
-            workspace.rows("SELECT count(*) FROM range(100000000000) AS a WHERE a.range % 7 = 3")
-        timer.join()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "w")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        assert asking.stdout.readline() == "asking\n"
+        deadline = time.monotonic() + 60
+        while asking.poll() is None and time.monotonic() < deadline:
+            time.sleep(1)
+            asking.send_signal(signal.SIGINT)
+        asking.kill()
+        assert asking.stdout.readline() == "stopped\n"
