@@ -69,3 +69,13 @@ def test_trace_ids_do_not_split_what_failed_for_one_reason() -> None:
 
     first, second = (f"KeyError: 'a' (trace {trace})" for trace in ("0a1b2c3d", "deadbeef"))
     assert _general(first) == _general(second) == "KeyError: *"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"pictures": [1]}', b'{"pictures": [{"name": "x"}]}'])
+def test_verify_names_a_damaged_list_of_known_pictures(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    workspace.files.write("ground-truth/x/source.json", content)
+    app(["verify", "--json", "--workspace", str(workspace.root)], standalone_mode=False)
+    [problem] = json.loads(capsys.readouterr().out)["problems"]
+    assert problem == {"where": "ground-truth/x/source.json", "problem": "the list of its pictures is damaged"}

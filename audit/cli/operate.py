@@ -296,11 +296,15 @@ def _verify_files(workspace: Workspace, problems: list[dict[str, str]]) -> None:
                 problems.append({"where": entry.key, "problem": "its content is not what its name says"})
     for entry in workspace.files.list("ground-truth", recursive=True):
         if entry.key.endswith("/source.json"):
-            said = json.loads(workspace.files.read(entry.key) or b"{}")
             folder = entry.key.removesuffix("/source.json")
-            for picture in said.get("pictures", []):
-                if not workspace.files.exists(f"{folder}/{picture['file']}"):
-                    problems.append({"where": f"{folder}/{picture['file']}", "problem": "the file is missing"})
+            try:
+                names = [str(one["file"]) for one in json.loads(workspace.files.read(entry.key) or b"")["pictures"]]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                problems.append({"where": entry.key, "problem": "the list of its pictures is damaged"})
+                continue
+            for name in names:
+                if not workspace.files.exists(f"{folder}/{name}"):
+                    problems.append({"where": f"{folder}/{name}", "problem": "the file is missing"})
 
 
 @config_app.command("show")

@@ -31,8 +31,17 @@ GATED = (
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether ``name`` is owner/name."""
-    return _HUB_ID.fullmatch(name) is not None
+    """Whether ``name`` is owner/name, of a length and of characters that the hub has."""
+    if _HUB_ID.fullmatch(name) is None:
+        return False
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def is_commit(revision: str) -> bool:

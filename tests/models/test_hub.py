@@ -157,3 +157,11 @@ def test_a_token_that_is_none_is_refused_without_being_shown(environment: pytest
 
 def test_signed_links_are_not_shown() -> None:
     assert ours._without_queries("for url 'https://cdn.x/a?X-Amz-Signature=abc' x") == "for url 'https://cdn.x/a' x"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [("jane/lora", True), ("jane", False), ("jane/" + "x" * 200, False), ("jane/a--b", False), ("jane/a.git", False)],
+)
+def test_names_that_the_hub_has_not_are_none(name: str, is_one: bool) -> None:
+    assert ours.is_hub_id(name) is is_one
