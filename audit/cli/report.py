@@ -24,14 +24,20 @@ def report(
 ) -> None:
     """Write the report page of a finished audit: one self-contained HTML file.
 
-    It is about the reference sets that are named; without one, about all that the audit was matched with.
+    It is about the reference sets that are named; without one, about all that the audit was matched with. Named sets,
+    and those of a page in reports/, are compared as they are now: nothing is sampled.
     """
     from audit.files import whole_file
     from audit.report import collect, write_page
+    from audit.report.again import compare_again
+    from audit.report.facts import find_audit
     from audit.report.page import render
     from audit.storage import Workspace
 
-    opened = Workspace(config.workspace, reading=as_json or output is not None, create=False)
+    reading = not config.references and (as_json or output is not None)
+    opened = Workspace(config.workspace, reading=reading, create=False)
+    if not reading:  # a set that was never compared, or has changed since, would pass for one without a match
+        audit = compare_again(opened, find_audit(opened, audit), config.references)
     facts = collect(opened, audit, list(config.references) or None)
     if as_json:
         print_json(facts.as_json())

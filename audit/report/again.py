@@ -43,3 +43,19 @@ def match_again(
         answers.append(Answer(row["audit_id"], name, "", found, page, facts.tells_nothing is not None))
     tell("matching", len(rows), len(rows))
     return sorted(answers, key=lambda one: (-one.matches, one.name)), dict(left_out)
+
+
+def compare_again(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> str:
+    """Match a finished audit with ``sets`` as they are now, or with those that it was matched with; its id.
+
+    Raises WorkspaceError where one of ``sets`` is not there, or not described by the audit's descriptor.
+    """
+    if not sets:
+        rows = workspace.rows(
+            """SELECT DISTINCT m.reference_set FROM matches AS m JOIN audits AS a USING (audit_id)
+            JOIN "references" AS r ON r.reference_set = m.reference_set AND r.descriptor_name = a.descriptor WHERE m.audit_id = ?""",
+            [audit_id],
+        )
+        sets = sorted(row["reference_set"] for row in rows)
+    match_audit(workspace, audit_id, sets)
+    return audit_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from audit.config import Config, load_config
 from audit.demo import ASSETS, set_folder
 from audit.descriptors import load_descriptor
 from audit.engine.run import Run
-from audit.errors import ReferenceSetError
+from audit.errors import ReferenceSetError, WorkspaceError
 from audit.job import Job
 from audit.matching import ReferenceSets, audits
 from audit.report.pages import pages
@@ -77,6 +78,28 @@ def test_a_finished_audit_that_was_never_matched_is_matched(copied: Workspace, s
     assert len(list(pages(copied))) == AUDITS
     assert not list(copied.root.glob("spool/*"))
     assert Run(config(copied, "animals")).run().finished == 0
+
+
+def test_a_report_compares_with_a_set_as_it_is_now(copied: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that was never compared, or has other pictures since, would pass for one without a match."""
+
+    def report(*words: str) -> None:
+        app(["report", audit, "--workspace", str(copied.root), *words], standalone_mode=False)
+
+    [audit, _] = [row["audit_id"] for row in copied.rows("SELECT audit_id FROM audits ORDER BY audit_id")]
+    sets, nano = ReferenceSets(copied), load_descriptor("nano")
+    sets.add("late", set_folder("fluent-animals", "train"), nano)
+    report("--references", "late", "--json")
+    assert json.loads(capsys.readouterr().out)["matched_references"]
+    late = "SELECT count(*) FILTER (WHERE is_match) AS n FROM matches WHERE reference_set = 'late'"
+    assert copied.rows(late)[0]["n"] > 0
+    sets.add("late", set_folder("stamps-birds", "control"), nano)  # other pictures under the same name
+    report()  # about all that it was matched with
+    assert copied.rows(late)[0]["n"] == 0
+    sets.add("by-pdq", set_folder("fluent-animals", "control"), load_descriptor("pdq"))
+    for name in ("lat", "by-pdq"):
+        with pytest.raises(WorkspaceError, match=f"'{name}' is not in"):
+            report("--references", name)
 
 
 def test_an_unknown_set_is_refused_before_anything_is_sampled(copied: Workspace, sampled: list[str]) -> None:
