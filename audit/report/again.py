@@ -53,7 +53,8 @@ def compare_again(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> s
     if not sets:
         rows = workspace.rows(
             """SELECT DISTINCT m.reference_set FROM matches AS m JOIN audits AS a USING (audit_id)
-            JOIN "references" AS r ON r.reference_set = m.reference_set AND r.descriptor_name = a.descriptor WHERE m.audit_id = ?""",
+            JOIN "references" AS r ON r.reference_set = m.reference_set AND r.descriptor_name = a.descriptor
+            WHERE m.audit_id = ?""",
             [audit_id],
         )
         sets = sorted(row["reference_set"] for row in rows)
