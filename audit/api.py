@@ -22,10 +22,10 @@ from audit.engine.run import Run, RunState
 from audit.engine.work import Place
 from audit.errors import ConfigError, ReferenceSetError
 from audit.job import Job, Request, resolve
-from audit.matching import ReferenceSets, SkippedImage
-from audit.matching.references import Added, known_pictures
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
+from audit.references import ReferenceSets, SkippedImage
+from audit.references.sets import Added, known_pictures
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit

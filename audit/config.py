@@ -197,7 +197,7 @@ class RunSettings(_Checked):
         "(the whole denoiser, with CUDA graphs).",
     )
     attempts: int = _setting(3, "Failed attempts after which a checkpoint is quarantined.", min=1)
-    extract_deadline: float = _setting(4 * 3600.0, "Seconds after which a worker that extracts counts as hung.", min=0)
+    sample_deadline: float = _setting(4 * 3600.0, "Seconds after which a worker that samples counts as hung.", min=0)
     finish_deadline: float = _setting(1800.0, "Seconds after which clustering and matching count as hung.", min=0)
     drain_seconds: float = _setting(
         60.0, "Seconds that running audits have to finish after SIGTERM; the rest resumes.", min=0

@@ -16,7 +16,7 @@ from audit.config import Method, Settings
 
 if TYPE_CHECKING:
     from audit.models.sizing import Sizing
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
 UTILISATION = (0.4, 0.6)  # of the peak, an assumption
 EVALUATIONS = {Method.direct: 1, Method.cfg: 2, Method.model_guidance: 2}

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from audit.claims.captions import Caption, TrainingImages, choose_captions, choose_training_images
 from audit.config import Settings
 from audit.descriptors.facts import DescriptorFacts
 from audit.errors import ConfigError
-from audit.extraction.captions import Caption, TrainingImages, choose_captions, choose_training_images
 from audit.models.trained import Training, training_of
 
 if TYPE_CHECKING:

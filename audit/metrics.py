@@ -18,7 +18,7 @@ from audit.states import ItemState
 REGISTRY = CollectorRegistry()
 
 OUTCOMES = ("finished", "failed", "quarantined", "skipped")
-STAGES = ("load", "extract", "cluster", "match", "report")
+STAGES = ("load", "sample", "cluster", "match", "report")
 SOURCES = ("civitai", "huggingface", "folder", "file")
 STATES = tuple(ItemState)
 RETRY_REASONS = RETRIED

@@ -20,13 +20,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from audit.clustering import greedy_cliques
 from audit.config import Clustering, Settings, Solver
 from audit.demo import ASSETS, load_set
 from audit.descriptors import load_descriptor
-from audit.evaluation import score
-from audit.extraction.spooled import vectors_of
-from audit.storage import Workspace
+from audit.evidence import greedy_cliques, score
+from audit.sampling.spooled import vectors_of
+from audit.workspace import Workspace
 from benchmarks.grid import SHIPPED, Job, available, exactly, run_all
 from testbed.finetune import Recipe
 

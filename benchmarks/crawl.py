@@ -25,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.simulators.civitai import Civitai, Fault, make_models
 
 COMPARED = """SELECT * EXCLUDE (first_seen_at, seen_at) FROM checkpoints ORDER BY item_id"""

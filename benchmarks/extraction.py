@@ -23,7 +23,7 @@ import typer
 
 from audit.config import Clustering, Method, Settings, Solver
 from audit.demo import ASSETS
-from audit.extraction.guidance import CFG_WEIGHT
+from audit.sampling.guidance import CFG_WEIGHT
 from benchmarks.grid import SHIPPED, Job, available, interval, run_all, split_settings
 
 QUICK_IMAGES = 10
@@ -117,8 +117,8 @@ def contact_sheet(rows: list[dict[str, Any]], workspace: Path, path: Path, most:
 
     from audit.demo import load_set
     from audit.descriptors import load_descriptor
-    from audit.extraction.spooled import vectors_of
-    from audit.storage import Workspace
+    from audit.sampling.spooled import vectors_of
+    from audit.workspace import Workspace
 
     opened, nano = Workspace(workspace), load_descriptor("nano")
     pictures = load_set(rows[0]["set"], "train")[:most]

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from audit.clustering import Cluster, density_peaks, greedy_cliques
 from audit.config import Clustering, Method, Settings
 from audit.demo import ASSETS, load_set, set_folder
-from audit.evaluation import rank_score, score
+from audit.evidence import Cluster, density_peaks, greedy_cliques, rank_score, score
 
 try:
     from testbed.finetune import RECIPES, Recipe, Tuning
@@ -75,7 +74,7 @@ def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
 
     from audit.bench import Bench
     from audit.engine.work import Place
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     torch.set_num_threads(threads)
     place = Place(Workspace(job.workspace), Bench())
@@ -84,9 +83,9 @@ def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
 
 def _rows(job: Job, place: Any, settings: Settings) -> Iterator[dict[str, Any]]:
     from audit.engine.local import run_stages
-    from audit.extraction.spooled import vectors_of
     from audit.job import Request, resolve
-    from audit.matching.references import known_pictures
+    from audit.references.sets import known_pictures
+    from audit.sampling.spooled import vectors_of
     from audit.stages import Cluster, Sample, Scores
     from audit.states import Known
 

@@ -20,13 +20,13 @@ import typer
 
 from audit.demo import ASSETS, set_folder
 from audit.descriptors import Descriptor, load_descriptor, pdq_distance, pdq_hash
-from audit.extraction.guidance import ModelGuidance, auto_weight
-from audit.extraction.sampling import Sampler
-from audit.matching.references import known_pictures
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.models.placement import NAMES, place
+from audit.references.sets import known_pictures
+from audit.sampling.guidance import ModelGuidance, auto_weight
+from audit.sampling.sampler import Sampler
 
 LORA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"
 CAPTION = "sks 3d render of an animal"

@@ -1,9 +1,9 @@
-"""Images a second of the extraction stage, against a plain loop as the paper's reference does it, in one run.
+"""Images a second of sampling, against a plain loop as the paper's reference does it, in one run.
 
     python -m benchmarks.sampling [--images 60] [--steps 50] [--threads 2] [--json FILE]
 
 The plain loop: two full pipelines, the LoRA left beside the weights, batches of 5, both captions encoded for every
-batch, DDIM, a PNG file an image, then the descriptor of one file after another. Ours: the extraction stage as an audit
+batch, DDIM, a PNG file an image, then the descriptor of one file after another. Ours: the product as an audit
 runs it (descriptor, PDQ, PNG and the resumable spool included), with the time of each part. The floor is two network
 evaluations an image and step at the batch size that is fastest here. Rounds of both alternate, so that a busy machine
 slows both.
@@ -27,13 +27,13 @@ from PIL import Image
 from audit.config import Settings, Solver
 from audit.demo import ASSETS
 from audit.descriptors import Descriptor, load_descriptor
-from audit.extraction.extract import Extract
-from audit.extraction.guidance import make_guidance
-from audit.extraction.sampling import Sampler
 from audit.models.base import load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
-from audit.storage import Workspace
+from audit.sampling.collect import Collector
+from audit.sampling.guidance import make_guidance
+from audit.sampling.sampler import Sampler
+from audit.workspace import Workspace
 
 LORA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"
 CAPTION = "sks 3d render of an animal"
@@ -145,7 +145,7 @@ def main(
             sampler = Sampler(pair, make_guidance(settings), [CAPTION], settings.solver, steps, seed=number, w=W)
             spool = workspace.spool(f"round-{number}")
             clock.wrap(spool, "add", "storing")
-            extract = Extract(sampler, mine, spool, f"round-{number}", images, pixels=True)
+            extract = Collector(sampler, mine, spool, f"round-{number}", images, pixels=True)
             started = time.perf_counter()
             extract.run()
             ours += time.perf_counter() - started

@@ -120,7 +120,7 @@ def overhead(workers: int, audits: int, sleep: float) -> dict[str, Any]:
             max_workers=workers, min_workers=workers, gpus_per_worker=1, cpus_per_worker=0.01, cpus_per_finish=0.01
         )
         jobs = (Nap(f"{number:06d}", f"base{number % 3}") for number in range(audits))
-        stages = [Sleeping("extract", Needs.gpu, sleep), Sleeping("finish", Needs.cpu, 0.0)]
+        stages = [Sleeping("sample", Needs.gpu, sleep), Sleeping("finish", Needs.cpu, 0.0)]
         return {"part": "overhead", **measure(options, jobs, stages, lambda needs: Place(None, None))}
     finally:
         ray.shutdown()

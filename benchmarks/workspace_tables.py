@@ -22,8 +22,7 @@ import typer
 
 from audit.files import Files
 from audit.schemas import TABLES
-from audit.storage import Workspace
-from audit.workspace import compaction
+from audit.workspace import Workspace, compaction
 from audit.workspace.names import DATA, loose_name
 
 

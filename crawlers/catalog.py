@@ -15,8 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from audit.claims.captions import Caption, TrainingImages
 from audit.errors import CrawlError, FetchError
-from audit.extraction.captions import Caption, TrainingImages
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.checkpoint import metadata_json
 from audit.models.safetensors_header import Header, read_header
@@ -24,7 +24,7 @@ from audit.models.trained import Training
 from audit.schemas import CHECKPOINTS
 from audit.states import ItemState
 from audit.storable import storable_values
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from audit.workspace.workspace import condition
 from crawlers.items import Claim, Item, conclude
 from crawlers.store import Store, Stored

@@ -15,7 +15,7 @@ from audit import metrics
 from audit.errors import CrawlError, FetchError, WorkspaceError
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.states import ItemState
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers.catalog import Catalog, Outcome, Step
 from crawlers.items import Item
 from crawlers.source import Source

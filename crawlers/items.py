@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
-from audit.extraction.captions import (
+from audit.claims.captions import (
     Caption,
     TrainingImages,
     captions_from_metadata,

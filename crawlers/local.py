@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from audit.claims.captions import Caption
 from audit.errors import CheckpointError, FetchError
-from audit.extraction.captions import Caption
 from audit.files import private_file
 from audit.states import ItemState
 from crawlers.catalog import Catalog, Outcome

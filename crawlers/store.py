@@ -26,7 +26,7 @@ from audit.models.checkpoint import identity_of, layout_of
 from audit.models.formats.detect import Format, detect_format
 from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
 from audit.states import ItemState
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers.http import Session, check_status, shown
 from crawlers.items import Item, clean_name
 

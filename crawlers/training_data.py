@@ -17,14 +17,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import IO, Any
 
+from audit.claims.captions import clean_text
 from audit.descriptors.base import to_png
 from audit.descriptors.pictures import MOST_PIXEL_BYTES, SUFFIXES, pixels_of
 from audit.errors import FetchError
-from audit.extraction.captions import clean_text
 from audit.files import Files
 from audit.states import ItemState
-from audit.storage import Workspace
 from audit.untrusted.pool import RefusedError, Reply, pool
+from audit.workspace import Workspace
 from crawlers.http import Session, check_status, shown
 from crawlers.items import Item
 

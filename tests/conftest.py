@@ -21,7 +21,7 @@ from audit.descriptors import Descriptor, load_descriptor
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.simulators.hub import Hub
 
 # `make test-fast` leaves these out: whole files, or tests of a file. They start processes, clusters or S3 servers,
@@ -39,9 +39,9 @@ SLOW = (
     "engine/test_run.py",
     "engine/test_stages.py",
     "engine/test_tokens.py",
-    "extraction/test_compile.py",
-    "extraction/test_memory.py",
-    "extraction/test_waits.py",
+    "sampling/test_compile.py",
+    "sampling/test_memory.py",
+    "sampling/test_waits.py",
     "fuzz/",
     "models/test_cost.py",
     "models/test_families.py",

@@ -40,7 +40,7 @@ BY_DATA = {
 WHOLE = ("config",)  # objects that another command documents: `config show`
 TINY = ("--steps", "2", "--images-per-training-image", "4", "--n0", "1", "--device", "cpu", "--descriptor", "nano")
 FAILURE = {
-    "audit_id": "0" * 32, "item_id": "folder:a:b", "name": "b.safetensors", "stage": "extract", "kind": "error",
+    "audit_id": "0" * 32, "item_id": "folder:a:b", "name": "b.safetensors", "stage": "sample", "kind": "error",
     "reason": "a reason", "counted": True, "state": "retry", "run_id": "a-run",
 }  # fmt: skip
 TINY_RUN = ("--set", "settings.steps=2", "--set", "settings.images_per_training_image=1", "--descriptor", "nano")
@@ -123,7 +123,7 @@ def outputs(folder: Path) -> dict[str, list[str]]:
 
 def _run_all(folder: Path) -> Iterator[tuple[str, Any]]:
     from audit.demo import BASE, FINE_TUNES
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     lora = FINE_TUNES["lora-kohya"].path
     uploads, pictures = folder / "uploads", folder / "pictures"

@@ -17,7 +17,7 @@ from audit import bench as bench_module
 from audit.bench import KEPT_CHECKPOINTS, Bench
 from audit.errors import CheckpointError
 from audit.job import Job, Request, resolve
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.conftest import BASE, KOHYA
 
 COUNTED = ("locate_base", "load_descriptor", "open_checkpoint", "load_base")

@@ -34,7 +34,7 @@ from audit.demo import set_folder
 from audit.files import Files
 from audit.locations import without_credentials
 from audit.schemas import TABLES
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers import http
 from crawlers.store import Store
 from tests.conftest import BASE, KOHYA

@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from audit.demo import set_folder
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.conftest import BASE, KOHYA
 
 QUICK = ["--steps", "8", "--images-per-training-image", "4", "--descriptor", "nano", "--device", "cpu"]

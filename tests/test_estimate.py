@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from audit.claims.captions import DEFAULT_TRAINING_IMAGES
 from audit.cli.estimate import estimate_row, model_row
 from audit.config import Method
 from audit.estimate import (
@@ -27,12 +28,11 @@ from audit.estimate import (
     seconds_an_image,
     unseen_items,
 )
-from audit.extraction.captions import DEFAULT_TRAINING_IMAGES
-from audit.extraction.guidance import ClassifierFree, Direct, ModelGuidance
 from audit.models.batches import GPU_BATCH
 from audit.models.published import PUBLISHED
 from audit.models.sizing import CONTEXT_BYTES, Sizing, size
-from audit.storage import Workspace
+from audit.sampling.guidance import ClassifierFree, Direct, ModelGuidance
+from audit.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 

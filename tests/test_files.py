@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from audit.conditional import ConditionalObjects
 from audit.errors import WorkspaceError
 from audit.files import Files, shown
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers.places import open_location
 from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
 

@@ -15,7 +15,7 @@ from audit.bench import Bench
 from audit.config import Method, Precision, Settings
 from audit.errors import CheckpointError, ConfigError
 from audit.job import Job, Request, resolve
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.conftest import BASE, CAPTION, DREAMBOOTH, KOHYA, PEFT
 
 GOLDEN = {

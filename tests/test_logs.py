@@ -14,7 +14,7 @@ import typer
 
 from audit.cli import app, logs
 from audit.demo import set_folder
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.test_cli import run
 
 ANIMALS = set_folder("fluent-animals", "train")

@@ -11,7 +11,7 @@ import pytest
 
 from audit.cli import app
 from audit.schemas import AUDITS
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 

@@ -15,7 +15,7 @@ import pytest
 
 from audit.demo import set_folder
 from audit.files import ABANDONED, Files, make_folder, private_file
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.conftest import BASE, KOHYA
 
 

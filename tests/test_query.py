@@ -15,7 +15,7 @@ import typer
 
 from audit.cli import app
 from audit.demo import set_folder
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.conftest import BASE, KOHYA
 
 ROOT = Path(__file__).parent.parent

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from audit.cli import app
 from audit.demo import set_folder
 from audit.descriptors import Descriptor
-from audit.matching import ReferenceSets
+from audit.references import ReferenceSets
 from audit.report import collect, write_page
 from audit.report.page import render
 from audit.report.pages import pages
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.conftest import BASE, CAPTION, KOHYA
 
 TRAIN, CONTROL = set_folder("fluent-animals", "train"), set_folder("fluent-animals", "control")
@@ -245,7 +245,7 @@ def test_a_wrong_base_is_not_an_acquittal(tmp_path: Path, known: Path) -> None:
 
 
 def test_noise_and_empty_pictures_are_no_pictures() -> None:
-    from audit.extraction.pictures import not_pictures, statistics
+    from audit.sampling.pictures import not_pictures, statistics
 
     rng = np.random.default_rng(0)
     noise = [np.kron(rng.integers(0, 255, (16, 16, 3)), np.ones((4, 4, 1))).astype(np.uint8) for _ in range(6)]

@@ -33,7 +33,7 @@ def test_the_limits_in_words_are_those_of_the_code() -> None:
     connect, read = inspect.signature(Session).parameters["timeout"].default
     assert f"after {connect:.0f} s, and a silent server after {read:.0f} s" in TEXT
     run = RunSettings()
-    assert f"`run.extract_deadline`, {run.extract_deadline / 3600:.0f} h" in TEXT
+    assert f"`run.sample_deadline`, {run.sample_deadline / 3600:.0f} h" in TEXT
     assert f"`run.finish_deadline`, {run.finish_deadline / 60:.0f} min" in TEXT
     assert f"{run.attempts} attempts (`run.attempts`)" in " ".join(TEXT.split())
 

@@ -17,7 +17,7 @@ from audit.errors import WorkspaceError
 from audit.files import whole_file
 from audit.report.pages import page_key
 from audit.schemas import TABLES
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from audit.workspace import compaction as storage
 
 ROW = {"audit_id": "a", "kind": "training", "images": 3, "average_similarity": 0.5,
@@ -80,7 +80,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path) -> None:
 import resource, signal, sys
 from pathlib import Path
 from audit.errors import WorkspaceError
-from audit.storage import Workspace
+from audit.workspace import Workspace
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 workspace = Workspace(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))

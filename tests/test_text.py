@@ -23,8 +23,8 @@ from audit.report import collect
 from audit.report.index import Answer, write_index
 from audit.report.page import render
 from audit.storable import storable
-from audit.storage import Workspace
 from audit.text import printable
+from audit.workspace import Workspace
 from tests.conftest import KOHYA
 
 EVIL = "e\x1b[2J\x1b]0;owned\x07\x9b31m\x7f\u202egnp.\u2066\u200f\u2028\rx"

@@ -25,8 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from audit.storage import Workspace
-from audit.workspace import compaction
+from audit.workspace import Workspace, compaction
 
 GRACE = 0.3  # s
 KEYS = 12  # a writer rewrites

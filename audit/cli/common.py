@@ -18,7 +18,7 @@ from audit.cli.logs import Seldom, is_quiet, is_structured, tell
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from audit.matching import SkippedImage
+    from audit.references import SkippedImage
 
 log = logging.getLogger(__name__)
 EXIT_BAD_INPUT = 2

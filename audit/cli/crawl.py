@@ -56,7 +56,7 @@ def open_catalog(config: Config, reading: bool = False, create: bool = True) -> 
 
     Raises WorkspaceError where there is no workspace and ``create`` is False.
     """
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
     from crawlers.catalog import Catalog, OptOuts
 
     opened = Workspace(config.workspace, reading, create)

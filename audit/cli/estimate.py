@@ -64,9 +64,9 @@ def estimate(
     model. Speeds are the maker's peak at 40 to 60 % utilisation, an assumption; a first run on the card tells better.
     Memory is said for a LoRA on all layers of denoiser and text encoders, and for one on the denoiser's attention.
     """
+    from audit.claims.captions import DEFAULT_TRAINING_IMAGES
     from audit.estimate import DEVICES, Work, device_named
     from audit.estimate import estimate as compute
-    from audit.extraction.captions import DEFAULT_TRAINING_IMAGES
     from audit.models.published import PUBLISHED, published
 
     devices = list(DEVICES) if device == "all" else [device]
@@ -99,9 +99,9 @@ def _console() -> Console:
 
 
 def _backlog(workspace: str | None, n0: int | None) -> tuple[list[Backlog] | None, int]:
+    from audit.claims.captions import DEFAULT_TRAINING_IMAGES
     from audit.estimate import backlog_of, unseen_items
-    from audit.extraction.captions import DEFAULT_TRAINING_IMAGES
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     if workspace is None:
         return None, 0

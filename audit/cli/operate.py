@@ -24,7 +24,7 @@ from audit.config import Config
 from audit.states import Attempt
 
 if TYPE_CHECKING:
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
 EXIT_DAMAGED = 1
@@ -37,7 +37,7 @@ def status(config: Config, as_json: JsonOption = False) -> None:
     from rich.table import Table
 
     from audit.engine.run import is_alive, read_runs
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     opened = Workspace(config.workspace, reading=True, create=False)
     catalog = opened.rows("SELECT source, state, count(*) AS items FROM checkpoints GROUP BY ALL ORDER BY ALL")
@@ -97,7 +97,7 @@ def failures(
     from rich.markup import escape
     from rich.table import Table
 
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     opened = Workspace(config.workspace, reading=not retry, create=False)
     rows = [row for row in opened.rows(LATEST_FAILURES) if kind in (None, row["kind"])]
@@ -168,7 +168,7 @@ def compact(
 ) -> None:
     """Merge the small files of every table, and remove what earlier merges have replaced."""
     from audit.schemas import TABLES
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     opened = Workspace(config.workspace, create=False)
     merged = {table: opened.compact(table, drop_damaged, every=True) for table in TABLES}
@@ -186,7 +186,7 @@ def verify(config: Config, as_json: JsonOption = False) -> None:
 
     Table files, manifests and the states of runs that cannot be read are named; all else passes them over.
     """
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     opened = Workspace(config.workspace, reading=True, create=False)
     out = console()

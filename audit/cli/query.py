@@ -55,7 +55,7 @@ def query(
 
     from audit.cli.rows import as_csv, as_json_lines, as_json_rows, as_parquet
     from audit.errors import WorkspaceError
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     if as_json and format_ not in (RowFormat.table, RowFormat.json):
         raise typer.BadParameter(f"--json and --format {format_} contradict each other", param_hint="--format")

@@ -42,8 +42,8 @@ def add(
     over is listed with its reason.
     """
     from audit.descriptors import load_descriptor
-    from audit.matching import ReferenceSets
-    from audit.storage import Workspace
+    from audit.references import ReferenceSets
+    from audit.workspace import Workspace
 
     sets = ReferenceSets(Workspace(config.workspace))
     loaded = load_descriptor(config.descriptor, config.run.device or default_device())
@@ -63,8 +63,8 @@ def add(
 @configured("workspace")
 def list_sets(config: Config, as_json: JsonOption = False) -> None:
     """List the reference sets of the workspace."""
-    from audit.matching import ReferenceSets
-    from audit.storage import Workspace
+    from audit.references import ReferenceSets
+    from audit.workspace import Workspace
 
     rows = ReferenceSets(Workspace(config.workspace, reading=True, create=False)).list()
     if as_json:
@@ -88,8 +88,8 @@ def remove(
     as_json: JsonOption = False,
 ) -> None:
     """Remove a reference set for good: its pictures, the matches with it, and the report pages that show it."""
-    from audit.matching import ReferenceSets
-    from audit.storage import Workspace
+    from audit.references import ReferenceSets
+    from audit.workspace import Workspace
 
     removed = ReferenceSets(Workspace(config.workspace, create=False)).remove(name)
     if as_json:

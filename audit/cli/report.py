@@ -32,7 +32,7 @@ def report(
     from audit.report.again import compare_again
     from audit.report.facts import find_audit
     from audit.report.page import render
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
 
     reading = not config.references and (as_json or output is not None)
     opened = Workspace(config.workspace, reading=reading, create=False)

@@ -20,7 +20,7 @@ def migrate(config: Config, as_json: JsonOption = False) -> None:
     Every command that writes does it by itself; this one does nothing else. It can be killed at any point and begun
     again.
     """
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
     from audit.workspace.workspace import VERSION
 
     opened = Workspace(config.workspace, create=False)
@@ -45,7 +45,7 @@ def export(
     from audit.errors import WorkspaceError
     from audit.files import make_folder
     from audit.schemas import TABLES
-    from audit.storage import Workspace
+    from audit.workspace import Workspace
     from audit.workspace.export import ExportFormat
     from audit.workspace.export import export as export_table
 

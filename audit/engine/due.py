@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from audit.claims.captions import Caption, TrainingImages, choose_captions, choose_training_images, rank_captions
 from audit.config import Config, Priority
 from audit.descriptors.facts import DescriptorFacts
 from audit.descriptors.registry import DESCRIPTORS, descriptor_facts
 from audit.errors import ConfigError
-from audit.extraction.captions import Caption, TrainingImages, choose_captions, choose_training_images, rank_captions
 from audit.job import BaseFacts, CheckpointFacts, Job
-from audit.matching import ReferenceSets
+from audit.references import ReferenceSets
 from audit.report.pages import Answers
 from audit.states import ItemState
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from audit.workspace.workspace import condition
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from audit.config import Compile
 from audit.devices import default_device
 from audit.engine.work import Place
 from audit.states import Needs
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class RayOptions:
     cpus_per_worker: float = 1.0
     cpus_per_finish: float = 0.5
     attempts: int = 3
-    extract_deadline: float = 14400.0
+    sample_deadline: float = 14400.0
     finish_deadline: float = 1800.0
     drain_seconds: float = 60.0
     ahead: int = 256
@@ -360,10 +360,10 @@ class RayEngine:
     def _overdue(self, queue: Queue, waiting: Queue, failed_before: dict[str, int]) -> Iterator[Event]:
         now = time.monotonic()
         for slot in list(self._slots):
-            if slot.running is not None and now - slot.since > self.options.extract_deadline:
+            if slot.running is not None and now - slot.since > self.options.sample_deadline:
                 assert slot.job is not None
                 self._lose(slot, waiting)
-                reason = f"no result after {self.options.extract_deadline:.0f} s: the worker was killed"
+                reason = f"no result after {self.options.sample_deadline:.0f} s: the worker was killed"
                 stage = self._segments[self._at(slot.job)].name
                 yield self._failed(queue, slot.job, Cause.deadline, reason, stage, failed_before)
         for task, aside in list(self._aside.items()):

@@ -30,7 +30,7 @@ from audit.locations import plain_without_credentials
 from audit.report.index import Answer, write_index
 from audit.stages import Clustered, Matched, Reported, Sampled, is_ours, stages_for
 from audit.states import Attempt, Happening, Needs, RunStatus
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
 
 HEARTBEAT = 10.0  # s
@@ -245,7 +245,7 @@ class Run:
 
         options = RayOptions(
             run.address, run.min_workers, run.max_workers, run.gpus_per_worker, run.cpus_per_worker,
-            attempts=run.attempts, extract_deadline=run.extract_deadline, finish_deadline=run.finish_deadline,
+            attempts=run.attempts, sample_deadline=run.sample_deadline, finish_deadline=run.finish_deadline,
             drain_seconds=run.drain_seconds,
         )  # fmt: skip
         return RayEngine(options, self._progress, self._deaths())
@@ -306,7 +306,7 @@ class Run:
         state = self.state
         sampled = event.record(Sampled) or Sampled(0.0, 0.0, 0, 0, 0)
         seconds = {
-            "load": sampled.seconds_loading, "extract": sampled.seconds,
+            "load": sampled.seconds_loading, "sample": sampled.seconds,
             "cluster": _seconds(event.record(Clustered)), "match": _seconds(event.record(Matched)),
             "report": _seconds(event.record(Reported)),
         }  # fmt: skip

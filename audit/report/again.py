@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from audit.matching.audits import match_audit
+from audit.references.audits import match_audit
 from audit.report.facts import collect
 from audit.report.index import Answer
 from audit.report.page import write_page
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 
 def match_again(

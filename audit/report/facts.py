@@ -12,7 +12,7 @@ import duckdb
 
 from audit.errors import WorkspaceError
 from audit.states import Verdict
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 WHOLE_ID = 32  # hex digits
 _TABLES = 'audits checkpoints matches "references" extractions evaluations passed_over generations'

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from audit.report.page import environment
 from audit.report.pages import FOLDER, keep_sets
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 RUNS = f"{FOLDER}/runs"
 

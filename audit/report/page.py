@@ -10,8 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from audit import __version__
 from audit.report.facts import AuditFacts
 from audit.report.pages import PageFacts, page_key, write_page_with
-from audit.storage import Workspace
 from audit.text import printable
+from audit.workspace import Workspace
 
 
 def data_url(png: bytes) -> str:

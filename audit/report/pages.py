@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from audit.errors import WorkspaceError
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from audit.workspace.names import KEY
 
 FOLDER = "reports"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from audit.errors import WorkspaceError
 from audit.progress import Tell, quiet
 from audit.stages.registry import StageKind
-from audit.stages.sample import Extracted
+from audit.stages.sample import SpoolFacts
 from audit.states import ItemState, Needs
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from audit.bench import Bench
-    from audit.clustering import Cluster as Group
+    from audit.evidence import Cluster as Group
     from audit.job import Job
     from audit.workspace import Workspace
 
@@ -58,7 +58,7 @@ class Cluster:
 
 
 def _write_audit(job: Job, workspace: Workspace, tell: Tell, started: float) -> list[Group]:
-    from audit.extraction.spooled import SPOOLED, vectors_of
+    from audit.sampling.spooled import SPOOLED, vectors_of
 
     spool = workspace.spool(job.id)
     facts = spool.finished()
@@ -70,14 +70,14 @@ def _write_audit(job: Job, workspace: Workspace, tell: Tell, started: float) -> 
     tell("clustering", 1, 1)
     _write_images(job, workspace, clusters)
     _write_checkpoint(job, workspace)
-    row = _audit_row(job, rows, Extracted(**facts), warnings, started)
+    row = _audit_row(job, rows, SpoolFacts(**facts), warnings, started)
     workspace.write("audits", job.id, [row])
     return clusters
 
 
 def _clusters(job: Job, vectors: np.ndarray) -> tuple[list[Group], list[str]]:
-    from audit.clustering import density_peaks, greedy_cliques
     from audit.config import Clustering
+    from audit.evidence import density_peaks, greedy_cliques
 
     count = job.training_images.count
     if job.settings.clustering is Clustering.cliques:
@@ -88,20 +88,20 @@ def _clusters(job: Job, vectors: np.ndarray) -> tuple[list[Group], list[str]]:
     return density_peaks(vectors, known, job.descriptor.threshold), []
 
 
-def _audit_row(job: Job, rows: pa.Table, extracted: Extracted, warnings: list[str], started: float) -> dict[str, Any]:
+def _audit_row(job: Job, rows: pa.Table, sampled: SpoolFacts, warnings: list[str], started: float) -> dict[str, Any]:
     from importlib.metadata import version
 
     import numpy as np
 
-    from audit.extraction.pictures import not_pictures
+    from audit.sampling.pictures import not_pictures
 
-    sampled = rows["caption"].to_pylist()
+    drawn = rows["caption"].to_pylist()
     captions = [
         {
             "caption": caption.text,
             "source": caption.source,
-            "truncated": caption.text in extracted.truncated,
-            "images": sampled.count(caption.text),
+            "truncated": caption.text in sampled.truncated,
+            "images": drawn.count(caption.text),
         }
         for caption in job.captions
     ]
@@ -117,18 +117,18 @@ def _audit_row(job: Job, rows: pa.Table, extracted: Extracted, warnings: list[st
         "training_images_source": job.training_images.source,
         "captions": captions,
         "images": job.images,
-        "evaluations": extracted.evaluations,
-        "weight_change": extracted.weight_change,
-        "prediction_change": extracted.prediction_change,
+        "evaluations": sampled.evaluations,
+        "weight_change": sampled.weight_change,
+        "prediction_change": sampled.prediction_change,
         "descriptor": job.descriptor.name,
         "threshold": job.descriptor.threshold,
         "descriptor_size": job.descriptor.input_size,
-        "warnings": extracted.warnings + warnings,
-        "tells_nothing": extracted.problem or not_pictures(rows["contrast"].to_numpy(), rows["roughness"].to_numpy()),
+        "warnings": sampled.warnings + warnings,
+        "tells_nothing": sampled.problem or not_pictures(rows["contrast"].to_numpy(), rows["roughness"].to_numpy()),
         "seconds_sampling": float(np.sum(rows["seconds"].to_numpy())),
-        "seconds_total": extracted.seconds_total + time.monotonic() - started,
-        "device": extracted.device,
-        "precision": extracted.precision,
+        "seconds_total": sampled.seconds_total + time.monotonic() - started,
+        "device": sampled.device,
+        "precision": sampled.precision,
         "versions": json.dumps({"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}),
         "finished_at": datetime.now(UTC),
     }
@@ -152,7 +152,7 @@ def _write_images(job: Job, workspace: Workspace, clusters: list[Group]) -> None
     import pyarrow as pa
 
     from audit.config import StoredImages
-    from audit.extraction.spooled import as_generations
+    from audit.sampling.spooled import as_generations
     from audit.schemas import EXTRACTIONS, GENERATIONS
 
     kept = {cluster.representative for cluster in clusters}
@@ -203,4 +203,4 @@ def _write_checkpoint(job: Job, workspace: Workspace) -> None:
     workspace.write("checkpoints", checkpoint.sha256, [row])
 
 
-STAGE = StageKind("cluster", "extract", lambda references: Cluster())
+STAGE = StageKind("cluster", "sample", lambda references: Cluster())

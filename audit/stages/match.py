@@ -40,7 +40,7 @@ class Match:
 
     def run(self, job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> Matched:
         """Write the matches. Raises WorkspaceError where a set is not there any more."""
-        from audit.matching import audits
+        from audit.references import audits
 
         started = time.monotonic()
         tell("matching", 0, len(self.references))

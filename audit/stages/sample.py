@@ -13,14 +13,14 @@ from audit.states import Needs
 if TYPE_CHECKING:
     from audit.bench import Bench
     from audit.config import Precision
-    from audit.extraction.sampling import Sampler
     from audit.job import Job
     from audit.models.pair import ModelPair
+    from audit.sampling.sampler import Sampler
     from audit.workspace import Spool, Workspace
 
 
 @dataclass(frozen=True)
-class Extracted:
+class SpoolFacts:
     """What is known of an audit once its images are in the spool, besides the images."""
 
     warnings: list[str]
@@ -50,7 +50,7 @@ class Sampled:
 class Sample:
     """Fill the spool; images that are there already are not sampled again."""
 
-    name = "extract"
+    name = "sample"
     needs = Needs.gpu
 
     def done(self, job: Job, workspace: Workspace) -> bool:
@@ -67,7 +67,7 @@ class Sample:
         spool = workspace.spool(job.id)
         spool.begin()
         try:
-            found = extract(job, workspace, bench, tell)
+            found = sample(job, workspace, bench, tell)
         except BaseException:
             if not spool.batches() and spool.precision() is None:
                 spool.discard()
@@ -78,7 +78,7 @@ class Sample:
         )  # fmt: skip
 
 
-def extract(job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> Extracted:
+def sample(job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> SpoolFacts:
     """Sample what the spool lacks; in a wider precision where numbers overflow and none was asked for.
 
     Raises AuditError.
@@ -96,7 +96,7 @@ def extract(job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) ->
         warnings.append(f"its numbers overflow in a narrower precision: it was sampled in {kept}")
     while True:
         try:
-            return _extract_in(precision, job, workspace, bench, warnings, tell)
+            return _sample_in(precision, job, workspace, bench, warnings, tell)
         except NotFiniteError as error:
             wider = _wider(job, precision, bench)
             if wider is None:
@@ -127,13 +127,13 @@ def _wider(job: Job, precision: Precision, bench: Bench) -> Precision | None:
     return None if wider is None else NAMES[wider]
 
 
-def _extract_in(
+def _sample_in(
     precision: Precision, job: Job, workspace: Workspace, bench: Bench, warnings: list[str], tell: Tell
-) -> Extracted:
+) -> SpoolFacts:
     from audit.config import StoredImages
     from audit.devices import device_name, peak_memory
-    from audit.extraction.extract import Extract
     from audit.models.placement import NAMES
+    from audit.sampling.collect import Collector
 
     started = time.monotonic()
     descriptor = bench.descriptor(job)
@@ -143,9 +143,9 @@ def _extract_in(
     sampler = _sampler(job, pair, bench.batch_size)
     spool: Spool = workspace.spool(job.id)
     pixels = job.settings.stored_images is not StoredImages.hashes_only
-    sampling = Extract(sampler, descriptor, spool, job.id, job.images, pixels)
+    sampling = Collector(sampler, descriptor, spool, job.id, job.images, pixels)
     sampling.run(lambda done, total: tell("sampling", done, total))
-    extracted = Extracted(
+    facts = SpoolFacts(
         warnings=[*job.warnings, *pair.warnings, *warnings, *_caption_warnings(job, pair, truncated)],
         problem=pair.problem,
         truncated=truncated,
@@ -158,8 +158,8 @@ def _extract_in(
         seconds_loading=loading,
         seconds_total=time.monotonic() - started,
     )
-    spool.finish(asdict(extracted))
-    return extracted
+    spool.finish(asdict(facts))
+    return facts
 
 
 def _caption_warnings(job: Job, pair: ModelPair, truncated: list[str]) -> list[str]:
@@ -173,8 +173,8 @@ def _caption_warnings(job: Job, pair: ModelPair, truncated: list[str]) -> list[s
 
 
 def _sampler(job: Job, pair: ModelPair, batch_size: int) -> Sampler:
-    from audit.extraction.guidance import make_guidance, weight_of
-    from audit.extraction.sampling import Sampler
+    from audit.sampling.guidance import make_guidance, weight_of
+    from audit.sampling.sampler import Sampler
 
     return Sampler(
         pair,
@@ -188,4 +188,4 @@ def _sampler(job: Job, pair: ModelPair, batch_size: int) -> Sampler:
     )
 
 
-STAGE = StageKind("extract", None, lambda references: Sample())
+STAGE = StageKind("sample", None, lambda references: Sample())

@@ -55,8 +55,8 @@ class Scores:
         """Write the row of evaluations. Raises AuditError."""
         import numpy as np
 
-        from audit.evaluation import score
-        from audit.extraction.spooled import vectors_of
+        from audit.evidence import score
+        from audit.sampling.spooled import vectors_of
 
         known = bench.descriptor(job).describe(self.pictures)
         key = f"{CEILINGS}/{_ceiling_key(job, self.pictures)}.json"

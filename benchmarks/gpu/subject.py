@@ -22,18 +22,18 @@ from audit.descriptors import load_descriptor, pdq_hash
 from audit.descriptors.base import to_png
 from audit.engine.local import run_stages
 from audit.engine.work import Place
-from audit.extraction.extract import Extract
-from audit.extraction.guidance import Conditioning, Guidance, ModelGuidance, make_guidance
-from audit.extraction.sampling import Sampler
 from audit.job import ALGORITHM_VERSION, Job, Request, resolve
-from audit.matching.references import ReferenceSets
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.registry import of_pipeline
 from audit.models.pair import ModelPair
 from audit.models.placement import NAMES
+from audit.references.sets import ReferenceSets
+from audit.sampling.collect import Collector
+from audit.sampling.guidance import Conditioning, Guidance, ModelGuidance, make_guidance
+from audit.sampling.sampler import Sampler
 from audit.stages import Cluster, Match, Sample
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from benchmarks.gpu.measure import Clock, replaced
 
 BASE, SET = ASSETS / "base", ASSETS / "sets/fluent-animals"
@@ -230,7 +230,7 @@ def extract(pair: ModelPair, device: str, folder: Path, images: int) -> Extracti
     """Sample, decode, describe, hash and keep ``images`` images, at the default batch."""
     sampler, clock = sampler_of(pair), Clock(device)
     spool = Workspace(folder).spool("0" * 32)
-    stage = Extract(sampler, load_descriptor("nano", device), spool, "0" * 32, images, True)
+    stage = Collector(sampler, load_descriptor("nano", device), spool, "0" * 32, images, True)
     with ExitStack() as watching:
         for owner, name, part in (
             (pair, "predict_base", "evaluation"),

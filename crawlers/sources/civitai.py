@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from audit import metrics
+from audit.claims.captions import Caption
 from audit.config import CrawlSettings, Prompts
 from audit.errors import CrawlError, FetchError
-from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.states import ItemState
 from crawlers.catalog import Catalog, Outcome

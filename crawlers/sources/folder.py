@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from audit.claims.captions import Caption, TrainingImages
 from audit.config import CrawlSettings
 from audit.errors import CheckpointError, FetchError
-from audit.extraction.captions import Caption, TrainingImages
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.files import private_file, shown
 from audit.states import ItemState

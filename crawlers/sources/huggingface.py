@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from huggingface_hub import hf_hub_url
 
 from audit import metrics
+from audit.claims.captions import Caption
 from audit.config import CrawlSettings
 from audit.errors import CrawlError, FetchError
-from audit.extraction.captions import Caption
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.hub import is_hub_id
 from audit.states import ItemState

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from audit.errors import CrawlError
 from audit.schemas import CHECKPOINTS
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers import http
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Counts, Crawl, estimate

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from audit.demo import set_folder
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from benchmarks.crawl import CAPTIONS, COMPARED, killed
 from benchmarks.crawl import crawl as crawl_process
 from tests.conftest import BASE, KOHYA

@@ -19,7 +19,7 @@ from pyarrow import fs
 from safetensors.numpy import save, save_file
 
 from audit.errors import CrawlError, FetchError
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers.catalog import Catalog, OptOuts
 from crawlers.crawl import Counts, Crawl
 from crawlers.inside import open_inside

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from audit.errors import CrawlError, FetchError
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers import http
 from crawlers.catalog import Catalog
 from crawlers.crawl import Counts, Crawl

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit.extraction.captions import (
+from audit.claims.captions import (
     MAX_CAPTION_CHARACTERS,
     MAX_CLAIMED_CAPTIONS,
     Caption,

@@ -16,7 +16,7 @@ import pytest
 
 from audit.errors import FetchError, WorkspaceError
 from audit.storable import path_as_text, path_of_text, storable
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers import crawl as crawling
 from crawlers import http
 from crawlers.catalog import Catalog, Outcome

@@ -337,5 +337,5 @@ def test_a_real_run_is_seen_as_it_is(tmp_path: Path) -> None:
         assert last("lora_audit_workers") == 1
         assert last("lora_audit_queue_length") >= 4
         assert 5 / 6 * state["images"] <= last("lora_audit_images_total") <= state["images"]
-        assert last('lora_audit_stage_seconds_count{stage="extract"}') >= 5
+        assert last('lora_audit_stage_seconds_count{stage="sample"}') >= 5
         assert last("lora_audit_gpu_memory_bytes") > 1e8

@@ -16,7 +16,7 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from audit.engine.run import read_runs
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.engine.fleet import SMALL, command, environment
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from audit.demo import ASSETS, set_folder
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers.catalog import Catalog
 from crawlers.crawl import Crawl
 from crawlers.sources.folder import Folder
@@ -45,7 +45,7 @@ def make_uploads(folder: Path, count: int, broken: int = 0) -> None:
 def make_workspace(location: Path | str, uploads: Path) -> Workspace:
     """A workspace with the uploads in its catalog and a reference set "animals"."""
     from audit.descriptors import load_descriptor
-    from audit.matching import ReferenceSets
+    from audit.references import ReferenceSets
 
     workspace = Workspace(location)
     catalog = Catalog(workspace)

@@ -15,14 +15,14 @@ from audit.descriptors import load_descriptor
 from audit.engine.local import run_stages
 from audit.engine.work import Place
 from audit.errors import AuditError
-from audit.extraction.spooled import vectors_of
 from audit.job import Job, Request, resolve
-from audit.matching import ReferenceSets
-from audit.matching.references import known_pictures
 from audit.progress import Tell, quiet
+from audit.references import ReferenceSets
+from audit.references.sets import known_pictures
+from audit.sampling.spooled import vectors_of
 from audit.stages import Cluster, Match, Sample, Scores
 from audit.states import Known
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.conftest import BASE, CAPTION, DREAMBOOTH, KOHYA
 
 QUICK = Settings(steps=3, images_per_training_image=2)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.engine.chaos import Chaos
 from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
 

@@ -17,10 +17,10 @@ from audit.descriptors import load_descriptor
 from audit.engine.run import Run
 from audit.errors import ReferenceSetError, WorkspaceError
 from audit.job import Job
-from audit.matching import ReferenceSets, audits
+from audit.references import ReferenceSets, audits
 from audit.report.pages import pages
 from audit.stages import Sample
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.engine.fleet import make_uploads, make_workspace, tables
 
 AUDITS = 2

@@ -149,11 +149,11 @@ def test_kills_that_hit_others_too_are_counted_against_nobody_alone(cluster: Non
     queue = Queue(iter([]), 1)
     failed: dict[str, int] = {}
     for job in (jobs_[1], jobs_[2], jobs_[1]):
-        assert engine._failed(queue, job, Cause.worker_died, "killed", "extract", failed).what == "retry"
-    whats = [engine._failed(queue, jobs_[0], Cause.worker_died, "killed", "extract", failed).what for _ in range(6)]
+        assert engine._failed(queue, job, Cause.worker_died, "killed", "sample", failed).what == "retry"
+    whats = [engine._failed(queue, jobs_[0], Cause.worker_died, "killed", "sample", failed).what for _ in range(6)]
     assert whats == ["retry"] * 5 + ["quarantined"]  # three attempts, and three for the deaths of others
-    assert engine._failed(queue, jobs_[2], Cause.error, "its own", "extract", failed).what == "retry"
-    assert engine._failed(queue, jobs_[2], Cause.error, "its own", "extract", failed).what == "quarantined"
+    assert engine._failed(queue, jobs_[2], Cause.error, "its own", "sample", failed).what == "retry"
+    assert engine._failed(queue, jobs_[2], Cause.error, "its own", "sample", failed).what == "quarantined"
 
 
 def test_a_crash_while_finishing_is_retried_and_quarantined(cluster: None, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_storage_that_is_away_ends_the_run_and_blames_no_task(cluster: None, tmp
 
 
 def test_a_hung_worker_is_killed_at_the_deadline(cluster: None, tmp_path: Path) -> None:
-    events = run(quick(max_workers=2, extract_deadline=6.0), jobs(tmp_path, "hang-once", "ok", "ok"))
+    events = run(quick(max_workers=2, sample_deadline=6.0), jobs(tmp_path, "hang-once", "ok", "ok"))
     assert outcomes(events)["t0000"] == ["retry", "finished"]
     assert [event.kind for event in events if event.what == "retry"] == ["deadline"]
 

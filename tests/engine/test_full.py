@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.engine.fleet import environment, make_uploads, make_workspace, start, tables
 from tests.engine.test_run import finished
 

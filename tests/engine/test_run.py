@@ -19,7 +19,7 @@ from audit.demo import ASSETS
 from audit.engine.due import Due, Skipped
 from audit.engine.run import read_runs
 from audit.errors import ConfigError
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.engine.fleet import environment, make_uploads, make_workspace, start, tables
 
 AUDITS = 4
@@ -74,7 +74,7 @@ def test_a_run_audits_everything_once_and_reports(undisturbed: Workspace) -> Non
     assert len(list((undisturbed.root / "reports").glob("*.html"))) == AUDITS
     assert not list(undisturbed.root.glob("spool/*/*"))
     [failure] = undisturbed.rows("SELECT kind, state, stage, name FROM failures")
-    assert failure == {"kind": "input", "state": "failed", "stage": "extract", "name": "broken-000.safetensors"}
+    assert failure == {"kind": "input", "state": "failed", "stage": "sample", "name": "broken-000.safetensors"}
 
 
 def test_a_second_run_has_nothing_to_do_until_failures_are_forgiven(undisturbed: Workspace) -> None:

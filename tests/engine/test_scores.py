@@ -14,11 +14,11 @@ from audit.demo import set_folder
 from audit.descriptors import Descriptor
 from audit.descriptors.base import stacked
 from audit.job import Job, Request, resolve
-from audit.matching.references import known_pictures
 from audit.models.pair import ModelPair
+from audit.references.sets import known_pictures
 from audit.stages import Scores
 from audit.states import Known
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.conftest import BASE, KOHYA
 
 PICTURES = known_pictures(set_folder("fluent-animals", "train"))

@@ -10,7 +10,7 @@ from audit.cli import app
 from audit.config import load_config
 from audit.engine.due import Due, Skipped
 from audit.errors import ConfigError, CrawlError
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers.catalog import Catalog
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)

@@ -52,7 +52,7 @@ def nowhere(needs: Needs) -> Place:
 class Extract:
     """The first stage."""
 
-    name = "extract"
+    name = "sample"
     needs = Needs.gpu
 
     def __init__(self) -> None:

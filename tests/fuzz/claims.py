@@ -9,9 +9,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from audit.demo import ASSETS
-from audit.errors import CheckpointError
-from audit.extraction.captions import (
+from audit.claims.captions import (
     Caption,
     captions_from_metadata,
     clean_prompt,
@@ -20,6 +18,8 @@ from audit.extraction.captions import (
     read_caption_file,
     training_image_claims,
 )
+from audit.demo import ASSETS
+from audit.errors import CheckpointError
 from audit.locations import shown as location_shown
 from audit.models.base import load_base, locate_base
 from audit.models.families.identify import family_of_name

@@ -19,7 +19,7 @@ from requests.adapters import BaseAdapter
 from requests.structures import CaseInsensitiveDict
 
 from audit.files import Files
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Crawl
 from crawlers.items import Item, conclude

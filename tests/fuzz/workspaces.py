@@ -21,7 +21,7 @@ from audit.engine.run import RunState, _plain
 from audit.errors import AuditError, WorkspaceError
 from audit.report.pages import PageFacts, write_page_with
 from audit.schemas import KEY_COLUMNS, TABLES
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from audit.workspace.leases import Holder, Leases, alive_runs
 from tests.fuzz.kind import FindingError, Kind
 from tests.fuzz.mutate import as_bytes, changed_bytes, changed_json

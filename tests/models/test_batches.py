@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from audit.extraction.guidance import ClassifierFree, Direct
-from audit.extraction.sampling import Sampler
 from audit.models import batches
 from audit.models.batches import CPU_BATCH, DECODED, GPU_BATCH, batch_to_decode, batch_to_sample
 from audit.models.checkpoint import open_checkpoint
 from audit.models.cost import cost_of_pair
 from audit.models.pair import ModelPair
+from audit.sampling.guidance import ClassifierFree, Direct
+from audit.sampling.sampler import Sampler
 from tests.models import nano
 from tests.models.files import full_change
 

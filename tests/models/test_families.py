@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 from audit.cli import app
 from audit.config import Solver
 from audit.errors import CheckpointError, NoEffectError
-from audit.extraction.guidance import ClassifierFree, Direct, ModelGuidance
-from audit.extraction.sampling import Sampler, make_schedule
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.flux import pack, unpack
 from audit.models.pair import ModelPair
-from audit.storage import Workspace
+from audit.sampling.guidance import ClassifierFree, Direct, ModelGuidance
+from audit.sampling.sampler import Sampler, make_schedule
+from audit.workspace import Workspace
 from tests.models import nano
 from tests.models.files import full_change
 

@@ -17,7 +17,7 @@ from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.inspect import inspect
 from audit.models.tuning import tune
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.models import nano
 from tests.models.test_formats import flux_original
 from tests.models.test_trainers import POINT, RANK, drawn, flat

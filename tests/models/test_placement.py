@@ -9,14 +9,14 @@ import torch
 
 from audit.config import Precision, Solver
 from audit.errors import NotFiniteError
-from audit.extraction.guidance import ModelGuidance
-from audit.extraction.sampling import Sampler
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
 from audit.models.placement import choose_precision, decoder_precision, is_placed, next_precision, place
 from audit.models.tuning import tune
+from audit.sampling.guidance import ModelGuidance
+from audit.sampling.sampler import Sampler
 from tests.models import nano
 from tests.models.files import full_change
 

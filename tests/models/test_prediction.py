@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from audit.config import Solver
 from audit.errors import CheckpointError
-from audit.extraction.guidance import ModelGuidance
-from audit.extraction.sampling import Sampler
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.inspect import inspect
 from audit.models.pair import ModelPair
 from audit.models.tuning import tune
+from audit.sampling.guidance import ModelGuidance
+from audit.sampling.sampler import Sampler
 from tests.conftest import BASE, KOHYA
 from tests.models import nano
 from tests.models.files import full_change

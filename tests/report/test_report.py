@@ -15,7 +15,7 @@ from audit.descriptors.base import to_png
 from audit.errors import WorkspaceError
 from audit.report import collect
 from audit.report.page import render
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
 ID = "ab" * 16

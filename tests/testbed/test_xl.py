@@ -8,11 +8,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from audit.config import Solver
-from audit.extraction.guidance import ModelGuidance
-from audit.extraction.sampling import Sampler
 from audit.models.base import load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
+from audit.sampling.guidance import ModelGuidance
+from audit.sampling.sampler import Sampler
 from testbed import xl
 from testbed.train_base import token_ids
 from tests.conftest import BASE

@@ -15,9 +15,8 @@ from PIL import Image, PngImagePlugin
 from audit.descriptors import Descriptor, open_image
 from audit.errors import FetchError, ReferenceSetError
 from audit.files import Files
-from audit.matching import references
-from audit.matching.references import ReferenceSets
-from audit.storage import Workspace
+from audit.references import sets as set_module
+from audit.references.sets import ReferenceSets
 from audit.untrusted.parsers.pictures import (
     MAX_EXIF_TAGS,
     MAX_METADATA_BYTES,
@@ -27,6 +26,7 @@ from audit.untrusted.parsers.pictures import (
     PictureLimits,
     decode,
 )
+from audit.workspace import Workspace
 from crawlers import training_data
 from crawlers.training_data import unpack
 from tests.crawlers.test_training_data import packed, png
@@ -208,8 +208,8 @@ def test_a_reference_set_of_pictures_that_are_each_within_limits(
         PICTURE.rotate(90 * number).save(tmp_path / f"{number}.png")
     sets = ReferenceSets(workspace)
     assert sets.add("mine", tmp_path, nano).images == 3
-    monkeypatch.setattr(references, "MAX_SET_SECONDS", 0)
-    monkeypatch.setattr(references, "SECONDS_A_PICTURE", 0)
+    monkeypatch.setattr(set_module, "MAX_SET_SECONDS", 0)
+    monkeypatch.setattr(set_module, "SECONDS_A_PICTURE", 0)
     with pytest.raises(ReferenceSetError, match=r"far more time to decode than pictures do, 0\.png"):
         sets.add("mine", tmp_path, nano)
 

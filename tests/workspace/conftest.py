@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from tests.test_files import s3
 
 __all__ = ["s3"]

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from audit.cli import app
 from audit.errors import WorkspaceError
-from audit.storage import Workspace
-from audit.workspace import compaction
+from audit.workspace import Workspace, compaction
 from audit.workspace.manifest import Manifest
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from audit.cli import app
 from audit.errors import WorkspaceError
 from audit.schemas import TABLES
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from audit.workspace.export import ExportFormat, export
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -15,7 +15,7 @@ import pytest
 from audit.config import load_config
 from audit.engine.run import Run, RunState, read_runs
 from audit.errors import WorkspaceError
-from audit.storage import Workspace
+from audit.workspace import Workspace
 from audit.workspace.leases import Holder, Leases, alive_runs, is_alive
 
 

@@ -18,7 +18,7 @@ import pytest
 from audit.errors import WorkspaceError
 from audit.files import Files
 from audit.schemas import TABLES
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 
 def put(root: Path, table: str, key: str, rows: list[dict[str, Any]], replaces: list[str] | None = None) -> None:
@@ -152,7 +152,7 @@ def test_killed_at_any_point_it_goes_on(tmp_path: Path) -> None:
 
 
 def test_two_that_migrate_at_once_double_nothing(old: Path) -> None:
-    script = "import sys; from audit.storage import Workspace; Workspace(sys.argv[1])"
+    script = "import sys; from audit.workspace import Workspace; Workspace(sys.argv[1])"
     both = [subprocess.Popen([sys.executable, "-c", script, str(old)], stderr=subprocess.PIPE) for _ in range(3)]
     assert [one.wait() for one in both] == [0, 0, 0], [one.communicate()[1] for one in both]
     check(Workspace(old))

@@ -9,7 +9,7 @@ import pytest
 
 from audit.errors import WorkspaceError
 from audit.stages.cluster import first_of_each
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 
 def batch(*numbers: int) -> pa.Table:

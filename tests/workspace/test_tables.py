@@ -20,8 +20,7 @@ import pytest
 from audit.errors import WorkspaceError
 from audit.files import Files, create_file
 from audit.schemas import TABLES
-from audit.storage import Workspace
-from audit.workspace import compaction
+from audit.workspace import Workspace, compaction
 from audit.workspace.names import Clock
 from audit.workspace.workspace import named_tables
 
@@ -244,7 +243,7 @@ def test_a_statement_opens_the_tables_that_it_names(workspace: Workspace) -> Non
 def test_times_are_utc_wherever_the_machine_is(workspace: Workspace) -> None:
     workspace.append("failures", [{"audit_id": "a", "failed_at": datetime(2026, 1, 1, 23, 30, tzinfo=UTC)}])
     script = (
-        "import sys; from audit.storage import Workspace; "
+        "import sys; from audit.workspace import Workspace; "
         "print(Workspace(sys.argv[1]).rows('SELECT failed_at::VARCHAR AS t, failed_at AS v FROM failures'))"
     )
     done = subprocess.run(
@@ -301,7 +300,7 @@ def test_storage_that_overwrites_is_refused() -> None:
 
 
 def test_two_processes_that_open_a_new_workspace_both_can(tmp_path: Path) -> None:
-    script = "import sys; from audit.storage import Workspace; Workspace(sys.argv[1]).append('failures', [{}])"
+    script = "import sys; from audit.workspace import Workspace; Workspace(sys.argv[1]).append('failures', [{}])"
     both = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "w")]) for _ in range(2)]
     assert [one.wait() for one in both] == [0, 0]
     assert Workspace(tmp_path / "w").rows("SELECT count(*) AS n FROM failures") == [{"n": 2}]
@@ -309,7 +308,7 @@ def test_two_processes_that_open_a_new_workspace_both_can(tmp_path: Path) -> Non
 
 STOPPED = """
 import signal, sys
-from audit.storage import Workspace
+from audit.workspace import Workspace
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 workspace = Workspace(sys.argv[1])
 print("asking", flush=True)

@@ -1,4 +1,4 @@
-"""The extraction stage: sample, describe and keep, batch by batch, so that a stopped run goes on where it was.
+"""Filling the spool: sample, describe and keep, batch by batch, so that a stopped run goes on where it was.
 
 While one batch is sampled on a GPU, the one before it is described, hashed and written by threads. Pixels go into the
 spool as they are: nearly all of them are thrown away after clustering, and only what is kept becomes a PNG.
@@ -17,16 +17,16 @@ import numpy as np
 import pyarrow as pa
 
 from audit.descriptors import Descriptor, pdq_hash
-from audit.extraction.pictures import statistics
-from audit.extraction.sampling import Batch, Sampler, image_seed
-from audit.extraction.spooled import MOST_THREADS, SPOOL_COLUMNS, SPOOLED
+from audit.sampling.pictures import statistics
+from audit.sampling.sampler import Batch, Sampler, image_seed
+from audit.sampling.spooled import MOST_THREADS, SPOOL_COLUMNS, SPOOLED
 from audit.schemas import GENERATIONS
-from audit.storage import Spool
+from audit.workspace import Spool
 
 MOST_UNKEPT = 2  # batches that wait to be described and written; sampling waits for them then
 
 
-class Extract:
+class Collector:
     """Sample ``images`` images into ``spool``; those already there are not sampled again.
 
     ``overlap``: describe and write in threads while the next batch is sampled; by default where a GPU samples. On a CPU

@@ -18,10 +18,10 @@ from audit.demo import load_set, set_folder
 from audit.descriptors import Descriptor, pdq_distance, pdq_hash
 from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import ReferenceSetError
-from audit.matching import ReferenceSets, match_extractions
-from audit.matching.references import known_pictures
+from audit.references import ReferenceSets, match_extractions
+from audit.references.sets import known_pictures
 from audit.schemas import EXTRACTIONS
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 TRAIN = set_folder("fluent-animals", "train")
 
@@ -272,7 +272,7 @@ def test_the_memory_of_adding_a_set_does_not_grow_with_its_pictures(workspace: W
             Image.new("RGB", (3000, 2000), (number, 9, 7)).save(folder / f"{number}.png", compress_level=1)
     code = (
         "import resource, sys; from pathlib import Path; from audit.descriptors.pdq import PdqDescriptor; "
-        "from audit.matching import ReferenceSets; from audit.storage import Workspace; "
+        "from audit.references import ReferenceSets; from audit.workspace import Workspace; "
         "added = ReferenceSets(Workspace(sys.argv[1])).add('x', Path(sys.argv[2]), PdqDescriptor()); "
         "print(added.images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)"
     )

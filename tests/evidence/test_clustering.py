@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audit.clustering import density_peaks, greedy_cliques
-from audit.clustering.clusters import describe_cluster, nearness
-from audit.clustering.peaks import MIN_CONFIDENCE
+from audit.evidence import density_peaks, greedy_cliques
+from audit.evidence.clusters import describe_cluster, nearness
+from audit.evidence.peaks import MIN_CONFIDENCE
 
 REACH = 0.6
 
@@ -102,7 +102,7 @@ def test_peaks_come_by_falling_density_and_no_two_are_within_reach() -> None:
 def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, _ = planted([30, 20], [0.5, 0.5], noise=20)
     whole = density_peaks(vectors, 5, REACH)
-    monkeypatch.setattr("audit.clustering.peaks.BLOCK", 7)
+    monkeypatch.setattr("audit.evidence.peaks.BLOCK", 7)
     assert [c.members for c in density_peaks(vectors, 5, REACH)] == [c.members for c in whole]
 
 

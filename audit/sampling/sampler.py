@@ -12,10 +12,10 @@ import torch
 
 from audit.config import Compile, Solver
 from audit.errors import NotFiniteError
-from audit.extraction.guidance import Conditioning, Guidance
 from audit.models.batches import batch_to_sample
 from audit.models.formats.parts import layout_of
 from audit.models.pair import ModelPair
+from audit.sampling.guidance import Conditioning, Guidance
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from audit.config import Solver
-from audit.extraction.guidance import ClassifierFree, Direct, Guidance, ModelGuidance
-from audit.extraction.sampling import Sampler, make_schedule
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
+from audit.sampling.guidance import ClassifierFree, Direct, Guidance, ModelGuidance
+from audit.sampling.sampler import Sampler, make_schedule
 from tests.models import nano
 from tests.models.files import full_change
 

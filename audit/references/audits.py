@@ -9,7 +9,7 @@ import duckdb
 import pyarrow as pa
 
 from audit.errors import WorkspaceError
-from audit.matching.match import match_in
+from audit.references.match import match_in
 from audit.workspace import Workspace
 
 _TABLES = 'audits extractions "references"'

@@ -1,4 +1,4 @@
-"""The extraction stage: the same rows with and without threads beside it, and nothing lost where something fails."""
+"""Filling the spool: the same rows with and without threads beside it, and nothing lost where something fails."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from PIL import Image
 
 from audit.descriptors import Descriptor
 from audit.errors import WorkspaceError
-from audit.extraction.extract import Extract
-from audit.extraction.guidance import Direct
-from audit.extraction.sampling import Sampler
-from audit.extraction.spooled import SPOOLED, as_generations, vectors_of
 from audit.models.pair import ModelPair
-from audit.storage import Spool, Workspace
+from audit.sampling.collect import Collector
+from audit.sampling.guidance import Direct
+from audit.sampling.sampler import Sampler
+from audit.sampling.spooled import SPOOLED, as_generations, vectors_of
+from audit.workspace import Spool, Workspace
 from tests.conftest import CAPTION
 
 
@@ -35,7 +35,7 @@ def test_threads_beside_the_sampling_change_nothing(
 ) -> None:
     def extracted(name: str, overlap: bool) -> tuple[pa.Table, list[int]]:
         told: list[int] = []
-        extract = Extract(sampler(kohya_pair), nano, workspace.spool(name), "a" * 32, 18, True, overlap)
+        extract = Collector(sampler(kohya_pair), nano, workspace.spool(name), "a" * 32, 18, True, overlap)
         extract.run(lambda done, total: told.append(done))
         return rows(workspace.spool(name)), told
 
@@ -68,7 +68,7 @@ def test_the_next_batch_is_sampled_while_one_is_written(
         add(self, first, table)
 
     monkeypatch.setattr(Spool, "add", slow)
-    Extract(sampler(kohya_pair), nano, workspace.spool("x"), "a" * 32, 12, True, overlap=True).run()
+    Collector(sampler(kohya_pair), nano, workspace.spool("x"), "a" * 32, 12, True, overlap=True).run()
     assert waited == [True]
     assert workspace.spool("x").indices() == set(range(12))
 
@@ -86,7 +86,7 @@ def test_a_batch_that_cannot_be_kept_ends_the_audit_and_loses_no_other(
 
     monkeypatch.setattr(Spool, "add", failing)
     spool = workspace.spool("x")
-    extract = Extract(sampler(kohya_pair), nano, spool, "a" * 32, 40, True, overlap)
+    extract = Collector(sampler(kohya_pair), nano, spool, "a" * 32, 40, True, overlap)
     with pytest.raises(WorkspaceError, match="the disk is full"):
         extract.run()
     kept = spool.indices()
@@ -107,14 +107,14 @@ def test_what_is_sampled_when_the_run_is_stopped_is_kept(
 
     spool = workspace.spool("x")
     with pytest.raises(KeyboardInterrupt):
-        Extract(sampler(kohya_pair), nano, spool, "a" * 32, 40, True, overlap=True).run(stop)
+        Collector(sampler(kohya_pair), nano, spool, "a" * 32, 40, True, overlap=True).run(stop)
     assert spool.indices() >= {0, 1, 2, 3}
 
 
 def test_only_what_is_kept_becomes_a_png(workspace: Workspace, kohya_pair: ModelPair, nano: Descriptor) -> None:
     spool = workspace.spool("x")
     one = sampler(kohya_pair)
-    Extract(one, nano, spool, "a" * 32, 4, True).run()
+    Collector(one, nano, spool, "a" * 32, 4, True).run()
     [batch] = spool.read()
     made = as_generations(batch, {1, 3})
     assert [picture is not None for picture in made["image"].to_pylist()] == [False, True, False, True]
@@ -126,7 +126,7 @@ def test_only_what_is_kept_becomes_a_png(workspace: Workspace, kohya_pair: Model
 
 def test_without_pixels_the_spool_has_none(workspace: Workspace, kohya_pair: ModelPair, nano: Descriptor) -> None:
     spool = workspace.spool("x")
-    Extract(sampler(kohya_pair), nano, spool, "a" * 32, 4, pixels=False).run()
+    Collector(sampler(kohya_pair), nano, spool, "a" * 32, 4, pixels=False).run()
     [batch] = spool.read()
     assert batch["image"].null_count == 4
     assert as_generations(batch, {0, 1})["image"].null_count == 4
@@ -139,5 +139,5 @@ def test_what_an_older_version_left_in_the_spool_is_sampled_again(
     old = Path(workspace.root) / "spool" / "x" / "00000000.parquet"
     old.parent.mkdir(parents=True)
     old.write_bytes(b"PAR1 of another schema")
-    Extract(sampler(kohya_pair), nano, spool, "a" * 32, 4, True).run()
+    Collector(sampler(kohya_pair), nano, spool, "a" * 32, 4, True).run()
     assert spool.indices() == {0, 1, 2, 3}

@@ -7,11 +7,11 @@ import torch
 from torch._dynamo.utils import counters
 
 from audit.config import Compile
-from audit.extraction.guidance import ModelGuidance
-from audit.extraction.sampling import Sampler
 from audit.models.base import load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
+from audit.sampling.guidance import ModelGuidance
+from audit.sampling.sampler import Sampler
 from tests.conftest import BASE, CAPTION, KOHYA
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from audit.descriptors.pdq import MATCH_DISTANCE, MIN_QUALITY
 from audit.schemas import MATCHES
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 # A match needs the descriptor; PDQ corroborates it. PDQ alone is shown to a reviewer and never counts. An extraction
 # speaks for its nearest reference only: a picture that looks like the one that was copied is not accused with it.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from audit.errors import AuditError
-from audit.extraction.captions import (
+from audit.claims.captions import (
     MAX_CAPTION_CHARACTERS,
     MAX_TRAINING_IMAGES,
     captions_from_metadata,
     choose_captions,
     choose_training_images,
 )
+from audit.errors import AuditError
 from audit.models.safetensors_header import read_header
 from tests.conftest import KOHYA
 

@@ -1,6 +1,6 @@
 """Reference sets, and matching extractions against them in DuckDB."""
 
-from audit.matching.match import match_extractions
-from audit.matching.references import ReferenceSets, SkippedImage
+from audit.references.match import match_extractions
+from audit.references.sets import ReferenceSets, SkippedImage
 
 __all__ = ["ReferenceSets", "SkippedImage", "match_extractions"]

@@ -20,17 +20,17 @@ from audit.descriptors import load_descriptor
 from audit.engine.local import run_stages
 from audit.engine.work import Place
 from audit.errors import DeviceLostError, DeviceMemoryError, NotFiniteError
-from audit.extraction.guidance import ClassifierFree, Direct
-from audit.extraction.sampling import Sampler
 from audit.fits import Fits
 from audit.job import Job, Request, resolve
 from audit.models import placement
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
+from audit.sampling.guidance import ClassifierFree, Direct
+from audit.sampling.sampler import Sampler
 from audit.stages import Cluster, Sample
-from audit.stages.sample import extract
-from audit.storage import Workspace
+from audit.stages.sample import sample
+from audit.workspace import Workspace
 from tests.conftest import BASE, CAPTION, KOHYA
 
 FULL = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -236,7 +236,7 @@ def test_an_audit_that_overflows_goes_on_in_a_wider_precision(
     """Whether the probe shows it (0) or the sampling (3); and the next run of the same audit begins there."""
     bench = Bench(batch_size=2)
     with overflowing(base.denoiser, (torch.float16,), after):
-        done = extract(job(), workspace, bench)
+        done = sample(job(), workspace, bench)
     assert done.precision == "bf16"
     assert "not finite" in done.warnings[-1]
     assert "sampled in bf16" in done.warnings[-1]
@@ -244,7 +244,7 @@ def test_an_audit_that_overflows_goes_on_in_a_wider_precision(
     assert spool.precision() == "bf16"
     assert spool.indices() == set(range(6))
     with overflowing(base.denoiser, (torch.float16,)):
-        assert extract(job(), workspace, Bench()).precision == "bf16"
+        assert sample(job(), workspace, Bench()).precision == "bf16"
 
 
 def test_a_precision_that_was_asked_for_is_not_exchanged(workspace: Workspace, base: BaseModel) -> None:
@@ -252,7 +252,7 @@ def test_a_precision_that_was_asked_for_is_not_exchanged(workspace: Workspace, b
         overflowing(base.denoiser, (torch.float16,)),
         pytest.raises(NotFiniteError, match="a wider --precision may do"),
     ):
-        extract(job(Precision.fp16), workspace, Bench())
+        sample(job(Precision.fp16), workspace, Bench())
 
 
 def test_where_float32_overflows_too_the_checkpoint_is_at_fault(
@@ -260,7 +260,7 @@ def test_where_float32_overflows_too_the_checkpoint_is_at_fault(
 ) -> None:
     every = (torch.float16, torch.bfloat16, torch.float32)
     with overflowing(base.denoiser, every), pytest.raises(NotFiniteError, match="not finite in fp32"):
-        extract(job(), workspace, Bench())
+        sample(job(), workspace, Bench())
 
 
 def test_a_decoder_that_overflows_is_used_in_float32(base: BaseModel) -> None:
@@ -293,7 +293,7 @@ def test_a_lost_device_is_said_and_costs_no_audit(workspace: Workspace, base: Ba
     hook = bench.pair(job(), workspace).tuned.unet.register_forward_pre_hook(lost)
     try:
         with pytest.raises(DeviceLostError, match="auditing fluent-animals"):
-            extract(job(), workspace, bench)
+            sample(job(), workspace, bench)
     finally:
         hook.remove()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from audit.clustering.clusters import Cluster, describe_cluster, nearness
+from audit.evidence.clusters import Cluster, describe_cluster, nearness
 
 MIN_CONFIDENCE = 0.05  # below it a peak is not offered, unless there are fewer than N0
 BLOCK = 2048

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audit.evaluation import rank_score, score
+from audit.evidence import rank_score, score
 
 
 def unit(*angles: float) -> np.ndarray:

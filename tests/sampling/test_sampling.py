@@ -9,10 +9,10 @@ from diffusers import StableDiffusionPipeline
 
 from audit.config import Solver
 from audit.errors import DeviceMemoryError, SamplingError
-from audit.extraction.guidance import ClassifierFree, Direct, Guidance, ModelGuidance
-from audit.extraction.sampling import Sampler, make_schedule
 from audit.fits import Fits
 from audit.models.pair import ModelPair
+from audit.sampling.guidance import ClassifierFree, Direct, Guidance, ModelGuidance
+from audit.sampling.sampler import Sampler, make_schedule
 from tests.conftest import CAPTION
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from audit.config import BaseCaption, Method, Settings, Solver
-from audit.extraction.guidance import ClassifierFree, Direct, Guidance, ModelGuidance, auto_weight, combine, weight_of
-from audit.extraction.sampling import Sampler
 from audit.models.pair import ModelPair
+from audit.sampling.guidance import ClassifierFree, Direct, Guidance, ModelGuidance, auto_weight, combine, weight_of
+from audit.sampling.sampler import Sampler
 from tests.conftest import CAPTION
 
 ALPHA = 0.6

@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from audit.clustering.clusters import Cluster, describe_cluster
+from audit.evidence.clusters import Cluster, describe_cluster
 
 
 class _OutOfTime(Exception):

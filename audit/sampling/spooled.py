@@ -15,8 +15,8 @@ SPOOL_COLUMNS = (
     ("seconds", pa.float64(), "wall time of its batch / its images, s"),
     ("height", pa.int32(), "pixels"),
     ("width", pa.int32(), "pixels"),
-    ("contrast", pa.float32(), "see audit/extraction/pictures.py"),
-    ("roughness", pa.float32(), "see audit/extraction/pictures.py"),
+    ("contrast", pa.float32(), "see audit/sampling/pictures.py"),
+    ("roughness", pa.float32(), "see audit/sampling/pictures.py"),
 )
 # As generations, but "image" is raw: uint8 [height, width, 3], or null.
 SPOOLED = pa.schema(

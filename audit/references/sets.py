@@ -22,7 +22,7 @@ from audit.descriptors.pictures import SUFFIXES, opened_ahead
 from audit.errors import ReferenceSetError
 from audit.faults import reason_of_fault
 from audit.storable import path_as_text
-from audit.storage import Workspace
+from audit.workspace import Workspace
 
 log = logging.getLogger(__name__)
 SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything

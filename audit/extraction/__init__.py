@@ -1,1 +1,0 @@
-"""Steer sampling into the fine-tuning data: captions, guidance, and the sampler."""
