@@ -31,7 +31,8 @@ def density_peaks(vectors: np.ndarray, n0: int | None, reach: float) -> list[Clu
     free = np.ones(len(vectors), bool)
     clusters: list[Cluster] = []
     while free.any():
-        peak = int(np.where(free, density, -np.inf).argmax())
+        # lone images are all of one density but for rounding, which differs by processor: the first of them is next
+        peak = int(np.where(free, density.round(4), -np.inf).argmax())
         members = np.flatnonzero(free & (vectors @ vectors[peak] >= reach))
         members = np.union1d(members, [peak])  # rounding may put an image's cosine with itself below a reach of 1
         cluster = describe_cluster(vectors, members, peak)

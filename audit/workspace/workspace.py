@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,7 +40,6 @@ NEWEST = {
 WORD = re.compile(r"[a-z_]+")
 # Words of statements that can see tables which they do not name.
 LISTING = {"show", "describe", "summarize", "pragma", "query", "query_table", "information_schema"}
-INTERRUPTED = "Query interrupted"  # what DuckDB makes of Ctrl-C: a RuntimeError with this text and no class of its own
 READ_ERRORS = (duckdb.InvalidInputException, duckdb.IOException, duckdb.InternalException, OSError, pa.ArrowException)
 OF_FILES = re.compile("stream|arrow|parquet|IOError", re.IGNORECASE)  # what errors of reading speak of
 log = logging.getLogger("audit.workspace")
@@ -282,7 +283,7 @@ class Workspace:
         for attempt in range(TRIES):
             connection, views = self._connect(names)
             try:
-                return ask(connection)
+                return stoppable(lambda: ask(connection), connection)
             except duckdb.CatalogException:
                 if len(names) == len(TABLES):
                     raise
@@ -291,10 +292,6 @@ class Workspace:
                 deep = not isinstance(error, duckdb.Error) or bool(OF_FILES.search(str(error)))
                 if attempt + 1 == TRIES or not any(self.table(name).changed(views[name], deep) for name in views):
                     raise
-            except RuntimeError as error:
-                if str(error) == INTERRUPTED:
-                    raise KeyboardInterrupt from error
-                raise
             finally:
                 with suppress(duckdb.Error):
                     connection.close()
@@ -307,6 +304,25 @@ class Workspace:
         if not KEY.fullmatch(audit_id):
             raise WorkspaceError(f"{audit_id!r} is not an audit id")
         return Spool(self.files, f"spool/{audit_id}")
+
+
+def stoppable(ask: Callable[[], T], connection: duckdb.DuckDBPyConnection) -> T:
+    """What ``ask`` gets from ``connection``; Ctrl-C ends the query and is raised.
+
+    DuckDB looks for signals only where the thread that asks has nothing of the query to do itself. The main thread, which
+    gets them, therefore waits for another one that asks.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return ask()
+    with ThreadPoolExecutor(1) as thread:
+        asking = thread.submit(ask)
+        try:
+            return asking.result()
+        except KeyboardInterrupt:
+            while not asking.done():  # what comes before the query has begun interrupts nothing
+                connection.interrupt()
+                wait([asking], timeout=0.1)
+            raise
 
 
 def condition(sql: str) -> str:
