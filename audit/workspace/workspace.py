@@ -283,7 +283,7 @@ class Workspace:
         for attempt in range(TRIES):
             connection, views = self._connect(names)
             try:
-                return stoppable(lambda: ask(connection), connection)
+                return stoppable(ask, connection)
             except duckdb.CatalogException:
                 if len(names) == len(TABLES):
                     raise
@@ -306,16 +306,16 @@ class Workspace:
         return Spool(self.files, f"spool/{audit_id}")
 
 
-def stoppable(ask: Callable[[], T], connection: duckdb.DuckDBPyConnection) -> T:
+def stoppable(ask: Callable[[duckdb.DuckDBPyConnection], T], connection: duckdb.DuckDBPyConnection) -> T:
     """What ``ask`` gets from ``connection``; Ctrl-C ends the query and is raised.
 
-    DuckDB looks for signals only where the thread that asks has nothing of the query to do itself. The main thread, which
+    DuckDB looks for signals only where the thread that asks does nothing of the query itself. The main thread, which
     gets them, therefore waits for another one that asks.
     """
     if threading.current_thread() is not threading.main_thread():
-        return ask()
+        return ask(connection)
     with ThreadPoolExecutor(1) as thread:
-        asking = thread.submit(ask)
+        asking = thread.submit(ask, connection)
         try:
             return asking.result()
         except KeyboardInterrupt:
