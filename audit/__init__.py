@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from audit.errors import WorkspaceError as WorkspaceError
     from audit.job import Job as Job
     from audit.job import Request as Request
+    from audit.upkeep import failures as failures
+    from audit.upkeep import status as status
+    from audit.upkeep import verify as verify
     from audit.workspace import Workspace as Workspace
 
     __version__: str
@@ -54,6 +57,7 @@ _FROM = {
         "NoEffectError", "NotFiniteError", "ReferenceSetError", "SamplingError", "WorkspaceError",
     ),
     "audit.job": ("Job", "Request"),
+    "audit.upkeep": ("failures", "status", "verify"),
     "audit.workspace": ("Workspace",),
 }  # fmt: skip
 _WHERE = {name: module for module, names in _FROM.items() for name in names}

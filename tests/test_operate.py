@@ -65,7 +65,7 @@ def test_a_failure_after_the_result_is_not_hidden_by_it(
 
 
 def test_trace_ids_do_not_split_what_failed_for_one_reason() -> None:
-    from audit.cli.operate import _general
+    from audit.upkeep.failing import _general
 
     first, second = (f"KeyError: 'a' (trace {trace})" for trace in ("0a1b2c3d", "deadbeef"))
     assert _general(first) == _general(second) == "KeyError: *"

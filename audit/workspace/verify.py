@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from audit.progress import Tell, quiet
 from audit.workspace.manifest import Manifest
 from audit.workspace.names import DATA, WHERE, merged_number, read_name
 from audit.workspace.table import Table, check_file
 from audit.workspace.workspace import Workspace
-
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class Problem:
     problem: str
 
 
-def table_problems(workspace: Workspace, table: Table, tell: Tell = lambda stage, done, total: None) -> list[Problem]:
+def table_problems(workspace: Workspace, table: Table, tell: Tell = quiet) -> list[Problem]:
     """The damaged, missing and foreign files of ``table``. Raises WorkspaceError where no manifest can be read."""
     found = [*_manifest_problems(table), *_foreign(table)]
     view = table.view()
