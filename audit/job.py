@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audit.claims.captions import Caption, TrainingImages, choose_captions, choose_training_images
+from audit.claims.captions import N0, Caption, choose_captions, choose_n0
 from audit.config import Settings
 from audit.descriptors.facts import DescriptorFacts
 from audit.errors import ConfigError
@@ -41,7 +41,7 @@ class Request:
     settings: Settings = field(default_factory=Settings)
     name: str | None = None
     known_captions: list[Caption] = field(default_factory=list)
-    known_training_images: TrainingImages | None = None
+    known_n0: N0 | None = None
     known_warnings: list[str] = field(default_factory=list)
 
 
@@ -90,7 +90,7 @@ class Job:
     checkpoint: CheckpointFacts
     base: BaseFacts
     captions: tuple[Caption, ...]
-    training_images: TrainingImages
+    n0: N0
     settings: Settings
     descriptor: DescriptorFacts
     warnings: tuple[str, ...] = ()
@@ -99,13 +99,13 @@ class Job:
 
     def __post_init__(self) -> None:
         identity, revision, descriptor = self.checkpoint.identity, self.base.revision, self.descriptor.name
-        found = audit_id_of(identity, revision, self.captions, self.training_images, self.settings, descriptor)
+        found = audit_id_of(identity, revision, self.captions, self.n0, self.settings, descriptor)
         object.__setattr__(self, "id", found)
 
     @property
     def images(self) -> int:
         """How many images are sampled."""
-        return self.settings.images_per_training_image * self.training_images.count
+        return self.settings.images_per_training_image * self.n0.count
 
     @property
     def group(self) -> str:
@@ -145,7 +145,7 @@ def audit_id_of(
     identity: str,
     base_revision: str,
     captions: Sequence[Caption],
-    training_images: TrainingImages,
+    n0: N0,
     settings: Settings,
     descriptor_name: str,
 ) -> str:
@@ -155,8 +155,8 @@ def audit_id_of(
         "checkpoint": identity,
         "base": base_revision,
         "captions": [caption.text for caption in captions],
-        "n0": training_images.count,
-        "n0_known": training_images.source != "default",
+        "n0": n0.count,
+        "n0_known": n0.source != "default",
         "settings": settings.as_dict(),
         "descriptor": descriptor_name,
     }
@@ -175,12 +175,12 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
     captions, caption_warnings = choose_captions(
         request.captions, request.caption_file, metadata, request.known_captions
     )
-    training_images, count_warnings = choose_training_images(request.n0, metadata, request.known_training_images)
+    n0, count_warnings = choose_n0(request.n0, metadata, request.known_n0)
     return Job(
         facts,
         BaseFacts(request.base, request.base_config, location.name, location.revision),
         tuple(captions),
-        training_images,
+        n0,
         request.settings,
         bench.described_by(descriptor),
         tuple(caption_warnings + count_warnings + request.known_warnings),

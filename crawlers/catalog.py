@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from audit.claims.captions import Caption, TrainingImages
+from audit.claims.captions import N0, Caption
 from audit.errors import CrawlError, FetchError
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.checkpoint import metadata_json
@@ -62,7 +62,7 @@ class Entry:
     path: Path
     name: str
     captions: list[Caption]
-    training_images: TrainingImages | None
+    n0: N0 | None
     ground_truth: Path | None
     warnings: list[str]
 
@@ -189,11 +189,11 @@ class Catalog:
             item = replace(
                 item,
                 known_fingerprint=item.fingerprint,
-                training_images=(*item.training_images, TrainingImages(truth.pictures, "training-data")),
+                n0=(*item.n0, N0(truth.pictures, "training-data")),
                 captions=(*item.captions, *(Caption(text, "training-data", 0.95) for text in truth.captions)),
             )
         found = conclude(item, header)
-        count = found.training_images
+        count = found.n0
         row = {
             "item_id": item.item_id,
             "source": item.source,
@@ -362,7 +362,7 @@ class Catalog:
             path,
             row["name"],
             list(self.items([row])[0].captions),
-            TrainingImages(count, row["training_images_source"]) if count else None,
+            N0(count, row["training_images_source"]) if count else None,
             self._ground_truth(truth) if truth else None,
             [f"claims contradict each other: {text}" for text in row["contradictions"] or ()],
         )
@@ -397,9 +397,7 @@ def item_of(row: dict[str, Any], captions: Iterable[dict[str, Any]] = ()) -> Ite
         published_at=row["published_at"],
         available_at=row["available_at"],
         base_models=tuple(Claim(*pair) for pair in claims.get("base_model", []) if not pair[1].startswith(from_header)),
-        training_images=tuple(
-            TrainingImages(*pair) for pair in claims.get("training_images", []) if not pair[1].startswith(from_header)
-        ),
+        n0=tuple(N0(*pair) for pair in claims.get("training_images", []) if not pair[1].startswith(from_header)),
         captions=tuple(Caption(one["caption"], one["source"], one["confidence"]) for one in captions),
         claimed_bytes=row["claimed_bytes"],
         claimed_sha256=row["claimed_sha256"],

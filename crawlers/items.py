@@ -12,12 +12,12 @@ from datetime import datetime
 from typing import Any
 
 from audit.claims.captions import (
+    N0,
     Caption,
-    TrainingImages,
     captions_from_metadata,
     clean_text,
+    n0_claims,
     rank_captions,
-    training_image_claims,
 )
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.safetensors_header import Header
@@ -62,7 +62,7 @@ class Item:
     published_at: datetime | None = None
     available_at: datetime | None = None
     base_models: tuple[Claim, ...] = ()
-    training_images: tuple[TrainingImages, ...] = ()
+    n0: tuple[N0, ...] = ()
     captions: tuple[Caption, ...] = ()
     claimed_bytes: int | None = None
     claimed_sha256: str | None = None
@@ -90,7 +90,7 @@ class Conclusions:
     captions: list[Caption]
     base_model: Claim | None = None
     family: Claim | None = None
-    training_images: TrainingImages | None = None
+    n0: N0 | None = None
     contradictions: list[str] = field(default_factory=list)
     claims: dict[str, list[list[Any]]] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
@@ -106,7 +106,7 @@ def conclude(item: Item, header: Header | None) -> Conclusions:
     """Weigh the claims of ``item`` and of its file's ``header`` (None where the file was not looked at)."""
     metadata = header.metadata if header else {}
     bases = [*item.base_models, *_bases_of(metadata)]
-    counts = _in_order([*item.training_images, *training_image_claims(metadata)], _COUNT_ORDER)
+    counts = _in_order([*item.n0, *n0_claims(metadata)], _COUNT_ORDER)
     bases = _in_order(bases, _BASE_ORDER)
     families = [Claim(family_of_name(claim.value), claim.source) for claim in bases]
     named = [claim for claim in families if claim.value != Family.other]
@@ -118,7 +118,7 @@ def conclude(item: Item, header: Header | None) -> Conclusions:
         captions=rank_captions([*item.captions, *captions_from_metadata(metadata)]),
         base_model=bases[0] if bases else None,
         family=named[0] if named else (families[0] if families else None),
-        training_images=counts[0] if counts else None,
+        n0=counts[0] if counts else None,
         training=training_of(metadata, header.tensors) if header else Training(),
         claims={
             "base_model": [[claim.value, claim.source] for claim in bases],
@@ -168,13 +168,13 @@ _N_IMAGES = re.compile(
 )
 
 
-def count_in_prose(description: object) -> TrainingImages | None:
+def count_in_prose(description: object) -> N0 | None:
     """N0 as a model's description puts it ("trained on 23 images"), or None. HTML is stripped, never rendered."""
     prose = description[:50_000] if isinstance(description, str) else ""
     text = html.unescape(re.sub(r"<[^<>]{0,1000}>", " ", prose))
     found = _N_IMAGES.search(re.sub(r"\s+", " ", text))
     number = int(found.group(1) or found.group(2)) if found else 0
-    return TrainingImages(number, "description") if number > 0 else None
+    return N0(number, "description") if number > 0 else None
 
 
 def clean_name(name: object) -> str:

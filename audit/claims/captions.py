@@ -34,7 +34,7 @@ class Caption:
 
 
 @dataclass(frozen=True)
-class TrainingImages:
+class N0:
     """N0, the number of training images, and where it came from."""
 
     count: int
@@ -157,42 +157,40 @@ def _count(value: object) -> int:
     return value if type(value) is int and 0 < value <= 10**9 else 0
 
 
-def training_image_claims(metadata: dict[str, str]) -> list[TrainingImages]:
+def n0_claims(metadata: dict[str, str]) -> list[N0]:
     """Every N0 that kohya's metadata claims: the sums of ``img_count`` of ss_dataset_dirs and of ss_datasets."""
     folders = _json(metadata.get("ss_dataset_dirs"))
     entries = list(folders.values())[:1000] if isinstance(folders, dict) else []
     in_folders = sum(_count(entry.get("img_count")) for entry in entries if isinstance(entry, dict))
     in_subsets = sum(_count(subset.get("img_count")) for subset in _subsets(metadata) if not subset.get("is_reg"))
-    claims = [TrainingImages(in_folders, "ss_dataset_dirs"), TrainingImages(in_subsets, "ss_datasets")]
+    claims = [N0(in_folders, "ss_dataset_dirs"), N0(in_subsets, "ss_datasets")]
     return [claim for claim in claims if claim.count > 0]
 
 
-def training_images_from_metadata(metadata: dict[str, str]) -> TrainingImages | None:
+def n0_from_metadata(metadata: dict[str, str]) -> N0 | None:
     """The likeliest N0 that the metadata claims; None where nothing usable is claimed."""
-    return next(iter(training_image_claims(metadata)), None)
+    return next(iter(n0_claims(metadata)), None)
 
 
-def choose_training_images(
-    user: int | None, metadata: dict[str, str], known: TrainingImages | None = None
-) -> tuple[TrainingImages, list[str]]:
+def choose_n0(user: int | None, metadata: dict[str, str], known: N0 | None = None) -> tuple[N0, list[str]]:
     """N0 and warnings: the user's, else the claim ``known`` to the catalog, else the metadata's, else the default.
 
     Claims count up to MAX_TRAINING_IMAGES.
     """
     if user is not None:
-        return TrainingImages(user, "user"), []
-    claimed = known or training_images_from_metadata(metadata)
+        return N0(user, "user"), []
+    claimed = known or n0_from_metadata(metadata)
     if claimed is None:
         warning = (
             f"the number of training images is not known: {DEFAULT_TRAINING_IMAGES} are assumed (set it with --n0)"
         )
-        return TrainingImages(DEFAULT_TRAINING_IMAGES, "default"), [warning]
+        return N0(DEFAULT_TRAINING_IMAGES, "default"), [warning]
     if claimed.count > MAX_TRAINING_IMAGES:
         warning = (
             f"the metadata claims {claimed.count} training images: the audit looks for {MAX_TRAINING_IMAGES} "
             "(raise it with --n0 if the time is worth it)"
         )
-        return TrainingImages(MAX_TRAINING_IMAGES, claimed.source), [warning]
+        return N0(MAX_TRAINING_IMAGES, claimed.source), [warning]
     return claimed, []
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
-from audit.claims.captions import Caption, TrainingImages, choose_captions, choose_training_images, rank_captions
+from audit.claims.captions import N0, Caption, choose_captions, choose_n0, rank_captions
 from audit.config import Config, Priority
 from audit.descriptors.facts import DescriptorFacts
 from audit.descriptors.registry import DESCRIPTORS, descriptor_facts
@@ -163,8 +163,8 @@ class Due:
         ranked = rank_captions(caption for row in rows for caption in claims.get(row["item_id"], []))
         captions, caption_warnings = choose_captions([], None, {}, ranked)
         counted = next((row for row in rows if row["training_images"]), None)
-        known = TrainingImages(counted["training_images"], counted["training_images_source"]) if counted else None
-        training_images, count_warnings = choose_training_images(None, {}, known)
+        known = N0(counted["training_images"], counted["training_images_source"]) if counted else None
+        n0, count_warnings = choose_n0(None, {}, known)
         contradictions = sorted({text for row in rows for text in row["contradictions"] or ()})
         warnings = [*caption_warnings, *count_warnings]
         warnings += [f"claims contradict each other: {text}" for text in contradictions]
@@ -173,7 +173,7 @@ class Due:
             named["bytes"], named["item_id"],
         )  # fmt: skip
         return Job(
-            checkpoint, self._base(self._base_name(named) or ""), tuple(captions), training_images,
+            checkpoint, self._base(self._base_name(named) or ""), tuple(captions), n0,
             self.config.settings, self._descriptor, tuple(warnings),
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ _ERRORS = (ValueError, KeyError, IndexError, RuntimeError, AttributeError, TypeE
 def tune(
     base: BaseModel,
     checkpoint: Checkpoint,
-    strength: float = 1.0,
+    lora_scale: float = 1.0,
     adapter: str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tuned:
@@ -38,7 +38,7 @@ def tune(
     hint = "; ".join([*family_warnings(checkpoint, base), "check that --base is what it was trained on"])
     check_prediction(base, checkpoint)
     try:
-        tuned = _tune(base, checkpoint, strength, adapter, dtype)
+        tuned = _tune(base, checkpoint, lora_scale, adapter, dtype)
     except TensorNotFiniteError as error:
         raise NoEffectError(f"{checkpoint.path}: {error}: the file is broken; download it again") from error
     except _ERRORS as error:
@@ -74,11 +74,11 @@ def check_prediction(base: BaseModel, checkpoint: Checkpoint) -> None:
 
 
 def _tune(
-    base: BaseModel, checkpoint: Checkpoint, strength: float, adapter: str | None, dtype: torch.dtype | None
+    base: BaseModel, checkpoint: Checkpoint, lora_scale: float, adapter: str | None, dtype: torch.dtype | None
 ) -> Tuned:
     if checkpoint.format.is_adapter:
         with Tensors(list(checkpoint.files.values())) as tensors:
-            return apply_adapter(base, tensors, checkpoint.metadata, strength, adapter, checkpoint.path.stem, dtype)
+            return apply_adapter(base, tensors, checkpoint.metadata, lora_scale, adapter, checkpoint.path.stem, dtype)
     whole = Tuned()
     parts: dict[str, list[str]] = {}
     for name in checkpoint.files:

@@ -79,12 +79,12 @@ def _clusters(job: Job, vectors: np.ndarray) -> tuple[list[Group], list[str]]:
     from audit.config import Clustering
     from audit.evidence import density_peaks, greedy_cliques
 
-    count = job.training_images.count
+    count = job.n0.count
     if job.settings.clustering is Clustering.cliques:
         clusters, threshold, timed_out = greedy_cliques(vectors, count)
         note = f"the clique search passed its time limit; it ended at threshold {threshold:.2f}"
         return clusters, [note] if timed_out else []
-    known = count if job.training_images.source != "default" else None
+    known = count if job.n0.source != "default" else None
     return density_peaks(vectors, known, job.descriptor.threshold), []
 
 
@@ -113,8 +113,8 @@ def _audit_row(job: Job, rows: pa.Table, sampled: SpoolFacts, warnings: list[str
         "base_name": job.base.name,
         "base_revision": job.base.revision,
         "settings": json.dumps(job.settings.as_dict(), sort_keys=True),
-        "training_images": job.training_images.count,
-        "training_images_source": job.training_images.source,
+        "training_images": job.n0.count,
+        "training_images_source": job.n0.source,
         "captions": captions,
         "images": job.images,
         "evaluations": sampled.evaluations,

@@ -266,7 +266,7 @@ class Civitai:
             "published_at": time_of(version.get("publishedAt")) or time_of(version.get("createdAt")),
             "available_at": time_of(version.get("earlyAccessEndsAt")) or time_of(version.get("earlyAccessDeadline")),
             "base_models": (Claim(base, "baseModel"),) if base else (),
-            "training_images": tuple(dict.fromkeys(count for count in counts if count)),
+            "n0": tuple(dict.fromkeys(count for count in counts if count)),
             "captions": tuple(captions),
             "ground_truth_url": self._allowed_url(training) if training and self._may_use(model) else None,
         }

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from audit.claims.captions import Caption, TrainingImages
+from audit.claims.captions import N0, Caption
 from audit.config import CrawlSettings
 from audit.errors import CheckpointError, FetchError
 from audit.faults import is_of_the_item, reason_of_fault
@@ -156,7 +156,7 @@ class Folder:
             nsfw=said.get("nsfw") is True,
             published_at=datetime.fromtimestamp(files[path].mtime_ns / 1e9, UTC),
             base_models=(Claim(base, "sidecar"),) if base else (),
-            training_images=(TrainingImages(count, "sidecar"),) if type(count) is int and 0 < count < 10**6 else (),
+            n0=(N0(count, "sidecar"),) if type(count) is int and 0 < count < 10**6 else (),
             captions=tuple(Caption(text, "sidecar", 0.95) for text in map(text_of, captions) if text),
             claimed_bytes=files[path].size,
             refusal="a pickle: only safetensors is read, pickles can run code" if pickle else said.get("refusal"),

@@ -176,7 +176,7 @@ class HuggingFace:
             "nsfw": "not-for-all-audiences" in tags,
             "published_at": time_of(model.get("lastModified")),
             "base_models": tuple(Claim(base, "base_model") for base in dict.fromkeys(filter(None, named[:10]))),
-            "training_images": (counted,) if counted else (),
+            "n0": (counted,) if counted else (),
             "captions": tuple(caption for caption in captions if caption.text),
         }
         return [

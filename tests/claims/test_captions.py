@@ -12,7 +12,7 @@ from audit.claims.captions import (
     MAX_TRAINING_IMAGES,
     captions_from_metadata,
     choose_captions,
-    choose_training_images,
+    choose_n0,
 )
 from audit.errors import AuditError
 from audit.models.safetensors_header import read_header
@@ -24,7 +24,7 @@ DIRS = {"ss_dataset_dirs": json.dumps({"10_sks dog": {"n_repeats": 10, "img_coun
 def test_the_shipped_lora_says_its_caption_and_number_of_images() -> None:
     metadata = read_header(KOHYA).metadata
     captions, _ = choose_captions([], None, metadata)
-    count, warnings = choose_training_images(None, metadata)
+    count, warnings = choose_n0(None, metadata)
     assert [(c.text, c.source) for c in captions] == [("sks 3d render of an animal", "modelspec.trigger_phrase")]
     assert (count.count, count.source, warnings) == (10, "ss_dataset_dirs", [])
 
@@ -33,14 +33,14 @@ def test_the_user_comes_first(tmp_path: Path) -> None:
     (tmp_path / "captions.txt").write_text("# a comment\na cat\n\nanother  cat\n")
     captions, _ = choose_captions(["mine"], tmp_path / "captions.txt", DIRS)
     assert [(c.text, c.source) for c in captions] == [("mine", "user"), ("a cat", "file"), ("another cat", "file")]
-    assert choose_training_images(3, DIRS)[0].source == "user"
+    assert choose_n0(3, DIRS)[0].source == "user"
 
 
 def test_kohya_folders_and_tags_become_captions() -> None:
     tags = {"10_sks dog": {"sks dog": 6, "outdoors": 5, "rare": 1}}
     found = captions_from_metadata(DIRS | {"ss_tag_frequency": json.dumps(tags)})
     assert [c.text for c in found] == ["sks dog", "reg", "sks dog, outdoors"]
-    assert choose_training_images(None, DIRS)[0].count == 10
+    assert choose_n0(None, DIRS)[0].count == 10
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_kohya_folders_and_tags_become_captions() -> None:
 )
 def test_broken_metadata_falls_back_to_the_default_and_says_so(value: str) -> None:
     metadata = {"ss_dataset_dirs": value, "ss_tag_frequency": value, "modelspec.trigger_phrase": " \n "}
-    count, warnings = choose_training_images(None, metadata)
+    count, warnings = choose_n0(None, metadata)
     assert (count.count, count.source) == (10, "default")
     assert "not known" in warnings[0]
     captions, warnings = choose_captions([], None, metadata)
@@ -69,7 +69,7 @@ def test_broken_metadata_falls_back_to_the_default_and_says_so(value: str) -> No
 
 def test_claims_are_bounded() -> None:
     huge = {"ss_dataset_dirs": json.dumps({"1_x": {"img_count": 10**9}})}
-    count, warnings = choose_training_images(None, huge)
+    count, warnings = choose_n0(None, huge)
     assert count.count == MAX_TRAINING_IMAGES
     assert "1000000000" in warnings[0]
     long = {"modelspec.trigger_phrase": "\x1b[31m" + "x" * 10**6}

@@ -265,8 +265,8 @@ def test_entries_for_audits(workspace: Workspace, uploads: Path) -> None:
     entry = Catalog(workspace).entry(rows(workspace)["animals.safetensors"]["item_id"])
     assert entry.name == "animals.safetensors"
     assert [caption.text for caption in entry.captions] == ["sks 3d render of an animal"]
-    assert entry.training_images is not None
-    assert entry.training_images.count == 10
+    assert entry.n0 is not None
+    assert entry.n0.count == 10
     with pytest.raises(FetchError, match="not in the catalog"):
         Catalog(workspace).entry("folder:x:none")
 

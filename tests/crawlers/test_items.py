@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from audit.claims.captions import (
     MAX_CAPTION_CHARACTERS,
     MAX_CLAIMED_CAPTIONS,
+    N0,
     Caption,
-    TrainingImages,
     captions_from_metadata,
     clean_prompt,
+    n0_claims,
     rank_captions,
-    training_image_claims,
 )
 from audit.models.families.identify import Family, family_of_name, family_of_shapes
 from audit.models.safetensors_header import Header, TensorInfo
@@ -94,7 +94,7 @@ KEYS = ("ss_dataset_dirs", "ss_datasets", "ss_tag_frequency", "ss_num_train_imag
 def test_any_metadata_is_read_without_a_crash(metadata: dict[str, str]) -> None:
     found = conclude(ITEM, header({"x": (1, 2)}, metadata))
     assert all(caption.text for caption in found.captions)
-    assert all(claim.count > 0 for claim in training_image_claims(metadata))
+    assert all(claim.count > 0 for claim in n0_claims(metadata))
 
 
 def test_kohyas_data_sets_are_read() -> None:
@@ -105,7 +105,7 @@ def test_kohyas_data_sets_are_read() -> None:
         ]}]),
     }  # fmt: skip
     assert [c.text for c in captions_from_metadata(metadata)] == ["sks dog"]
-    assert training_image_claims(metadata) == [TrainingImages(7, "ss_datasets")]
+    assert n0_claims(metadata) == [N0(7, "ss_datasets")]
 
 
 @pytest.mark.parametrize(
@@ -134,10 +134,10 @@ def test_claims_that_cannot_all_be_true_are_named() -> None:
         "ss_num_train_images": "90",
     }
     item = Item(**{**vars(ITEM), "base_models": (Claim("SD 1.5", "baseModel"),),
-                   "training_images": (TrainingImages(23, "description"),)})  # fmt: skip
+                   "n0": (N0(23, "description"),)})  # fmt: skip
     found = conclude(item, header(SDXL, metadata))
     assert found.family == Claim(Family.sdxl, "shapes")
-    assert found.training_images == TrainingImages(6, "ss_dataset_dirs")
+    assert found.n0 == N0(6, "ss_dataset_dirs")
     assert [text.partition(":")[0] for text in found.contradictions] == ["family", "N0", "ss_num_train_images"]
     agreeing = conclude(Item(**{**vars(ITEM), "base_models": (Claim("SDXL 1.0", "baseModel"),)}), header(SDXL))
     assert agreeing.contradictions == []

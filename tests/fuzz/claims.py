@@ -14,9 +14,9 @@ from audit.claims.captions import (
     captions_from_metadata,
     clean_prompt,
     clean_text,
+    n0_claims,
     rank_captions,
     read_caption_file,
-    training_image_claims,
 )
 from audit.demo import ASSETS
 from audit.errors import CheckpointError
@@ -167,5 +167,5 @@ class Texts(Kind):
             metadata = {}
         for name in METADATA:
             metadata.setdefault(name, text)
-        captions_from_metadata(metadata), training_image_claims(metadata), training_of(metadata, {})
+        captions_from_metadata(metadata), n0_claims(metadata), training_of(metadata, {})
         read_scaling(metadata), problems(metadata), identifying(metadata)

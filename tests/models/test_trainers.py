@@ -200,7 +200,7 @@ def test_oft_of_sd_scripts(sd1: BaseModel, tmp_path: Path, module: str, constrai
     state = {f"{stem}.oft_blocks": blocks, f"{stem}.alpha": torch.tensor(constraint)}
     wanted = kohya_oft([blocks], weight, constraint, strength)
     torch.testing.assert_close(
-        tuned_weight(sd1, state, tmp_path, module, strength=strength), wanted, atol=1e-5, rtol=1e-5
+        tuned_weight(sd1, state, tmp_path, module, lora_scale=strength), wanted, atol=1e-5, rtol=1e-5
     )
     assert open_checkpoint(tmp_path / "f.safetensors").format is Format.lycoris
 

@@ -87,12 +87,12 @@ def apply_adapter(
     base: BaseModel,
     tensors: Tensors,
     metadata: dict[str, str],
-    strength: float,
+    lora_scale: float,
     adapter: str | None,
     token: str,
     dtype: torch.dtype | None = None,
 ) -> Tuned:
-    """The base's networks with the adapter in effect at ``strength``.
+    """The base's networks with the adapter in effect at ``lora_scale``.
 
     ``adapter`` chooses one of several in the file; ``token`` names an embedding that has no name of its own. Changes
     are computed in float32 and, once a module is finished, kept in ``dtype``. Raises ValueError where tensors do not
@@ -117,9 +117,9 @@ def apply_adapter(
         if named & hit:
             raise ValueError(f"{group.module[:120]} is named twice in it, in two spellings: which holds is not known")
         hit |= named
-        change = _apply_group(base, found, group, place, tensors, scalings.get(group.part, Scaling()), strength)
+        change = _apply_group(base, found, group, place, tensors, scalings.get(group.part, Scaling()), lora_scale)
         found.changes.append(change)
-        used += change.norm**2 / max(strength**2, 1e-12)
+        used += change.norm**2 / max(lora_scale**2, 1e-12)
         for part, module in named:
             narrow(found.networks[part], module, dtype, base.part(part))
     lost += _embed(base, places, names, tensors, token, found)
@@ -218,7 +218,7 @@ def _apply_group(
     place: tuple[str, Target],
     tensors: Tensors,
     scaling: Scaling,
-    strength: float,
+    lora_scale: float,
 ) -> ModuleChange:
     component, target = place
     network = found.networks.get(component)
@@ -234,7 +234,7 @@ def _apply_group(
         if group.naming is not Naming.kohya:
             _check_configured(group, module, tensors, scaling)
         after, after_bias = changed(
-            group.algorithm, values, weight, bias, strength, scaling.of(module), scaling.rank_stabilised,
+            group.algorithm, values, weight, bias, lora_scale, scaling.of(module), scaling.rank_stabilised,
             rank=scaling.rank_of(module), start=scaling.start, rotation=scaling.rotation,
             turned_weights=group.flat or "scaled" in group.tensors,
         )  # fmt: skip

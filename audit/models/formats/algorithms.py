@@ -24,7 +24,7 @@ def changed(
     tensors: Tensors,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    strength: float = 1.0,
+    lora_scale: float = 1.0,
     alpha: float | None = None,
     rank_stabilised: bool = False,
     *,
@@ -35,45 +35,45 @@ def changed(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weight and bias after the change; ``weight`` [out, in, ...] and ``bias`` [out] float32 are left as they are.
 
-    ``strength`` multiplies the change (LyCORIS' multiplier). ``alpha`` stands for a missing alpha tensor;
+    ``lora_scale`` multiplies the change (LyCORIS' multiplier). ``alpha`` stands for a missing alpha tensor;
     ``rank_stabilised`` divides it by the square root of the rank. Of PEFT's configuration are ``rank``, which divides
     alpha where no factor shows one, ``start`` (how LoRA took its first factors from the weight) and ``rotation``.
     ``turned_weights``: OFT turns a convolution's weights as OneTrainer does. Raises ValueError where shapes do not fit.
     """
     if start is not None and (algorithm is not Algorithm.lora or {"magnitude", "dora_scale", "mid"} & set(tensors)):
         raise ValueError(f"{start} with {algorithm} and weight decomposition is not read")
-    bias = _add(bias, tensors.get("diff_b"), strength)
+    bias = _add(bias, tensors.get("diff_b"), lora_scale)
     given = _alpha(tensors, alpha)
     if algorithm is Algorithm.full:
-        return (weight + strength * _fitting(tensors["diff"], weight) if "diff" in tensors else weight), bias
+        return (weight + lora_scale * _fitting(tensors["diff"], weight) if "diff" in tensors else weight), bias
     if algorithm is Algorithm.norm:
-        return weight + strength * _fitting(tensors["w_norm"], weight), _add(bias, tensors.get("b_norm"), strength)
+        return weight + lora_scale * _fitting(tensors["w_norm"], weight), _add(bias, tensors.get("b_norm"), lora_scale)
     if algorithm is Algorithm.ia3:
-        return _ia3(tensors, weight, strength), bias
+        return _ia3(tensors, weight, lora_scale), bias
     if algorithm in (Algorithm.oft, Algorithm.boft):
-        return _rotated(algorithm, tensors, weight, given or 0.0, strength), bias
+        return _rotated(algorithm, tensors, weight, given or 0.0, lora_scale), bias
     if algorithm is Algorithm.oft_kohya:
-        return _rotated_rows(tensors, weight, given, strength), bias
+        return _rotated_rows(tensors, weight, given, lora_scale), bias
     if algorithm in (Algorithm.peft_oft, Algorithm.peft_boft, Algorithm.peft_ia3):
-        return by_peft(algorithm, tensors, weight, strength, rotation or Rotation(), turned_weights), bias
+        return by_peft(algorithm, tensors, weight, lora_scale, rotation or Rotation(), turned_weights), bias
     if algorithm is Algorithm.glora:
-        return weight + strength * _glora(tensors, weight, given), bias
+        return weight + lora_scale * _glora(tensors, weight, given), bias
     if algorithm is Algorithm.tlora:
-        return weight + strength * _tlora(tensors, weight, given), bias
+        return weight + lora_scale * _tlora(tensors, weight, given), bias
     delta = low_rank_change(algorithm, tensors, weight.shape, given, rank_stabilised, rank)
-    if "magnitude" in tensors:  # PEFT: the strength is part of the direction
-        merged = weight + strength * delta
+    if "magnitude" in tensors:  # PEFT: the lora_scale is part of the direction
+        merged = weight + lora_scale * delta
         return _decomposed(merged, tensors["magnitude"].reshape(-1), True, 1.0), bias
-    if "dora_scale" in tensors:  # LyCORIS: the strength interpolates the whole
+    if "dora_scale" in tensors:  # LyCORIS: the lora_scale interpolates the whole
         on_out = _on_out(tensors["dora_scale"], weight)
-        return _decomposed(weight + delta, tensors["dora_scale"].reshape(-1), on_out, strength), bias
+        return _decomposed(weight + delta, tensors["dora_scale"].reshape(-1), on_out, lora_scale), bias
     if "up_bias" in tensors:
         rows = tensors["down"].shape[0]
-        bias = _add(bias, tensors["up_bias"], strength * _scaling(given, rows, rank_stabilised))
+        bias = _add(bias, tensors["up_bias"], lora_scale * _scaling(given, rows, rank_stabilised))
     if start is not None:
         rows = tensors["down"].shape[0]
         delta = delta - taken_at_the_start(start, weight, rows, _scaling(given, rows, rank_stabilised))
-    return weight + strength * delta, bias
+    return weight + lora_scale * delta, bias
 
 
 def low_rank_change(
@@ -84,7 +84,7 @@ def low_rank_change(
     rank_stabilised: bool = False,
     whole_rank: float | None = None,
 ) -> torch.Tensor:
-    """The change of LoRA (with or without CP decomposition), LoHa or LoKr, of ``shape``, at strength 1.
+    """The change of LoRA (with or without CP decomposition), LoHa or LoKr, of ``shape``, at lora_scale 1.
 
     ``whole_rank`` divides alpha where both of LoKr's factors are whole: PEFT scales them too.
     """
@@ -134,10 +134,10 @@ def _fitting(change: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return change.reshape(weight.shape)
 
 
-def _add(bias: torch.Tensor | None, change: torch.Tensor | None, strength: float) -> torch.Tensor | None:
+def _add(bias: torch.Tensor | None, change: torch.Tensor | None, lora_scale: float) -> torch.Tensor | None:
     if change is None:
         return bias
-    return strength * change if bias is None else bias + strength * _fitting(change, bias)
+    return lora_scale * change if bias is None else bias + lora_scale * _fitting(change, bias)
 
 
 def _product(up: torch.Tensor, down: torch.Tensor, shape: torch.Size | tuple[int, ...]) -> torch.Tensor:
@@ -204,7 +204,7 @@ def _on_out(scale: torch.Tensor, weight: torch.Tensor) -> bool:
     return False
 
 
-def _decomposed(weight: torch.Tensor, magnitude: torch.Tensor, on_out: bool, strength: float) -> torch.Tensor:
+def _decomposed(weight: torch.Tensor, magnitude: torch.Tensor, on_out: bool, lora_scale: float) -> torch.Tensor:
     """DoRA: ``weight`` with the norm of every output (or input) set to ``magnitude``."""
     side = 0 if on_out else 1
     if magnitude.numel() != weight.shape[side]:
@@ -213,10 +213,10 @@ def _decomposed(weight: torch.Tensor, magnitude: torch.Tensor, on_out: bool, str
     norm = torch.linalg.vector_norm(weight, dim=others, keepdim=True) + torch.finfo(weight.dtype).eps
     shape = [1] * weight.ndim
     shape[side] = -1
-    return weight * (strength * (magnitude.reshape(shape) / norm - 1) + 1)
+    return weight * (lora_scale * (magnitude.reshape(shape) / norm - 1) + 1)
 
 
-def _ia3(tensors: Tensors, weight: torch.Tensor, strength: float) -> torch.Tensor:
+def _ia3(tensors: Tensors, weight: torch.Tensor, lora_scale: float) -> torch.Tensor:
     """LyCORIS' IA3: every input or output channel scaled by 1 + weight."""
     side = 1 if bool(tensors["on_input"].flatten()[0]) else 0
     scale = tensors["weight"].reshape(-1)
@@ -224,11 +224,11 @@ def _ia3(tensors: Tensors, weight: torch.Tensor, strength: float) -> torch.Tenso
         raise ValueError(f"{len(scale)} factors do not fit a weight of {tuple(weight.shape)}")
     shape = [1] * weight.ndim
     shape[side] = -1
-    return weight * (1 + strength * scale.reshape(shape))
+    return weight * (1 + lora_scale * scale.reshape(shape))
 
 
 def _rotated(
-    algorithm: Algorithm, tensors: Tensors, weight: torch.Tensor, constraint: float, strength: float
+    algorithm: Algorithm, tensors: Tensors, weight: torch.Tensor, constraint: float, lora_scale: float
 ) -> torch.Tensor:
     """OFT and butterfly OFT of LyCORIS: blocks of outputs turned by Cayley rotations; alpha is the constraint."""
     from lycoris.functional import boft, diag_oft
@@ -245,18 +245,18 @@ def _rotated(
     if algorithm is Algorithm.boft:
         if side % 2 or 2 ** (blocks.shape[0] - 1) * (side // 2) * 2 > weight.shape[0]:
             raise ValueError(f"blocks of {tuple(blocks.shape)} do not fit a weight of {tuple(weight.shape)}")
-        change = boft.diff_weight(weight, blocks, rescale, constraint=limit, scale=strength, backend="torch")
+        change = boft.diff_weight(weight, blocks, rescale, constraint=limit, scale=lora_scale, backend="torch")
         return weight + change
-    if strength == 1:
+    if lora_scale == 1:
         return weight + diag_oft.diff_weight(weight, blocks, rescale, constraint=limit, backend="torch")
     rotation = diag_oft.get_r(blocks, constraint=limit)
     eye = torch.eye(side)
-    turned = torch.einsum("knm,kn...->km...", strength * (rotation - eye) + eye, weight.unflatten(0, (count, side)))
+    turned = torch.einsum("knm,kn...->km...", lora_scale * (rotation - eye) + eye, weight.unflatten(0, (count, side)))
     turned = turned.flatten(0, 1)
     return turned if rescale is None else rescale * turned
 
 
-def _rotated_rows(tensors: Tensors, weight: torch.Tensor, constraint: float | None, strength: float) -> torch.Tensor:
+def _rotated_rows(tensors: Tensors, weight: torch.Tensor, constraint: float | None, lora_scale: float) -> torch.Tensor:
     """sd-scripts' OFT: consecutive rows of the weight each with blocks of their own, all under one constraint.
 
     The rotation is Cayley's, (I + Q) / (I - Q) with Q = B - B^T shrunk to the norm of constraint times rows.
@@ -283,7 +283,7 @@ def _rotated_rows(tensors: Tensors, weight: torch.Tensor, constraint: float | No
         norm = torch.linalg.vector_norm(skew)
         skew = skew * ((norm.clamp(max=constraint * len(rows)) + 1e-8) / (norm + 1e-8))
         eye = torch.eye(blocks.shape[1])
-        rotation = strength * ((eye + skew) @ torch.linalg.inv(eye - skew) - eye) + eye
+        rotation = lora_scale * ((eye + skew) @ torch.linalg.inv(eye - skew) - eye) + eye
         parts = rows.unflatten(0, (blocks.shape[0], blocks.shape[1]))
         turned.append(torch.einsum("knm,kn...->km...", rotation, parts).flatten(0, 1))
     return torch.cat(turned)

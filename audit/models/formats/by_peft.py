@@ -18,7 +18,7 @@ def by_peft(
     algorithm: Algorithm,
     tensors: Mapping[str, torch.Tensor],
     weight: torch.Tensor,
-    strength: float,
+    lora_scale: float,
     rotation: Rotation,
     turned_weights: bool,
 ) -> torch.Tensor:
@@ -33,7 +33,7 @@ def by_peft(
         merged = _butterflies(tensors, weight)
     else:
         merged = _scaled(tensors, weight)
-    return merged if strength == 1 else weight + strength * (merged - weight)
+    return merged if lora_scale == 1 else weight + lora_scale * (merged - weight)
 
 
 def _turned(

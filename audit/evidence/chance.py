@@ -1,0 +1,100 @@
+"""How likely what speaks for a reference is by chance: p-values from decoys, their combination, and error rates.
+
+A decoy is a picture of a reference's kind that the checkpoint cannot have seen. Where the reference was not trained on
+either, its score is one draw more from what decoys score, and every rank is as likely (exchangeability):
+
+    p = (1 + decoys that score as much) / (1 + decoys)                      conformal, arXiv 0706.3188
+
+Its smallest value is 1 / (1 + decoys). Beyond the highest decoys the tail of their scores is taken to go on as a
+generalised Pareto distribution does (Pickands 1975; peaks over a threshold), never thinner than an exponential one:
+
+    p = share of decoys above u * P(excess > score - u)
+
+Kinds of evidence on one reference depend on each other: they are combined by the Cauchy rule, which holds for small p
+under any dependence (Liu and Xie, arXiv 1808.09011). Of many references, those are matches whose expected share of
+wrong ones is at most the rate asked for (Benjamini and Hochberg 1995).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+FEWEST = 19  # decoys: with fewer no p is below 0.05
+TAIL_FEWEST = 100  # decoys from which a tail is fitted
+TAIL_SHARE = 0.1  # of the decoys, the highest: the tail
+MOST_SHAPE = 0.5  # of the tail: beyond it the variance is infinite, and a fit says no more than that
+BEYOND = 50  # times below the smallest rank's p the tail is trusted at most
+FIT_DOUBT = 0.05  # of Kolmogorov and Smirnov: a tail that fits worse is not used
+
+
+def rank_p(scores: np.ndarray, decoys: np.ndarray) -> np.ndarray:
+    """Conformal p [N] of ``scores`` [N] among ``decoys`` [M]; 1 for what is not finite.
+
+    Decoys that are not finite count as higher than any score. Raises ValueError without decoys.
+    """
+    if not len(decoys):
+        raise ValueError("there are no decoys")
+    ordered = np.sort(np.where(np.isfinite(decoys), decoys, np.inf))
+    as_high = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    return np.where(np.isfinite(scores), (1 + as_high) / (1 + len(ordered)), 1.0)
+
+
+def tail_p(scores: np.ndarray, decoys: np.ndarray) -> np.ndarray:
+    """As ``rank_p``, with more resolution for scores above nearly all decoys, where these suffice and fit a tail."""
+    ranks = rank_p(scores, decoys)
+    if len(decoys) < TAIL_FEWEST or not np.isfinite(decoys).all():
+        return ranks
+    above = np.quantile(decoys, 1 - TAIL_SHARE)
+    excess = decoys[decoys > above] - above
+    shape, scale = _tail(excess)
+    if scale == 0 or stats.kstest(excess, stats.genpareto(shape, 0, scale).cdf).pvalue < FIT_DOUBT:
+        return ranks
+    beyond = stats.genpareto.sf(np.maximum(scores - above, 0), shape, 0, scale)
+    smooth = (1 + len(excess)) / (1 + len(decoys)) * beyond
+    least = 1 / (1 + len(decoys)) / BEYOND
+    return np.where(scores > above, np.clip(smooth, least, 1), ranks)
+
+
+def _tail(excess: np.ndarray) -> tuple[float, float]:
+    """Shape and scale of a generalised Pareto distribution of ``excess`` [K], not thinner than an exponential one."""
+    if len(excess) < 2 or excess.std() == 0:
+        return 0.0, 0.0
+    shape, _, scale = stats.genpareto.fit(excess, floc=0)
+    if shape <= 0:
+        return 0.0, float(excess.mean())
+    return min(float(shape), MOST_SHAPE), float(scale)
+
+
+def combined_p(values: Sequence[float]) -> float:
+    """One p of several of the same reference, by the Cauchy rule; that of a single one is itself."""
+    if len(values) == 1:
+        return float(values[0])
+    # a p of 1 would outweigh any other: it is taken as the largest that says nothing more than "not this evidence"
+    clipped = np.clip(np.asarray(values, float), 1e-15, 0.99)
+    return float(stats.cauchy.sf(np.mean(stats.cauchy.isf(clipped))))
+
+
+def false_discovery_rates(values: np.ndarray) -> np.ndarray:
+    """For p-values [N] the smallest rate of wrong ones at which each counts (Benjamini and Hochberg's adjusted p)."""
+    if not len(values):
+        return np.empty(0)
+    return np.asarray(stats.false_discovery_control(values, method="bh"))
+
+
+def expected_by_chance(values: np.ndarray) -> np.ndarray:
+    """E-values [N]: how many of N references that were not trained on would have a p as small."""
+    return np.asarray(values) * len(values)
+
+
+def set_p(scores: np.ndarray, decoys: np.ndarray) -> float:
+    """How likely the scores [N] of a whole set are as high as they are, had it no part: Mann and Whitney's test.
+
+    Scores that are not finite are left out. Raises ValueError where nothing is left, or without decoys.
+    """
+    mine, others = scores[np.isfinite(scores)], decoys[np.isfinite(decoys)]
+    if not len(mine) or not len(others):
+        raise ValueError("a set is compared by the finite scores of its pictures and of decoys: there are none")
+    return float(stats.mannwhitneyu(mine, others, alternative="greater").pvalue)
