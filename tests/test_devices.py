@@ -10,7 +10,14 @@ import torch
 
 from audit.devices import Fault, fault_of, raise_fault, release
 from audit.engine.work import kind_of
-from audit.errors import CheckpointError, DeviceLostError, DeviceMemoryError, WorkspaceError
+from audit.errors import (
+    CheckpointError,
+    ConfigError,
+    DescriptorError,
+    DeviceLostError,
+    DeviceMemoryError,
+    WorkspaceError,
+)
 
 TEXTS = [
     ("CUDA error: device-side assert triggered\nCUDA kernel errors might be asynchronously reported", Fault.lost),
@@ -91,6 +98,9 @@ def test_what_a_stranger_wrote_into_a_message_is_no_fault() -> None:
     assert fault_of(CheckpointError("the file 'device-side assert out of memory' does not fit")) is None
     assert kind_of(CheckpointError("out of memory")) == "input"
     assert kind_of(WorkspaceError("the disk is full")) == "storage"
+    assert (
+        kind_of(DescriptorError("not here")) == kind_of(ConfigError("another base here")) == "error"
+    )  # of the machine
 
 
 def test_faults_become_errors_in_words() -> None:

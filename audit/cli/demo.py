@@ -16,7 +16,7 @@ from audit.demo import BASE, FINE_TUNES
 log = logging.getLogger(__name__)
 
 
-class Checkpoint(StrEnum):
+class FineTune(StrEnum):
     """The shipped fine-tunes, by their key in FINE_TUNES."""
 
     lora_kohya = "lora-kohya"
@@ -27,7 +27,7 @@ class Checkpoint(StrEnum):
 @configured("settings.method", "workspace")
 def demo(
     config: Config,
-    checkpoint: Annotated[Checkpoint, typer.Option(help="Which shipped fine-tune to audit.")] = Checkpoint.lora_kohya,
+    checkpoint: Annotated[FineTune, typer.Option(help="Which shipped fine-tune to audit.")] = FineTune.lora_kohya,
     as_json: JsonOption = False,
 ) -> None:
     """Audit a checkpoint of the embedded model and open the evidence: recovered training images beside the originals.

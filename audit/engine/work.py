@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from audit.devices import Fault, fault_of
-from audit.errors import AuditError, WorkspaceError
+from audit.errors import AuditError, ConfigError, DescriptorError, WorkspaceError
 from audit.locations import without_credentials
 from audit.progress import Tell, quiet
 from audit.states import Cause, Happening, Needs
@@ -28,7 +28,10 @@ RETRIED = tuple(cause for cause in Cause if cause is not Cause.input)
 
 
 def kind_of(error: BaseException) -> Cause:
-    """Why a stage failed: ``input`` where the job itself is at fault, else one of RETRIED."""
+    """Why a stage failed: ``input`` where the job itself is at fault, else one of RETRIED.
+
+    A descriptor that cannot be had, or a base that is another one, is the fault of this machine: another may have it.
+    """
     if isinstance(error, WorkspaceError):
         return Cause.storage
     fault = fault_of(error)
@@ -36,7 +39,8 @@ def kind_of(error: BaseException) -> Cause:
         return Cause.device_lost
     if fault is Fault.memory:
         return Cause.out_of_memory
-    return Cause.input if isinstance(error, AuditError) else Cause.error
+    of_the_job = isinstance(error, AuditError) and not isinstance(error, ConfigError | DescriptorError)
+    return Cause.input if of_the_job else Cause.error
 
 
 def reason_of(error: BaseException) -> str:
