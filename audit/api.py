@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.bench import Bench
-from audit.config import Compile, Config, Settings, StoredImages
+from audit.config import Compile, Config, Evidence, Latents, Settings, StoredImages
 from audit.devices import default_device
 from audit.engine.local import run_stages
 from audit.engine.run import Run, RunState
@@ -130,6 +130,7 @@ def scan(
     device: str | None = None,
     batch_size: int = 0,
     compile: Compile = Compile.off,
+    latents: Latents = Latents.auto,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Result:
@@ -137,8 +138,8 @@ def scan(
 
     ``checkpoint`` is a file, a folder or an item of the catalog ("civitai:1:2:3"), or a Request, which says the base,
     captions, N0 and settings itself. ``references`` are names of reference sets or folders of pictures;
-    ``training_images`` and ``control`` folders of pictures that it is scored against. ``progress`` is told (what, done,
-    of how many). A ``bench`` keeps models in memory from call to call; it has the device, and serves one at a time.
+    ``training_images`` and ``control`` folders of pictures that it is scored against. ``latents`` says whether those of
+    folders' pictures are kept, which membership is measured on. ``progress`` is told (what, done, of how many). A ``bench`` keeps models in memory from call to call; it has the device, and serves one at a time.
 
     A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
     """
@@ -160,8 +161,11 @@ def scan(
         if folder is not None
     }
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
+    references = list(references)
     thumbnails = request.settings.stored_images is not StoredImages.hashes_only
     names, skipped = reference_sets(opened, references, bench, job, thumbnails, tell)
+    if latents is Latents.always or (latents is Latents.auto and thumbnails):
+        _keep_latents(opened, references, bench, job, tell)
     place = Place(opened, bench)
     stages = stages_for(names)
     page = next(number for number, stage in enumerate(stages) if stage.name == Report.name)
@@ -249,6 +253,20 @@ def reference_sets(
             names.append(str(reference))
             sets.require(str(reference), job.descriptor)
     return names, skipped
+
+
+def _keep_latents(
+    workspace: Workspace, references: Sequence[str | Path], bench: Bench, job: Job, tell: Tell
+) -> None:
+    """Keep the latents of the pictures in folders, where the audit measures membership."""
+    from audit.references.latents import codec_id, keep_latents
+    from audit.references.sets import image_files
+
+    if job.settings.evidence is Evidence.extraction:
+        return
+    key = codec_id(job.base.revision, job.settings.resolution)
+    for folder in (Path(one) for one in references if Path(one).is_dir()):
+        keep_latents(workspace, folder_set_name(folder), image_files(folder), lambda: bench.codec(job), key, tell)
 
 
 def add_references(

@@ -56,6 +56,22 @@ class StoredImages(StrEnum):
     hashes_only = "hashes-only"
 
 
+class Evidence(StrEnum):
+    """What an audit looks for: pictures that come out of the model, references that it has learnt, or both."""
+
+    both = "both"
+    extraction = "extraction"
+    membership = "membership"
+
+
+class Latents(StrEnum):
+    """Whether latents of reference pictures are kept, which membership is measured on."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class Precision(StrEnum):
     """What the networks compute in."""
 
@@ -141,14 +157,30 @@ class Settings(_Checked):
         "Diffusion 3, Flux and Chroma), and again in a wider one where numbers overflow.",
     )
 
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for hashing and storing; ``precision`` where it was asked for.
+    evidence: Evidence = _setting(
+        Evidence.both,
+        "extraction (sample, and compare what comes out), membership (how much better than its base the model denoises "
+        "each reference; nothing is sampled), or both.",
+    )
+    membership_evaluations: int = _setting(
+        3000,
+        "Network evaluations that membership may take an audit; the likeliest references get most of them.",
+        min=6,
+    )
 
-        By default it follows from the device, which is no part of an audit's id.
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for hashing and storing, without those that change nothing as they are.
+
+        The precision is there where it was asked for: by default it follows from the device, which is no part of an
+        audit's id. What is extracted does not depend on whether membership is measured, too.
         """
         found = asdict(self)
         if self.precision is Precision.auto:
             del found["precision"]
+        if self.evidence is not Evidence.membership:
+            del found["evidence"]
+        if self.membership_evaluations == Settings.membership_evaluations:
+            del found["membership_evaluations"]
         return found
 
 
@@ -195,6 +227,11 @@ class RunSettings(_Checked):
         Compile.off,
         "torch.compile: off, blocks (the repeated blocks of the denoiser: a minute once a worker and family) or graphs "
         "(the whole denoiser, with CUDA graphs).",
+    )
+    latents: Latents = _setting(
+        Latents.auto,
+        "Latents of a folder's pictures (--references FOLDER), which membership is measured on: auto (kept unless images "
+        "are hashes-only), always, never. They show the pictures to whoever has the base model.",
     )
     attempts: int = _setting(3, "Failed attempts after which a checkpoint is quarantined.", min=1)
     sample_deadline: float = _setting(4 * 3600.0, "Seconds after which a worker that samples counts as hung.", min=0)

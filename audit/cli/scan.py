@@ -113,7 +113,7 @@ def finish(result: Result, as_json: bool) -> None:
         raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
-@configured("references", "descriptor", "settings.*", "run.device", "run.batch_size", "run.compile", "workspace")
+@configured("references", "descriptor", "settings.*", "run.device", "run.batch_size", "run.compile", "run.latents", "workspace")
 def scan(
     config: Config,
     file: Annotated[
@@ -165,6 +165,7 @@ def scan(
         result = api.scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
             device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
-            control=control, compile=config.run.compile, progress=progress,
+            control=control, compile=config.run.compile, latents=config.run.latents,
+            progress=progress,
         )  # fmt: skip
     finish(result, as_json)
