@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from audit.job import Job, Request, resolve
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
 from audit.references import ReferenceSets, SkippedImage
-from audit.references.sets import Added, known_pictures
+from audit.references.sets import Added, image_files, known_pictures
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit
@@ -139,7 +140,8 @@ def scan(
     ``checkpoint`` is a file, a folder or an item of the catalog ("civitai:1:2:3"), or a Request, which says the base,
     captions, N0 and settings itself. ``references`` are names of reference sets or folders of pictures;
     ``training_images`` and ``control`` folders of pictures that it is scored against. ``latents`` says whether those of
-    folders' pictures are kept, which membership is measured on. ``progress`` is told (what, done, of how many). A ``bench`` keeps models in memory from call to call; it has the device, and serves one at a time.
+    folders' pictures are kept, which membership is measured on. ``progress`` is told (what, done, of
+    how many). A ``bench`` keeps models in memory from call to call; it has the device, and serves one at a time.
 
     A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
     """
@@ -255,12 +257,9 @@ def reference_sets(
     return names, skipped
 
 
-def _keep_latents(
-    workspace: Workspace, references: Sequence[str | Path], bench: Bench, job: Job, tell: Tell
-) -> None:
+def _keep_latents(workspace: Workspace, references: Sequence[str | Path], bench: Bench, job: Job, tell: Tell) -> None:
     """Keep the latents of the pictures in folders, where the audit measures membership."""
     from audit.references.latents import codec_id, keep_latents
-    from audit.references.sets import image_files
 
     if job.settings.evidence is Evidence.extraction:
         return
@@ -276,19 +275,29 @@ def add_references(
     descriptor: str = "sscd",
     workspace: Workspace | str | Path = DEFAULT_WORKSPACE,
     thumbnails: bool = True,
+    bases: Sequence[str] = (),
+    resolution: int | None = None,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Added:
     """Describe the pictures below ``folder`` and keep them as the reference set ``name``, in place of one so called.
 
-    What is passed over is listed with its reason. Raises ReferenceSetError where nothing can be read.
+    Latents of the pictures under each of ``bases``, in ``resolution`` or the base's own, are kept too: membership is
+    measured on them. What is passed over is listed with its reason. Raises ReferenceSetError where nothing can be read.
     """
-    described = (bench or Bench(default_device())).load_descriptor(descriptor)
+    from audit.references.latents import codec_id, keep_latents
+
+    bench, tell = bench or Bench(default_device()), progress or quiet
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
-    tell = progress or quiet
-    return ReferenceSets(opened).add(
-        name, Path(folder), described, thumbnails, lambda done, total: tell("describing", done, total)
-    )
+    located = [bench.locate(base) for base in bases]
+    added = ReferenceSets(opened).add(
+        name, Path(folder), bench.load_descriptor(descriptor), thumbnails,
+        lambda done, total: tell("describing", done, total),
+    )  # fmt: skip
+    for one in located:
+        codec = partial(bench.codec_of, one, resolution)
+        keep_latents(opened, name, image_files(Path(folder)), codec, codec_id(one.revision, resolution), tell)
+    return added
 
 
 def run(

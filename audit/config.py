@@ -230,8 +230,8 @@ class RunSettings(_Checked):
     )
     latents: Latents = _setting(
         Latents.auto,
-        "Latents of a folder's pictures (--references FOLDER), which membership is measured on: auto (kept unless images "
-        "are hashes-only), always, never. They show the pictures to whoever has the base model.",
+        "Latents of a folder's pictures (--references FOLDER), which membership is measured on: auto (kept unless "
+        "images are hashes-only), always, never. They show the pictures to whoever has the base model.",
     )
     attempts: int = _setting(3, "Failed attempts after which a checkpoint is quarantined.", min=1)
     sample_deadline: float = _setting(4 * 3600.0, "Seconds after which a worker that samples counts as hung.", min=0)

@@ -217,8 +217,8 @@ MATCHES = _schema(
 )
 
 LATENTS = _schema(
-    "Reference pictures as a base model's codec encodes them, a row a view: what membership is measured on. They show the "
-    "pictures to whoever has the base model.",
+    "Reference pictures as a base model's codec encodes them, a row a view: what membership is measured on. They show "
+    "the pictures to whoever has the base model.",
     ("reference_set", pa.string(), "joins references"),
     ("reference_id", pa.string(), "joins references"),
     ("codec", pa.string(), "hash of the base's revision, the resolution and how pictures are made to fit"),
@@ -248,8 +248,8 @@ MEMBERSHIPS = _schema(
     (
         "score",
         pa.float64(),
-        "mean of (base loss - tuned loss) / base loss over timesteps and noises, of the view with the highest: at most 1, "
-        "0 where fine-tuning has changed nothing for it; null where a loss is not finite",
+        "mean of (base loss - tuned loss) / base loss over timesteps and noises, of the view with the highest: at most "
+        "1, 0 where fine-tuning has changed nothing for it; null where a loss is not finite",
     ),
     ("view", pa.string(), "the view of the picture that the score is of"),
     ("base_loss", pa.float64(), "mean loss of the base on that view: how hard the picture is"),

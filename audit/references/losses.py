@@ -28,10 +28,9 @@ from audit.schemas import BASE_LOSSES
 if TYPE_CHECKING:
     from audit.job import Job
     from audit.stages.membership import Question
-    from audit.workspace import Workspace
+    from audit.workspace import Spool, Workspace
 
 SLICE = 32  # pictures, under a view each, that are measured and kept together
-BATCH = "losses-"  # how the names of losses in the spool begin
 SPOOLED = pa.schema([one for one in BASE_LOSSES if one.name != "reference_set"])
 
 Item = tuple[str, str]  # a picture and a view of it
@@ -105,12 +104,12 @@ class Both:
     """
 
     def __init__(
-        self, job: Job, workspace: Workspace, pair: ModelPair, question: Question, batch_size: int, widens: bool,
-        tell: Tell,
+        self, job: Job, workspace: Workspace, spool: Spool, pair: ModelPair, question: Question, batch_size: int,
+        widens: bool, tell: Tell,
     ) -> None:  # fmt: skip
         self.workspace, self.pair, self.question = workspace, pair, question
         self.widens, self.tell, self.timesteps = widens, tell, question.effort.timesteps
-        self.spool = workspace.spool(job.id, BATCH)
+        self.spool = spool
         batch = batch_size or batch_to_sample(pair, 1)
         self.base, self.tuned = Side(pair, False, batch), Side(pair, True, batch)
         self.model = _model_id(job, pair, question.codec)

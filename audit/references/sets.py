@@ -222,8 +222,8 @@ class ReferenceSets:
     def _forget_others(self, name: str) -> None:
         """Let go of latents where some are of pictures that the set does not have any more."""
         stale = self.workspace.rows(
-            'SELECT 1 FROM latents WHERE reference_set = ? AND reference_id NOT IN (SELECT reference_id FROM "references" '
-            "WHERE reference_set = ?) LIMIT 1",
+            "SELECT 1 FROM latents WHERE reference_set = ? AND reference_id NOT IN "
+            '(SELECT reference_id FROM "references" WHERE reference_set = ?) LIMIT 1',
             [name, name],
         )
         if stale:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from audit.progress import Tell, quiet
-from audit.stages.precision import wider, widening
+from audit.stages.precision import widening, wider
 from audit.stages.registry import StageKind
 from audit.states import Needs
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from audit.job import Job
     from audit.workspace import Workspace
 
+REMEMBERED = 5.0  # s
 VERSION = 1  # raised when the same pictures and settings come to give other scores
 
 
@@ -34,6 +35,11 @@ class Remembered:
     references: int
     base_evaluations: int
     tuned_evaluations: int
+
+    @property
+    def evaluations(self) -> int:
+        """Of both models; those of the base that were kept are not among them."""
+        return self.base_evaluations + self.tuned_evaluations
 
 
 @dataclass(frozen=True)
@@ -75,19 +81,27 @@ class Membership:
 
     name = "membership"
     needs = Needs.gpu
+    batch = "losses-"  # how the names of its batches in the spool begin
 
     def __init__(self, references: Sequence[str]) -> None:
         self.references = tuple(references)
+        self._asked: dict[Any, tuple[float, Question]] = {}
 
     def done(self, job: Job, workspace: Workspace) -> bool:
         """Whether nothing is to be measured, or all of it has been, of the sets as they are now."""
-        question = question_of(job, workspace, self.references)
+        question = self._question(job, workspace)
         return not question.sets or _answered(job, workspace, question)
+
+    def _question(self, job: Job, workspace: Workspace) -> Question:
+        """The question for ``done``, which is asked of thousands of jobs: read again after some seconds."""
+        settings, now = job.settings, time.monotonic()
+        key = job.base.revision, job.descriptor.name, settings
+        if key not in self._asked or now - self._asked[key][0] > REMEMBERED:
+            self._asked[key] = now, question_of(job, workspace, self.references)
+        return self._asked[key][1]
 
     def run(self, job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> Remembered:
         """Measure what the spool lacks. Raises AuditError; where nothing was measured by then, nothing is left."""
-        from audit.references.losses import BATCH
-
         started = time.monotonic()
         question = question_of(job, workspace, self.references)
         spool = workspace.spool(job.id)
@@ -99,7 +113,7 @@ class Membership:
         try:
             found = widening(job, workspace, bench, work, lambda precision: None)
         except BaseException:
-            if not spool.batches() and not workspace.spool(job.id, BATCH).batches() and spool.precision() is None:
+            if not spool.batches() and not workspace.spool(job.id, self.batch).batches() and spool.precision() is None:
                 spool.discard()
             raise
         if workspace.has("audits", job.id):
@@ -130,9 +144,7 @@ def question_of(job: Job, workspace: Workspace, references: Sequence[str]) -> Qu
 
 
 def _answered(job: Job, workspace: Workspace, question: Question) -> bool:
-    rows = workspace.rows(
-        "SELECT DISTINCT reference_set, question FROM memberships WHERE audit_id = ?", [job.id]
-    )
+    rows = workspace.rows("SELECT DISTINCT reference_set, question FROM memberships WHERE audit_id = ?", [job.id])
     there = {(row["reference_set"], row["question"]) for row in rows}
     return all((name, question.of(name)) in there for name in question.sets)
 
@@ -146,7 +158,8 @@ def _measured(
 
     effort, ids = question.effort, question.ids
     pair = bench.pair(job, workspace, precision, tell)
-    both = Both(job, workspace, pair, question, bench.batch_size, wider(job, precision, bench) is not None, tell)
+    spool = workspace.spool(job.id, Membership.batch)
+    both = Both(job, workspace, spool, pair, question, bench.batch_size, wider(job, precision, bench) is not None, tell)
     count = effort.looked_at(len(ids))
     if count < len(ids):
         chosen = nearest_and_sample(_described(job, workspace, ids), _seen(job, workspace), count, job.settings.seed)
