@@ -37,8 +37,8 @@ def add(
     base: Annotated[
         list[str] | None,
         typer.Option(
-            help="A base model whose latents of the pictures are kept: 'run' measures membership on them. They show the "
-            "pictures to whoever has that model. Repeat for several."
+            help="A base model whose latents of the pictures are kept: membership is measured on them. They show "
+            "the pictures to whoever has that model. Repeat for several."
         ),
     ] = None,
     resolution: Annotated[

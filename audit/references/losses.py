@@ -182,7 +182,7 @@ class Both:
         found = self._gains(best)
         noises = found.shape[1]
         score = float(found.mean())
-        finite = bool(np.isfinite(score))
+        finite = all(np.isfinite(self._gains(item)).all() for item in items)
         losses_of = [float(side.of(best, self.timesteps)[:, :noises].mean()) for side in (self.base, self.tuned)]
         return {
             "reference_id": reference_id,
