@@ -147,6 +147,8 @@ def scan(
     """
     tell = progress or quiet
     request = _request(checkpoint, base, captions, n0, settings)
+    references = list(references)
+    require_references(request.settings, references)
     bench = _bench(bench, device, batch_size, compile)
     if _is_item(Path(request.checkpoint)):
         workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
@@ -163,7 +165,6 @@ def scan(
         if folder is not None
     }
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
-    references = list(references)
     thumbnails = request.settings.stored_images is not StoredImages.hashes_only
     names, skipped = reference_sets(opened, references, bench, job, thumbnails, tell)
     if latents is Latents.always or (latents is Latents.auto and thumbnails):
@@ -191,6 +192,12 @@ def _request(
     if base is None:
         raise ConfigError(f"say which base model {checkpoint} was trained on: sd15, owner/name@COMMIT, a folder")
     return Request(Path(checkpoint), base, captions=list(captions), n0=n0, settings=settings or Settings())
+
+
+def require_references(settings: Settings, references: Sequence[Any]) -> None:
+    """Raise ConfigError where membership alone is asked for, and nothing that could be a member is named."""
+    if settings.evidence is Evidence.membership and not references:
+        raise ConfigError("membership is measured on references: give --references, or another --evidence")
 
 
 def _bench(bench: Bench | None, device: str | None, batch_size: int, compile: Compile) -> Bench:
@@ -310,6 +317,7 @@ def run(
     """
     if not config.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
+    require_references(config.settings, config.references)
     return Run(config, tell, stop).run()
 
 

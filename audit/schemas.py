@@ -279,7 +279,7 @@ FAILURES = _schema(
     ("audit_id", pa.string(), "the audit that was tried"),
     ("item_id", pa.string(), "the item of the catalog"),
     ("name", pa.string(), "file name of the checkpoint"),
-    ("stage", pa.string(), "sample, cluster, match or report; several where a process died in one of them"),
+    ("stage", pa.string(), "sample, membership, cluster, match or report; several where a process died in one of them"),
     ("kind", pa.string(), "input, worker-died, node-died, device-lost, deadline, out-of-memory, storage or error"),
     ("reason", pa.string(), "what happened, in words"),
     ("counted", pa.bool_(), "whether it counts towards quarantine: not where a node was lost, or work was got done"),

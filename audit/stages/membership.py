@@ -162,8 +162,9 @@ def _measured(
     both = Both(job, workspace, spool, pair, question, bench.batch_size, wider(job, precision, bench) is not None, tell)
     count = effort.looked_at(len(ids))
     if count < len(ids):
+        # one of every set at least: a set without a row would count as not measured
         chosen = nearest_and_sample(_described(job, workspace, ids), _seen(job, workspace), count, job.settings.seed)
-        ids = [ids[number] for number in chosen]
+        ids = sorted({ids[number] for number in chosen} | {some[0].reference_id for some in question.sets.values()})
     items = [(one, view) for one in ids for view in VIEWS]
     first = effort.noises if effort.covers(len(ids)) else FIRST
     both.fill(items, range(first))

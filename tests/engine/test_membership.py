@@ -19,7 +19,7 @@ from audit.demo import set_folder
 from audit.engine.local import run_stages
 from audit.engine.run import Run
 from audit.engine.work import Place
-from audit.errors import NotFiniteError
+from audit.errors import ConfigError, NotFiniteError
 from audit.evidence import effort
 from audit.job import Job, Request, resolve
 from audit.models.pair import ModelPair
@@ -146,9 +146,13 @@ def test_a_short_budget_looks_closer_at_the_likeliest(
     assert [row["evaluations"] for row in rows[-5:]] == [12, 12, 12, 12, 12]
     names = names_of(animals)
     assert all(names[row["reference_id"]].startswith("train/") for row in rows[:8])
-    [few] = measure(animals, bench, job_of(bench, membership_evaluations=120))
-    assert few.references == 5
-    assert few.evaluations <= 120
+    folder = set_folder("stamps-fruit", "train")
+    api.add_references("fruit", folder, descriptor="nano", workspace=animals, bases=[str(BASE)], bench=bench)
+    job, sets = job_of(bench, membership_evaluations=120), ("animals", "fruit")
+    [few] = measure(animals, bench, job, sets)
+    assert few.references in (5, 6)
+    assert few.evaluations <= 132
+    assert Membership(sets).done(job, animals)
 
 
 def test_another_set_of_the_name_is_measured_again(animals: Workspace, bench: Bench) -> None:
@@ -289,6 +293,13 @@ def test_what_is_small_or_nearly_blank_says_so(workspace: Workspace, bench: Benc
     caveats = {one.name: one.caveat for one in result.facts.members}
     assert "little in it" in (caveats["blank.png"] or "")
     assert "40 x 40 pixels are less than the model's 64" in (caveats["small.png"] or "")
+
+
+def test_membership_of_nothing_is_refused(workspace: Workspace, bench: Bench) -> None:
+    with pytest.raises(ConfigError, match="measured on references"):
+        scan(workspace, bench, evidence=Evidence.membership)
+    with pytest.raises(ConfigError, match="measured on references"):
+        api.run(config(workspace, settings__evidence="membership", references=()))
 
 
 def config(workspace: Workspace, **overrides: object) -> Any:
