@@ -32,7 +32,7 @@ from audit.report.again import match_again
 from audit.report.facts import find_audit
 from audit.report.index import Answer
 from audit.stages import Clustered, Report, Sampled, Scores, stages_for
-from audit.states import Known
+from audit.states import Known, SetKind
 from audit.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def scan(
     device: str | None = None,
     batch_size: int = 0,
     compile: Compile = Compile.off,
+    background: Iterable[str | Path] = (),
     latents: Latents = Latents.auto,
     progress: Tell | None = None,
     bench: Bench | None = None,
@@ -140,8 +141,10 @@ def scan(
     ``checkpoint`` is a file, a folder or an item of the catalog ("civitai:1:2:3"), or a Request, which says the base,
     captions, N0 and settings itself. ``references`` are names of reference sets or folders of pictures;
     ``training_images`` and ``control`` folders of pictures that it is scored against. ``latents`` says whether those of
-    folders' pictures are kept, which membership is measured on. ``progress`` is told (what, done, of
-    how many). A ``bench`` keeps models in memory from call to call; it has the device, and serves one at a time.
+    folders' pictures are kept, which membership is measured on. ``background`` are decoys in the same form, pictures
+    of the references' kind that cannot have been trained on; the workspace's sets of that kind count too. ``progress``
+    is told (what, done, of how many). A ``bench`` keeps models in memory from call to call; it has the device, and
+    serves one at a time.
 
     A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
     """
@@ -166,9 +169,11 @@ def scan(
     }
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     thumbnails = request.settings.stored_images is not StoredImages.hashes_only
+    decoys = list(background)
+    reference_sets(opened, decoys, bench, job, thumbnails, tell, SetKind.background)
     names, skipped = reference_sets(opened, references, bench, job, thumbnails, tell)
     if latents is Latents.always or (latents is Latents.auto and thumbnails):
-        _keep_latents(opened, references, bench, job, tell)
+        _keep_latents(opened, [*references, *decoys], bench, job, tell)
     place = Place(opened, bench)
     stages = stages_for(names)
     page = next(number for number, stage in enumerate(stages) if stage.name == Report.name)
@@ -241,9 +246,10 @@ def folder_set_name(folder: Path) -> str:
 
 
 def reference_sets(
-    workspace: Workspace, references: Iterable[str | Path], bench: Bench, job: Job, thumbnails: bool, tell: Tell
-) -> tuple[list[str], list[SkippedImage]]:
-    """The names of the sets, those of folders described now, and the pictures that were passed over.
+    workspace: Workspace, references: Iterable[str | Path], bench: Bench, job: Job, thumbnails: bool, tell: Tell,
+    kind: SetKind = SetKind.reference,
+) -> tuple[list[str], list[SkippedImage]]:  # fmt: skip
+    """The names of the sets, those of folders described now as of ``kind``, and the pictures that were passed over.
 
     Raises ReferenceSetError for what is neither a folder nor a set that the job's descriptor has described.
     """
@@ -255,7 +261,7 @@ def reference_sets(
             names.append(folder_set_name(Path(reference)))
             added = sets.add(
                 names[-1], Path(reference), bench.descriptor(job), thumbnails,
-                lambda done, total: tell("describing", done, total),
+                lambda done, total: tell("describing", done, total), kind,
             )  # fmt: skip
             skipped += added.skipped
         else:
@@ -284,13 +290,15 @@ def add_references(
     thumbnails: bool = True,
     bases: Sequence[str] = (),
     resolution: int | None = None,
+    kind: SetKind = SetKind.reference,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Added:
     """Describe the pictures below ``folder`` and keep them as the reference set ``name``, in place of one so called.
 
     Latents of the pictures under each of ``bases``, in ``resolution`` or the base's own, are kept too: membership is
-    measured on them. What is passed over is listed with its reason. Raises ReferenceSetError where nothing can be read.
+    measured on them. ``kind`` background makes them decoys. What is passed over is listed with its reason. Raises
+    ReferenceSetError where nothing can be read.
     """
     from audit.references.latents import codec_id, keep_latents
 
@@ -299,7 +307,7 @@ def add_references(
     located = [bench.locate(base) for base in bases]
     added = ReferenceSets(opened).add(
         name, Path(folder), bench.load_descriptor(descriptor), thumbnails,
-        lambda done, total: tell("describing", done, total),
+        lambda done, total: tell("describing", done, total), kind,
     )  # fmt: skip
     for one in located:
         codec = partial(bench.codec_of, one, resolution)

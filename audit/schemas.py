@@ -185,6 +185,12 @@ REFERENCES = _schema(
     ("pdq", PDQ, "256-bit PDQ hash"),
     ("pdq_quality", pa.int32(), "0 to 100"),
     ("thumbnail", pa.binary(), "PNG of at most 256 pixels; null where none was to be stored"),
+    ("kind", pa.string(), "reference (as null is), or background: decoys, which cannot have been trained on"),
+    (
+        "look",
+        pa.list_(pa.float32()),
+        "17 numbers of its colours, border and detail, which decoys have to share",
+    ),
     ("added_at", pa.timestamp("us", "UTC"), "when"),
 )
 
@@ -258,9 +264,24 @@ MEMBERSHIPS = _schema(
     ("by_timestep", pa.list_(pa.float64()), "the score at each of them"),
     ("evaluations", pa.int32(), "network evaluations that the row rests on, of both models and all views"),
     ("caveat", pa.string(), "why the score says little or is missing; null where nothing speaks against it"),
-    ("decoys", pa.int32(), "decoys that the score was compared with; null where with none"),
-    ("p_value", pa.float64(), "share of decoys that would score as high by chance; null where it was not compared"),
     ("question", pa.string(), "hash of the pictures and settings of the measurement: another one is measured again"),
+)
+
+CHANCES = _schema(
+    "One row a reference: how likely what speaks for it is, had the checkpoint not been trained on it.",
+    ("audit_id", pa.string(), "the audit"),
+    ("reference_set", pa.string(), "joins references"),
+    ("reference_id", pa.string(), "joins references"),
+    ("similarity", pa.float64(), "descriptor cosine of the nearest extraction; null without extractions"),
+    ("rank", pa.int32(), "the nearest extraction's rank"),
+    ("extraction_p", pa.float64(), "p of that similarity among decoys; null where there are too few"),
+    ("extraction_decoys", pa.int32(), "decoys it was compared with"),
+    ("score", pa.float64(), "membership score; null where it was not measured or is none"),
+    ("membership_p", pa.float64(), "p of that score among decoys; null where too few were measured"),
+    ("membership_decoys", pa.int32(), "decoys it was compared with"),
+    ("p", pa.float64(), "p of both together (Cauchy's rule); null where there is neither, or the picture counts not"),
+    ("caveat", pa.string(), "why the picture does not count; null where it does"),
+    ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
 )
 
 EVALUATIONS = _schema(
@@ -302,6 +323,7 @@ TABLES: dict[str, pa.Schema] = {
     "latents": LATENTS,
     "base_losses": BASE_LOSSES,
     "memberships": MEMBERSHIPS,
+    "chances": CHANCES,
     "failures": FAILURES,
 }
 
@@ -313,4 +335,5 @@ KEY_COLUMNS = {
     "matches": ("audit_id", "reference_set"),
     "evaluations": ("audit_id", "kind"),
     "memberships": ("audit_id", "reference_set"),
+    "chances": ("audit_id", "reference_set"),
 }

@@ -70,11 +70,19 @@ class ItemState(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What is said of an extraction and a reference."""
+    """What is said of a reference; ``uncalibrated``: there are too few decoys to say it."""
 
     match = "match"
     possible = "possible"
     none = "none"
+    uncalibrated = "uncalibrated"
+
+
+class SetKind(StrEnum):
+    """What a set's pictures are for: to be found, or to be decoys, which no checkpoint can have been trained on."""
+
+    reference = "reference"
+    background = "background"
 
 
 class Known(StrEnum):

@@ -20,6 +20,7 @@ from audit.cli.common import (
 )
 from audit.cli.options import configured
 from audit.config import Config
+from audit.states import SetKind
 
 log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference sets.")
@@ -44,6 +45,13 @@ def add(
     resolution: Annotated[
         int | None, typer.Option(help="The audits' --resolution, where they have one.", min=16)
     ] = None,
+    kind: Annotated[
+        SetKind,
+        typer.Option(
+            help="reference: pictures to be found. background: decoys, pictures of their kind that cannot have been "
+            "trained on; what they score is what chance scores."
+        ),
+    ] = SetKind.reference,
     as_json: JsonOption = False,
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
@@ -58,7 +66,7 @@ def add(
     with progress_display(console()) as progress:
         added = api.add_references(
             name, folder, descriptor=config.descriptor, workspace=config.workspace, thumbnails=thumbnails,
-            bases=base or (), resolution=resolution, progress=progress, bench=bench,
+            bases=base or (), resolution=resolution, kind=kind, progress=progress, bench=bench,
         )  # fmt: skip
     loaded = bench.load_descriptor(config.descriptor)
     if as_json:
@@ -85,10 +93,12 @@ def list_sets(config: Config, as_json: JsonOption = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("reference set", "pictures", "descriptor", "added (UTC)")
+    table = Table("reference set", "kind", "pictures", "descriptor", "added (UTC)")
     for row in rows:
         added = f"{row['added_at']:%Y-%m-%d %H:%M}"
-        table.add_row(escape(row["reference_set"]), str(row["images"]), escape(row["descriptor_name"]), added)
+        table.add_row(
+            escape(row["reference_set"]), row["kind"], str(row["images"]), escape(row["descriptor_name"]), added
+        )
     result_console().print(table)
 
 

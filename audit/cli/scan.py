@@ -75,6 +75,7 @@ def show(result: Result) -> None:
     if facts.extractions:
         out.print(table)
     show_memberships(facts)
+    show_chances(facts)
     for one in facts.evaluations:
         out.print(
             f"{one['kind']} pictures: AS {one['average_similarity']:.3f} (at most {one['ceiling']:.3f}), "
@@ -116,6 +117,46 @@ def show_memberships(facts: AuditFacts) -> None:
         out.print(f"1 is the most, 0 no better than the base; no verdict follows from a score{more}", highlight=False)
     for unmeasured in facts.unmeasured:
         out.print(f"membership of {escape(unmeasured.reference_set)}: {escape(unmeasured.reason)}", highlight=False)
+
+
+def show_chances(facts: AuditFacts) -> None:
+    """What can be said of the references with an error rate; the likeliest to have been trained on first."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = console()
+    if not facts.chances:
+        return
+    table = Table("reference", "p", "by chance", "said", "", title="with its error rate")
+    for one in facts.chances[:MOST_MEMBERS]:
+        p = "" if one.p is None else f"{one.p:.2g}"
+        expected = "" if one.expected is None else f"{one.expected:.2g}"
+        table.add_row(escape(one.name), p, expected, one.verdict, escape(one.caveat or ""))
+    out.print(table)
+    out.print(rates_of(facts), highlight=False)
+    for whole in facts.set_chances:
+        if whole.p is not None:
+            out.print(
+                f"{escape(whole.reference_set)} as a whole ({whole.pictures} pictures, {whole.decoys} decoys): "
+                f"p = {whole.p:.2g}", highlight=False,
+            )  # fmt: skip
+
+
+def rates_of(facts: AuditFacts) -> str:
+    """What the table of chances says, in words."""
+    from rich.markup import escape
+
+    from audit.report.chance import RATE
+
+    told = [one for one in facts.chances if one.p is not None]
+    if not told:
+        why = {f"{one.reference_set}: {one.uncalibrated}" for one in facts.chances if one.uncalibrated}
+        return f"nothing has an error rate. {'; '.join(sorted(map(escape, why)))}"
+    found = sum(one.verdict == "match" for one in told)
+    return (
+        f"{found} of {len(told)} references match at an error rate of {RATE:.0%}: at most that share of such matches "
+        "is wrong on average, if the decoys are of the references' kind"
+    )
 
 
 def verdict_of(facts: AuditFacts) -> str:
@@ -175,6 +216,13 @@ def scan(
     control: Annotated[
         Path | None, typer.Option(help="Pictures known NOT to be trained on, to score false positives.")
     ] = None,
+    background: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Decoys: a folder, or a set, of pictures of the references' kind that cannot have been trained on, 19 "
+            "at least. What they score is what chance scores: without them nothing has an error rate."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
@@ -193,7 +241,7 @@ def scan(
         result = api.scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
             device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
-            control=control, compile=config.run.compile, latents=config.run.latents,
+            control=control, compile=config.run.compile, latents=config.run.latents, background=background or (),
             progress=progress,
         )  # fmt: skip
     finish(result, as_json)

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from audit.errors import WorkspaceError
 from audit.references.match import match_in
+from audit.references.weigh import weigh_audit
 from audit.workspace import Workspace
 
 _TABLES = 'audits extractions "references"'
@@ -30,6 +31,7 @@ def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> int
     rows_of = workspace.asked(ask, _TABLES)
     for name, rows in rows_of.items():
         workspace.write("matches", f"{audit_id}.{name}", rows)
+    weigh_audit(workspace, audit_id, sets)
     return len({row["reference_id"] for rows in rows_of.values() for row in rows if row["is_match"]})
 
 

@@ -20,7 +20,9 @@ from audit.descriptors.base import to_png
 from audit.descriptors.facts import DescriptorFacts
 from audit.descriptors.pictures import SUFFIXES, opened_ahead
 from audit.errors import ReferenceSetError
+from audit.evidence.kind import look_of
 from audit.faults import reason_of_fault
+from audit.states import SetKind
 from audit.storable import path_as_text
 from audit.workspace import Workspace
 
@@ -177,8 +179,9 @@ class ReferenceSets:
         descriptor: Descriptor,
         thumbnails: bool = True,
         progress: Callable[[int, int], None] | None = None,
+        kind: SetKind = SetKind.reference,
     ) -> Added:
-        """Describe the pictures below ``folder`` and keep them as the set ``name``.
+        """Describe the pictures below ``folder`` and keep them as the set ``name``, to be found or to be decoys.
 
         Every file that is passed over is listed with its reason: what cannot be read or described, is too small, is
         no picture by its ending, or is the same file again. Raises ReferenceSetError where nothing can be read.
@@ -206,6 +209,7 @@ class ReferenceSets:
                     "reference_id": digest,
                     "descriptor_name": descriptor.name,
                     "added_at": now,
+                    "kind": kind,
                 }
             done += len(chunk)
             if progress:
@@ -281,10 +285,11 @@ class ReferenceSets:
             yield digest, {**good[digest].row, "descriptor": vector}
 
     def list(self) -> list[dict[str, Any]]:
-        """A row a set and descriptor: reference_set, descriptor_name, images, added_at."""
+        """A row a set and descriptor: reference_set, descriptor_name, kind, images, added_at."""
         return self.workspace.rows(
-            'SELECT reference_set, descriptor_name, count(*) AS images, max(added_at) AS added_at FROM "references" '
-            "GROUP BY ALL ORDER BY ALL"
+            "SELECT reference_set, descriptor_name, coalesce(any_value(kind), 'reference') AS kind, "
+            'count(*) AS images, max(added_at) AS added_at FROM "references" '
+            "GROUP BY reference_set, descriptor_name ORDER BY ALL"
         )
 
     def remove(self, name: str) -> Removed:
@@ -307,7 +312,7 @@ class ReferenceSets:
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
         # the set itself last: killed before, it is still there to be removed
-        tables = ("latents", "base_losses", "memberships", "passed_over", "matches", "references")
+        tables = ("latents", "base_losses", "memberships", "chances", "passed_over", "matches", "references")
         self.workspace.erase("reference_set", name, *tables)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
@@ -341,12 +346,13 @@ def _prepared(label: str, picture: Image.Image, descriptor: Descriptor, thumbnai
         prepared = descriptor.prepare(picture)
         packed, quality = pdq_hash(picture)
         width, height = picture.size
+        look = look_of(picture)
         if thumbnails:
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
         return _Prepared(
             prepared,
             {"name": label, "width": width, "height": height, "pdq": packed, "pdq_quality": quality,
-             "thumbnail": to_png(picture) if thumbnails else None},
+             "look": look, "thumbnail": to_png(picture) if thumbnails else None},
         )  # fmt: skip
     except Exception as error:
         return error

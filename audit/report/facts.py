@@ -11,12 +11,16 @@ from typing import Any
 import duckdb
 
 from audit.errors import WorkspaceError
+from audit.report.chance import Chance, SetChance, chances_of, set_chances_of
 from audit.report.membership import Member, Unmeasured, members_of, unmeasured_of
 from audit.states import Verdict
 from audit.workspace import Workspace
 
 WHOLE_ID = 32  # hex digits
-_TABLES = 'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents'
+_TABLES = (
+    'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
+    "chances"
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,8 @@ class AuditFacts:
 
     ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once;
     ``guidance_weights`` are those that its images were sampled with, none where sampling was direct. ``members`` are
-    the references with their membership scores, ``unmeasured`` the sets that have none.
+    the references with their membership scores, ``unmeasured`` the sets that have none; ``chances`` are the
+    references with their error rates, ``set_chances`` whole sets.
     """
 
     row: dict[str, Any]
@@ -90,6 +95,8 @@ class AuditFacts:
     guidance_weights: list[float] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
     unmeasured: list[Unmeasured] = field(default_factory=list)
+    chances: list[Chance] = field(default_factory=list)
+    set_chances: list[SetChance] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -152,6 +159,8 @@ class AuditFacts:
             "guidance_weights": self.guidance_weights,
             "memberships": [vars(one) for one in self.members],
             "unmeasured": [vars(one) for one in self.unmeasured],
+            "chances": [vars(one) for one in self.chances],
+            "set_chances": [vars(one) for one in self.set_chances],
         }  # fmt: skip
 
 
@@ -255,4 +264,5 @@ def _collected(
         [Reference(**one) for one in references], [PassedOver(**one) for one in passed],
         [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], resolution),
+        chances_of(ask, audit_id, row["descriptor"], names), set_chances_of(ask, audit_id, names),
     )  # fmt: skip

@@ -27,8 +27,6 @@ class Member:
     tuned_loss: float
     evaluations: int
     caveat: str | None
-    decoys: int | None
-    p_value: float | None
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def members_of(ask: Ask, audit_id: str, descriptor: str, sets: Sequence[str]) ->
     """The references of ``sets`` that were measured, set by set, the highest score first."""
     rows = ask(
         """SELECT m.reference_set, m.reference_id, r.name, m.score, m.view, m.base_loss, m.tuned_loss, m.evaluations,
-            m.caveat, m.decoys, m.p_value,
+            m.caveat,
             CASE WHEN m.score IS NOT NULL THEN
                 count(m.score) OVER one - rank() OVER (one ORDER BY m.score DESC NULLS LAST) END AS above,
             greatest(count(m.score) OVER one - 1, 0) AS others

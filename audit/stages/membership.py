@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from audit.workspace import Workspace
 
 REMEMBERED = 5.0  # s
+MOST_DECOYS = 200  # that are measured for an audit
 VERSION = 1  # raised when the same pictures and settings come to give other scores
 
 
@@ -122,7 +123,7 @@ class Membership:
 
 
 def question_of(job: Job, workspace: Workspace, references: Sequence[str]) -> Question:
-    """What there is to measure for the ``references``, sets of the workspace, as they are now."""
+    """What there is to measure for the ``references``, sets of the workspace, as they are now: they, and decoys."""
     from audit.config import Evidence
     from audit.evidence.effort import NOISES, TIMESTEPS, Effort
     from audit.references.latents import VIEWS, codec_id
@@ -134,12 +135,17 @@ def question_of(job: Job, workspace: Workspace, references: Sequence[str]) -> Qu
             """SELECT r.reference_set, r.reference_id, any_value(r.width) AS width, any_value(r.height) AS height,
                 any_value(r.pdq_quality) AS pdq_quality, any_value(least(l.width, l.height)) AS model_size
             FROM "references" AS r JOIN latents AS l USING (reference_set, reference_id)
-            WHERE l.codec = ? AND r.descriptor_name = ? AND list_contains(?::VARCHAR[], r.reference_set)
+            WHERE l.codec = ? AND r.descriptor_name = ?
+            AND (list_contains(?::VARCHAR[], r.reference_set) OR r.kind = 'background')
             GROUP BY r.reference_set, r.reference_id ORDER BY ALL""",
             [codec, job.descriptor.name, list(references)],
         )
-        for row in rows:
-            sets.setdefault(row["reference_set"], []).append(Picture(**row))
+        asked = [Picture(**row) for row in rows if row["reference_set"] in references]
+        # of many decoys those whose hash is lowest: a choice by what they show would tell them from the references
+        decoys = sorted({row["reference_id"] for row in rows} - {one.reference_id for one in asked})[:MOST_DECOYS]
+        background = [Picture(**row) for row in rows if row["reference_id"] in set(decoys)]
+        for one in [*asked, *(background if asked else [])]:
+            sets.setdefault(one.reference_set, []).append(one)
     return Question(codec, sets, Effort(TIMESTEPS, NOISES, len(VIEWS), job.settings.membership_evaluations))
 
 
