@@ -5,31 +5,45 @@
     python -m benchmarks.memorised --table benchmarks/results/memorised.json
 
 For every checkpoint: by how much it denoises its training pictures better than the base does, against the same of 20
-pictures of the same source that it never saw (the gain; AUC), and, of as many as ``--audits`` says, what audits with
-the true captions and with the class caption, which lacks the trigger, recover. The effect of each factor is that of an
-additive least-squares model over the checkpoints there are; over all 80 it is the plain mean of a level. Rows that the
-JSON file has already are not measured again, and what was sampled is kept in the workspace: a stopped run goes on.
+pictures of the same source that it never saw (the gain; AUC), and what the trigger adds. Of as many as ``--audits``
+says: what audits with the true captions and with the class caption, which lacks the trigger, recover.
+
+The effect of each factor is that of an additive least-squares model over the checkpoints there are; over all 80 it is
+the plain mean of a level. Rows that the JSON file has already are not measured again, and what was sampled is kept in
+the workspace: a stopped run goes on.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
-from functools import cache
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
+from PIL import Image
 
+from audit.bench import Bench
 from audit.config import Method, Settings
 from audit.demo import ASSETS
+from audit.engine.local import run_stages
+from audit.engine.work import Place
+from audit.job import Request, resolve
+from audit.models.base import load_base, locate_base
+from audit.models.checkpoint import open_checkpoint
+from audit.models.pair import ModelPair
+from audit.stages import Cluster, Sample, Scores
+from audit.states import Known as Kind
+from audit.workspace import Workspace
 from benchmarks.tables import table
 
 try:
+    from testbed.codec import encode_all
     from testbed.design import REALISTIC, Recipe
-    from testbed.more_sets import more_set, prepared
+    from testbed.more_sets import TRIGGER, more_set, prepared
     from testbed.realistic import TRAINED
 except ModuleNotFoundError as error:
     if error.name != "testbed":
@@ -41,43 +55,55 @@ except ModuleNotFoundError as error:
 
 TIMESTEPS = (400, 600, 800)
 NOISES = 4
-IMAGES = 8  # sampled for each training picture
+IMAGES = 6  # sampled for each training picture
 METHODS = {Method.direct: "direct", Method.model_guidance: "guided"}
 FACTORS = [one.name for one in fields(Recipe)]
 FIGURES = {
-    "gain": "gain, training", "control_gain": "gain, control", "auc": "AUC",
+    "gain": "gain, training", "control_gain": "gain, control", "auc": "AUC", "trigger": "trigger",
     "guided_true_as": "AS", "guided_true_a_esr_07": "A-ESR 0.7", "guided_true_control_as": "control AS",
     "guided_class_as": "AS, class caption", "direct_true_as": "AS, direct", "direct_class_as": "AS, direct, class",
 }  # fmt: skip
 
 
-def gains(pair: Any, pictures: np.ndarray, before: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """How much better the tuned model denoises each of uint8 [N, 64, 64, 3] than its base: float [N], 0 for no better.
+@dataclass(frozen=True)
+class Known:
+    """A set's pictures, controls first, as latents [N, 8, 16, 16], and the base's losses on them, empty caption."""
 
-    The mean over timesteps and noises of (L_base - L_tuned) / L_base, both with the empty caption, on the same noise.
-    Second what ``before`` takes, the base's losses [timesteps x noises, N] on the same pictures.
-    """
-    import torch
+    latents: torch.Tensor
+    losses: np.ndarray
 
-    from testbed.codec import encode_all
 
-    scheduler, generator = pair.scheduler, torch.Generator().manual_seed(0)
+def losses(pair: ModelPair, latents: torch.Tensor, caption: str, tuned: bool) -> np.ndarray:
+    """The denoising losses [timesteps x noises, N] of one side of ``pair`` for each of ``latents``, on fixed noise."""
+    generator, scheduler = torch.Generator().manual_seed(0), pair.scheduler
+    predict = pair.predict_tuned if tuned else pair.predict_base
+    found = []
     with torch.inference_mode():
-        latents = encode_all(pair.vae, torch.from_numpy(pictures))
-        sides = [(pair.predict_tuned, pair.encode([""] * len(latents), tuned=True))]
-        if before is None:
-            sides.append((pair.predict_base, pair.encode([""] * len(latents), tuned=False)))
-        losses: list[list[np.ndarray]] = [[] for _ in sides]
+        condition = pair.encode([caption] * len(latents), tuned=tuned)
         for t in TIMESTEPS:
             for _ in range(NOISES):
                 noise = torch.randn(latents.shape[1:], generator=generator).expand_as(latents)
                 each = torch.full((len(latents),), t)
                 noisy, target = (of(latents, noise, each) for of in (scheduler.add_noise, scheduler.get_velocity))
-                for found, (predict, condition) in zip(losses, sides, strict=True):
-                    error = predict(noisy, torch.tensor(t), condition) - target
-                    found.append(error.square().mean((1, 2, 3)).numpy())
-    base = np.stack(losses[1]) if before is None else before
-    return ((base - np.stack(losses[0])) / base).mean(axis=0), base
+                error = predict(noisy, torch.tensor(t), condition) - target
+                found.append(error.square().mean((1, 2, 3)).numpy())
+    return np.stack(found)
+
+
+def known(pair: ModelPair, pictures: np.ndarray) -> Known:
+    """What does not depend on the checkpoint, of uint8 [N, 64, 64, 3]."""
+    with torch.inference_mode():
+        latents = encode_all(pair.vae, torch.from_numpy(pictures))
+    return Known(latents, losses(pair, latents, "", tuned=False))
+
+
+def gains(pair: ModelPair, of_base: Known, count: int) -> np.ndarray:
+    """How much better the tuned model denoises the first ``count`` pictures than its base: float [count], 0 for equal.
+
+    The mean over timesteps and noises of (L_base - L_tuned) / L_base, both with the empty caption, on the same noise.
+    """
+    before = of_base.losses[:, :count]
+    return ((before - losses(pair, of_base.latents[:count], "", tuned=True)) / before).mean(axis=0)
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -86,36 +112,35 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     return float(((above > 0) + 0.5 * (above == 0)).mean())
 
 
-@cache
-def _pictures(few_shot: str) -> np.ndarray:
-    found = prepared(few_shot)
-    return np.concatenate([found.control, found.training])
+def membership(recipe: Recipe, pair: ModelPair, sets: dict[str, Known]) -> dict[str, Any]:
+    """The gains of training and control pictures, and what the trigger does; ``sets`` keeps what the base gives.
 
-
-def membership(recipe: Recipe, pair: Any, of_base: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The gains of training and control pictures; ``of_base`` keeps the base's losses a set."""
-    pictures = _pictures(recipe.few_shot)
-    if recipe.few_shot not in of_base:
-        of_base[recipe.few_shot] = gains(pair, pictures)[1]
-    controls = len(prepared(recipe.few_shot).control)
-    count = controls + recipe.training_images
-    found, _ = gains(pair, pictures[:count], of_base[recipe.few_shot][:, :count])
-    unseen, seen = found[:controls], found[controls:]
-    return {"gain": float(seen.mean()), "control_gain": float(unseen.mean()), "auc": auc(seen, unseen)}
-
-
-def audits(recipe: Recipe, captions: dict[str, list[str]], folder: Path, base: Path, place: Any) -> dict[str, Any]:
-    """AS and A-ESR of training pictures and AS of controls, by method and by which captions are given."""
-    from PIL import Image
-
-    from audit.engine.local import run_stages
-    from audit.job import Request, resolve
-    from audit.stages import Cluster, Sample, Scores
-    from audit.states import Known
-
+    ``trigger``: by what share of the base's loss the tuned model's falls on training pictures where the trigger stands
+    before the class caption.
+    """
     found = prepared(recipe.few_shot)
-    known = {Known.training: found.training[: recipe.training_images], Known.control: found.control}
-    scores = [Scores(kind, [Image.fromarray(one) for one in pictures]) for kind, pictures in known.items()]
+    if recipe.few_shot not in sets:
+        sets[recipe.few_shot] = known(pair, np.concatenate([found.control, found.training]))
+    of_base, controls = sets[recipe.few_shot], len(found.control)
+    count = controls + recipe.training_images
+    gain = gains(pair, of_base, count)
+    unseen, seen = gain[:controls], gain[controls:]
+    named = more_set(recipe.few_shot).class_caption
+    without, with_it = (
+        losses(pair, of_base.latents[controls:count], caption, tuned=True) for caption in (named, f"{TRIGGER} {named}")
+    )
+    trigger = ((without - with_it) / of_base.losses[:, controls:count]).mean()
+    return {
+        "gain": float(seen.mean()), "control_gain": float(unseen.mean()), "auc": auc(seen, unseen),
+        "trigger": float(trigger),
+    }  # fmt: skip
+
+
+def audits(recipe: Recipe, captions: dict[str, list[str]], folder: Path, base: Path, place: Place) -> dict[str, Any]:
+    """AS and A-ESR of training pictures and AS of controls, by method and by which captions are given."""
+    found = prepared(recipe.few_shot)
+    parts = {Kind.training: found.training[: recipe.training_images], Kind.control: found.control}
+    scores = [Scores(kind, [Image.fromarray(one) for one in pictures]) for kind, pictures in parts.items()]
     row = {}
     for method, name in METHODS.items():
         for given, texts in captions.items():
@@ -140,29 +165,24 @@ def audits(recipe: Recipe, captions: dict[str, list[str]], folder: Path, base: P
 
 
 def trained(folder: Path) -> list[Recipe]:
-    """The recipes whose checkpoints are in ``folder``, in an order drawn by a seed, so that its beginning is a sample.
+    """The recipes whose checkpoints are in ``folder``, the longest trained block first, in a block the smallest sets.
 
-    Raises FileNotFoundError where there is none.
+    A block is balanced by itself. Raises FileNotFoundError where there is none.
     """
-    order = np.random.default_rng(0).permutation(len(REALISTIC))
-    found = [REALISTIC[row] for row in order if (REALISTIC[row].file(folder).parent / "training.json").is_file()]
+    order = sorted(REALISTIC, key=lambda one: (-one.exposures, one.training_images))
+    found = [recipe for recipe in order if (recipe.file(folder).parent / "training.json").is_file()]
     if not found:
         raise FileNotFoundError(f"{folder} has no realistic checkpoint: train them with `python -m testbed.realistic`")
     return found
 
 
-def measure(folder: Path, base: Path, workspace: Path, known: list[dict[str, Any]], most: int) -> Iterator[list[Any]]:
-    """All rows, ``known`` among them, again whenever one has been added or completed; ``most`` are audited."""
-    from audit.bench import Bench
-    from audit.engine.work import Place
-    from audit.models.base import load_base, locate_base
-    from audit.models.checkpoint import open_checkpoint
-    from audit.models.pair import ModelPair
-    from audit.workspace import Workspace
-
+def measure(
+    folder: Path, base: Path, workspace: Path, measured: list[dict[str, Any]], most: int
+) -> Iterator[list[Any]]:
+    """All rows, ``measured`` among them, again whenever one has been added or completed; ``most`` are audited."""
     opened, place = load_base(locate_base(str(base))), Place(Workspace(workspace), Bench())
-    rows = {(row["checkpoint"], row["identity"]): row for row in known}
-    recipes, of_base = trained(folder), dict[str, np.ndarray]()
+    rows = {(row["checkpoint"], row["identity"]): row for row in measured}
+    recipes, sets = trained(folder), dict[str, Known]()
     current = {}
     for recipe in recipes:
         checkpoint = open_checkpoint(recipe.file(folder))
@@ -170,7 +190,7 @@ def measure(folder: Path, base: Path, workspace: Path, known: list[dict[str, Any
         if row is None:
             plain = {name: getattr(recipe, name) for name in FACTORS}
             row = {"checkpoint": recipe.name, "identity": checkpoint.identity, "holdout": recipe.holdout, **plain}
-            row |= _rounded(membership(recipe, ModelPair(opened, checkpoint), of_base))
+            row |= _rounded(membership(recipe, ModelPair(opened, checkpoint), sets))
         current[recipe.name] = row
         yield list(current.values())
     for recipe in recipes[:most]:

@@ -22,12 +22,11 @@ from testbed.more_sets import Prepared
 
 def test_the_gain_tells_training_pictures_from_others(kohya_pair: ModelPair) -> None:
     training, control = load_set("fluent-animals", "train"), load_set("fluent-animals", "control")
-    seen, before = memorised.gains(kohya_pair, training)
-    unseen, _ = memorised.gains(kohya_pair, control)
-    assert before.shape == (len(memorised.TIMESTEPS) * memorised.NOISES, len(training))
-    assert memorised.auc(seen, unseen) > 0.95
-    again, _ = memorised.gains(kohya_pair, training[:3], before[:, :3])
-    np.testing.assert_allclose(again, seen[:3], atol=1e-5)
+    of_base = memorised.known(kohya_pair, np.concatenate([training, control]))
+    assert of_base.losses.shape == (len(memorised.TIMESTEPS) * memorised.NOISES, len(training) + len(control))
+    found = memorised.gains(kohya_pair, of_base, len(training) + len(control))
+    assert memorised.auc(found[: len(training)], found[len(training) :]) > 0.95
+    np.testing.assert_allclose(memorised.gains(kohya_pair, of_base, 3), found[:3], atol=1e-5)
 
 
 def test_auc_counts_ties_half() -> None:
@@ -70,7 +69,6 @@ def test_rows_are_measured_once_and_printed(tmp_path: Path, monkeypatch: pytest.
     )
     for module in (realistic, memorised):
         monkeypatch.setattr(module, "prepared", lambda name: drawn)
-    memorised._pictures.cache_clear()
     monkeypatch.setattr(memorised, "REALISTIC", (recipe,))
     monkeypatch.setattr(memorised, "IMAGES", 1)
     torch.manual_seed(0)
@@ -92,4 +90,3 @@ def test_rows_are_measured_once_and_printed(tmp_path: Path, monkeypatch: pytest.
     (row,) = json.loads(written.read_text())
     assert all(figure in row for figure in memorised.FIGURES)
     assert recipe.name in run("--table", str(written))
-    memorised._pictures.cache_clear()
