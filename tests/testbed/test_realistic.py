@@ -17,7 +17,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from audit.claims.captions import captions_from_metadata, training_images_from_metadata
+from audit.claims.captions import captions_from_metadata, n0_from_metadata
 from audit.demo import ASSETS
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
@@ -115,7 +115,7 @@ def test_every_kind_of_recipe_trains_and_all_its_tensors_are_audited(
     assert ranks == ({recipe.rank, recipe.rank // 2} if recipe.targets is Targets.convolutions else {recipe.rank})
 
     truth = json.loads((file.parent / "training.json").read_text())
-    claimed = training_images_from_metadata(checkpoint.metadata)
+    claimed = n0_from_metadata(checkpoint.metadata)
     assert claimed is not None
     assert claimed.count == truth["training_images"] == len(truth["training_captions"]) == 5
     captions = [one.text for one in captions_from_metadata(checkpoint.metadata)]
