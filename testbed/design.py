@@ -41,7 +41,7 @@ class Captions(StrEnum):
 
 TRAINING_IMAGES = (5, 10, 20, 50)
 RANKS = (8, 16, 32, 64)
-EXPOSURES = (10, 20, 40, 80, 160)  # how often each picture is seen, from undertrained to overtrained
+EXPOSURES = (10, 20, 40, 80, 320)  # how often each picture is seen, from undertrained to overtrained
 BATCH = 4
 
 

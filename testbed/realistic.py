@@ -210,7 +210,9 @@ def main(
     unknown = set(only or ()) - {recipe.name for recipe in REALISTIC}
     if unknown:
         raise typer.BadParameter(f"no recipe {', '.join(sorted(unknown))}: --list prints them")
-    chosen = sorted((one for one in REALISTIC if not only or one.name in only), key=lambda one: one.steps)
+    chosen = sorted(
+        (one for one in REALISTIC if not only or one.name in only), key=lambda one: (one.steps, one.training_images)
+    )
     missing = [one for one in chosen if not (one.file(output).parent / "training.json").is_file()]
     if list_:
         for one in chosen:

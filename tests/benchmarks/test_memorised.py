@@ -42,9 +42,9 @@ def rows_of(value: object) -> list[dict[str, object]]:
 
 def test_effects_are_the_means_of_levels_where_all_recipes_are_there() -> None:
     noise = np.random.default_rng(0)
-    rows = rows_of(lambda one: one.exposures / 160 + noise.normal())
+    rows = rows_of(lambda one: one.exposures / 320 + noise.normal())
     found = memorised.effects(rows, "auc")
-    for value in (10, 160):
+    for value in (10, 320):
         mean = np.mean([row["auc"] for row in rows if row["exposures"] == value])
         assert found["exposures", value] == pytest.approx(mean)
 
@@ -52,12 +52,12 @@ def test_effects_are_the_means_of_levels_where_all_recipes_are_there() -> None:
 def test_effects_stay_right_where_the_longest_recipes_are_missing() -> None:
     rows = [
         row
-        for row in rows_of(lambda one: 0.2 * one.text_encoder + one.exposures / 160 - one.training_images / 100)
+        for row in rows_of(lambda one: 0.2 * one.text_encoder + one.exposures / 320 - one.training_images / 100)
         if row["exposures"] * row["training_images"] < 2000  # type: ignore[operator]
     ]
     found = memorised.effects(rows, "auc")
     assert found["text_encoder", True] - found["text_encoder", False] == pytest.approx(0.2)
-    assert found["exposures", 160] - found["exposures", 10] == pytest.approx(150 / 160)
+    assert found["exposures", 320] - found["exposures", 10] == pytest.approx(310 / 320)
     assert found["training_images", 50] - found["training_images", 5] == pytest.approx(-0.45)
 
 
