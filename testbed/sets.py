@@ -180,14 +180,15 @@ def few_shot_set(name: str) -> FewShotSet:
     return by_name[name]
 
 
-def _shipped_name(name: str) -> str:
+def shipped_name(name: str) -> str:
+    """The file that picture ``name`` is shipped in."""
     return f"{re.sub('[^a-z0-9_-]', '-', Path(name).name.lower())}.png"
 
 
 def training_captions(name: str) -> list[str]:
     """The caption of each picture of ``load_set(name, "train")``, in the same order."""
     few_shot = few_shot_set(name)
-    return [few_shot.caption_of(one) for one in sorted(few_shot.train, key=_shipped_name)]
+    return [few_shot.caption_of(one) for one in sorted(few_shot.train, key=shipped_name)]
 
 
 def on_white(path: Path, margin: float = 0.0) -> Image.Image | None:
@@ -228,7 +229,7 @@ def main() -> None:
                 picture = full_frame(path) if few_shot.square else on_white(path, margin=0.03)
                 if picture is None:
                     raise RuntimeError(f"{path} is empty")
-                picture.save(folder / _shipped_name(name), optimize=True)
+                picture.save(folder / shipped_name(name), optimize=True)
         print(f"{few_shot.name}: {len(few_shot.train)} to train, {len(few_shot.control)} control")
 
 
