@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -33,7 +33,7 @@ from audit.descriptors.networks import OnnxDescriptor
 from audit.descriptors.sscd_int8 import DESCRIPTOR as SSCD
 from audit.descriptors.sscd_int8 import LABEL, SHA256
 
-from audit.errors import ConfigError, DescriptorError
+from audit.errors import AuditError, ConfigError, DescriptorError
 from testbed.sets import SIZE
 
 CALIBRATION = Path(__file__).parent / "results" / "judge.json"
@@ -60,18 +60,28 @@ class View:
     threshold: float
 
 
-def is_asked(judge: JudgeName) -> bool:
-    """Whether the judge is to speak. Raises DescriptorError where it was asked for and cannot be had."""
-    if judge is JudgeName.none:
-        return False
+def settled(asked: JudgeName) -> JudgeName:
+    """Whether the judge speaks (sscd), is not installed (auto) or was not asked (none).
+
+    Raises typer.BadParameter, in words, where it was asked for by name, or is installed, and cannot be had.
+    """
+    if asked is JudgeName.none:
+        return asked
     try:
         SSCD.path()
     except DescriptorError as error:
-        if judge is JudgeName.sscd:
-            raise
-        print(f"SSCD's columns are absent: {error}", flush=True)
-        return False
-    return True
+        if asked is JudgeName.sscd:
+            raise typer.BadParameter(str(error), param_hint="--judge") from error
+        print(f"SSCD's figures are absent: {error}", flush=True)
+        return JudgeName.auto
+    try:
+        views()
+    except AuditError as error:
+        raise typer.BadParameter(f"{error}; or leave it out with --judge none", param_hint="--judge") from error
+    return JudgeName.sscd
+
+
+Asked = Annotated[JudgeName, typer.Option("--judge", help="sscd, none, or auto: sscd where its package is installed.")]
 
 
 @cache
@@ -157,6 +167,21 @@ def best_of(known: np.ndarray, found: np.ndarray) -> np.ndarray:
 def shown(value: float | None, digits: int) -> str:
     """A figure for people; what was not measured is called absent."""
     return "absent" if value is None else f"{value:.{digits}f}"
+
+
+def lines(row: dict[str, Any], margin: str) -> list[str]:
+    """What each view says in a row of a benchmark, for people, below the row."""
+    if row["judge"] != SSCD.name:
+        return [] if row["judge"] == "not asked" else [f"{margin}by SSCD: absent ({row['judge']})"]
+    found = []
+    for view in VIEWS:
+        of = {figure: row[key(view, figure)] for figure in (*FIGURES, "threshold")}
+        found.append(
+            f"{margin}by SSCD {view:7}AS {shown(of['as'], 3)}  A-ESR {shown(of['a_esr'], 2)} above "
+            f"{of['threshold']:.2f}  control {shown(of['control_as'], 3)} {shown(of['control_a_esr'], 2)}  near "
+            f"{shown(of['near_as'], 3)} {shown(of['near_a_esr'], 2)}  ceiling {of['ceiling']:.3f}"
+        )
+    return found
 
 
 if __name__ == "__main__":
