@@ -43,7 +43,7 @@ def edited(strength: float) -> Copy:
 
 
 def cosines(descriptor: Descriptor, few_shot: FewShotSet, copies: dict[str, Copy]) -> Described:
-    """Of one set: each training picture with its copies, and the best of each other picture with any training picture."""
+    """Of one set: each training picture with its copies, and the best of each other picture with any of them."""
     pictures = load_set(few_shot.name, "train")
     known = descriptor.describe(pictures)
     found = {}

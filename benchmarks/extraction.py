@@ -5,9 +5,10 @@
 
 For every checkpoint: direct sampling, classifier-free guidance and model guidance, each with the paper's clustering and
 with the default, on equal numbers of generated images; AS and A-ESR against the training images and against the
-control images, which nothing was trained on, and the ceiling that the codec sets: by nano's descriptor, and by SSCD
-where its package is installed (benchmarks/judge.py). Means over sets carry a 95 % bootstrap interval; sets marked holdout are shown apart. Without options it takes the checkpoints that are shipped;
-`python -m testbed.finetune --all` trains the others. The workspace keeps what is done: a stopped run goes on.
+control images and near-misses, which nothing was trained on, and the ceiling that the codec sets: by nano's descriptor,
+and by SSCD where its package is installed (benchmarks/judge.py). Means over sets carry a 95 % bootstrap interval; sets
+marked holdout are shown apart. Without options it takes the checkpoints that are shipped; `python -m testbed.finetune
+--all` trains the others. The workspace keeps what is done: a stopped run goes on.
 
 Exit code 1 where model guidance falls behind classifier-free guidance in the mean AS, by any of them.
 """
@@ -92,7 +93,7 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def known_interval(values: Sequence[float | None]) -> tuple[float, float, float] | None:
-    """Mean and interval over those that are known (a set without near-misses has no figure of them); None if none is."""
+    """Mean and interval over those that are known (a set without near-misses has no figure of them); else None."""
     known = [value for value in values if value is not None]
     return interval(known) if known else None
 
@@ -166,7 +167,11 @@ WITNESSES = (
     *(
         (
             f"SSCD {view}",
-            {"AS": judge.key(view, "as"), "ESR": judge.key(view, "a_esr"), "control ESR": judge.key(view, "control_a_esr")},
+            {
+                "AS": judge.key(view, "as"),
+                "ESR": judge.key(view, "a_esr"),
+                "control ESR": judge.key(view, "control_a_esr"),
+            },
         )
         for view in judge.VIEWS
     ),
@@ -190,9 +195,8 @@ def _show(entry: dict[str, Any], name: str, sign: str, end: str) -> None:
             if (found := entry.get(figure)) is not None
             for mean, low, high in (found,)
         ]
-        print(
-            f"{'holdout' if entry['holdout'] else 'tuning':8}{name}{witness:12}{'  '.join(spans) or 'absent'}  {end}".rstrip()
-        )
+        sets = "holdout" if entry["holdout"] else "tuning"
+        print(f"{sets:8}{name}{witness:12}{'  '.join(spans) or 'absent'}  {end}".rstrip())
 
 
 def behind(rows: list[dict[str, Any]]) -> list[str]:
@@ -201,11 +205,7 @@ def behind(rows: list[dict[str, Any]]) -> list[str]:
     for witness, figures in WITNESSES:
         means = {
             method: known_interval(
-                [
-                    row.get(figures["AS"])
-                    for row in rows
-                    if row["method"] == method and row["clustering"] == "default"
-                ]
+                [row.get(figures["AS"]) for row in rows if row["method"] == method and row["clustering"] == "default"]
             )
             for method in ("cfg", "model_guidance")
         }
@@ -245,7 +245,9 @@ def main(
     jobs = [
         part
         for recipe in available(checkpoints, only)
-        for part in split_settings(Job(recipe, settings, checkpoints, base, workspace, clusterings, clique_limit, speaks))
+        for part in split_settings(
+            Job(recipe, settings, checkpoints, base, workspace, clusterings, clique_limit, speaks)
+        )
     ]
     print(HEADER, flush=True)
     rows = []

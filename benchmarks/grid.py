@@ -1,8 +1,8 @@
 """What the benchmarks of extraction share: checkpoints of the testbed, audited under many settings, scored.
 
 Jobs are (checkpoint, settings); each runs the real engine into a workspace, so a stopped benchmark goes on where it
-was, and both clusterings are scored on the same generated images. The independent judge (benchmarks/judge.py) looks at the
-pictures that the workspace has kept of the extractions: finished audits are judged without sampling.
+was, and both clusterings are scored on the same generated images. The independent judge (benchmarks/judge.py) looks at
+the pictures that the workspace has kept of the extractions: finished audits are judged without sampling.
 """
 
 from __future__ import annotations
@@ -122,7 +122,6 @@ def _rows(job: Job, place: Any, settings: Settings, threads: int) -> Iterator[di
     workspace, audit_id = place.workspace, resolved.id
     descriptor = place.bench.descriptor(resolved)
     scores = {row["kind"]: row for row in workspace.rows("SELECT * FROM evaluations WHERE audit_id = ?", [audit_id])}
-    found_by_default = len(workspace.rows("SELECT rank FROM extractions WHERE audit_id = ?", [audit_id]))
     (audit,) = workspace.rows("SELECT evaluations, seconds_sampling FROM audits WHERE audit_id = ?", [audit_id])
     row = {
         "checkpoint": job.recipe.name,
@@ -150,6 +149,7 @@ def _rows(job: Job, place: Any, settings: Settings, threads: int) -> Iterator[di
     }
     table = workspace.select('SELECT descriptor FROM generations WHERE audit_id = ? ORDER BY "index"', [audit_id])
     vectors = vectors_of(table)
+    extracted = workspace.select("SELECT descriptor FROM extractions WHERE audit_id = ?", [audit_id])
     training, control, near = (descriptor.describe(some) for some in pictures.values())
 
     def by_judge(query: str, numbers: Sequence[int] | None = None) -> dict[str, Any]:
@@ -184,11 +184,13 @@ def _rows(job: Job, place: Any, settings: Settings, threads: int) -> Iterator[di
     if Clustering.peaks in job.clusterings:
         yield (
             row
-            | beside_near(vectors_of(workspace.select("SELECT descriptor FROM extractions WHERE audit_id = ?", [audit_id])))
+            | beside_near(
+                vectors_of(workspace.select("SELECT descriptor FROM extractions WHERE audit_id = ?", [audit_id]))
+            )
             | by_judge("SELECT image FROM extractions WHERE audit_id = ? ORDER BY rank")
             | ranking(density_peaks(vectors, None, descriptor.threshold))
             | {
-                "extractions": found_by_default,
+                "extractions": extracted.num_rows,
                 **at_equal_number(vectors, training, len(cliques), descriptor.threshold),
             }
         )

@@ -2,14 +2,14 @@
 
     python -m benchmarks.judge            # calibrate it again: the thresholds, and how often they err
 
-The network is Meta's sscd_disc_mixup as int8 ONNX (audit/descriptors/sscd_int8.py, the extra ``judge``). ``native`` sees
-the pictures as they are, 64 pixels a side; ``288`` sees them scaled up to the 288 pixels that SSCD is meant for. Every
+The network is Meta's sscd_disc_mixup as int8 ONNX (audit/descriptors/sscd_int8.py, the extra ``judge``). ``native``
+sees the pictures as they are, 64 pixels a side; ``288`` sees them scaled up to the 288 pixels that SSCD wants. Every
 benchmark that prints AS and A-ESR has its figures beside those of nano's descriptor: ``--judge sscd`` asks for them and
 fails without the package, ``none`` leaves them out, and by default they are there where the package is installed.
 
-A view's threshold is the least cosine that at most 1 % of the pictures that nothing was trained on reach with any training
-picture of their set, or with one that went through the codec: of the tuning sets, near-misses left aside. An A-ESR counts
-pictures whose best cosine is above it. ``results/judge.json`` keeps both thresholds and their error rates.
+A view's threshold is the least cosine that at most 1 % of the pictures that nothing was trained on pass with any
+training picture of their set, or with one that went through the codec: of the tuning sets, near-misses left aside. An
+A-ESR counts pictures whose best cosine is above it. ``results/judge.json`` keeps both thresholds and their error rates.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ from audit.descriptors.facts import Spec
 from audit.descriptors.networks import OnnxDescriptor
 from audit.descriptors.sscd_int8 import DESCRIPTOR as SSCD
 from audit.descriptors.sscd_int8 import LABEL, SHA256
-
 from audit.errors import AuditError, ConfigError, DescriptorError
 from testbed.sets import SIZE
 

