@@ -243,8 +243,8 @@ def at_equal_number(vectors: np.ndarray, training: np.ndarray, extractions: int,
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows of every job as it finishes, in ``workers`` processes of their share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    """The rows of every job as it finishes, in ``workers`` processes of their share of the cores (OMP_NUM_THREADS)."""
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // workers)
     if workers == 1:
         for job in jobs:
             yield run_job(job, threads)
