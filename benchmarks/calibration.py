@@ -62,7 +62,7 @@ def cosines(descriptor: Descriptor, few_shot: FewShotSet, copies: dict[str, Copy
 def threshold_of(values: np.ndarray, share: float) -> float:
     """The least cosine, rounded up to a hundredth, that at most ``share`` of ``values`` are above."""
     allowed = int(share * len(values))
-    return float(np.ceil(np.sort(values)[::-1][allowed] * 100) / 100)
+    return round(float(np.ceil(np.sort(values)[::-1][allowed] * 100)) / 100, 2)
 
 
 def described(values: np.ndarray, threshold: float) -> dict[str, Any]:

