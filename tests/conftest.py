@@ -57,6 +57,7 @@ SLOW = (
     "test_logs.py",
     "test_plugins.py",
     "test_private.py",
+    "test_programs.py::test_a_program_explains_itself",
     "test_public.py::test_commands_print_the_keys_that_are_promised",
     "test_query.py",
     "test_questions.py",

@@ -108,7 +108,7 @@ def _server() -> socket.socket:
     """The connection to this process's server, which ends with it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
-        command = [sys.executable, "-m", "tests.warm", str(theirs.fileno())]
+        command = [sys.executable, "-c", f"from tests import warm; warm.serve({theirs.fileno()})"]
         process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, cwd=ROOT, env=os.environ | _ENVIRONMENT
         )
@@ -117,8 +117,9 @@ def _server() -> socket.socket:
     return ours
 
 
-def _serve(connection: socket.socket) -> dict[str, Any]:
-    """What a forked process has to become. The server itself does not return."""
+def serve(descriptor: int) -> None:
+    """Fork for every command that is asked for over this socket, until it is closed. What is forked returns."""
+    connection = socket.socket(fileno=descriptor)
     for library in _LIBRARIES:
         importlib.import_module(library)
     while True:
@@ -129,7 +130,8 @@ def _serve(connection: socket.socket) -> dict[str, Any]:
         if keeper == 0:
             connection.close()
             _keep(*descriptors)
-            return json.loads(said)
+            _become(json.loads(said))
+            return
         for descriptor in descriptors:
             os.close(descriptor)
         _reap()
@@ -170,7 +172,3 @@ def _become(wanted: dict[str, Any]) -> None:
     from audit.cli import main
 
     main()
-
-
-if __name__ == "__main__":
-    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
