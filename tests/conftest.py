@@ -72,11 +72,8 @@ SLOW = (
 # These run after all others, one at a time: they have clusters, kill processes by the clock, or need free cores.
 ALONE = (
     "engine/test_chaos.py",
-    "engine/test_engines.py",
     "engine/test_full.py",
     "engine/test_run.py",
-    "engine/test_stages.py",
-    "engine/test_tokens.py",
     "workspace/test_torture.py",
 )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import runpy
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -32,9 +34,9 @@ def test_all_kinds_of_programs_are_found() -> None:
 def test_a_program_explains_itself(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process: importing torch for each would take minutes."""
+    """In this process, whose environment is left as it was: importing torch for each would take minutes."""
     monkeypatch.setattr(sys, "argv", [name, "--help"])
-    with pytest.raises(SystemExit) as ended:
+    with patch.dict(os.environ), pytest.raises(SystemExit) as ended:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
     said = capsys.readouterr()
     assert (ended.value.code, said.err) == (0, "")
