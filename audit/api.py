@@ -11,11 +11,12 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.bench import Bench
-from audit.config import Compile, Config, Settings, StoredImages
+from audit.config import Compile, Config, Evidence, Latents, Settings, StoredImages
 from audit.devices import default_device
 from audit.engine.local import run_stages
 from audit.engine.run import Run, RunState
@@ -25,7 +26,7 @@ from audit.job import Job, Request, resolve
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
 from audit.references import ReferenceSets, SkippedImage
-from audit.references.sets import Added, known_pictures
+from audit.references.sets import Added, image_files, known_pictures
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit
@@ -130,6 +131,7 @@ def scan(
     device: str | None = None,
     batch_size: int = 0,
     compile: Compile = Compile.off,
+    latents: Latents = Latents.auto,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Result:
@@ -137,13 +139,16 @@ def scan(
 
     ``checkpoint`` is a file, a folder or an item of the catalog ("civitai:1:2:3"), or a Request, which says the base,
     captions, N0 and settings itself. ``references`` are names of reference sets or folders of pictures;
-    ``training_images`` and ``control`` folders of pictures that it is scored against. ``progress`` is told (what, done,
-    of how many). A ``bench`` keeps models in memory from call to call; it has the device, and serves one at a time.
+    ``training_images`` and ``control`` folders of pictures that it is scored against. ``latents`` says whether those of
+    folders' pictures are kept, which membership is measured on. ``progress`` is told (what, done, of
+    how many). A ``bench`` keeps models in memory from call to call; it has the device, and serves one at a time.
 
     A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
     """
     tell = progress or quiet
     request = _request(checkpoint, base, captions, n0, settings)
+    references = list(references)
+    require_references(request.settings, references)
     bench = _bench(bench, device, batch_size, compile)
     if _is_item(Path(request.checkpoint)):
         workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
@@ -162,6 +167,8 @@ def scan(
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     thumbnails = request.settings.stored_images is not StoredImages.hashes_only
     names, skipped = reference_sets(opened, references, bench, job, thumbnails, tell)
+    if latents is Latents.always or (latents is Latents.auto and thumbnails):
+        _keep_latents(opened, references, bench, job, tell)
     place = Place(opened, bench)
     stages = stages_for(names)
     page = next(number for number, stage in enumerate(stages) if stage.name == Report.name)
@@ -185,6 +192,12 @@ def _request(
     if base is None:
         raise ConfigError(f"say which base model {checkpoint} was trained on: sd15, owner/name@COMMIT, a folder")
     return Request(Path(checkpoint), base, captions=list(captions), n0=n0, settings=settings or Settings())
+
+
+def require_references(settings: Settings, references: Sequence[Any]) -> None:
+    """Raise ConfigError where membership alone is asked for, and nothing that could be a member is named."""
+    if settings.evidence is Evidence.membership and not references:
+        raise ConfigError("membership is measured on references: give --references, or another --evidence")
 
 
 def _bench(bench: Bench | None, device: str | None, batch_size: int, compile: Compile) -> Bench:
@@ -251,6 +264,17 @@ def reference_sets(
     return names, skipped
 
 
+def _keep_latents(workspace: Workspace, references: Sequence[str | Path], bench: Bench, job: Job, tell: Tell) -> None:
+    """Keep the latents of the pictures in folders, where the audit measures membership."""
+    from audit.references.latents import codec_id, keep_latents
+
+    if job.settings.evidence is Evidence.extraction:
+        return
+    key = codec_id(job.base.revision, job.settings.resolution)
+    for folder in (Path(one) for one in references if Path(one).is_dir()):
+        keep_latents(workspace, folder_set_name(folder), image_files(folder), lambda: bench.codec(job), key, tell)
+
+
 def add_references(
     name: str,
     folder: str | Path,
@@ -258,19 +282,29 @@ def add_references(
     descriptor: str = "sscd",
     workspace: Workspace | str | Path = DEFAULT_WORKSPACE,
     thumbnails: bool = True,
+    bases: Sequence[str] = (),
+    resolution: int | None = None,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Added:
     """Describe the pictures below ``folder`` and keep them as the reference set ``name``, in place of one so called.
 
-    What is passed over is listed with its reason. Raises ReferenceSetError where nothing can be read.
+    Latents of the pictures under each of ``bases``, in ``resolution`` or the base's own, are kept too: membership is
+    measured on them. What is passed over is listed with its reason. Raises ReferenceSetError where nothing can be read.
     """
-    described = (bench or Bench(default_device())).load_descriptor(descriptor)
+    from audit.references.latents import codec_id, keep_latents
+
+    bench, tell = bench or Bench(default_device()), progress or quiet
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
-    tell = progress or quiet
-    return ReferenceSets(opened).add(
-        name, Path(folder), described, thumbnails, lambda done, total: tell("describing", done, total)
-    )
+    located = [bench.locate(base) for base in bases]
+    added = ReferenceSets(opened).add(
+        name, Path(folder), bench.load_descriptor(descriptor), thumbnails,
+        lambda done, total: tell("describing", done, total),
+    )  # fmt: skip
+    for one in located:
+        codec = partial(bench.codec_of, one, resolution)
+        keep_latents(opened, name, image_files(Path(folder)), codec, codec_id(one.revision, resolution), tell)
+    return added
 
 
 def run(
@@ -283,6 +317,7 @@ def run(
     """
     if not config.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
+    require_references(config.settings, config.references)
     return Run(config, tell, stop).run()
 
 

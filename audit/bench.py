@@ -133,7 +133,9 @@ class Bench:
 
     def base(self, job: Job) -> BaseModel:
         """The base model of ``job``."""
-        location = self.location(job)
+        return self._base_at(self.location(job))
+
+    def _base_at(self, location: BaseLocation) -> BaseModel:
         with self._lock:
             if self._base is None or self._base[0] != location.revision:
                 self._base = self._vae = self._pair = self._ahead = None
@@ -173,18 +175,20 @@ class Bench:
 
     def codec(self, job: Job) -> Codec:
         """What pictures go through in the base of ``job``: no denoiser is loaded for it."""
-        location = self.location(job)
+        return self.codec_of(self.location(job), job.settings.resolution, job.settings.precision)
+
+    def codec_of(
+        self, location: BaseLocation, resolution: int | None = None, precision: Precision = Precision.auto
+    ) -> Codec:
+        """The same of a located base."""
         with self._lock:
             for known in (self._base, self._vae):
                 if known is not None and known[0] == location.revision:
-                    return self._codec(known[1], job)
+                    return Codec(known[1], self.device, resolution, precision, self.fits)
             with suppress(CheckpointError):  # a base whose parts are not to be had alone is loaded whole
                 self._vae = location.revision, load_vae(location, as_stored=self.device != "cpu")
-                return self._codec(self._vae[1], job)
-            return self._codec(self.base(job), job)
-
-    def _codec(self, base: BaseModel, job: Job) -> Codec:
-        return Codec(base, self.device, job.settings.resolution, job.settings.precision, self.fits)
+                return Codec(self._vae[1], self.device, resolution, precision, self.fits)
+            return Codec(self._base_at(location), self.device, resolution, precision, self.fits)
 
     def ahead(self, job: Job, workspace: Workspace) -> None:
         """Open the checkpoint of ``job``, and merge it into copies of its base's weights, while another is sampled.

@@ -56,6 +56,22 @@ class StoredImages(StrEnum):
     hashes_only = "hashes-only"
 
 
+class Evidence(StrEnum):
+    """What an audit looks for: pictures that come out, references that are known, or both."""
+
+    both = "both"
+    extraction = "extraction"
+    membership = "membership"
+
+
+class Latents(StrEnum):
+    """Whether latents of reference pictures are kept, which membership is measured on."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
+
+
 class Precision(StrEnum):
     """What the networks compute in."""
 
@@ -141,15 +157,27 @@ class Settings(_Checked):
         "Diffusion 3, Flux and Chroma), and again in a wider one where numbers overflow.",
     )
 
-    def as_dict(self) -> dict[str, Any]:
-        """The settings as plain values, for hashing and storing; ``precision`` where it was asked for.
+    evidence: Evidence = _setting(
+        Evidence.both,
+        "extraction (sample, and compare what comes out), membership (how much better than its base the model denoises "
+        "each reference; nothing is sampled), or both.",
+    )
+    membership_evaluations: int = _setting(
+        3000, "Network evaluations that membership may take an audit; the likeliest references get most.", min=6
+    )
 
-        By default it follows from the device, which is no part of an audit's id.
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as plain values, for hashing and storing, without those that change nothing as they are.
+
+        By default the precision follows from the device, which is no part of an audit's id, and whether membership is
+        measured, too, changes nothing of what is extracted.
         """
-        found = asdict(self)
-        if self.precision is Precision.auto:
-            del found["precision"]
-        return found
+        said = {
+            "precision": self.precision is not Precision.auto,
+            "evidence": self.evidence is Evidence.membership,
+            "membership_evaluations": self.membership_evaluations != Settings.membership_evaluations,
+        }
+        return {name: value for name, value in asdict(self).items() if said.get(name, True)}
 
 
 class EngineName(StrEnum):
@@ -173,13 +201,9 @@ class RunSettings(_Checked):
     engine: EngineName = _setting(EngineName.local, "local (this process, one audit at a time) or ray.")
     address: str | None = _setting(None, "A Ray cluster: auto, or ray://host:10001. Without, one is started here.")
     device: str | None = _setting(None, "cpu, cuda or cuda:N. Default: cuda where there is one.")
-    where: str = _setting(
-        "TRUE", "An SQL condition over the checkpoints table: which items are audited.", metavar="SQL"
-    )
+    where: str = _setting("TRUE", "An SQL condition over checkpoints: which items are audited.", metavar="SQL")
     limit: int | None = _setting(None, "Audits at most.", min=1)
-    shard: str = _setting(
-        "0/1", "This run's part of the work, I/N with I from 0: several runs can share it.", metavar="I/N"
-    )
+    shard: str = _setting("0/1", "This run's part of the work, I/N from 0: several runs can share it.", metavar="I/N")
     max_gpu_hours: float | None = _setting(
         None, "Stop taking on audits after this many GPU hours (worker hours on CPUs).", min=0
     )
@@ -195,6 +219,11 @@ class RunSettings(_Checked):
         Compile.off,
         "torch.compile: off, blocks (the repeated blocks of the denoiser: a minute once a worker and family) or graphs "
         "(the whole denoiser, with CUDA graphs).",
+    )
+    latents: Latents = _setting(
+        Latents.auto,
+        "Latents of a folder's pictures (--references FOLDER), which membership is measured on: auto (kept unless "
+        "images are hashes-only), always, never. They show the pictures to whoever has the base model.",
     )
     attempts: int = _setting(3, "Failed attempts after which a checkpoint is quarantined.", min=1)
     sample_deadline: float = _setting(4 * 3600.0, "Seconds after which a worker that samples counts as hung.", min=0)

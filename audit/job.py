@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.claims.captions import N0, Caption, choose_captions, choose_n0
-from audit.config import Settings
+from audit.config import Evidence, Settings
 from audit.descriptors.facts import DescriptorFacts
 from audit.errors import ConfigError
 from audit.models.trained import Training, training_of
@@ -104,7 +104,9 @@ class Job:
 
     @property
     def images(self) -> int:
-        """How many images are sampled."""
+        """How many images are sampled: none where membership alone is asked for."""
+        if self.settings.evidence is Evidence.membership:
+            return 0
         return self.settings.images_per_training_image * self.n0.count
 
     @property

@@ -18,7 +18,7 @@ from audit.states import ItemState
 REGISTRY = CollectorRegistry()
 
 OUTCOMES = ("finished", "failed", "quarantined", "skipped")
-STAGES = ("load", "sample", "cluster", "match", "report")
+STAGES = ("load", "sample", "membership", "cluster", "match", "report")
 SOURCES = ("civitai", "huggingface", "folder", "file")
 STATES = tuple(ItemState)
 RETRY_REASONS = RETRIED

@@ -216,6 +216,53 @@ MATCHES = _schema(
     ("evidence", pa.string(), "both: descriptor and PDQ agree; descriptor; pdq: PDQ alone, not a match; none"),
 )
 
+LATENTS = _schema(
+    "Reference pictures as a base model's codec encodes them, a row a view: what membership is measured on. They show "
+    "the pictures to whoever has the base model.",
+    ("reference_set", pa.string(), "joins references"),
+    ("reference_id", pa.string(), "joins references"),
+    ("codec", pa.string(), "hash of the base's revision, the resolution and how pictures are made to fit"),
+    ("view", pa.string(), "whole, or what was done to the picture before"),
+    ("width", pa.int32(), "of what was encoded, pixels: the model's input"),
+    ("height", pa.int32(), "of what was encoded, pixels"),
+    ("shape", pa.list_(pa.int32()), "of the latents: channels, perhaps a time axis, height and width"),
+    ("latents", pa.binary(), "the latents, float16, little-endian"),
+)
+
+BASE_LOSSES = _schema(
+    "How well base models alone denoise references: kept for all checkpoints of a base.",
+    ("reference_set", pa.string(), "the set it was measured for; it holds for the same picture in any"),
+    ("reference_id", pa.string(), "joins references"),
+    ("model", pa.string(), "hash of the base's revision, codec, precision and embedded guidance"),
+    ("view", pa.string(), "joins latents"),
+    ("timestep", pa.int32(), "how much noise, in thousandths of the schedule"),
+    ("noise", pa.int32(), "number of the noise"),
+    ("loss", pa.float64(), "mean squared error of the noise that the base's prediction stands for; 0 or more, or NaN"),
+)
+
+MEMBERSHIPS = _schema(
+    "One row a reference that was measured: by how much the fine-tuned model denoises it better than its base does.",
+    ("audit_id", pa.string(), "the audit"),
+    ("reference_set", pa.string(), "joins references"),
+    ("reference_id", pa.string(), "joins references"),
+    (
+        "score",
+        pa.float64(),
+        "mean of (base loss - tuned loss) / base loss over timesteps and noises, of the view with the highest: at most "
+        "1, 0 where fine-tuning has changed nothing for it; null where a loss is not finite",
+    ),
+    ("view", pa.string(), "the view of the picture that the score is of"),
+    ("base_loss", pa.float64(), "mean loss of the base on that view: how hard the picture is"),
+    ("tuned_loss", pa.float64(), "mean loss of the fine-tuned model on that view"),
+    ("timesteps", pa.list_(pa.int32()), "where it was measured, in thousandths of the schedule"),
+    ("by_timestep", pa.list_(pa.float64()), "the score at each of them"),
+    ("evaluations", pa.int32(), "network evaluations that the row rests on, of both models and all views"),
+    ("caveat", pa.string(), "why the score says little or is missing; null where nothing speaks against it"),
+    ("decoys", pa.int32(), "decoys that the score was compared with; null where with none"),
+    ("p_value", pa.float64(), "share of decoys that would score as high by chance; null where it was not compared"),
+    ("question", pa.string(), "hash of the pictures and settings of the measurement: another one is measured again"),
+)
+
 EVALUATIONS = _schema(
     "Scores against known pictures: the training images, or a control nobody trained on.",
     ("audit_id", pa.string(), "the audit"),
@@ -232,7 +279,7 @@ FAILURES = _schema(
     ("audit_id", pa.string(), "the audit that was tried"),
     ("item_id", pa.string(), "the item of the catalog"),
     ("name", pa.string(), "file name of the checkpoint"),
-    ("stage", pa.string(), "sample, cluster, match or report; several where a process died in one of them"),
+    ("stage", pa.string(), "sample, membership, cluster, match or report; several where a process died in one of them"),
     ("kind", pa.string(), "input, worker-died, node-died, device-lost, deadline, out-of-memory, storage or error"),
     ("reason", pa.string(), "what happened, in words"),
     ("counted", pa.bool_(), "whether it counts towards quarantine: not where a node was lost, or work was got done"),
@@ -252,6 +299,9 @@ TABLES: dict[str, pa.Schema] = {
     "passed_over": PASSED_OVER,
     "matches": MATCHES,
     "evaluations": EVALUATIONS,
+    "latents": LATENTS,
+    "base_losses": BASE_LOSSES,
+    "memberships": MEMBERSHIPS,
     "failures": FAILURES,
 }
 
@@ -262,4 +312,5 @@ KEY_COLUMNS = {
     "extractions": ("audit_id",),
     "matches": ("audit_id", "reference_set"),
     "evaluations": ("audit_id", "kind"),
+    "memberships": ("audit_id", "reference_set"),
 }

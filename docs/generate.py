@@ -37,6 +37,7 @@ ROWS = {
         "extractions[].matches[]": ("matches", "references"),
         "matched_references[]": ("matches", "references"),
         "passed_over[]": ("passed_over",),
+        "memberships[]": ("memberships", "references"),
         "evaluations[]": ("evaluations",),
     },
     "failures": {"groups[]": ("failures",)},

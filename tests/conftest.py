@@ -36,6 +36,7 @@ SLOW = (
     "engine/test_done.py",
     "engine/test_engines.py",
     "engine/test_full.py",
+    "engine/test_membership.py",
     "engine/test_run.py",
     "engine/test_stages.py",
     "engine/test_tokens.py",
@@ -73,6 +74,7 @@ SLOW = (
 ALONE = (
     "engine/test_chaos.py",
     "engine/test_full.py",
+    "engine/test_membership.py",
     "engine/test_run.py",
     "workspace/test_torture.py",
 )

@@ -34,6 +34,16 @@ def add(
     thumbnails: Annotated[
         bool, typer.Option(help="Keep small pictures for the report; without, only descriptors and hashes.")
     ] = True,
+    base: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A base model whose latents of the pictures are kept: membership is measured on them. They show "
+            "the pictures to whoever has that model. Repeat for several."
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="The audits' --resolution, where they have one.", min=16)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
@@ -41,14 +51,16 @@ def add(
     PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF are read, HEIF where pillow-heif is installed. Every file that is passed
     over is listed with its reason.
     """
-    from audit.descriptors import load_descriptor
-    from audit.references import ReferenceSets
-    from audit.workspace import Workspace
+    from audit import api
+    from audit.bench import Bench
 
-    sets = ReferenceSets(Workspace(config.workspace))
-    loaded = load_descriptor(config.descriptor, config.run.device or default_device())
+    bench = Bench(config.run.device or default_device())
     with progress_display(console()) as progress:
-        added = sets.add(name, folder, loaded, thumbnails, lambda done, total: progress("describing", done, total))
+        added = api.add_references(
+            name, folder, descriptor=config.descriptor, workspace=config.workspace, thumbnails=thumbnails,
+            bases=base or (), resolution=resolution, progress=progress, bench=bench,
+        )  # fmt: skip
+    loaded = bench.load_descriptor(config.descriptor)
     if as_json:
         skipped = [{"name": one.name, "reason": one.reason} for one in added.skipped]
         print_json(

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from audit.report import AuditFacts
 
 log = logging.getLogger(__name__)
+MOST_MEMBERS = 30  # of a set, that are listed
 VERDICTS: dict[str, str] = {Verdict.match: "[bold red]match[/bold red]", Verdict.possible: "possible"}
 
 
@@ -71,7 +72,9 @@ def show(result: Result) -> None:
             "" if best is None or best.pdq_distance is None else str(best.pdq_distance),
             VERDICTS.get(best.verdict, "") if best else "",
         )
-    out.print(table)
+    if facts.extractions:
+        out.print(table)
+    show_memberships(facts)
     for one in facts.evaluations:
         out.print(
             f"{one['kind']} pictures: AS {one['average_similarity']:.3f} (at most {one['ceiling']:.3f}), "
@@ -90,6 +93,29 @@ def show(result: Result) -> None:
         highlight=False,
     )
     out.print(f"report: {escape(result.page)}", highlight=False, soft_wrap=True)
+
+
+def show_memberships(facts: AuditFacts) -> None:
+    """The membership scores of each reference set, the highest first: evidence, and no verdict."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = console()
+    for name in facts.reference_sets:
+        members = [one for one in facts.members if one.reference_set == name]
+        if not members:
+            continue
+        title = f"membership, {escape(name)}: how much better than its base the model denoises each reference"
+        table = Table("reference", "score", "above others", "", title=title)
+        for one in members[:MOST_MEMBERS]:
+            score = "none" if one.score is None else f"{one.score:+.2f}"
+            above = "" if one.above is None else f"{one.above} of {one.others}"
+            table.add_row(escape(one.name), score, above, escape(one.caveat or ""))
+        out.print(table)
+        more = f"; {len(members) - MOST_MEMBERS} more in the report" if len(members) > MOST_MEMBERS else ""
+        out.print(f"1 is the most, 0 no better than the base; no verdict follows from a score{more}", highlight=False)
+    for unmeasured in facts.unmeasured:
+        out.print(f"membership of {escape(unmeasured.reference_set)}: {escape(unmeasured.reason)}", highlight=False)
 
 
 def verdict_of(facts: AuditFacts) -> str:
@@ -113,7 +139,9 @@ def finish(result: Result, as_json: bool) -> None:
         raise typer.Exit(EXIT_TELLS_NOTHING)
 
 
-@configured("references", "descriptor", "settings.*", "run.device", "run.batch_size", "run.compile", "workspace")
+@configured(
+    "references", "descriptor", "settings.*", "run.device", "run.batch_size", "run.compile", "run.latents", "workspace"
+)
 def scan(
     config: Config,
     file: Annotated[
@@ -165,6 +193,7 @@ def scan(
         result = api.scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
             device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
-            control=control, compile=config.run.compile, progress=progress,
+            control=control, compile=config.run.compile, latents=config.run.latents,
+            progress=progress,
         )  # fmt: skip
     finish(result, as_json)

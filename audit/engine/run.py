@@ -28,7 +28,7 @@ from audit.files import shown
 from audit.job import Job
 from audit.locations import plain_without_credentials
 from audit.report.index import Answer, write_index
-from audit.stages import Clustered, Matched, Reported, Sampled, is_ours, stages_for
+from audit.stages import Clustered, Matched, Membership, Remembered, Reported, Sampled, is_ours, stages_for
 from audit.states import Attempt, Happening, Needs, RunStatus
 from audit.workspace import Workspace
 from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
@@ -193,7 +193,7 @@ class Run:
         open_place = self._open_place()
         bench = open_place(Needs.gpu).bench if config.run.engine is EngineName.local else None
         stages = stages_for(config.references)
-        others = [stage for stage in stages if not is_ours(stage.name)]
+        others = [stage for stage in stages if not is_ours(stage.name) or stage.name == Membership.name]
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench, others)
         engine = self._engine()
         for event in engine.run(iter(due), stages, open_place, self.stop, failed_before):
@@ -252,7 +252,7 @@ class Run:
 
     def _progress(self, job: Job) -> tuple[bool, int]:
         spool = self.workspace.spool(job.id)
-        return spool.take_begun(), spool.batches()
+        return spool.take_begun(), spool.batches() + self.workspace.spool(job.id, Membership.batch).batches()
 
     def _deaths(self) -> dict[str, int]:
         """Workers that died under each audit within a day: what kills them may go on."""
@@ -307,6 +307,7 @@ class Run:
         sampled = event.record(Sampled) or Sampled(0.0, 0.0, 0, 0, 0)
         seconds = {
             "load": sampled.seconds_loading, "sample": sampled.seconds,
+            "membership": _seconds(event.record(Remembered)),
             "cluster": _seconds(event.record(Clustered)), "match": _seconds(event.record(Matched)),
             "report": _seconds(event.record(Reported)),
         }  # fmt: skip
@@ -315,11 +316,13 @@ class Run:
         matched = event.record(Matched)
         pictures = matched.pictures if matched else 0
         state.images += sampled.images
-        state.evaluations += sampled.evaluations
+        remembered = event.record(Remembered)
+        evaluations = sampled.evaluations + (remembered.evaluations if remembered else 0)
+        state.evaluations += evaluations
         state.matches += pictures
         state.matched_audits += pictures > 0
         metrics.images.inc(sampled.images)
-        metrics.evaluations.inc(sampled.evaluations)
+        metrics.evaluations.inc(evaluations)
         metrics.matches.inc(pictures)
         self._peak_memory = max(self._peak_memory, sampled.peak_memory)
         metrics.gpu_memory.set(self._peak_memory)
@@ -375,11 +378,14 @@ class Run:
         """Merge the small files of the tables that grow with audits; by the first shard alone."""
         if not self.state.shard.startswith("0/"):
             return {}
-        tables = ("audits", "generations", "extractions", "matches", "evaluations", "failures", "references")
+        tables = (
+            "audits", "generations", "extractions", "matches", "memberships", "evaluations", "base_losses", "failures",
+            "references",
+        )  # fmt: skip
         return {table: self.workspace.compact(table) for table in tables}
 
 
-def _seconds(record: Clustered | Matched | Reported | None) -> float:
+def _seconds(record: Clustered | Matched | Remembered | Reported | None) -> float:
     return record.seconds if record else 0.0
 
 

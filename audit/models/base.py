@@ -126,6 +126,12 @@ def load_base(location: BaseLocation, as_stored: bool = False) -> BaseModel:
     As stored it holds the same numbers, in half the host's memory where a GPU computes. Raises CheckpointError where
     it is of no family that can be audited.
     """
+    _be_quiet()
+    return _from_file(location, as_stored) if location.config else _from_folder(location, as_stored)
+
+
+def _be_quiet() -> None:
+    """Let the libraries draw no bars and give no warnings while they load."""
     from diffusers.utils import logging as diffusers_logging
     from diffusers.utils.logging import disable_progress_bar as quiet_diffusers
     from transformers.utils.logging import disable_progress_bar as quiet_transformers
@@ -133,7 +139,6 @@ def load_base(location: BaseLocation, as_stored: bool = False) -> BaseModel:
     quiet_diffusers()
     quiet_transformers()
     diffusers_logging.set_verbosity_error()  # what it warns of (long captions, missing filters) is our own to report
-    return _from_file(location, as_stored) if location.config else _from_folder(location, as_stored)
 
 
 def download_snapshot(source: str, patterns: list[str]) -> Path:
@@ -225,6 +230,7 @@ def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
     """
     import diffusers
 
+    _be_quiet()
     folder = location.config or location.path
     architecture = _architecture(folder)
     try:

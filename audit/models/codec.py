@@ -86,12 +86,18 @@ class Codec:
     def reconstruct(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, H, W, 3] through the codec and back: the best that any extraction can reach."""
 
-        def through(some: torch.Tensor) -> torch.Tensor:
-            pixels = some.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype).div(127.5).sub(1)
-            mean, deviation = self._latent_statistics()
-            return self._pixels((self.architecture.to_latents(self.vae, pixels) - mean) / deviation)
+        return self._sliced("reconstruct", torch.from_numpy(images), lambda some: self._pixels(self._latents(some)))
 
-        return self._sliced("reconstruct", torch.from_numpy(images), through)
+    @torch.inference_mode()
+    def encode_pictures(self, images: np.ndarray) -> np.ndarray:
+        """Latents float32 [N, *latent_shape] of uint8 [N, H, W, 3] in ``picture_size``, as the denoiser takes them."""
+        return self._sliced("encode", torch.from_numpy(images), lambda some: self._latents(some).float())
+
+    def _latents(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype).div(127.5).sub(1)
+        mean, deviation = self._latent_statistics()
+        found: torch.Tensor = (self.architecture.to_latents(self.vae, pixels) - mean) / deviation
+        return found
 
     def _sliced(self, what: str, items: torch.Tensor, work: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         kind = what, self.architecture.name, tuple(items.shape[1:]), self.vae.dtype

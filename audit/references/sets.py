@@ -216,7 +216,19 @@ class ReferenceSets:
         passed = skipped + others
         self.workspace.write("passed_over", key, _passed_rows(name, descriptor.name, now, passed))
         self.workspace.write("references", key, list(rows.values()))
+        self._forget_others(name)
         return Added(name, len(rows), passed)
+
+    def _forget_others(self, name: str) -> None:
+        """Let go of latents where some are of pictures that the set does not have any more."""
+        stale = self.workspace.rows(
+            "SELECT 1 FROM latents WHERE reference_set = ? AND reference_id NOT IN "
+            '(SELECT reference_id FROM "references" WHERE reference_set = ?) LIMIT 1',
+            [name, name],
+        )
+        if stale:
+            for table in ("latents", "base_losses"):
+                self.workspace.remove_where(table, "reference_set", name)
 
     @staticmethod
     def _opened(
@@ -295,7 +307,8 @@ class ReferenceSets:
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
         # the set itself last: killed before, it is still there to be removed
-        self.workspace.erase("reference_set", name, "passed_over", "matches", "references")
+        tables = ("latents", "base_losses", "memberships", "passed_over", "matches", "references")
+        self.workspace.erase("reference_set", name, *tables)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
     def require(self, name: str, descriptor: Descriptor | DescriptorFacts) -> None:

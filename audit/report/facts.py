@@ -11,11 +11,12 @@ from typing import Any
 import duckdb
 
 from audit.errors import WorkspaceError
+from audit.report.membership import Member, Unmeasured, members_of, unmeasured_of
 from audit.states import Verdict
 from audit.workspace import Workspace
 
 WHOLE_ID = 32  # hex digits
-_TABLES = 'audits checkpoints matches "references" extractions evaluations passed_over generations'
+_TABLES = 'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents'
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class AuditFacts:
     """One finished audit and one question: which of the pictures in ``reference_sets`` were recovered.
 
     ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once;
-    ``guidance_weights`` are those that its images were sampled with, none where sampling was direct.
+    ``guidance_weights`` are those that its images were sampled with, none where sampling was direct. ``members`` are
+    the references with their membership scores, ``unmeasured`` the sets that have none.
     """
 
     row: dict[str, Any]
@@ -86,6 +88,8 @@ class AuditFacts:
     references: list[Reference]
     passed_over: list[PassedOver]
     guidance_weights: list[float] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    unmeasured: list[Unmeasured] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -146,6 +150,8 @@ class AuditFacts:
             ],
             "evaluations": self.evaluations,
             "guidance_weights": self.guidance_weights,
+            "memberships": [vars(one) for one in self.members],
+            "unmeasured": [vars(one) for one in self.unmeasured],
         }  # fmt: skip
 
 
@@ -242,8 +248,11 @@ def _collected(
         [row["descriptor"], names],
     )
     weights = ask("SELECT DISTINCT w FROM generations WHERE audit_id = ? AND w IS NOT NULL ORDER BY w", [audit_id])
+    members = members_of(ask, audit_id, row["descriptor"], names)
+    resolution = json.loads(row["settings"]).get("resolution")
     return AuditFacts(
         row, checkpoint, captions, extractions, evaluations, names,
         [Reference(**one) for one in references], [PassedOver(**one) for one in passed],
-        [found["w"] for found in weights],
+        [found["w"] for found in weights], members,
+        unmeasured_of(ask, names, members, row["base_revision"], resolution),
     )  # fmt: skip

@@ -5,12 +5,13 @@ They know nothing of engines. Importing them loads no library: each imports what
 
 from audit.stages.cluster import Cluster, Clustered
 from audit.stages.match import Match, Matched
+from audit.stages.membership import Membership, Remembered
 from audit.stages.registry import STAGES, StageKind, is_ours, stages_for
 from audit.stages.report import Report, Reported
 from audit.stages.sample import Sample, Sampled
 from audit.stages.scores import Scored, Scores
 
 __all__ = [
-    "STAGES", "Cluster", "Clustered", "Match", "Matched", "Report", "Reported", "Sample", "Sampled", "Scored", "Scores",
-    "StageKind", "is_ours", "stages_for",
+    "STAGES", "Cluster", "Clustered", "Match", "Matched", "Membership", "Remembered", "Report", "Reported", "Sample",
+    "Sampled", "Scored", "Scores", "StageKind", "is_ours", "stages_for",
 ]  # fmt: skip

@@ -63,12 +63,14 @@ def _write_audit(job: Job, workspace: Workspace, tell: Tell, started: float) -> 
     spool = workspace.spool(job.id)
     facts = spool.finished()
     rows = first_of_each(spool.read([name for name in SPOOLED.names if name != "image"]))
-    if facts is None or rows is None or rows.num_rows != job.images:
+    rows = SPOOLED.empty_table() if rows is None else rows
+    if facts is None or rows.num_rows != job.images:
         raise WorkspaceError(f"the spool of audit {job.id} is not complete: run the audit again")
     tell("clustering", 0, 1)
-    clusters, warnings = _clusters(job, vectors_of(rows))
+    clusters, warnings = _clusters(job, vectors_of(rows)) if job.images else ([], [])
     tell("clustering", 1, 1)
-    _write_images(job, workspace, clusters)
+    if job.images:
+        _write_images(job, workspace, clusters)
     _write_checkpoint(job, workspace)
     row = _audit_row(job, rows, SpoolFacts(**facts), warnings, started)
     workspace.write("audits", job.id, [row])
@@ -92,8 +94,6 @@ def _audit_row(job: Job, rows: pa.Table, sampled: SpoolFacts, warnings: list[str
     from importlib.metadata import version
 
     import numpy as np
-
-    from audit.sampling.pictures import not_pictures
 
     drawn = rows["caption"].to_pylist()
     captions = [
@@ -124,7 +124,7 @@ def _audit_row(job: Job, rows: pa.Table, sampled: SpoolFacts, warnings: list[str
         "threshold": job.descriptor.threshold,
         "descriptor_size": job.descriptor.input_size,
         "warnings": sampled.warnings + warnings,
-        "tells_nothing": sampled.problem or not_pictures(rows["contrast"].to_numpy(), rows["roughness"].to_numpy()),
+        "tells_nothing": sampled.problem or _tells_nothing(rows),
         "seconds_sampling": float(np.sum(rows["seconds"].to_numpy())),
         "seconds_total": sampled.seconds_total + time.monotonic() - started,
         "device": sampled.device,
@@ -132,6 +132,14 @@ def _audit_row(job: Job, rows: pa.Table, sampled: SpoolFacts, warnings: list[str
         "versions": json.dumps({"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}),
         "finished_at": datetime.now(UTC),
     }
+
+
+def _tells_nothing(rows: pa.Table) -> str | None:
+    from audit.sampling.pictures import not_pictures
+
+    if rows.num_rows == 0:
+        return "no picture was sampled: only membership was asked for"
+    return not_pictures(rows["contrast"].to_numpy(), rows["roughness"].to_numpy())
 
 
 def first_of_each(batches: Iterable[pa.Table]) -> pa.Table | None:
@@ -203,4 +211,4 @@ def _write_checkpoint(job: Job, workspace: Workspace) -> None:
     workspace.write("checkpoints", checkpoint.sha256, [row])
 
 
-STAGE = StageKind("cluster", "sample", lambda references: Cluster())
+STAGE = StageKind("cluster", "membership", lambda references: Cluster())

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
+from audit.stages.precision import widening
 from audit.stages.registry import StageKind
 from audit.states import Needs
 
@@ -83,48 +84,21 @@ def sample(job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> 
 
     Raises AuditError.
     """
-    from audit.config import Precision
-    from audit.devices import raise_fault, reset_peak_memory
-    from audit.errors import NotFiniteError
+    from audit.devices import reset_peak_memory
 
     reset_peak_memory(bench.device)
     spool = workspace.spool(job.id)
-    kept = spool.precision()
-    precision = Precision(kept) if kept else job.settings.precision
-    warnings: list[str] = []
-    if kept:
-        warnings.append(f"its numbers overflow in a narrower precision: it was sampled in {kept}")
-    while True:
-        try:
-            return _sample_in(precision, job, workspace, bench, warnings, tell)
-        except NotFiniteError as error:
-            wider = _wider(job, precision, bench)
-            if wider is None:
-                raise
-            precision = wider
-            warnings = [f"{str(error)[:200]}: it was sampled in {precision}"]
-            spool.discard()  # all images of an audit are of one precision
-            spool.begin()
-            spool.keep_precision(precision)
-        except RuntimeError as error:
-            raise_fault(error, f"auditing {job.name}", bench.device)
-            raise
-        bench.forget()
 
+    def begin_again(precision: Precision) -> None:
+        """All images of an audit are of one precision."""
+        spool.discard()
+        spool.begin()
+        spool.keep_precision(precision)
 
-def _wider(job: Job, precision: Precision, bench: Bench) -> Precision | None:
-    """What to try after ``precision``; None where there is nothing, or where the request fixes it."""
-    import torch
+    def work(precision: Precision, warnings: list[str]) -> SpoolFacts:
+        return _sample_in(precision, job, workspace, bench, warnings, tell)
 
-    from audit.config import Precision
-    from audit.models.placement import NAMES, choose_precision, next_precision
-
-    base = bench.loaded_base()
-    if job.settings.precision is not Precision.auto or base is None:
-        return None
-    device = torch.device(bench.device)
-    wider = next_precision(choose_precision(precision, base.architecture.half, device), device)
-    return None if wider is None else NAMES[wider]
+    return widening(job, workspace, bench, work, begin_again)
 
 
 def _sample_in(
@@ -140,16 +114,19 @@ def _sample_in(
     pair = bench.pair(job, workspace, precision, tell)
     loading = time.monotonic() - started
     truncated = [caption.text for caption in job.captions if pair.is_truncated(caption.text)]
-    sampler = _sampler(job, pair, bench.batch_size)
     spool: Spool = workspace.spool(job.id)
-    pixels = job.settings.stored_images is not StoredImages.hashes_only
-    sampling = Collector(sampler, descriptor, spool, job.id, job.images, pixels)
-    sampling.run(lambda done, total: tell("sampling", done, total))
+    evaluations = 0
+    if job.images:
+        sampler = _sampler(job, pair, bench.batch_size)
+        pixels = job.settings.stored_images is not StoredImages.hashes_only
+        sampling = Collector(sampler, descriptor, spool, job.id, job.images, pixels)
+        sampling.run(lambda done, total: tell("sampling", done, total))
+        evaluations = job.images * job.settings.steps * sampler.guidance.evaluations
     facts = SpoolFacts(
         warnings=[*job.warnings, *pair.warnings, *warnings, *_caption_warnings(job, pair, truncated)],
         problem=pair.problem,
         truncated=truncated,
-        evaluations=job.images * job.settings.steps * sampler.guidance.evaluations,
+        evaluations=evaluations,
         weight_change=pair.effect.weights,
         prediction_change=pair.effect.prediction,
         device=device_name(bench.device),

@@ -19,17 +19,19 @@ BATCH = "raw-"  # how the names of batches begin; those of older versions, which
 class Spool:
     """Sampled images of an unfinished audit, a whole Parquet file a batch, so that a run can go on where it stopped.
 
+    ``batch`` is how the names of its batches begin: losses are kept beside the images under another one.
+
     Pixels are kept as they are: most are thrown away before long, and compressing them would take longer than writing.
     """
 
-    def __init__(self, files: Files, folder: str) -> None:
-        self.files, self.folder = files, folder
+    def __init__(self, files: Files, folder: str, batch: str = BATCH) -> None:
+        self.files, self.folder, self.batch = files, folder, batch
 
     def add(self, first: int, rows: pa.Table) -> None:
-        """Keep one batch; ``first`` is the number of its first image."""
+        """Keep one batch; ``first`` is the number of its first image, or of the batch."""
         plain = [name for name in rows.schema.names if name != "image"]
         packed = {name: "none" if name == "image" else "zstd" for name in rows.schema.names}
-        with self.files.writing(f"{self.folder}/{BATCH}{first:08d}.parquet") as file:
+        with self.files.writing(f"{self.folder}/{self.batch}{first:08d}.parquet") as file:
             pq.write_table(rows, file, compression=packed, use_dictionary=plain, write_statistics=plain)
 
     def read(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -53,7 +55,7 @@ class Spool:
 
     def _batches(self) -> list[str]:
         keys = [entry.key for entry in self.files.list(self.folder)]
-        return sorted(key for key in keys if key.rpartition("/")[2].startswith(BATCH))
+        return sorted(key for key in keys if key.rpartition("/")[2].startswith(self.batch))
 
     def _batch(self, key: str, columns: list[str] | None) -> pa.Table | None:
         try:

@@ -23,7 +23,7 @@ from audit.schemas import TABLES
 from audit.storable import storable_values
 from audit.workspace import compaction
 from audit.workspace.names import KEY, check_key, new_rows_key
-from audit.workspace.spool import Spool
+from audit.workspace.spool import BATCH, Spool
 from audit.workspace.table import TRIES, Table
 from audit.workspace.view import View
 
@@ -299,11 +299,11 @@ class Workspace:
 
     # Beside the tables
 
-    def spool(self, audit_id: str) -> Spool:
-        """The unfinished part of an audit."""
+    def spool(self, audit_id: str, batch: str = BATCH) -> Spool:
+        """The unfinished part of an audit: its images, or what else is kept under the name ``batch``."""
         if not KEY.fullmatch(audit_id):
             raise WorkspaceError(f"{audit_id!r} is not an audit id")
-        return Spool(self.files, f"spool/{audit_id}")
+        return Spool(self.files, f"spool/{audit_id}", batch)
 
 
 def stoppable(ask: Callable[[duckdb.DuckDBPyConnection], T], connection: duckdb.DuckDBPyConnection) -> T:

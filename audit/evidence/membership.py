@@ -1,0 +1,147 @@
+"""By how much a fine-tuned model denoises a picture better than its base does, on the same noise.
+
+For latents x_0 and noise eps, at x_t = alpha x_0 + sigma eps (a flow model: alpha = 1 - t, sigma = t), the loss of a
+model is the mean squared error of the noise that its prediction stands for. With f the factor by which an error of the
+prediction is one of the noise,
+
+    L = f^2 mean (prediction - target)^2        eps: f = 1, target eps
+                                                v: f = alpha, target alpha eps - sigma x_0
+                                                x_0: f = alpha / sigma, target x_0
+                                                flow: f = alpha, target eps - x_0
+
+as v = (eps - sigma x_t) / alpha (arXiv 2202.00512) and eps = x_t + (1 - t) u (arXiv 2210.02747). So the losses of all
+kinds of models compare, and the score of a picture, in which f cancels, is the same whatever the model predicts:
+
+    score = mean over (t, eps) of (L_base - L_tuned) / L_base
+
+It is 0 where fine-tuning has changed nothing, and at most 1. Both sides are given the empty caption: none has to be
+known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+
+from audit.fits import Fits
+
+Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (x_t [N, ...], timestep 0-dim): a prediction [N, ...]
+SCALE = 1000  # timesteps are counted in thousandths of a model's schedule
+# The schedule of Stable Diffusion 1, 2 and XL ("scaled linear"): flow models are asked at its noise levels.
+BETA_FIRST, BETA_LAST = 0.00085, 0.012
+
+
+@dataclass(frozen=True)
+class Level:
+    """A noise level: the timestep that the network is told, and the shares of picture and noise in x_t."""
+
+    t: int
+    timestep: float
+    alpha: float
+    sigma: float
+    kind: str
+
+    @property
+    def to_noise(self) -> float:
+        """What an error of the prediction is multiplied by to be one of the noise."""
+        factors = {"epsilon": 1.0, "v_prediction": self.alpha, "flow_prediction": self.alpha}
+        return factors[self.kind] if self.kind in factors else self.alpha / self.sigma
+
+    def noised(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """x_t."""
+        return self.alpha * latents + self.sigma * noise
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """What the model is to predict."""
+        if self.kind == "epsilon":
+            return noise
+        if self.kind == "v_prediction":
+            return self.alpha * noise - self.sigma * latents
+        return noise - latents if self.kind == "flow_prediction" else latents
+
+
+def level_of(t: int, prediction_type: str, scheduler: Any) -> Level:
+    """The level ``t`` (thousandths of the schedule) of a model that predicts ``prediction_type``.
+
+    Where a schedule counts other than 1000 steps, the nearest one. A flow model has no schedule of its own: it is asked
+    where noise and picture stand in the proportion that Stable Diffusion has at t, s / (1 - s) = sigma / alpha. Raises
+    ValueError for another kind of prediction.
+    """
+    if prediction_type not in ("epsilon", "v_prediction", "sample", "flow_prediction"):
+        raise ValueError(f"unknown prediction type {prediction_type!r}")
+    steps = int(scheduler.config.num_train_timesteps)
+    if prediction_type == "flow_prediction":
+        alpha, sigma = _shares(_stable_diffusion()[t])
+        share = sigma / (alpha + sigma)
+        return Level(t, share * steps, 1 - share, share, prediction_type)
+    step = min(steps - 1, round(t * steps / SCALE))
+    return Level(t, step, *_shares(float(scheduler.alphas_cumprod[step])), prediction_type)
+
+
+def _shares(cumulated: float) -> tuple[float, float]:
+    return cumulated**0.5, (1 - cumulated) ** 0.5
+
+
+def _stable_diffusion() -> np.ndarray:
+    """alpha^2 at each of its timesteps."""
+    betas = np.linspace(BETA_FIRST**0.5, BETA_LAST**0.5, SCALE) ** 2
+    return np.cumprod(1 - betas)
+
+
+def noise_of(shape: Sequence[int], t: int, number: int) -> torch.Tensor:
+    """The noise float32 [1, *shape] number ``number`` at ``t``: the same for all pictures, models and devices."""
+    generator = torch.Generator().manual_seed(number * SCALE + t)
+    return torch.randn(1, *shape, generator=generator)
+
+
+@torch.inference_mode()
+def losses(
+    predict: Predict, latents: torch.Tensor, levels: Sequence[Level], noises: Sequence[int], fits: Fits, kind: Any,
+    batch: int,
+) -> np.ndarray:  # fmt: skip
+    """float64 [N, levels, noises]: the losses of a model on latents [N, ...], which are on its device.
+
+    ``levels`` and ``noises`` are combined. Slices of at most ``batch`` rows go through the network at once, smaller
+    ones where memory runs out (``fits``, under ``kind``). What is not finite stays so.
+    """
+    found = np.empty((len(latents), len(levels), len(noises)))
+    for at, level in enumerate(levels):
+        timestep = torch.tensor(level.timestep, device=latents.device)
+        if level.timestep == int(level.timestep):
+            timestep = timestep.long()
+        drawn = [noise_of(latents.shape[1:], level.t, number) for number in noises]
+        noise = torch.cat(drawn).to(latents.device, torch.float32)
+        items = list(product(range(len(latents)), range(len(noises))))
+
+        def measured(
+            some: list[tuple[int, int]], level: Level = level, timestep: torch.Tensor = timestep,
+            noise: torch.Tensor = noise,
+        ) -> np.ndarray:  # fmt: skip
+            pictures = latents[[row for row, _ in some]].float()
+            drawn = noise[[number for _, number in some]]
+            answer = predict(level.noised(pictures, drawn).to(latents.dtype), timestep).float()
+            error = (answer - level.target(pictures, drawn)).flatten(1).square().mean(1)
+            return np.asarray((error.double() * level.to_noise**2).cpu())
+
+        for some, values in fits.slices(kind, items, measured, batch, latents.device):
+            rows, numbers = zip(*some, strict=True)
+            found[list(rows), at, list(numbers)] = values
+    return found
+
+
+def gains(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+    """(L_base - L_tuned) / L_base, elementwise; NaN where a loss is not finite, or the base's is 0."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (base - tuned) / base
+    return np.where(np.isfinite(base) & np.isfinite(tuned) & (base > 0), found, np.nan)
+
+
+def scores(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+    """[N]: the mean gain of each picture from its losses [N, ...]; NaN where any of them is: it is no score then."""
+    found: np.ndarray = gains(base, tuned).reshape(len(base), -1).mean(axis=1)
+    return found
