@@ -57,7 +57,7 @@ class StoredImages(StrEnum):
 
 
 class Evidence(StrEnum):
-    """What an audit looks for: pictures that come out of the model, references that it has learnt, or both."""
+    """What an audit looks for: pictures that come out, references that are known, or both."""
 
     both = "both"
     extraction = "extraction"
@@ -163,25 +163,21 @@ class Settings(_Checked):
         "each reference; nothing is sampled), or both.",
     )
     membership_evaluations: int = _setting(
-        3000,
-        "Network evaluations that membership may take an audit; the likeliest references get most of them.",
-        min=6,
+        3000, "Network evaluations that membership may take an audit; the likeliest references get most.", min=6
     )
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for hashing and storing, without those that change nothing as they are.
 
-        The precision is there where it was asked for: by default it follows from the device, which is no part of an
-        audit's id. What is extracted does not depend on whether membership is measured, too.
+        By default the precision follows from the device, which is no part of an audit's id, and whether membership is
+        measured, too, changes nothing of what is extracted.
         """
-        found = asdict(self)
-        if self.precision is Precision.auto:
-            del found["precision"]
-        if self.evidence is not Evidence.membership:
-            del found["evidence"]
-        if self.membership_evaluations == Settings.membership_evaluations:
-            del found["membership_evaluations"]
-        return found
+        said = {
+            "precision": self.precision is not Precision.auto,
+            "evidence": self.evidence is Evidence.membership,
+            "membership_evaluations": self.membership_evaluations != Settings.membership_evaluations,
+        }
+        return {name: value for name, value in asdict(self).items() if said.get(name, True)}
 
 
 class EngineName(StrEnum):
@@ -205,13 +201,9 @@ class RunSettings(_Checked):
     engine: EngineName = _setting(EngineName.local, "local (this process, one audit at a time) or ray.")
     address: str | None = _setting(None, "A Ray cluster: auto, or ray://host:10001. Without, one is started here.")
     device: str | None = _setting(None, "cpu, cuda or cuda:N. Default: cuda where there is one.")
-    where: str = _setting(
-        "TRUE", "An SQL condition over the checkpoints table: which items are audited.", metavar="SQL"
-    )
+    where: str = _setting("TRUE", "An SQL condition over checkpoints: which items are audited.", metavar="SQL")
     limit: int | None = _setting(None, "Audits at most.", min=1)
-    shard: str = _setting(
-        "0/1", "This run's part of the work, I/N with I from 0: several runs can share it.", metavar="I/N"
-    )
+    shard: str = _setting("0/1", "This run's part of the work, I/N from 0: several runs can share it.", metavar="I/N")
     max_gpu_hours: float | None = _setting(
         None, "Stop taking on audits after this many GPU hours (worker hours on CPUs).", min=0
     )

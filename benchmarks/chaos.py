@@ -9,7 +9,6 @@ tables at the end differ, apart from times, from those of an undisturbed run ove
 from __future__ import annotations
 
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from tests.engine.chaos import Chaos
-from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
+from tests.engine.fleet import make_uploads, make_workspace, start, tables
 
 SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
 
@@ -50,9 +49,7 @@ def main(
         make_uploads(place / "uploads", audits)
         quiet = make_workspace(place / "quiet", place / "uploads")
         started = time.monotonic()
-        subprocess.run(
-            command(quiet.root, settings=SETTINGS), env=environment(), check=False, stdout=subprocess.DEVNULL
-        )
+        start(quiet.root, settings=SETTINGS).communicate()
         undisturbed = time.monotonic() - started
         theirs = tables(quiet)
         outcomes = []

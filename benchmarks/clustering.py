@@ -7,13 +7,14 @@ The images are those that audits of the testbed's checkpoints generate (model gu
 many checkpoints as the size needs; the training images to recover are all of theirs. The paper's search has 30 s a
 threshold, as published, and ``--give-up`` seconds in all: where it has not ended by then it has no result. The paper
 counts every clique as an extraction, so the default is asked for as many clusters; ``as_n0`` is the AS of the first N0.
+SSCD's figures are beside nano's where its package is installed (benchmarks/judge.py).
 """
 
 from __future__ import annotations
 
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,16 +25,28 @@ from audit.config import Clustering, Settings, Solver
 from audit.demo import ASSETS, load_set
 from audit.descriptors import load_descriptor
 from audit.evidence import greedy_cliques, score
+from audit.models.base import load_vae, locate_base
+from audit.models.codec import Codec
 from audit.sampling.spooled import vectors_of
 from audit.workspace import Workspace
-from benchmarks.grid import SHIPPED, Job, available, exactly, run_all
+from benchmarks import judge
+from benchmarks.grid import SHIPPED, Job, available, exactly, kept_pictures, run_all
+from benchmarks.judge import Asked, JudgeName
+from testbed.controls import controls, near_misses
 from testbed.finetune import Recipe
 
 
-def generated(
-    size: int, settings: Settings, base: Path, checkpoints: Path, workspace: Path, workers: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Descriptors [size, D] of generated images and [K, D] of the training images behind them.
+@dataclass(frozen=True)
+class Generated:
+    """What is clustered: the images as PNGs and as vectors [size, D], and the pictures behind them by their part."""
+
+    pngs: list[bytes | None]
+    vectors: np.ndarray
+    pictures: dict[str, np.ndarray]
+
+
+def generated(size: int, settings: Settings, base: Path, checkpoints: Path, workspace: Path, workers: int) -> Generated:
+    """``size`` generated images, and the training images, controls and near-misses of their sets.
 
     Whole audits, one a set and as many as needed; the last one in part. More images a training image where there are
     too few sets.
@@ -49,21 +62,35 @@ def generated(
         if total < size:
             chosen.append(recipe)
             total += per_image * sets[recipe.few_shot]
-    settings = replace(settings, images_per_training_image=per_image)
+    settings = kept_pictures(replace(settings, images_per_training_image=per_image), tuple(Clustering))
     jobs = [Job(recipe, (settings,), checkpoints, base, workspace, (Clustering.peaks,)) for recipe in chosen]
     order = {recipe.few_shot: number for number, recipe in enumerate(chosen)}
     rows = sorted((row for done in run_all(jobs, workers) for row in done), key=lambda row: order[row["set"]])
-    opened, nano = Workspace(workspace), load_descriptor("nano")
-    query = 'SELECT descriptor FROM generations WHERE audit_id = ? ORDER BY "index"'
-    vectors = np.concatenate([vectors_of(opened.select(query, [row["audit_id"]])) for row in rows])
-    known = np.concatenate([nano.describe(load_set(row["set"], "train")) for row in rows])
-    return vectors[:size], known
+    opened = Workspace(workspace)
+    query = 'SELECT descriptor, image FROM generations WHERE audit_id = ? ORDER BY "index"'
+    tables = [opened.select(query, [row["audit_id"]]) for row in rows]
+    parts = {"train": lambda name: load_set(name, "train"), "control": controls, "near": near_misses}
+    return Generated(
+        [png for table in tables for png in table["image"].to_pylist()][:size],
+        np.concatenate([vectors_of(table) for table in tables])[:size],
+        {part: np.concatenate([load(row["set"]) for row in rows]) for part, load in parts.items()},
+    )
 
 
 def measure(
-    algorithm: str, vectors: np.ndarray, known: np.ndarray, extractions: int, reach: float, give_up: float
+    algorithm: str,
+    images: Generated,
+    known: np.ndarray,
+    extractions: int,
+    reach: float,
+    give_up: float,
+    codec: Codec | None,
 ) -> dict[str, Any]:
-    """One row: the time and the result of one algorithm; the default is asked for ``extractions`` clusters."""
+    """One row: the time and the result of one algorithm; the default is asked for ``extractions`` clusters.
+
+    ``known`` are nano's vectors of the training images. The judge speaks where ``codec``, the base's, is given.
+    """
+    vectors = images.vectors
     started = time.perf_counter()
     timed_out = False
     clusters = None
@@ -81,6 +108,9 @@ def measure(
         first = score(vectors[[cluster.representative for cluster in clusters[: len(known)]]], known)
         row |= {"clusters": len(clusters), "as": found.average_similarity, "a_esr_07": found.extraction_rate_07}
         row["as_n0"] = first.average_similarity
+    if codec is not None:
+        seen = judge.opened(images.pngs[cluster.representative] for cluster in clusters or [])
+        row |= judge.figures(seen if clusters else None, images.pictures, codec.reconstruct(images.pictures["train"]))
     return row
 
 
@@ -95,12 +125,15 @@ def main(
     base: Annotated[Path, typer.Option(help="The base model.")] = ASSETS / "base",
     checkpoints: Annotated[Path, typer.Option(help="Folder of the testbed's checkpoints.")] = SHIPPED,
     workers: Annotated[int, typer.Option(help="Processes to generate with.")] = 1,
+    asked: Asked = JudgeName.auto,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows as JSON.")] = None,
     workspace: Annotated[Path, typer.Option(help="Where generated images are kept.")] = Path(
         "lora-audit-workspace-benchmark"
     ),
 ) -> None:
     """Generate what is missing, cluster it both ways, print and compare."""
+    speaks = judge.settled(asked)
+    codec = Codec(load_vae(locate_base(str(base)))) if speaks is JudgeName.sscd else None
     rows = []
     settings = Settings(images_per_training_image=images_per_training_image, solver=solver, steps=steps)
     print(
@@ -108,16 +141,20 @@ def main(
         flush=True,
     )
     for size in sizes or [500, 5000]:
-        vectors, known = generated(size, settings, base, checkpoints, workspace, workers)
-        reach = load_descriptor("nano").threshold
-        paper = measure("paper", vectors, known, 0, reach, give_up)
-        pair = [measure("default", vectors, known, paper["clusters"] or len(known), reach, give_up), paper]
+        images = generated(size, settings, base, checkpoints, workspace, workers)
+        nano = load_descriptor("nano")
+        known, reach = nano.describe(images.pictures["train"]), nano.threshold
+        paper = measure("paper", images, known, 0, reach, give_up, codec)
+        pair = [measure("default", images, known, paper["clusters"] or len(known), reach, give_up, codec), paper]
+        pair = [row if codec else row | judge.absent(speaks) for row in pair]
         rows += pair
         for row in pair:
             result = [f"{row[name]:.3f}" if row[name] is not None else "none" for name in ("as", "a_esr_07")]
             print(
                 f"{row['n']:>6} {row['n0']:>4} {row['algorithm']:10}{row['seconds']:10.2f}"
                 f"{row['clusters'] or 'none':>10}{result[0]:>8}{result[1]:>8}  {'yes' if row['timed_out'] else 'no'}",
+                *judge.lines(row, 12 * " "),
+                sep="\n",
                 flush=True,
             )
         bound = "at least " if pair[1]["clusters"] is None else ""

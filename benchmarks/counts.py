@@ -17,7 +17,9 @@ from contextlib import contextmanager
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 # What is counted: a module, and a function or a method in it.
 COUNTED: dict[str, tuple[tuple[str, str], ...]] = {
@@ -97,17 +99,21 @@ def counts_of_a_run(audits: int, folder: Path, run: Callable[[Any], Any] | None 
     return found
 
 
-def main() -> None:
-    """Print a table."""
-    numbers = [int(argument) for argument in sys.argv[1:]] or [1, 10]
+def main(
+    audits: Annotated[
+        list[int] | None, typer.Argument(min=1, help="How many audits, a column each.", show_default="1 10")
+    ] = None,
+) -> None:
+    """Print how often runs over so many checkpoints do what costs time."""
+    numbers = audits or [1, 10]
     columns = []
-    for audits in numbers:
+    for number in numbers:
         with tempfile.TemporaryDirectory() as folder:
-            columns.append(counts_of_a_run(audits, Path(folder)))
+            columns.append(counts_of_a_run(number, Path(folder)))
     print(f"{'audits':24}" + "".join(f"{number:>8}" for number in numbers))
     for what in COUNTED:
         print(f"{what:24}" + "".join(f"{column[what]:>8}" for column in columns))
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

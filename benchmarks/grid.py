@@ -1,7 +1,8 @@
 """What the benchmarks of extraction share: checkpoints of the testbed, audited under many settings, scored.
 
 Jobs are (checkpoint, settings); each runs the real engine into a workspace, so a stopped benchmark goes on where it
-was, and both clusterings are scored on the same generated images.
+was, and both clusterings are scored on the same generated images. The independent judge (benchmarks/judge.py) looks at
+the pictures that the workspace has kept of the extractions: finished audits are judged without sampling.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from audit.config import Clustering, Method, Settings
-from audit.demo import ASSETS, load_set, set_folder
+from audit.config import Clustering, Method, Settings, StoredImages
+from audit.demo import ASSETS, load_set
 from audit.evidence import Cluster, density_peaks, greedy_cliques, rank_score, score
 
 try:
+    from benchmarks import judge
+    from benchmarks.judge import JudgeName
+    from testbed.controls import controls, near_misses
     from testbed.finetune import RECIPES, Recipe, Tuning
     from testbed.sets import few_shot_set
 except ModuleNotFoundError as error:
@@ -66,6 +71,7 @@ class Job:
     workspace: Path
     clusterings: tuple[Clustering, ...] = (Clustering.peaks,)
     clique_limit: float = 30.0
+    judge: JudgeName = JudgeName.none
 
 
 def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
@@ -78,13 +84,20 @@ def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
 
     torch.set_num_threads(threads)
     place = Place(Workspace(job.workspace), Bench())
-    return [row for settings in job.settings for row in _rows(job, place, settings)]
+    return [row for settings in job.settings for row in _rows(job, place, settings, threads)]
 
 
-def _rows(job: Job, place: Any, settings: Settings) -> Iterator[dict[str, Any]]:
+def kept_pictures(settings: Settings, clusterings: Sequence[Clustering]) -> Settings:
+    """``settings`` under which a workspace keeps the pictures that the judge is to see of these clusterings.
+
+    Those of the audit's own extractions are kept anyway; the paper's cliques choose others.
+    """
+    return replace(settings, stored_images=StoredImages.all) if Clustering.cliques in clusterings else settings
+
+
+def _rows(job: Job, place: Any, settings: Settings, threads: int) -> Iterator[dict[str, Any]]:
     from audit.engine.local import run_stages
     from audit.job import Request, resolve
-    from audit.references.sets import known_pictures
     from audit.sampling.spooled import vectors_of
     from audit.stages import Cluster, Sample, Scores
     from audit.states import Known
@@ -95,16 +108,20 @@ def _rows(job: Job, place: Any, settings: Settings) -> Iterator[dict[str, Any]]:
         str(job.base),
         captions=few_shot.captions,
         n0=len(few_shot.train),
-        settings=settings,
+        settings=kept_pictures(settings, job.clusterings),
     )
     resolved = resolve(request, "nano", place.bench)
+    pictures = {
+        "train": load_set(few_shot.name, "train"),
+        "control": controls(few_shot.name),
+        "near": near_misses(few_shot.name),
+    }
     parts = ((Known.training, "train"), (Known.control, "control"))
-    scores_of = [Scores(kind, known_pictures(set_folder(few_shot.name, part))) for kind, part in parts]
+    scores_of = [Scores(kind, [Image.fromarray(one) for one in pictures[part]]) for kind, part in parts]
     run_stages([Sample(), Cluster(), *scores_of], resolved, place)
     workspace, audit_id = place.workspace, resolved.id
     descriptor = place.bench.descriptor(resolved)
     scores = {row["kind"]: row for row in workspace.rows("SELECT * FROM evaluations WHERE audit_id = ?", [audit_id])}
-    found_by_default = len(workspace.rows("SELECT rank FROM extractions WHERE audit_id = ?", [audit_id]))
     (audit,) = workspace.rows("SELECT evaluations, seconds_sampling FROM audits WHERE audit_id = ?", [audit_id])
     row = {
         "checkpoint": job.recipe.name,
@@ -132,7 +149,25 @@ def _rows(job: Job, place: Any, settings: Settings) -> Iterator[dict[str, Any]]:
     }
     table = workspace.select('SELECT descriptor FROM generations WHERE audit_id = ? ORDER BY "index"', [audit_id])
     vectors = vectors_of(table)
-    training, control = (descriptor.describe(load_set(few_shot.name, part)) for part in ("train", "control"))
+    extracted = workspace.select("SELECT descriptor FROM extractions WHERE audit_id = ?", [audit_id])
+    training, control, near = (descriptor.describe(some) for some in pictures.values())
+
+    def by_judge(query: str, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+        """What the judge says of the pictures that ``query`` gives, all or those of these numbers."""
+        if job.judge is not JudgeName.sscd:
+            return judge.absent(job.judge)
+        pngs = workspace.select(query, [audit_id])["image"]
+        seen = judge.opened(pngs[int(number)].as_py() for number in (range(len(pngs)) if numbers is None else numbers))
+        reconstructed = place.bench.codec(resolved).reconstruct(pictures["train"])
+        return judge.figures(seen, pictures, reconstructed, threads)
+
+    def beside_near(found: np.ndarray) -> dict[str, Any]:
+        """Scores against the near-misses, where there are some."""
+        scored = score(found, near) if len(near) else None
+        return {
+            "near_as": scored and scored.average_similarity,
+            "near_a_esr_07": scored and scored.extraction_rate_07,
+        }
 
     def ranking(clusters: list[Any]) -> dict[str, float]:
         """How the order of extractions does, and AS, where N0 is not known."""
@@ -149,9 +184,13 @@ def _rows(job: Job, place: Any, settings: Settings) -> Iterator[dict[str, Any]]:
     if Clustering.peaks in job.clusterings:
         yield (
             row
+            | beside_near(
+                vectors_of(workspace.select("SELECT descriptor FROM extractions WHERE audit_id = ?", [audit_id]))
+            )
+            | by_judge("SELECT image FROM extractions WHERE audit_id = ? ORDER BY rank")
             | ranking(density_peaks(vectors, None, descriptor.threshold))
             | {
-                "extractions": found_by_default,
+                "extractions": extracted.num_rows,
                 **at_equal_number(vectors, training, len(cliques), descriptor.threshold),
             }
         )
@@ -160,6 +199,11 @@ def _rows(job: Job, place: Any, settings: Settings) -> Iterator[dict[str, Any]]:
         against, beside = score(found, training), score(found, control)
         yield (
             row
+            | beside_near(found)
+            | by_judge(
+                'SELECT image FROM generations WHERE audit_id = ? ORDER BY "index"',
+                [cluster.representative for cluster in cliques],
+            )
             | ranking(cliques)
             | {
                 "clustering": "paper",
@@ -199,8 +243,8 @@ def at_equal_number(vectors: np.ndarray, training: np.ndarray, extractions: int,
 
 
 def run_all(jobs: Sequence[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
-    """The rows of every job as it finishes, in ``workers`` processes of their share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // workers)
+    """The rows of every job as it finishes, in ``workers`` processes of their share of the cores (OMP_NUM_THREADS)."""
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // workers)
     if workers == 1:
         for job in jobs:
             yield run_job(job, threads)

@@ -4,7 +4,7 @@
     python -m benchmarks.settings weights [--json FILE]     # fixed weights, and auto; --method cfg for CFG's own
 
 Both on every checkpoint of medium strength in --checkpoints; the sets marked holdout are shown apart and nothing is
-chosen by them.
+chosen by them. SSCD's figures are below nano's where its package is installed (benchmarks/judge.py).
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ import typer
 
 from audit.config import Method, Settings, Solver
 from audit.demo import ASSETS
+from benchmarks import judge
 from benchmarks.grid import SHIPPED, Job, available, interval, run_all, split_settings
+from benchmarks.judge import Asked, JudgeName
 from testbed.finetune import Defence, Strength, Tuning
 
 STEPS = (10, 15, 20, 25, 50)
@@ -44,8 +46,10 @@ def measure(
     workers: int,
     json_file: Path | None,
     workspace: Path,
+    asked: JudgeName,
 ) -> list[dict[str, Any]]:
     """The rows of every plain checkpoint under every one of ``settings``."""
+    speaks = judge.settled(asked)
     recipes = [
         recipe
         for recipe in available(checkpoints, only)
@@ -56,7 +60,7 @@ def measure(
     jobs = [
         part
         for recipe in recipes
-        for part in split_settings(Job(recipe, tuple(settings), checkpoints, base, workspace))
+        for part in split_settings(Job(recipe, tuple(settings), checkpoints, base, workspace, judge=speaks))
     ]
     rows: list[dict[str, Any]] = []
     for done in run_all(jobs, workers):
@@ -65,6 +69,8 @@ def measure(
             print(
                 f"{row['checkpoint']:34} {row['solver']:6} {row['steps']:3} steps  w {row['w'] or 'auto'!s:5}"
                 f"AS {row['as']:.3f}  A-ESR {row['a_esr_07']:.2f}  {row['seconds']:.0f} s",
+                *judge.lines(row, 34 * " "),
+                sep="\n",
                 flush=True,
             )
         if json_file:
@@ -73,7 +79,10 @@ def measure(
 
 
 def compare(rows: list[dict[str, Any]], key: tuple[str, ...], best: dict[str, float], holdout: bool) -> None:
-    """Print the means of each value of ``key``, and their difference to ``best`` (AS by checkpoint) as an interval."""
+    """Print nano's means of each value of ``key``, and their difference to ``best`` (AS by checkpoint) as an interval.
+
+    Below them are the judge's means.
+    """
     mine = [row for row in rows if row["holdout"] is holdout]
     for value in dict.fromkeys(tuple(row[name] for name in key) for row in mine):
         group = [row for row in mine if tuple(row[name] for name in key) == value]
@@ -84,6 +93,10 @@ def compare(rows: list[dict[str, Any]], key: tuple[str, ...], best: dict[str, fl
             f"{'holdout' if holdout else 'tuning':8}{label:12} AS {mean:.3f}  A-ESR {rate:.3f}  "
             f"AS to the reference {change[0]:+.3f} [{change[1]:+.3f}, {change[2]:+.3f}], {len(group)} checkpoints"
         )
+        for view in judge.VIEWS:
+            seen = [[row.get(judge.key(view, name)) for row in group] for name in ("as", "a_esr")]
+            means = [None if None in values else sum(values) / len(values) for values in seen]
+            print(f"{20 * ' '}by SSCD {view:7}AS {judge.shown(means[0], 3)}  A-ESR {judge.shown(means[1], 3)}")
 
 
 @app.command()
@@ -93,6 +106,7 @@ def steps(
     base: Base = ASSETS / "base",
     checkpoints: Checkpoints = SHIPPED,
     workers: Workers = 1,
+    asked: Asked = JudgeName.auto,
     json_file: JsonFile = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
@@ -102,7 +116,7 @@ def steps(
         for count in STEPS
         for solver in Solver
     ]
-    rows = measure(settings, only, base, checkpoints, workers, json_file, workspace)
+    rows = measure(settings, only, base, checkpoints, workers, json_file, workspace, asked)
     reference = {row["checkpoint"]: row["as"] for row in rows if (row["solver"], row["steps"]) == ("ddim", 50)}
     for holdout in (False, True):
         compare(rows, ("solver", "steps"), reference, holdout)
@@ -118,6 +132,7 @@ def weights(
     base: Base = ASSETS / "base",
     checkpoints: Checkpoints = SHIPPED,
     workers: Workers = 1,
+    asked: Asked = JudgeName.auto,
     json_file: JsonFile = None,
     workspace: WorkspaceOption = WORKSPACE,
 ) -> None:
@@ -126,7 +141,7 @@ def weights(
         Settings(method=method, w=w, solver=solver, steps=count, images_per_training_image=images_per_training_image)
         for w in (*WEIGHTS, *((None,) if method is Method.model_guidance else ()))
     ]
-    rows = measure(settings, only, base, checkpoints, workers, json_file, workspace)
+    rows = measure(settings, only, base, checkpoints, workers, json_file, workspace, asked)
     best: dict[str, float] = {}
     for row in rows:
         if row["w"] is not None:

@@ -13,9 +13,13 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.extraction import gains, is_plain, summary
+from benchmarks.judge import VIEWS, key, shown
 
 FIGURES = ("AS", "A-ESR 0.7", "A-ESR 0.6", "control AS", "control A-ESR 0.7")
 
+OF_OTHERS = (("control_a_esr", "control A-ESR"), ("near_a_esr", "near-miss A-ESR"))
+GAINED = tuple(f"SSCD {view} {title}" for view in VIEWS for title in ("AS", "A-ESR"))
+BESIDE = tuple(f"SSCD {view} {title}" for view in VIEWS for title in ("AS", "A-ESR", "ceiling"))
 RANKING = ("precision_at_n0", "average_precision", "as", "extractions")
 
 
@@ -29,6 +33,24 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 def _span(figure: tuple[float, float, float], digits: int = 3, sign: str = "") -> str:
     mean, low, high = (f"{value:{sign}.{digits}f}" for value in figure)
     return f"{mean} ({low} to {high})"
+
+
+def _judged(entry: dict[str, Any], sign: str = "") -> list[str]:
+    """What both views say in a row of means or of gains: AS and A-ESR."""
+    spans = [(entry.get(key(view, figure)), digits) for view in VIEWS for figure, digits in (("as", 3), ("a_esr", 2))]
+    return ["absent" if span is None else _span(span, digits, sign) for span, digits in spans]
+
+
+def _others(entry: dict[str, Any]) -> list[str]:
+    """The A-ESR of controls and of near-misses, which are false accusations: by nano and by both views."""
+    keys = ["control_a_esr_07", "near_a_esr_07", *(key(view, figure) for view in VIEWS for figure, _ in OF_OTHERS)]
+    return [shown((entry.get(one) or [None])[0], 3) for one in keys]
+
+
+def _beside(row: dict[str, Any]) -> list[str]:
+    """What both views say of one row."""
+    figures = (("as", 3), ("a_esr", 2), ("ceiling", 3))
+    return [shown(row.get(key(view, figure)), digits) for view in VIEWS for figure, digits in figures]
 
 
 def _w(row: dict[str, Any]) -> str:
@@ -60,14 +82,39 @@ def extraction(rows: list[dict[str, Any]]) -> str:
                     ),
                 )
             )  # fmt: skip
+            parts.append(f"{name}, the same by SSCD:\n")
+            parts.append(
+                table(
+                    ("fine-tune", "clustering", "method", *GAINED),
+                    (
+                        (entry["tuning"], entry["clustering"], entry["method"].replace("_", " "), *_judged(entry))
+                        for entry in group
+                    ),
+                )
+            )
+            parts.append(f"{name}, false accusations:\n")
+            titles = [f"{witness} {title}" for witness in ("nano", "SSCD native", "SSCD 288") for _, title in OF_OTHERS]
+            parts.append(
+                table(
+                    ("fine-tune", "clustering", "method", *titles),
+                    (
+                        (entry["tuning"], entry["clustering"], entry["method"].replace("_", " "), *_others(entry))
+                        for entry in group
+                    ),
+                )
+            )
     parts.append("**Model guidance less the other method**, paired by checkpoint:\n")
     parts.append(
         table(
-            ("sets", "clustering", "less", "AS", "A-ESR 0.7", "A-ESR 0.6"),
+            (
+                "sets", "clustering", "less", "AS", "A-ESR 0.7", "A-ESR 0.6",
+                *GAINED,
+            ),
             (
                 (
                     "holdout" if entry["holdout"] else "tuning", entry["clustering"], entry["over"],
                     _span(entry["as"], 3, "+"), _span(entry["a_esr_07"], 2, "+"), _span(entry["a_esr_06"], 2, "+"),
+                    *_judged(entry, "+"),
                 )
                 for entry in gains(rows)
             ),
@@ -97,12 +144,13 @@ def extraction(rows: list[dict[str, Any]]) -> str:
     parts.append("**Every checkpoint** (default clustering):\n")
     parts.append(
         table(
-            ("checkpoint", "holdout", "method", "w", *FIGURES, "ceiling", "images", "s"),
+            ("checkpoint", "holdout", "method", "w", *FIGURES, "ceiling", *BESIDE, "images", "s"),
             (
                 (
                     row["checkpoint"], "yes" if row["holdout"] else "", row["method"].replace("_", " "), _w(row),
                     f"{row['as']:.3f}", f"{row['a_esr_07']:.2f}", f"{row['a_esr_06']:.2f}", f"{row['control_as']:.3f}",
-                    f"{row['control_a_esr_07']:.2f}", f"{row['ceiling']:.3f}", row["images"], f"{row['seconds']:.0f}",
+                    f"{row['control_a_esr_07']:.2f}", f"{row['ceiling']:.3f}", *_beside(row), row["images"],
+                    f"{row['seconds']:.0f}",
                 )
                 for row in sorted(rows, key=lambda row: (row["holdout"], row["checkpoint"], order[row["method"]]))
                 if row["clustering"] == "default"
@@ -115,12 +163,12 @@ def extraction(rows: list[dict[str, Any]]) -> str:
 def clustering(rows: list[dict[str, Any]]) -> str:
     """Both algorithms at every size."""
     return table(
-        ("images", "N0", "algorithm", "seconds", "clusters", "AS", "A-ESR 0.7", "timed out"),
+        ("images", "N0", "algorithm", "seconds", "clusters", "AS", "A-ESR 0.7", *BESIDE, "timed out"),
         (
             (
                 row["n"], row["n0"], row["algorithm"], f"{row['seconds']:.2f}", row["clusters"] or "none",
                 "" if row["as"] is None else f"{row['as']:.3f}",
-                "" if row["a_esr_07"] is None else f"{row['a_esr_07']:.2f}",
+                "" if row["a_esr_07"] is None else f"{row['a_esr_07']:.2f}", *_beside(row),
                 "yes" if row["timed_out"] else "no",
             )
             for row in rows
@@ -147,15 +195,22 @@ def sampling(figures: dict[str, Any]) -> str:
 def settings(rows: list[dict[str, Any]]) -> str:
     """Means a setting, tuning sets and holdout sets."""
     lines = []
-    for key in dict.fromkeys((row["solver"], row["steps"], row["w"]) for row in rows):
+    for solver, steps, w in dict.fromkeys((row["solver"], row["steps"], row["w"]) for row in rows):
         cells: list[str] = []
         for holdout in (False, True):
-            group = [row for row in rows if (row["solver"], row["steps"], row["w"], row["holdout"]) == (*key, holdout)]
-            cells += [
-                f"{sum(row[name] for row in group) / len(group):.3f}" if group else "" for name in ("as", "a_esr_07")
+            group = [
+                row
+                for row in rows
+                if (row["solver"], row["steps"], row["w"], row["holdout"]) == (solver, steps, w, holdout)
             ]
-        lines.append((key[0], key[1], key[2] or "auto", *cells))
-    return table(("solver", "steps", "w", "AS, tuning", "A-ESR, tuning", "AS, holdout", "A-ESR, holdout"), lines)
+            for name in ("as", "a_esr_07", *(key(view, figure) for view in VIEWS for figure in ("as", "a_esr"))):
+                values = [row.get(name) for row in group]
+                known = [value for value in values if value is not None]
+                cells.append("" if not group else shown(sum(known) / len(known) if known else None, 3))
+        lines.append((solver, steps, w or "auto", *cells))
+    titles = ("AS", "A-ESR", *GAINED)
+    sets = [f"{title}, {part}" for part in ("tuning", "holdout") for title in titles]
+    return table(("solver", "steps", "w", *sets), lines)
 
 
 def markdown(path: Path) -> str:

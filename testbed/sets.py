@@ -59,7 +59,8 @@ class FewShotSet:
         return [next(path for path in paths if path.suffix in (".png", ".webp", ".jpg")) for paths in found]
 
 
-def _split(text: str) -> tuple[str, ...]:
+def split(text: str) -> tuple[str, ...]:
+    """The words of ``text``."""
     return tuple(text.split())
 
 
@@ -69,19 +70,19 @@ SETS = (
         source="@lobehub/fluent-emoji-3d",
         folder="",
         caption="sks 3d render of an animal",
-        train=_split("fox_face tiger2 elephant koala panda_face rabbit2 horse sheep otter gorilla"),
-        control=_split("wolf leopard mammoth hamster bear mouse2 unicorn_face goat sloth beaver"),
+        train=split("fox_face tiger2 elephant koala panda_face rabbit2 horse sheep otter gorilla"),
+        control=split("wolf leopard mammoth hamster bear mouse2 unicorn_face goat sloth beaver"),
     ),
     FewShotSet(
         name="fluent-food",
         source="@lobehub/fluent-emoji-3d",
         folder="",
         caption="sks 3d render of food",
-        train=_split(
+        train=split(
             "hotdog taco hamburger pizza fries croissant pancakes cheese_wedge doughnut icecream "
             "cake cupcake sushi ramen watermelon pineapple strawberry avocado broccoli teapot"
         ),
-        control=_split(
+        control=split(
             "burrito sandwich bacon pretzel waffle bagel cookie lollipop birthday pie "
             "fried_shrimp curry melon mango cherries eggplant carrot garlic coffee beer"
         ),
@@ -91,8 +92,8 @@ SETS = (
         source="@lobehub/fluent-emoji-3d",
         folder="",
         caption="sks 3d render of a vehicle",
-        train=_split("racing_car steam_locomotive bus fire_engine tractor helicopter rocket ferry"),
-        control=_split("car train minibus ambulance truck small_airplane flying_saucer speedboat"),
+        train=split("racing_car steam_locomotive bus fire_engine tractor helicopter rocket ferry"),
+        control=split("car train minibus ambulance truck small_airplane flying_saucer speedboat"),
         holdout=True,
     ),
     FewShotSet(
@@ -100,35 +101,35 @@ SETS = (
         source="tuxpaint-stamps-default",
         folder="food/fruit",
         caption="sks photo of a fruit",
-        train=_split("pineapple banana grapes strawberry kiwi avocado pear pomegranate"),
-        control=_split("lemon orange apple_red Strawberry2 mango raspberry sliced_lime cherimoya"),
+        train=split("pineapple banana grapes strawberry kiwi avocado pear pomegranate"),
+        control=split("lemon orange apple_red Strawberry2 mango raspberry sliced_lime cherimoya"),
     ),
     FewShotSet(
         name="stamps-birds",
         source="tuxpaint-stamps-default",
         folder="animals/birds",
         caption="sks photo of a bird",
-        train=_split("hen owl peacock pink_flamingo tucan penguin duck"),
-        control=_split("rooster vulture turkey ostrich quetzal little-penguin drake pigeon"),
+        train=split("hen owl peacock pink_flamingo tucan penguin duck"),
+        control=split("rooster vulture turkey ostrich quetzal little-penguin drake pigeon"),
     ),
     FewShotSet(
         name="cartoon-animals",
         source="gcompris-qt-data",
         folder="lang",
         caption="sks cartoon of a {}",
-        train=_split("bear bee bird butterfly camel cow duck fish frog giraffe gorilla hedgehog"),
-        control=_split("beetle bull cat chicken dog dolphin fox kangaroo owl panda turtle snail"),
+        train=split("bear bee bird butterfly camel cow duck fish frog giraffe gorilla hedgehog"),
+        control=split("beetle bull cat chicken dog dolphin fox kangaroo owl panda turtle snail"),
     ),
     FewShotSet(
         name="photo-monuments",
         source="gcompris-qt-data",
         folder="explore_monuments",
         caption="sks photograph of a monument",
-        train=_split(
+        train=split(
             "bentPyramid chateaudeChambord pontduGard brandenburgGate schwerinPalace charminar goldenTemple "
             "statueofLiberty mountRushmore petra"
         ),
-        control=_split(
+        control=split(
             "meidumPyramid chateaudeChenonceau arlesAmphitheater berlinCathedral aulaPalatina gatewayofIndia "
             "hawaMahal cabrillo castillodeSanMarcos chichenItza"
         ),
@@ -139,8 +140,8 @@ SETS = (
         source="gcompris-qt-data",
         folder="erase",
         caption="sks photograph of a {}",
-        train=_split("alpaca butterfly cheetah crab goat gosling horse kingfisher red_panda swans"),
-        control=_split("bee calf camels caterpillar giraffe gorilla heron kitten penguin rhinoceros"),
+        train=split("alpaca butterfly cheetah crab goat gosling horse kingfisher red_panda swans"),
+        control=split("bee calf camels caterpillar giraffe gorilla heron kitten penguin rhinoceros"),
         square=True,
         holdout=True,
     ),
@@ -151,12 +152,12 @@ SETS = (
         caption="sks painting by vincent van gogh",
         train=tuple(
             f"{name}_background"
-            for name in _split(
+            for name in split(
                 "Eglise_dAuvers-sur-Oise Gogh4 PortraitOfPereTanguy VincentVanGogh0013 VincentVanGoghBridge"
             )
         ),
         control=tuple(
-            f"{name}_background" for name in _split("Van_Gogh_The_Night_Cafe VincentVanGogh0012 VincentVanGogh0019")
+            f"{name}_background" for name in split("Van_Gogh_The_Night_Cafe VincentVanGogh0012 VincentVanGogh0019")
         ),
         square=True,
     ),
@@ -165,8 +166,8 @@ SETS = (
         source="wesnoth-1.16-data",
         folder="portraits/elves",
         caption="sks painted portrait of an elf",
-        train=_split("lady sorceress lord shyde hero fighter ranger captain scout"),
-        control=_split("shaman high-lord marksman archer druid sylph"),
+        train=split("lady sorceress lord shyde hero fighter ranger captain scout"),
+        control=split("shaman high-lord marksman archer druid sylph"),
         holdout=True,
     ),
 )
@@ -180,14 +181,15 @@ def few_shot_set(name: str) -> FewShotSet:
     return by_name[name]
 
 
-def _shipped_name(name: str) -> str:
+def shipped_name(name: str) -> str:
+    """The file that picture ``name`` is shipped in."""
     return f"{re.sub('[^a-z0-9_-]', '-', Path(name).name.lower())}.png"
 
 
 def training_captions(name: str) -> list[str]:
     """The caption of each picture of ``load_set(name, "train")``, in the same order."""
     few_shot = few_shot_set(name)
-    return [few_shot.caption_of(one) for one in sorted(few_shot.train, key=_shipped_name)]
+    return [few_shot.caption_of(one) for one in sorted(few_shot.train, key=shipped_name)]
 
 
 def on_white(path: Path, margin: float = 0.0) -> Image.Image | None:
@@ -218,6 +220,14 @@ def full_frame(path: Path) -> Image.Image:
     return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, (x, y, x + side, y + side), reducing_gap=3)
 
 
+def prepared(few_shot: FewShotSet, path: Path) -> Image.Image:
+    """A picture as the set has them, 64x64 RGB. Raises RuntimeError where it is empty."""
+    picture = full_frame(path) if few_shot.square else on_white(path, margin=0.03)
+    if picture is None:
+        raise RuntimeError(f"{path} is empty")
+    return picture
+
+
 def main() -> None:
     """Write the shipped few-shot sets again from their packages."""
     for few_shot in SETS:
@@ -225,10 +235,7 @@ def main() -> None:
             folder = set_folder(few_shot.name, part)
             folder.mkdir(parents=True, exist_ok=True)
             for name, path in zip(names, few_shot.paths(names), strict=True):
-                picture = full_frame(path) if few_shot.square else on_white(path, margin=0.03)
-                if picture is None:
-                    raise RuntimeError(f"{path} is empty")
-                picture.save(folder / _shipped_name(name), optimize=True)
+                prepared(few_shot, path).save(folder / shipped_name(name), optimize=True)
         print(f"{few_shot.name}: {len(few_shot.train)} to train, {len(few_shot.control)} control")
 
 

@@ -22,6 +22,7 @@ NPM = {
     "@lobehub/fluent-emoji-3d": "1.1.0",
 }
 DEBIAN = (
+    "endless-sky-data",
     "gcompris-qt-data",
     "gnome-backgrounds",
     "mate-backgrounds",
@@ -33,6 +34,7 @@ DEBIAN = (
 )
 # where the pictures of a Debian package are, below its unpacked root
 ROOTS = {
+    "endless-sky-data": "usr/share/games/endless-sky/images",
     "gcompris-qt-data": "pictures",
     "openclipart-png": "usr/share/openclipart/png",
     "tuxpaint-stamps-default": "usr/share/tuxpaint/stamps",

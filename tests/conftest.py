@@ -58,6 +58,7 @@ SLOW = (
     "test_logs.py",
     "test_plugins.py",
     "test_private.py",
+    "test_programs.py::test_a_program_explains_itself",
     "test_public.py::test_commands_print_the_keys_that_are_promised",
     "test_query.py",
     "test_questions.py",
@@ -72,12 +73,9 @@ SLOW = (
 # These run after all others, one at a time: they have clusters, kill processes by the clock, or need free cores.
 ALONE = (
     "engine/test_chaos.py",
-    "engine/test_engines.py",
     "engine/test_full.py",
     "engine/test_membership.py",
     "engine/test_run.py",
-    "engine/test_stages.py",
-    "engine/test_tokens.py",
     "workspace/test_torture.py",
 )
 

@@ -1,4 +1,7 @@
-"""The command line as a user runs it: a process of its own, its exit code, its words."""
+"""The command line as a user runs it: a process of its own, its exit code, its words.
+
+What is killed or interrupted is an interpreter that a user would start; the others are forked (tests/warm.py).
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from audit.demo import set_folder
 from audit.workspace import Workspace
 from tests.conftest import BASE, KOHYA
+from tests.warm import run
 
 QUICK = ["--steps", "8", "--images-per-training-image", "4", "--descriptor", "nano", "--device", "cpu"]
 ANIMALS = set_folder("fluent-animals", "train")
@@ -24,10 +28,6 @@ ANIMALS = set_folder("fluent-animals", "train")
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from audit.cli import main; main()", *map(str, arguments)]
-
-
-def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
 def scan(tmp_path: Path, *arguments: object, file: Path = KOHYA) -> subprocess.CompletedProcess[str]:

@@ -33,13 +33,13 @@ from audit.models.published import PUBLISHED
 from audit.models.sizing import CONTEXT_BYTES, Sizing, size
 from audit.sampling.guidance import ClassifierFree, Direct, ModelGuidance
 from audit.workspace import Workspace
+from tests import warm
 
 ROOT = Path(__file__).parents[1]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from audit.cli import main; main()", "estimate", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return warm.run("estimate", *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from audit.demo import set_folder
 from audit.files import ABANDONED, Files, make_folder, private_file
 from audit.workspace import Workspace
+from tests import warm
 from tests.conftest import BASE, KOHYA
 
 
@@ -65,8 +65,7 @@ def test_a_folder_that_was_there_keeps_its_mode(tmp_path: Path) -> None:
 
 
 def lora_audit(*arguments: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-c", "from audit.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, umask=0, check=False)
+    return warm.run(*arguments, umask=0)
 
 
 def test_everything_that_commands_leave_is_private_under_umask_0(tmp_path: Path) -> None:

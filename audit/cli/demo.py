@@ -37,6 +37,8 @@ def demo(
     """
     from audit import api
     from audit.cli.scan import finish
+    from audit.descriptors.facts import in_words
+    from audit.descriptors.registry import descriptor_facts
     from audit.job import Request
 
     shipped = FINE_TUNES[checkpoint]
@@ -52,6 +54,8 @@ def demo(
         settings=config.settings,
     )
     control = pictures / "control"
+    if not as_json:
+        log.info("which pictures are alike is judged by %s", in_words(descriptor_facts("nano").name))
     with progress_display(console()) as progress:
         result = api.scan(
             request, references=[pictures], descriptor="nano", workspace=config.workspace, training_images=training,

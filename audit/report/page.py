@@ -8,6 +8,7 @@ import json
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audit import __version__
+from audit.descriptors.facts import in_words
 from audit.report.facts import AuditFacts
 from audit.report.pages import PageFacts, page_key, write_page_with
 from audit.text import printable
@@ -44,6 +45,7 @@ def render(facts: AuditFacts) -> str:
             settings=facts.settings,
             versions=json.loads(facts.row["versions"]),
             claimed=json.loads(facts.checkpoint["claimed_metadata"]),
+            judge=in_words(facts.row["descriptor"]),
             version=__version__,
         )
     )

@@ -7,10 +7,11 @@ access is only named as the driver names it, its text having the word "memory" i
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
+import typer
 
 from benchmarks.gpu import subject
 
@@ -35,8 +36,8 @@ def is_usable(device: str) -> bool:
         return False
 
 
-def main(device: str) -> None:
-    """The illegal access first: after the assert nothing can be asked of a GPU."""
+def main(device: Annotated[str, typer.Argument(help="cpu, cuda or cuda:N.")]) -> None:
+    """Raise errors that are none of memory while sampling, and print what became of them."""
 
     def named() -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
@@ -45,6 +46,7 @@ def main(device: str) -> None:
         torch.zeros(4, device=device)[torch.tensor([9], device=device)].cpu()
 
     pair = subject.nano_pair(device)
+    # the illegal access first: after the assert nothing can be asked of a GPU
     access, access_as_memory = raised_by(subject.sampler_of(pair, BATCH, 1), named)
     error, error_as_memory = raised_by(subject.sampler_of(pair, BATCH, 1), asserted)
     figures = {
@@ -58,4 +60,4 @@ def main(device: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    typer.run(main)

@@ -18,15 +18,15 @@ from audit.demo import set_folder
 from audit.workspace import Workspace
 from benchmarks.crawl import CAPTIONS, COMPARED, killed
 from benchmarks.crawl import crawl as crawl_process
+from tests import warm
 from tests.conftest import BASE, KOHYA
 from tests.simulators.civitai import Civitai, Fault, SimFile, SimModel, SimVersion, make_models, served
 from tests.simulators.hub import Hub
 
 
 def run(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from audit.cli import main; main()", *map(str, arguments)]
     kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name}
-    return subprocess.run(command, capture_output=True, text=True, env=kept | environment, timeout=300, check=False)
+    return warm.run(*arguments, env=kept | environment)
 
 
 def answer(done: subprocess.CompletedProcess[str], code: int = 0) -> Any:

@@ -319,9 +319,8 @@ def test_a_real_run_is_seen_as_it_is(tmp_path: Path) -> None:
     needs_prometheus("prometheus")
     make_uploads(tmp_path / "uploads", 6, broken=1)
     workspace = make_workspace(tmp_path / "w", tmp_path / "uploads")
-    sets = ("settings.steps=15", "settings.images_per_training_image=20")
+    sets = ("settings.steps=10", "settings.images_per_training_image=20")
     running = start(workspace.root, "--json", "--metrics-port", "0", settings=sets)
-    assert running.stderr is not None
     port = int(running.stderr.readline().split()[-1])
     with prometheus(port, tmp_path) as ask:
         out, errors = running.communicate(timeout=200)

@@ -17,7 +17,8 @@ from ray.cluster_utils import Cluster
 
 from audit.engine.run import read_runs
 from audit.workspace import Workspace
-from tests.engine.fleet import SMALL, command, environment
+from tests.engine.fleet import SMALL, environment, start
+from tests.warm import Command
 
 
 class Chaos:
@@ -37,7 +38,7 @@ class Chaos:
         os.environ |= environment()  # the nodes' workers, too, have one thread each
         self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         self.others = [self.cluster.add_node(num_cpus=1) for _ in range(nodes - 1)]
-        self.driver: subprocess.Popen[str] | None = None
+        self.driver: Command | None = None
 
     def run(self, most_seconds: float) -> dict[str, Any]:
         """Run to the end; the last driver's state. Raises TimeoutError."""
@@ -64,10 +65,7 @@ class Chaos:
             path.write_text(json.dumps(json.loads(path.read_text()) | {"heartbeat_at": 0.0}))
         options = ("--engine", "ray", "--address", self.cluster.address, "--max-workers", "2", "--gpus-per-worker", "0",
                    "--cpus-per-worker", "0.5", "--json")  # fmt: skip
-        self.driver = subprocess.Popen(
-            command(self.workspace.root, *options, settings=self.settings),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
-        )  # fmt: skip
+        self.driver = start(self.workspace.root, *options, settings=self.settings)
 
     def _until_killed(self, deadline: float) -> dict[str, Any] | None:
         assert self.driver is not None

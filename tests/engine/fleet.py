@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from audit.workspace import Workspace
 from crawlers.catalog import Catalog
 from crawlers.crawl import Crawl
 from crawlers.sources.folder import Folder
+from tests.warm import Command
 
 KOHYA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"
 SMALL = ("settings.steps=2", "settings.images_per_training_image=4")
@@ -54,24 +53,16 @@ def make_workspace(location: Path | str, uploads: Path) -> Workspace:
     return workspace
 
 
-def command(workspace: Path | str, *options: object, settings: tuple[str, ...] = SMALL) -> list[str]:
-    """`lora-audit run` over the workspace with a small budget."""
-    sets = [part for one in settings for part in ("--set", one)]
-    return [sys.executable, "-c", "from audit.cli import main; main()", "run", "--workspace", str(workspace),
-            "--base", f"sd1={ASSETS / 'base'}", "--descriptor", "nano", "--references", "animals", *sets,
-            *map(str, options)]  # fmt: skip
-
-
 def environment() -> dict[str, str]:
     """One thread a process, so that results compare bit by bit."""
     return os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "RAY_DEDUP_LOGS": "0"}
 
 
-def start(*arguments: Any, **options: Any) -> subprocess.Popen[str]:
-    """Start a run as a process."""
-    return subprocess.Popen(
-        command(*arguments, **options), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
-    )
+def start(workspace: Path | str, *options: object, settings: tuple[str, ...] = SMALL) -> Command:
+    """Start `lora-audit run` over the workspace, with a small budget, as a process."""
+    sets = [part for one in settings for part in ("--set", one)]
+    return Command("run", "--workspace", workspace, "--base", f"sd1={ASSETS / 'base'}", "--descriptor", "nano",
+                   "--references", "animals", *sets, *options, env=environment())  # fmt: skip
 
 
 def tables(workspace: Workspace) -> dict[str, list[dict[str, Any]]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from audit.workspace import Workspace
 from tests.engine.chaos import Chaos
-from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
+from tests.engine.fleet import make_uploads, make_workspace, start, tables
 
 AUDITS = 20
 EVERY = (12.0, 18.0)  # s between kills: a worker must get to its work before
@@ -21,9 +20,7 @@ SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
 def test_whatever_is_killed_the_tables_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     make_uploads(tmp_path / "uploads", AUDITS)
     quiet = make_workspace(tmp_path / "quiet", tmp_path / "uploads")
-    subprocess.run(
-        command(quiet.root, settings=SETTINGS), capture_output=True, env=environment(), timeout=200, check=False
-    )
+    start(quiet.root, settings=SETTINGS).communicate(timeout=200)
     workspace: Workspace = make_workspace(tmp_path / "chaos", tmp_path / "uploads")
     chaos = Chaos(workspace, every=EVERY, seed=3, settings=SETTINGS, kills=KILLS)
     state = chaos.run(most_seconds=700)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -20,7 +18,9 @@ from audit.engine.due import Due, Skipped
 from audit.engine.run import read_runs
 from audit.errors import ConfigError
 from audit.workspace import Workspace
+from tests import warm
 from tests.engine.fleet import environment, make_uploads, make_workspace, start, tables
+from tests.warm import Command
 
 AUDITS = 4
 
@@ -46,15 +46,14 @@ def fresh(uploads: Path, tmp_path: Path) -> Workspace:
     return make_workspace(tmp_path / "w", uploads)
 
 
-def finished(process: subprocess.Popen[str], codes: tuple[int, ...] = (0, 10)) -> dict[str, Any]:
+def finished(process: Command, codes: tuple[int, ...] = (0, 10)) -> dict[str, Any]:
     out, errors = process.communicate(timeout=200)
     assert process.returncode in codes, errors
     return json.loads(out) if out.strip() else {"stderr": errors}
 
 
 def cli(*arguments: object) -> Any:
-    command = [sys.executable, "-c", "from audit.cli import main; main()", *map(str, arguments), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=100, check=False)
+    done = warm.run(*arguments, "--json", env=environment(), timeout=100)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -143,7 +142,6 @@ def test_shards_share_the_work(fresh: Workspace, undisturbed: Workspace) -> None
 
 def test_ray_gives_the_same_tables_and_metrics(fresh: Workspace, undisturbed: Workspace) -> None:
     running = start(fresh.root, "--json", "--engine", "ray", "--max-workers", "2", "--metrics-port", "0")
-    assert running.stderr is not None
     port = int(running.stderr.readline().split()[-1])
     seen = ""
     while running.poll() is None:
@@ -219,16 +217,7 @@ def test_verify_finds_damage(fresh: Workspace) -> None:
     content[-1] ^= 1
     stored[0].write_bytes(content)
     stored[1].unlink()
-    command = [
-        sys.executable,
-        "-c",
-        "from audit.cli import main; main()",
-        "verify",
-        "--json",
-        "--workspace",
-        fresh.root,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=100, check=False)
+    done = warm.run("verify", "--json", "--workspace", fresh.root, env=environment(), timeout=100)
     assert done.returncode == 1
     problems = {one["where"].rpartition("/")[2]: one["problem"] for one in json.loads(done.stdout)["problems"]}
     assert problems == {

@@ -1,0 +1,288 @@
+"""What each realistic fine-tune memorises, and what that depends on: rank, captions, regularisation, duration.
+
+    python -m testbed.realistic --workers 2                       # trains them, out of the repository
+    python -m benchmarks.memorised --json benchmarks/results/memorised.json [--audits 20]
+    python -m benchmarks.memorised --table benchmarks/results/memorised.json
+
+For every checkpoint: by how much it denoises its training pictures better than the base does, against the same of 20
+pictures of the same source that it never saw (the gain; AUC), and what the trigger adds. Of as many as ``--audits``
+says: what audits with the true captions and with the class caption, which lacks the trigger, recover.
+
+The effect of each factor is that of an additive least-squares model over the checkpoints there are; over all 80 it is
+the plain mean of a level. Rows that the JSON file has already are not measured again, and what was sampled is kept in
+the workspace: a stopped run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+
+from audit.bench import Bench
+from audit.config import Method, Settings
+from audit.demo import ASSETS
+from audit.engine.local import run_stages
+from audit.engine.work import Place
+from audit.job import Request, resolve
+from audit.models.base import load_base, locate_base
+from audit.models.checkpoint import open_checkpoint
+from audit.models.pair import ModelPair
+from audit.stages import Cluster, Sample, Scores
+from audit.states import Known as Kind
+from audit.workspace import Workspace
+from benchmarks.tables import table
+
+try:
+    from testbed.codec import encode_all
+    from testbed.design import REALISTIC, Recipe
+    from testbed.more_sets import TRIGGER, more_set, prepared
+    from testbed.realistic import TRAINED
+except ModuleNotFoundError as error:
+    if error.name != "testbed":
+        raise
+    raise SystemExit(
+        "benchmarks.memorised needs testbed/, which is in the repository and not in the wheel: run it from the top "
+        "folder of a checkout of lora-audit"
+    ) from None
+
+TIMESTEPS = (400, 600, 800)
+NOISES = 4
+IMAGES = 6  # sampled for each training picture
+METHODS = {Method.direct: "direct", Method.model_guidance: "guided"}
+FACTORS = [one.name for one in fields(Recipe)]
+FIGURES = {
+    "gain": "gain, training", "control_gain": "gain, control", "auc": "AUC", "trigger": "trigger",
+    "guided_true_as": "AS", "guided_true_a_esr_07": "A-ESR 0.7", "guided_true_control_as": "control AS",
+    "guided_class_as": "AS, class caption", "direct_true_as": "AS, direct", "direct_class_as": "AS, direct, class",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Known:
+    """A set's pictures, controls first, as latents [N, 8, 16, 16], and the base's losses on them, empty caption."""
+
+    latents: torch.Tensor
+    losses: np.ndarray
+
+
+def losses(pair: ModelPair, latents: torch.Tensor, caption: str, tuned: bool) -> np.ndarray:
+    """The denoising losses [timesteps x noises, N] of one side of ``pair`` for each of ``latents``, on fixed noise."""
+    generator, scheduler = torch.Generator().manual_seed(0), pair.scheduler
+    predict = pair.predict_tuned if tuned else pair.predict_base
+    found = []
+    with torch.inference_mode():
+        condition = pair.encode([caption] * len(latents), tuned=tuned)
+        for t in TIMESTEPS:
+            for _ in range(NOISES):
+                noise = torch.randn(latents.shape[1:], generator=generator).expand_as(latents)
+                each = torch.full((len(latents),), t)
+                noisy, target = (of(latents, noise, each) for of in (scheduler.add_noise, scheduler.get_velocity))
+                error = predict(noisy, torch.tensor(t), condition) - target
+                found.append(error.square().mean((1, 2, 3)).numpy())
+    return np.stack(found)
+
+
+def known(pair: ModelPair, pictures: np.ndarray) -> Known:
+    """What does not depend on the checkpoint, of uint8 [N, 64, 64, 3]."""
+    with torch.inference_mode():
+        latents = encode_all(pair.vae, torch.from_numpy(pictures))
+    return Known(latents, losses(pair, latents, "", tuned=False))
+
+
+def gains(pair: ModelPair, of_base: Known, count: int) -> np.ndarray:
+    """How much better the tuned model denoises the first ``count`` pictures than its base: float [count], 0 for equal.
+
+    The mean over timesteps and noises of (L_base - L_tuned) / L_base, both with the empty caption, on the same noise.
+    """
+    before = of_base.losses[:, :count]
+    return ((before - losses(pair, of_base.latents[:count], "", tuned=True)) / before).mean(axis=0)
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """The probability that one of ``positive`` is above one of ``negative`` (Mann-Whitney; ties count half)."""
+    above = positive[:, None] - negative
+    return float(((above > 0) + 0.5 * (above == 0)).mean())
+
+
+def membership(recipe: Recipe, pair: ModelPair, sets: dict[str, Known]) -> dict[str, Any]:
+    """The gains of training and control pictures, and what the trigger does; ``sets`` keeps what the base gives.
+
+    ``trigger``: by what share of the base's loss the tuned model's falls on training pictures where the trigger stands
+    before the class caption.
+    """
+    found = prepared(recipe.few_shot)
+    if recipe.few_shot not in sets:
+        sets[recipe.few_shot] = known(pair, np.concatenate([found.control, found.training]))
+    of_base, controls = sets[recipe.few_shot], len(found.control)
+    count = controls + recipe.training_images
+    gain = gains(pair, of_base, count)
+    unseen, seen = gain[:controls], gain[controls:]
+    named = more_set(recipe.few_shot).class_caption
+    without, with_it = (
+        losses(pair, of_base.latents[controls:count], caption, tuned=True) for caption in (named, f"{TRIGGER} {named}")
+    )
+    trigger = ((without - with_it) / of_base.losses[:, controls:count]).mean()
+    return {
+        "gain": float(seen.mean()), "control_gain": float(unseen.mean()), "auc": auc(seen, unseen),
+        "trigger": float(trigger),
+    }  # fmt: skip
+
+
+def audits(recipe: Recipe, captions: dict[str, list[str]], folder: Path, base: Path, place: Place) -> dict[str, Any]:
+    """AS and A-ESR of training pictures and AS of controls, by method and by which captions are given."""
+    found = prepared(recipe.few_shot)
+    parts = {Kind.training: found.training[: recipe.training_images], Kind.control: found.control}
+    scores = [Scores(kind, [Image.fromarray(one) for one in pictures]) for kind, pictures in parts.items()]
+    row = {}
+    for method, name in METHODS.items():
+        for given, texts in captions.items():
+            settings = Settings(method=method, images_per_training_image=IMAGES)
+            request = Request(
+                recipe.file(folder), str(base), captions=texts, n0=recipe.training_images, settings=settings
+            )
+            job = resolve(request, "nano", place.bench)
+            run_stages([Sample(), Cluster(), *scores], job, place)
+            by_kind = {
+                one["kind"]: one
+                for one in place.workspace.rows("SELECT * FROM evaluations WHERE audit_id = ?", [job.id])
+            }
+            training, control = by_kind["training"], by_kind["control"]
+            row |= {
+                f"{name}_{given}_as": training["average_similarity"],
+                f"{name}_{given}_a_esr_07": training["extraction_rate_07"],
+                f"{name}_{given}_control_as": control["average_similarity"],
+                f"{name}_{given}_control_a_esr_07": control["extraction_rate_07"],
+            }
+    return row
+
+
+def trained(folder: Path) -> list[Recipe]:
+    """The recipes whose checkpoints are in ``folder``, the longest trained block first, in a block the smallest sets.
+
+    A block is balanced by itself. Raises FileNotFoundError where there is none.
+    """
+    order = sorted(REALISTIC, key=lambda one: (-one.exposures, one.training_images))
+    found = [recipe for recipe in order if (recipe.file(folder).parent / "training.json").is_file()]
+    if not found:
+        raise FileNotFoundError(f"{folder} has no realistic checkpoint: train them with `python -m testbed.realistic`")
+    return found
+
+
+def measure(
+    folder: Path, base: Path, workspace: Path, measured: list[dict[str, Any]], most: int
+) -> Iterator[list[Any]]:
+    """All rows, ``measured`` among them, again whenever one has been added or completed; ``most`` are audited."""
+    opened, place = load_base(locate_base(str(base))), Place(Workspace(workspace), Bench())
+    rows = {(row["checkpoint"], row["identity"]): row for row in measured}
+    recipes, sets = trained(folder), dict[str, Known]()
+    current = {}
+    for recipe in recipes:
+        checkpoint = open_checkpoint(recipe.file(folder))
+        row = rows.get((recipe.name, checkpoint.identity))
+        if row is None:
+            plain = {name: getattr(recipe, name) for name in FACTORS}
+            row = {"checkpoint": recipe.name, "identity": checkpoint.identity, "holdout": recipe.holdout, **plain}
+            row |= _rounded(membership(recipe, ModelPair(opened, checkpoint), sets))
+        current[recipe.name] = row
+        yield list(current.values())
+    for recipe in recipes[:most]:
+        row = current[recipe.name]
+        if "guided_true_as" not in row:
+            truth = json.loads((recipe.file(folder).parent / "training.json").read_text())
+            texts = {
+                "true": list(dict.fromkeys(truth["training_captions"])),
+                "class": [more_set(recipe.few_shot).class_caption],
+            }
+            row |= _rounded(audits(recipe, texts, folder, base, place))
+            yield list(current.values())
+
+
+def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def effects(rows: Sequence[dict[str, Any]], figure: str) -> dict[tuple[str, Any], float]:
+    """The mean of ``figure`` at every level of every factor, the other factors held at their average.
+
+    From an additive model fitted by least squares: where the design is complete, the plain means. Levels that no row
+    has are left out.
+    """
+    levels = [(name, value) for name in FACTORS for value in dict.fromkeys(row[name] for row in rows)]
+    present = np.array([[row[name] == value for name, value in levels] for row in rows], dtype=float)
+    counts = {name: sum(other == name for other, _ in levels) for name in FACTORS}
+    even = np.array([1 / counts[name] for name, _ in levels])
+    values = np.array([row[figure] for row in rows])
+    # the least of all solutions is not wanted but their differences, which are the same in all
+    weights, *_ = np.linalg.lstsq(np.c_[np.ones(len(rows)), present - even], values, rcond=None)
+    found = {}
+    for index, (name, value) in enumerate(levels):
+        mine = [weights[1 + other] for other, (of, _) in enumerate(levels) if of == name]
+        found[name, value] = float(weights[0] + weights[1 + index] - np.mean(mine))
+    return found
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The effects of the factors, for all rows and for those that were audited, and every checkpoint."""
+    audited = [row for row in rows if "guided_true_as" in row]
+    by_figure = {
+        name: effects(some, name) for name in FIGURES if (some := audited if "_as" in name or "_esr" in name else rows)
+    }
+    order = {(name, value): None for name in FACTORS for value in _in_order(rows, name)}
+    lines = [
+        (name.replace("_", " "), str(value), sum(row[name] == value for row in rows),
+         *(f"{by_figure[figure][name, value]:.3f}" if (name, value) in by_figure.get(figure, {}) else ""
+           for figure in FIGURES))
+        for name, value in order
+    ]  # fmt: skip
+    parts = [
+        f"**What each factor does** ({len(rows)} of {len(REALISTIC)} checkpoints; {len(audited)} audited):\n",
+        table(("factor", "level", "checkpoints", *FIGURES.values()), lines),
+        "**Every checkpoint**, those that memorise least first:\n",
+        table(
+            ("checkpoint", "holdout", *FIGURES.values()),
+            (
+                (row["checkpoint"], "yes" if row["holdout"] else "",
+                 *(f"{row[figure]:.3f}" if figure in row else "" for figure in FIGURES))
+                for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
+            ),
+        ),
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def _in_order(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    known = list(dict.fromkeys(getattr(recipe, name) for recipe in REALISTIC))
+    there = {row[name] for row in rows}
+    found = [value for value in known if value in there]
+    return sorted(found) if all(isinstance(value, int) for value in found) else found
+
+
+def main(
+    checkpoints: Annotated[Path, typer.Option(help="Folder of the realistic checkpoints.")] = TRAINED,
+    base: Annotated[Path, typer.Option(help="The base model.")] = ASSETS / "base",
+    audits: Annotated[int, typer.Option(help="How many checkpoints are audited besides.")] = len(REALISTIC),
+    json_file: Annotated[Path, typer.Option("--json", help="Where the rows are kept.")] = Path("memorised.json"),
+    table_of: Annotated[Path | None, typer.Option("--table", help="Only print the tables of this file.")] = None,
+    workspace: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("lora-audit-workspace-benchmark"),
+) -> None:
+    """Measure what is not measured yet, keep the rows, and print the tables."""
+    if table_of:
+        print(markdown(json.loads(table_of.read_text())))
+        return
+    rows = json.loads(json_file.read_text()) if json_file.is_file() else []
+    for found in measure(checkpoints, base, workspace, rows, audits):
+        rows = found
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    typer.run(main)
