@@ -12,21 +12,23 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 demo: install  ## audit a checkpoint of the embedded model; exit code 10 (matches found) is what it should end with
 	$(BIN)/lora-audit demo; code=$$?; [ $$code -eq 10 ] || { echo "expected matches (exit code 10), got $$code"; exit 1; }
 
-# Tests share the cores, one thread each; those that want clusters, ports or a quiet machine run after them, by themselves.
+# Tests share the cores, one thread each; those that want a quiet machine run after them, by themselves.
 JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# In the order of the folders: by the number of tests, as xdist likes it, the longest files of one test come last.
+SHARED := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test: test-shared  ## all tests; JOBS=N at a time
 	$(MAKE) test-alone
 
 test-shared: install  ## those that share the cores
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not alone"
+	$(PYTEST) $(SHARED) -m "not alone"
 
 test-alone: install  ## those that do not
 	$(PYTEST) -m alone
 
 test-fast: install  ## what is not marked slow (tests/conftest.py), in less than two minutes on two cores
-	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow and not alone"
+	$(PYTEST) $(SHARED) -m "not slow and not alone"
 
 check: install lint test  ## lint, format, types, tests
 

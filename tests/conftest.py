@@ -70,7 +70,7 @@ SLOW = (
     "workspace/test_object_storage.py",
     "workspace/test_torture.py",
 )
-# These run after all others, one at a time: they have clusters, kill processes by the clock, or need free cores.
+# These run after all others, one at a time: they kill processes by the clock, or need free cores.
 ALONE = (
     "engine/test_chaos.py",
     "engine/test_full.py",

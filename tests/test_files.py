@@ -15,7 +15,7 @@ from audit.errors import WorkspaceError
 from audit.files import Files, shown
 from audit.workspace import Workspace
 from crawlers.places import open_location
-from tests.engine.fleet import command, environment, make_uploads, make_workspace, tables
+from tests.engine.fleet import make_uploads, make_workspace, start, tables
 
 
 @pytest.fixture(scope="module")
@@ -115,16 +115,13 @@ def test_locations_are_shown_without_secrets() -> None:
 
 
 def test_a_run_on_s3_gives_the_tables_of_one_on_a_disk(s3: str, tmp_path: Path) -> None:
-    import subprocess
-
     make_uploads(tmp_path / "uploads", 2)
     disk = make_workspace(tmp_path / "disk", tmp_path / "uploads")
     bucket = make_workspace(f"s3://bucket/run?{s3}", tmp_path / "uploads")
     for location in (disk.root, f"s3://bucket/run?{s3}"):
-        done = subprocess.run(
-            command(location), capture_output=True, text=True, env=environment(), timeout=200, check=False
-        )
-        assert done.returncode in (0, 10), done.stderr
+        running = start(location)
+        _, errors = running.communicate(timeout=200)
+        assert running.returncode in (0, 10), errors
     assert len(tables(bucket)["audits"]) == 2
     assert tables(bucket) == tables(disk)
     assert sum(entry.key.endswith(".html") for entry in bucket.files.list("reports")) == 2
