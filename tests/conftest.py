@@ -52,6 +52,7 @@ SLOW = (
     "models/test_placement.py",
     "test_api.py",
     "test_canary.py",
+    "test_chances.py",
     "test_cli.py",
     "test_estimate.py",
     "test_examples.py",

@@ -53,6 +53,8 @@ def kind_problem(references: np.ndarray, decoys: np.ndarray) -> str | None:
 
     All decoys are taken, none chosen: the nearest of another kind would pass for this one.
     """
+    if not (np.isfinite(references).all() and np.isfinite(decoys).all()):
+        return "the look of some pictures was not taken when they were added: add the set, and its decoys, again"
     if len(decoys) < FEWEST:
         return f"{len(decoys)} decoys are too few: give at least {FEWEST} pictures of their kind (--background)"
     if len(references) < FEWEST_REFERENCES:

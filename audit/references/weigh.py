@@ -34,6 +34,10 @@ class _Decoys:
     scores: np.ndarray
     looks: np.ndarray
 
+    def without(self, some: np.ndarray) -> _Decoys:
+        """Those that ``some``, booleans [M], are not true of."""
+        return _Decoys(self.vectors[~some], self.cosines[~some], self.scores[~some], self.looks[~some])
+
 
 def weigh_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> None:
     """Write the chances of the references of ``sets``, one file a set, in place of those that are there."""
@@ -63,7 +67,7 @@ def _weighed(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
         ORDER BY r.reference_set, r.reference_id""",
         audit_id, audit["descriptor"], list(sets),
     )  # fmt: skip
-    decoys = table(
+    others = table(
         """SELECT any_value(r.descriptor) AS descriptor, any_value(m.score) AS score, any_value(r.look) AS look
         FROM "references" AS r LEFT JOIN memberships AS m
         ON m.audit_id = ? AND m.reference_set = r.reference_set AND m.reference_id = r.reference_id
@@ -73,14 +77,17 @@ def _weighed(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
         audit_id, audit["descriptor"], list(sets),
     )  # fmt: skip
     seen = vectors_of(extractions) if extractions.num_rows else np.empty((0, 0), np.float32)
-    background = _decoys(decoys, seen)
+    background = _decoys(others, seen)
     ranks = extractions["rank"].to_pylist()
     found: list[dict[str, Any]] = []
     for name in sets:
         mine = references.filter(pc.equal(references["reference_set"], name))
-        problem = kind_problem(_looks(mine), background.looks) if mine.num_rows else None
+        if not mine.num_rows:
+            continue
+        decoys = background.without(_copied(vectors_of(mine), background.vectors, audit["threshold"]))
+        problem = kind_problem(_looks(mine), decoys.looks)
         for start in range(0, mine.num_rows, BLOCK):
-            rows = _rows(mine.slice(start, BLOCK), seen, ranks, background, audit, problem)
+            rows = _rows(mine.slice(start, BLOCK), seen, ranks, decoys, audit, problem)
             found += [{"audit_id": audit_id, **row} for row in rows]
     return found
 
@@ -94,9 +101,18 @@ def _decoys(table: pa.Table, seen: np.ndarray) -> _Decoys:
     return _Decoys(vectors, cosines, scores, _looks(table))
 
 
+def _copied(references: np.ndarray, decoys: np.ndarray, threshold: float) -> np.ndarray:
+    """Which decoys [M] are copies of one of the references."""
+    found = np.zeros(len(decoys), bool)
+    for start in range(0, len(references) if len(decoys) else 0, BLOCK):
+        found |= (decoys @ references[start : start + BLOCK].T >= threshold).any(axis=1)
+    return found
+
+
 def _looks(table: pa.Table) -> np.ndarray:
-    """[N, F]; pictures that were added before looks were taken have none and are left out."""
-    return np.array([one for one in table["look"].to_pylist() if one is not None], np.float32).reshape(-1, FEATURES)
+    """[N, F]; NaN for pictures that were added before looks were taken."""
+    none = [np.nan] * FEATURES
+    return np.array([one or none for one in table["look"].to_pylist()], np.float32).reshape(-1, FEATURES)
 
 
 def _rows(
@@ -104,15 +120,13 @@ def _rows(
 ) -> list[dict[str, Any]]:
     vectors = vectors_of(part)
     cosines = vectors @ seen.T if len(seen) else np.full((len(vectors), 0), np.nan)
-    near = vectors @ decoys.vectors.T if len(decoys.vectors) else np.empty((len(vectors), 0))
     rows = []
     for number, row in enumerate(part.drop_columns(["descriptor", "look"]).to_pylist()):
         best = int(cosines[number].argmax()) if len(seen) else None
         similarity = None if best is None else float(cosines[number, best])
-        others = near[number] < audit["threshold"]  # what is more alike may be a copy of it
         caveat = _caveat(row, audit["descriptor_size"] or 0)
-        extraction_p, extraction_decoys = _p(similarity, decoys.cosines, others, problem)
-        membership_p, membership_decoys = _p(row["score"], decoys.scores, others, problem)
+        extraction_p, extraction_decoys = _p(similarity, decoys.cosines, problem)
+        membership_p, membership_decoys = _p(row["score"], decoys.scores, problem)
         told = [one for one in (extraction_p, membership_p) if one is not None]
         rows.append(
             {
@@ -126,9 +140,9 @@ def _rows(
     return rows
 
 
-def _p(value: float | None, of_decoys: np.ndarray, others: np.ndarray, problem: str | None) -> tuple[float | None, int]:
+def _p(value: float | None, of_decoys: np.ndarray, problem: str | None) -> tuple[float | None, int]:
     """The p of one reference's value among the decoys that have one, and how many they are."""
-    decoys = of_decoys[others & np.isfinite(of_decoys)] if len(of_decoys) else of_decoys
+    decoys = of_decoys[np.isfinite(of_decoys)]
     if problem is not None or value is None or not np.isfinite(value) or len(decoys) < FEWEST:
         return None, len(decoys)
     values = np.array([value])

@@ -85,7 +85,7 @@ def set_chances_of(ask: Ask, audit_id: str, sets: Sequence[str]) -> list[SetChan
     """Each of ``sets`` whose membership was measured, among the decoys that were."""
     sql = """SELECT list(m.score) AS scores FROM memberships AS m JOIN
         (SELECT DISTINCT reference_set, reference_id, kind FROM "references") AS r USING (reference_set, reference_id)
-        WHERE m.audit_id = ? AND m.score IS NOT NULL AND """
+        WHERE m.audit_id = ? AND isfinite(m.score) AND """
     known = "list_contains(?::VARCHAR[], reference_set)"
     others = f"r.kind = 'background' AND m.reference_id NOT IN (SELECT reference_id FROM memberships WHERE {known})"
     decoys = _scores(ask(sql + others, [audit_id, list(sets)]))
