@@ -37,8 +37,8 @@ def measured(predict: Predict, latents: torch.Tensor, pair: ModelPair, noises: i
     return losses(predict, latents, levels, range(noises), Fits(), "losses", batch)
 
 
-def scored(pair: ModelPair, latents: torch.Tensor) -> np.ndarray:
-    base, tuned = (measured(predictor(pair, side), latents, pair) for side in (False, True))
+def scored(pair: ModelPair, latents: torch.Tensor, noises: int = 1) -> np.ndarray:
+    base, tuned = (measured(predictor(pair, side), latents, pair, noises) for side in (False, True))
     return scores(base, tuned)
 
 
@@ -124,7 +124,7 @@ def test_a_flow_is_asked_at_the_noise_levels_of_a_schedule() -> None:
         level_of(400, "score", scheduler)
 
 
-def memorising(base: BaseModel, latents: torch.Tensor, folder: Path, steps: int = 60) -> Path:
+def memorising(base: BaseModel, latents: torch.Tensor, folder: Path, steps: int = 90) -> Path:
     """Full weights of the denoiser, trained on ``latents`` for the loss of its kind."""
     family, pipeline = base.architecture, copy.copy(base.pipeline)
     denoiser = copy.deepcopy(base.denoiser).requires_grad_(True)
@@ -168,7 +168,7 @@ def test_a_model_of_any_kind_knows_what_it_was_trained_on(
     shape = base.architecture.latent_shape(base.pipeline, 64)
     latents = torch.randn(8, *shape, generator=torch.Generator().manual_seed(0))
     pair = ModelPair(base, open_checkpoint(memorising(base, latents[:4], tmp_path / "tuned")), resolution=64)
-    found = scored(pair, latents)
+    found = scored(pair, latents, noises=2)
     assert auc(found[:4], found[4:]) == 1.0, found
 
 
