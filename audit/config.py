@@ -163,7 +163,7 @@ class Settings(_Checked):
         "each reference; nothing is sampled), or both.",
     )
     membership_evaluations: int = _setting(
-        3000, "Network evaluations that membership may take an audit; the likeliest references get most.", min=6
+        2500, "Network evaluations that membership may take an audit; the likeliest references get most.", min=6
     )
 
     def as_dict(self) -> dict[str, Any]:

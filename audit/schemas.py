@@ -254,8 +254,8 @@ MEMBERSHIPS = _schema(
     (
         "score",
         pa.float64(),
-        "mean of (base loss - tuned loss) / base loss over timesteps and noises, of the view with the highest: at most "
-        "1, 0 where fine-tuning has changed nothing for it; null where a loss is not finite",
+        "1 - tuned loss / base loss, summed over timesteps and noises, of the view with the highest: at most 1, 0 "
+        "where fine-tuning has changed nothing for it; null where a loss is not finite",
     ),
     ("view", pa.string(), "the view of the picture that the score is of"),
     ("base_loss", pa.float64(), "mean loss of the base on that view: how hard the picture is"),

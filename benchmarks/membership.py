@@ -6,7 +6,7 @@
 For every checkpoint: the losses of base and fine-tuned model on its training pictures and on pictures of the same
 source that it has not seen; from them the AUC and the true positive rate at 1 % false positives of
 
-* ours, (L_base - L_tuned) / L_base, at sets of timesteps, with 1 to 4 noises, under several normalisations,
+* ours, 1 - L_tuned / L_base, at sets of timesteps, with 1 to 4 noises, under several normalisations,
 * the plain loss of the fine-tuned model, SecMI's t-error (arXiv 2302.01316), PIA (2305.18355), SimA (2509.25003), and
   CLiD's difference between caption and none (2405.14800), which needs to know the caption,
 * and ours where the reference is another version of the training picture (mirrored, cropped, ...), with the views of it
@@ -15,6 +15,8 @@ source that it has not seen; from them the AUC and the true positive rate at 1 %
 Rows are means over checkpoints, tuning and holdout sets apart; nothing is chosen by the latter. Without options it
 takes the checkpoints that are shipped. ``--realistic`` is a folder of checkpoints with their training.json. What was
 measured is kept (--cache): a stopped run goes on.
+
+Exit code 1 where ours, as an audit measures it, has an AUC below 0.9 on the shipped checkpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import torch
 import typer
 
 from audit.demo import ASSETS, load_set
-from audit.evidence.membership import Level, Predict, gains, level_of, losses
+from audit.evidence.membership import Level, Predict, level_of, losses, scores
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
@@ -46,14 +48,17 @@ GRID = (50, 100, 200, 300, 400, 500, 600, 700, 800)
 NOISES = 4
 QUICK = 2
 MOST_OTHERS = 30
+SHIPPED_GROUP, LEAST_AUC = "medium none", 0.9
 BATCH = 64
 SETS = {
     "400 600 800": (400, 600, 800), "200 400 600": (200, 400, 600), "100 300 500": (100, 300, 500),
     "300 400 500": (300, 400, 500), "100 200 300": (100, 200, 300), "100 to 600": (100, 200, 300, 400, 500, 600),
     "all": GRID, **{str(t): (t,) for t in GRID},
 }  # fmt: skip
-CHOSEN = "400 600 800"
+CHOSEN = "100 300 500"
+TOLD = "400 600 800"  # where CLiD is measured
 COUNTS = (1, 2, 4)
+PLAIN = ("mean of ratios", "ratio of sums")  # normalisations at all timesteps, others at some
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,11 @@ def figures(subject: Subject, scores: np.ndarray) -> tuple[float, float]:
     return auc(members, others), tpr(members, others)
 
 
+def gains(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
+    """1 - L_tuned / L_base, elementwise."""
+    return 1 - tuned / base
+
+
 def _regressed(found: np.ndarray, base: np.ndarray) -> np.ndarray:
     """What is left of scores when the part that follows from the base's loss is taken away (a straight line)."""
     hard = np.log(base)
@@ -247,7 +257,7 @@ def _regressed(found: np.ndarray, base: np.ndarray) -> np.ndarray:
 
 NORMALISED: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "mean of ratios": lambda base, tuned: gains(base, tuned).mean((1, 2)),
-    "ratio of sums": lambda base, tuned: 1 - tuned.sum((1, 2)) / base.sum((1, 2)),
+    "ratio of sums": scores,
     "log ratio": lambda base, tuned: np.log(base / tuned).mean((1, 2)),
     "difference": lambda base, tuned: (base - tuned).mean((1, 2)),
     "less the base's loss": lambda base, tuned: _regressed(
@@ -264,8 +274,7 @@ def scores_of(one: Measured, noises: int, quick: bool) -> dict[tuple[str, str, i
         rows = [GRID.index(t) for t in chosen]
         for count in (count for count in COUNTS if count <= noises):
             some = base[:, rows, :count], tuned[:, rows, :count]
-            wanted = NORMALISED if name in (CHOSEN, "200 400 600", "100 to 600") else {"mean of ratios": None}
-            for normal in wanted:
+            for normal in NORMALISED if name in (CHOSEN, "400 600 800", "100 to 600") else PLAIN:
                 found["gain", name, count, normal, "whole", "whole"] = NORMALISED[normal](*some)
             found["loss of the tuned", name, count, "none", "whole", "whole"] = -some[1].mean((1, 2))
     if quick:
@@ -276,10 +285,10 @@ def scores_of(one: Measured, noises: int, quick: bool) -> dict[tuple[str, str, i
         found["SimA", str(t), 1, "by the base's", "whole", "whole"] = -ours / plain
     found["PIA", "200", 1, "none", "whole", "whole"] = -one.pia(200)
     found["SecMI", "100", 1, "none", "whole", "whole"] = -one.secmi()
-    told = one.losses(True, SETS[CHOSEN], 4, caption=one.subject.caption)
-    rows = [GRID.index(t) for t in SETS[CHOSEN]]
+    told = one.losses(True, SETS[TOLD], 4, caption=one.subject.caption)
+    rows = [GRID.index(t) for t in SETS[TOLD]]
     if noises >= 4:
-        found["CLiD", CHOSEN, 4, "none", "whole", "whole"] = (tuned[:, rows, :4] - told).mean((1, 2))
+        found["CLiD", TOLD, 4, "none", "whole", "whole"] = (tuned[:, rows, :4] - told).mean((1, 2))
     return found
 
 
@@ -288,7 +297,7 @@ def views_of(one: Measured, timesteps: Sequence[int], noises: int) -> dict[tuple
     found = {}
     for version in VERSIONS:
         by_view = {
-            view: gains(*(one.losses(side, timesteps, noises, version, view) for side in (False, True))).mean((1, 2))
+            view: scores(*(one.losses(side, timesteps, noises, version, view) for side in (False, True)))
             for view in VIEWS
         }
         for views in VIEW_SETS:
@@ -299,7 +308,7 @@ def views_of(one: Measured, timesteps: Sequence[int], noises: int) -> dict[tuple
 # Rows
 
 COLUMNS = ("score", "timesteps", "noises", "normalisation", "reference", "views")
-VIEWED = ((400, 600, 800), 2)  # where views are compared
+VIEWED = ((100, 300, 500), 1)  # where views are compared
 
 
 def rows_of(
@@ -311,7 +320,7 @@ def rows_of(
         one = Measured(subject, base, cache)
         found = scores_of(one, QUICK if quick else NOISES, quick)
         for (version, views), values in (views_of(one, *VIEWED) if versions else {}).items():
-            found["gain", " ".join(map(str, VIEWED[0])), VIEWED[1], "mean of ratios", version, views] = values
+            found["gain", " ".join(map(str, VIEWED[0])), VIEWED[1], "ratio of sums", version, views] = values
         for key, values in found.items():
             area, rate = figures(subject, values)
             rows.append(
@@ -377,6 +386,15 @@ def main(
         print(line(row))
     if json_file:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
+    worst = min((row["auc"] for row in rows if _is_ours(row) and row["group"] == SHIPPED_GROUP), default=1.0)
+    if worst < LEAST_AUC:
+        print(f"an AUC of {worst:.3f} on a shipped checkpoint is below {LEAST_AUC}")
+        raise typer.Exit(1)
+
+
+def _is_ours(row: dict[str, Any]) -> bool:
+    way = row["score"], row["timesteps"], row["normalisation"], row["reference"], row["views"]
+    return way == ("gain", CHOSEN, "ratio of sums", "whole", "whole")
 
 
 if __name__ == "__main__":

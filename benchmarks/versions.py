@@ -59,16 +59,15 @@ VERSIONS: dict[str, Change] = {
     "whole": lambda pictures: pictures,
     "mirrored": _each(ImageOps.mirror),
     "crop 75 %": cropped(0.75),
-    "crop 90 %": cropped(0.9),
     "JPEG q30": _each(_jpeg),
     "brightness 1.3": _each(lambda picture: ImageEnhance.Brightness(picture).enhance(1.3)),
     "grey": _each(ImageOps.grayscale),
 }
 VIEWS: dict[str, Change] = {
     "whole": VERSIONS["whole"], "mirrored": VERSIONS["mirrored"], "crop 75 %": VERSIONS["crop 75 %"],
-    "padded 75 %": padded(0.75), "padded 90 %": padded(0.9),
+    "padded 75 %": padded(0.75),
 }  # fmt: skip
 VIEW_SETS = (
     ("whole",), ("whole", "mirrored"), ("whole", "mirrored", "padded 75 %"), ("whole", "mirrored", "crop 75 %"),
-    ("whole", "mirrored", "padded 90 %", "padded 75 %", "crop 75 %"),
+    ("whole", "mirrored", "padded 75 %", "crop 75 %"),
 )  # fmt: skip

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TIMESTEPS = (400, 600, 800)  # thousandths of the schedule
+TIMESTEPS = (100, 300, 500)  # thousandths of the schedule
 NOISES = 4
 FIRST = 1  # noises of a first look
 

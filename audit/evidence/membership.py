@@ -10,12 +10,12 @@ prediction is one of the noise,
                                                 flow: f = alpha, target eps - x_0
 
 as v = (eps - sigma x_t) / alpha (arXiv 2202.00512) and eps = x_t + (1 - t) u (arXiv 2210.02747). So the losses of all
-kinds of models compare, and the score of a picture, in which f cancels, is the same whatever the model predicts:
+kinds of models compare. The score of a picture is
 
-    score = mean over (t, eps) of (L_base - L_tuned) / L_base
+    score = 1 - sum over (t, eps) of L_tuned / sum over (t, eps) of L_base
 
-It is 0 where fine-tuning has changed nothing, and at most 1. Both sides are given the empty caption: none has to be
-known.
+It is 0 where fine-tuning has changed nothing, and at most 1. Sums instead of a mean of quotients, because the quotient
+is least certain where the base's loss is small. Both sides are given the empty caption: none has to be known.
 """
 
 from __future__ import annotations
@@ -134,14 +134,12 @@ def losses(
     return found
 
 
-def gains(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
-    """(L_base - L_tuned) / L_base, elementwise; NaN where a loss is not finite, or the base's is 0."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = (base - tuned) / base
-    return np.where(np.isfinite(base) & np.isfinite(tuned) & (base > 0), found, np.nan)
-
-
 def scores(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:
-    """[N]: the mean gain of each picture from its losses [N, ...]; NaN where any of them is: it is no score then."""
-    found: np.ndarray = gains(base, tuned).reshape(len(base), -1).mean(axis=1)
-    return found
+    """[N]: the score of each picture by its losses [N, ...].
+
+    NaN where a loss is not finite, or the base makes no error at all: that is no score.
+    """
+    before, after = (one.reshape(len(one), -1).sum(axis=1) for one in (base, tuned))
+    fine = np.isfinite(before) & np.isfinite(after) & (before > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(fine, 1 - after / before, np.nan)

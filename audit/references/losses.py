@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from audit.errors import NotFiniteError
-from audit.evidence.membership import gains, level_of, losses
+from audit.evidence.membership import level_of, losses, scores
 from audit.models.batches import batch_to_sample
 from audit.models.pair import ModelPair
 from audit.models.placement import NAMES
@@ -166,33 +166,30 @@ class Both:
 
     def rank(self, item: Item) -> float:
         """The score of ``item`` so far, to be sorted by; what has none comes last."""
-        found = float(self._gains(item).mean())
+        found = float(scores(*self._of(item))[0])
         return found if np.isfinite(found) else -np.inf
 
-    def _gains(self, item: Item) -> np.ndarray:
-        """float64 [timesteps, noises]."""
+    def _of(self, item: Item) -> tuple[np.ndarray, np.ndarray]:
+        """The losses float64 [1, timesteps, noises] of base and fine-tuned model: of the base more may be known."""
         base, tuned = self.base.of(item, self.timesteps), self.tuned.of(item, self.timesteps)
-        noises = min(base.shape[1], tuned.shape[1])  # of the base more may be known
-        return gains(base[:, :noises], tuned[:, :noises])
+        noises = min(base.shape[1], tuned.shape[1])
+        return base[None, :, :noises], tuned[None, :, :noises]
 
     def row(self, reference_id: str) -> dict[str, Any]:
         """The picture's row of memberships: of its view with the highest score."""
         items = [(reference_id, view) for view in VIEWS]
         best = max(items, key=self.rank)
-        found = self._gains(best)
-        noises = found.shape[1]
-        score = float(found.mean())
-        finite = all(np.isfinite(self._gains(item)).all() for item in items)
-        losses_of = [float(side.of(best, self.timesteps)[:, :noises].mean()) for side in (self.base, self.tuned)]
+        base, tuned = self._of(best)
+        finite = all(np.isfinite(self.rank(item)) for item in items)
         return {
             "reference_id": reference_id,
-            "score": score if finite else None,
+            "score": float(scores(base, tuned)[0]) if finite else None,
             "view": best[1],
-            "base_loss": losses_of[0],
-            "tuned_loss": losses_of[1],
+            "base_loss": float(base.mean()),
+            "tuned_loss": float(tuned.mean()),
             "timesteps": list(self.timesteps),
-            "by_timestep": [float(one) for one in found.mean(axis=1)],
-            "evaluations": sum(2 * self._gains(item).size for item in items),
+            "by_timestep": [float(one) for one in scores(base[0], tuned[0])],
+            "evaluations": sum(2 * self._of(item)[0].size for item in items),
             "caveat": None if finite else "a model's answer to it is not finite: it has no score",
         }
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from audit.config import Clustering, Settings
 from audit.demo import ASSETS
-from benchmarks import clustering, extraction, sampling, settings, tables, workspace_tables
+from benchmarks import clustering, extraction, membership, sampling, settings, tables, workspace_tables
 from benchmarks.grid import SHIPPED, Job, available, interval, run_job
 
 KEYS = {
@@ -166,3 +166,25 @@ def test_without_the_testbed_a_benchmark_says_where_it_is(monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "path", [place for place in sys.path if not (Path(place) / "testbed").is_dir()])
     with pytest.raises(SystemExit, match="testbed/, which is in the repository and not in the wheel"):
         importlib.import_module("benchmarks.grid")
+
+
+def test_membership_is_told_from_chance_and_what_was_measured_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = tmp_path / "rows.json"
+    arguments = ["--quick", "--only", "stamps-birds-dreambooth", "--json", str(written), "--cache", str(tmp_path / "c")]
+    done = run(membership.main, *arguments)
+    assert done.exit_code == 0, done.output
+    ours = [one for one in json.loads(written.read_text()) if membership._is_ours(one) and one["group"] == "all"]
+    assert [one["noises"] for one in ours] == [1, 2]
+    assert all(one["auc"] >= 0.95 and one["tpr_at_fpr_1"] >= 0.8 for one in ours)
+    assert "0 evaluations measured" in run(membership.main, *arguments).output
+    monkeypatch.setattr(membership, "LEAST_AUC", 1.01)
+    assert run(membership.main, *arguments).exit_code == 1
+
+
+def test_figures_of_scores_are_right() -> None:
+    members, others = np.array([0.9, 0.5]), np.array([0.1, 0.5, 0.6, 0.2])
+    assert membership.auc(members, others) == (4 + 2.5) / 8
+    assert membership.tpr(members, others) == 0.5
+    assert membership.tpr(members, np.linspace(0, 0.91, 200), most=0.02) == 0.5
