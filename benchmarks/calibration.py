@@ -19,12 +19,11 @@ from audit.demo import ASSETS, load_set
 from audit.descriptors import Descriptor
 from audit.models.base import load_vae, locate_base
 from audit.models.codec import Codec
-from benchmarks.judge import CALIBRATION, FALSE_MATCHES, SHA256, SIDES, best_of, network
+from benchmarks.judge import CALIBRATION, FALSE_MATCHES, QUANTILES, SHA256, SIDES, best_of, network
 from testbed.controls import controls, near_misses
 from testbed.sets import SETS, FewShotSet
 from testbed.train_descriptor import edited_copies
 
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 COPIES = 8  # edited ones of each picture and strength
 Described = dict[str, np.ndarray]
 Copy = Callable[[np.ndarray], np.ndarray]

@@ -127,7 +127,10 @@ def _difference(one: dict[str, Any], other: dict[str, Any], figure: str) -> floa
 
 
 def contact_sheet(rows: list[dict[str, Any]], workspace: Path, path: Path, most: int = 12, side: int = 96) -> None:
-    """One checkpoint: its training images, and below each the nearest extraction of every method with its cosine."""
+    """One checkpoint: its training images, and below each the nearest extraction of every method with its cosine.
+
+    Where the judge spoke, SSCD's cosine of the same two pictures, as they are, stands behind nano's.
+    """
     import io
 
     from PIL import Image, ImageDraw
@@ -140,6 +143,7 @@ def contact_sheet(rows: list[dict[str, Any]], workspace: Path, path: Path, most:
     opened, nano = Workspace(workspace), load_descriptor("nano")
     pictures = load_set(rows[0]["set"], "train")[:most]
     known = nano.describe(pictures)
+    sscd = judge.views()[0] if rows[0]["judge"] == judge.SSCD.name else None
     label, gap = 110, 16
     sheet = Image.new("RGB", (label + len(pictures) * (side + 4), (len(rows) + 1) * (side + gap)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -157,7 +161,12 @@ def contact_sheet(rows: list[dict[str, Any]], workspace: Path, path: Path, most:
             x = label + column * (side + 4)
             sheet.paste(found.resize((side, side)), (x, top))
             value = cosines[column, best]
-            draw.text((x + 2, top + side + 1), f"{value:.2f}", fill="darkred" if value > 0.7 else "gray")
+            draw.text((x + 2, top + side + 1), f"{value:.2f}", fill="darkred" if value > nano.threshold else "gray")
+            if sscd is not None:
+                first, second = sscd.descriptor.describe([pictures[column], found])
+                by_sscd = float(first @ second)
+                color = "darkred" if by_sscd > sscd.threshold else "gray"
+                draw.text((x + 34, top + side + 1), f"SSCD {by_sscd:.2f}", fill=color)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, optimize=True)
 

@@ -38,6 +38,7 @@ from testbed.sets import SIZE
 CALIBRATION = Path(__file__).parent / "results" / "judge.json"
 SIDES = {"native": SIZE, "288": 288}
 VIEWS = tuple(SIDES)
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the cosines that the calibration writes down
 FALSE_MATCHES = 0.01  # of the control pictures; nano's 0.7 is set by the same share
 FIGURES = ("as", "a_esr", "control_as", "control_a_esr", "near_as", "near_a_esr", "ceiling")
 

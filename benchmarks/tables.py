@@ -1,6 +1,6 @@
 """Markdown tables of docs/results.md from the JSON files that the benchmarks write.
 
-python -m benchmarks.tables extraction.json clustering.json sampling.json steps.json weights.json
+python -m benchmarks.tables extraction.json clustering.json sampling.json steps.json weights.json results/judge.json
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.extraction import gains, is_plain, summary
-from benchmarks.judge import VIEWS, key, shown
+from benchmarks.judge import QUANTILES, VIEWS, key, shown
 
 FIGURES = ("AS", "A-ESR 0.7", "A-ESR 0.6", "control AS", "control A-ESR 0.7")
 
@@ -125,7 +125,7 @@ def extraction(rows: list[dict[str, Any]]) -> str:
 
     def mean(figure: str, holdout: bool, clustering: str) -> str:
         values = [row[figure] for row in plain if (row["holdout"], row["clustering"]) == (holdout, clustering)]
-        return f"{sum(values) / len(values):.3f}" if values else ""
+        return f"{sum(values) / len(values):.3f}"
 
     parts.append(
         table(
@@ -138,6 +138,7 @@ def extraction(rows: list[dict[str, Any]]) -> str:
                 )
                 for holdout in (False, True)
                 for clustering in ("default", "paper")
+                if any((row["holdout"], row["clustering"]) == (holdout, clustering) for row in plain)
             ),
         )
     )
@@ -213,11 +214,27 @@ def settings(rows: list[dict[str, Any]]) -> str:
     return table(("solver", "steps", "w", *sets), lines)
 
 
+def calibration(content: dict[str, Any]) -> str:
+    """How often the judge's thresholds err."""
+    return table(
+        ("view", "above", "sets", "pictures", "number", "passing", *(f"{round(100 * one)} %" for one in QUANTILES)),
+        (
+            (
+                view, f"{figures['threshold']:.2f}", part, kind, one["pictures"], f"{one['above']:.1%}",
+                *(f"{value:.2f}" for value in one["quantiles"]),
+            )
+            for view, figures in content["views"].items()
+            for part in ("tuning", "holdout")
+            for kind, one in figures[part].items()
+        ),
+    )  # fmt: skip
+
+
 def markdown(path: Path) -> str:
     """The tables of one benchmark's JSON file, told apart by its keys."""
     content = json.loads(path.read_text())
     if isinstance(content, dict):
-        return sampling(content)
+        return calibration(content) if "views" in content else sampling(content)
     if "algorithm" in content[0]:
         return clustering(content)
     if "direct" in {row["method"] for row in content}:

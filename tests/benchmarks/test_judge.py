@@ -109,6 +109,7 @@ def test_a_package_with_another_file_is_no_judge(tmp_path: Path, monkeypatch: py
 def test_thresholds_are_those_of_the_file_and_of_this_network_and_size(tmp_path: Path) -> None:
     found = json.loads(CALIBRATION.read_text())
     assert calibrated() == {view: found["views"][view]["threshold"] for view in VIEWS}
+    assert "| native | 0.72 | holdout | control | 84 |" in tables.markdown(CALIBRATION)
     changed = tmp_path / "judge.json"
     for change in ({"sha256": "0" * 64}, {"sides": {"native": 32, "288": 288}}):
         changed.write_text(json.dumps(found | change))

@@ -93,7 +93,9 @@ def test_the_page_loads_nothing(workspace: Workspace) -> None:
 def test_the_verdict_follows_the_matches(workspace: Workspace, is_match: bool, words: str) -> None:
     fill(workspace, is_match)
     facts = collect(workspace, ID)
-    assert words in " ".join(render(facts).split())
+    page = " ".join(render(facts).split())
+    assert words in page
+    assert "judged by <bdi>nano@1, a descriptor of the user&#39;s choice</bdi>" in page
     assert len(facts.matched) == is_match
     assert len(facts.as_json()["matched_references"]) == is_match
 
