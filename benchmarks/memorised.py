@@ -58,8 +58,8 @@ NOISES = 4
 IMAGES = 6  # sampled for each training picture
 METHODS = {Method.direct: "direct", Method.model_guidance: "guided"}
 FACTORS = [one.name for one in fields(Recipe)]
-FIGURES = {
-    "gain": "gain, training", "control_gain": "gain, control", "auc": "AUC", "trigger": "trigger",
+MEMBERSHIP = {"gain": "gain, training", "control_gain": "gain, control", "auc": "AUC", "trigger": "trigger"}
+FIGURES = MEMBERSHIP | {
     "guided_true_as": "AS", "guided_true_a_esr_07": "A-ESR 0.7", "guided_true_control_as": "control AS",
     "guided_class_as": "AS, class caption", "direct_true_as": "AS, direct", "direct_class_as": "AS, direct, class",
 }  # fmt: skip
@@ -209,60 +209,73 @@ def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def effects(rows: Sequence[dict[str, Any]], figure: str) -> dict[tuple[str, Any], float]:
-    """The mean of ``figure`` at every level of every factor, the other factors held at their average.
+def effects(rows: Sequence[dict[str, Any]], figure: str) -> tuple[dict[tuple[str, Any], float], float]:
+    """The mean of ``figure`` at every level of every factor, the other factors held at their average, and the scatter.
 
     From an additive model fitted by least squares: where the design is complete, the plain means. Levels that no row
-    has are left out.
+    has are left out. The scatter is the standard deviation of the residuals: two levels of n rows each differ by
+    chance by about that times sqrt(2 / n). Nothing, and NaN, where the rows are too few to tell the factors apart.
     """
     levels = [(name, value) for name in FACTORS for value in dict.fromkeys(row[name] for row in rows)]
     present = np.array([[row[name] == value for name, value in levels] for row in rows], dtype=float)
-    counts = {name: sum(other == name for other, _ in levels) for name in FACTORS}
-    even = np.array([1 / counts[name] for name, _ in levels])
     values = np.array([row[figure] for row in rows])
-    # the least of all solutions is not wanted but their differences, which are the same in all
-    weights, *_ = np.linalg.lstsq(np.c_[np.ones(len(rows)), present - even], values, rcond=None)
+    counts = {name: sum(of == name for of, _ in levels) for name in FACTORS}
+    model = np.c_[np.ones(len(rows)), present - [1 / counts[name] for name, _ in levels]]
+    # of the many solutions, which differ by a constant a factor, the one whose effects have the mean 0 in every factor
+    weights, _, rank, _ = np.linalg.lstsq(model, values, rcond=None)
+    if rank < 1 + sum(count - 1 for count in counts.values() if count) or rank == len(rows):
+        return {}, float("nan")
     found = {}
-    for index, (name, value) in enumerate(levels):
-        mine = [weights[1 + other] for other, (of, _) in enumerate(levels) if of == name]
-        found[name, value] = float(weights[0] + weights[1 + index] - np.mean(mine))
-    return found
+    for (name, value), weight in zip(levels, weights[1:], strict=True):
+        mine = [other for (of, _), other in zip(levels, weights[1:], strict=True) if of == name]
+        found[name, value] = float(weights[0] + weight - np.mean(mine))
+    scatter = np.sqrt(np.square(values - model @ weights).sum() / (len(rows) - rank))
+    return found, float(scatter)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The effects of the factors, for all rows and for those that were audited, and every checkpoint."""
     audited = [row for row in rows if "guided_true_as" in row]
-    by_figure = {
-        name: effects(some, name) for name in FIGURES if (some := audited if "_as" in name or "_esr" in name else rows)
-    }
-    order = {(name, value): None for name in FACTORS for value in _in_order(rows, name)}
-    lines = [
-        (name.replace("_", " "), str(value), sum(row[name] == value for row in rows),
-         *(f"{by_figure[figure][name, value]:.3f}" if (name, value) in by_figure.get(figure, {}) else ""
-           for figure in FIGURES))
-        for name, value in order
-    ]  # fmt: skip
-    parts = [
-        f"**What each factor does** ({len(rows)} of {len(REALISTIC)} checkpoints; {len(audited)} audited):\n",
-        table(("factor", "level", "checkpoints", *FIGURES.values()), lines),
-        "**Every checkpoint**, those that memorise least first:\n",
-        table(
-            ("checkpoint", "holdout", *FIGURES.values()),
-            (
-                (row["checkpoint"], "yes" if row["holdout"] else "",
-                 *(f"{row[figure]:.3f}" if figure in row else "" for figure in FIGURES))
-                for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
-            ),
-        ),
-    ]  # fmt: skip
-    return "\n".join(parts)
+    holdout = {row["few_shot"] for row in rows if row["holdout"]}
+    measured = {name: effects(rows if name in MEMBERSHIP else audited, name) for name in FIGURES}
+    told = {name: found for name, found in measured.items() if found[0]}
+    lines = []
+    for name in FACTORS:
+        for value in _levels(rows, name):
+            count = sum(row[name] == value for row in rows)
+            said = f"{value} (holdout)" if value in holdout else value
+            lines.append(
+                (
+                    name.replace("_", " "),
+                    said,
+                    count,
+                    *(_figure(found.get((name, value))) for found, _ in told.values()),
+                )
+            )
+    lines.append(("(scatter)", "", len(rows), *(_figure(scatter) for _, scatter in told.values())))
+    each = (
+        (row["checkpoint"], "yes" if row["holdout"] else "", *(_figure(row.get(figure)) for figure in FIGURES))
+        for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
+    )
+    return "\n".join(
+        [
+            f"**What each factor does** ({len(rows)} of {len(REALISTIC)} checkpoints, {len(audited)} audited):\n",
+            table(("factor", "level", "checkpoints", *(FIGURES[name] for name in told)), lines),
+            "**Every checkpoint**, those that memorise least first:\n",
+            table(("checkpoint", "holdout", *FIGURES.values()), each),
+        ]
+    )
 
 
-def _in_order(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
-    known = list(dict.fromkeys(getattr(recipe, name) for recipe in REALISTIC))
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _levels(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """The levels of a factor that ``rows`` have, in the order of the design, numbers sorted."""
     there = {row[name] for row in rows}
-    found = [value for value in known if value in there]
-    return sorted(found) if all(isinstance(value, int) for value in found) else found
+    found = [value for value in dict.fromkeys(getattr(one, name) for one in REALISTIC) if value in there]
+    return sorted(found) if isinstance(found[0], int) else found
 
 
 def main(

@@ -43,7 +43,8 @@ def rows_of(value: object) -> list[dict[str, object]]:
 def test_effects_are_the_means_of_levels_where_all_recipes_are_there() -> None:
     noise = np.random.default_rng(0)
     rows = rows_of(lambda one: one.exposures / 320 + noise.normal())
-    found = memorised.effects(rows, "auc")
+    found, scatter = memorised.effects(rows, "auc")
+    assert 0.7 < scatter < 1.3
     for value in (10, 320):
         mean = np.mean([row["auc"] for row in rows if row["exposures"] == value])
         assert found["exposures", value] == pytest.approx(mean)
@@ -55,10 +56,19 @@ def test_effects_stay_right_where_the_longest_recipes_are_missing() -> None:
         for row in rows_of(lambda one: 0.2 * one.text_encoder + one.exposures / 320 - one.training_images / 100)
         if row["exposures"] * row["training_images"] < 2000  # type: ignore[operator]
     ]
-    found = memorised.effects(rows, "auc")
+    found, scatter = memorised.effects(rows, "auc")
+    assert scatter == pytest.approx(0, abs=1e-9)
     assert found["text_encoder", True] - found["text_encoder", False] == pytest.approx(0.2)
     assert found["exposures", 320] - found["exposures", 10] == pytest.approx(310 / 320)
     assert found["training_images", 50] - found["training_images", 5] == pytest.approx(-0.45)
+
+
+def test_effects_that_cannot_be_told_apart_are_not_told() -> None:
+    rows = rows_of(lambda one: float(one.rank))
+    found, scatter = memorised.effects(rows[:16], "auc")  # a block is saturated
+    assert not found
+    assert np.isnan(scatter)
+    assert not memorised.effects([], "auc")[0]
 
 
 def test_rows_are_measured_once_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
