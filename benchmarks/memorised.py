@@ -6,7 +6,8 @@
 
 For every checkpoint: by how much it denoises its training pictures better than the base does, against the same of 20
 pictures of the same source that it never saw (the gain; AUC), and what the trigger adds. Of as many as ``--audits``
-says: what audits with the true captions and with the class caption, which lacks the trigger, recover.
+says: what audits with the true captions and with the class caption, which lacks the trigger, recover, by nano's
+descriptor and by SSCD (benchmarks/judge.py).
 
 The effect of each factor is that of an additive least-squares model over the checkpoints there are; over all 80 it is
 the plain mean of a level. Rows that the JSON file has already are not measured again, and what was sampled is kept in
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,6 +33,7 @@ from audit.config import Method, Settings
 from audit.demo import ASSETS
 from audit.engine.local import run_stages
 from audit.engine.work import Place
+from audit.evidence.membership import level_of, losses, scores
 from audit.job import Request, resolve
 from audit.models.base import load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
@@ -38,10 +41,11 @@ from audit.models.pair import ModelPair
 from audit.stages import Cluster, Sample, Scores
 from audit.states import Known as Kind
 from audit.workspace import Workspace
+from benchmarks import judge
+from benchmarks.judge import Asked, JudgeName
 from benchmarks.tables import table
 
 try:
-    from testbed.codec import encode_all
     from testbed.design import REALISTIC, Recipe
     from testbed.more_sets import TRIGGER, more_set, prepared
     from testbed.realistic import TRAINED
@@ -55,13 +59,16 @@ except ModuleNotFoundError as error:
 
 TIMESTEPS = (400, 600, 800)
 NOISES = 4
+BATCH = 32
 IMAGES = 6  # sampled for each training picture
 METHODS = {Method.direct: "direct", Method.model_guidance: "guided"}
 FACTORS = [one.name for one in fields(Recipe)]
-FIGURES = {
-    "gain": "gain, training", "control_gain": "gain, control", "auc": "AUC", "trigger": "trigger",
+MEMBERSHIP = {"gain": "gain, training", "control_gain": "gain, control", "auc": "AUC", "trigger": "trigger"}
+FIGURES = MEMBERSHIP | {
     "guided_true_as": "AS", "guided_true_a_esr_07": "A-ESR 0.7", "guided_true_control_as": "control AS",
     "guided_class_as": "AS, class caption", "direct_true_as": "AS, direct", "direct_class_as": "AS, direct, class",
+    "guided_true_sscd_288_as": "AS, SSCD", "guided_true_sscd_288_a_esr": "A-ESR, SSCD",
+    "guided_true_sscd_288_control_as": "control AS, SSCD", "guided_class_sscd_288_as": "AS, SSCD, class",
 }  # fmt: skip
 
 
@@ -73,37 +80,27 @@ class Known:
     losses: np.ndarray
 
 
-def losses(pair: ModelPair, latents: torch.Tensor, caption: str, tuned: bool) -> np.ndarray:
-    """The denoising losses [timesteps x noises, N] of one side of ``pair`` for each of ``latents``, on fixed noise."""
-    generator, scheduler = torch.Generator().manual_seed(0), pair.scheduler
-    predict = pair.predict_tuned if tuned else pair.predict_base
-    found = []
-    with torch.inference_mode():
-        condition = pair.encode([caption] * len(latents), tuned=tuned)
-        for t in TIMESTEPS:
-            for _ in range(NOISES):
-                noise = torch.randn(latents.shape[1:], generator=generator).expand_as(latents)
-                each = torch.full((len(latents),), t)
-                noisy, target = (of(latents, noise, each) for of in (scheduler.add_noise, scheduler.get_velocity))
-                error = predict(noisy, torch.tensor(t), condition) - target
-                found.append(error.square().mean((1, 2, 3)).numpy())
-    return np.stack(found)
+def losses_of(pair: ModelPair, latents: torch.Tensor, caption: str, tuned: bool) -> np.ndarray:
+    """The denoising losses [N, timesteps, noises] of one side of ``pair`` under a caption, on fixed noise."""
+    condition = pair.encode([caption], tuned)
+    network = pair.predict_tuned if tuned else pair.predict_base
+
+    def predict(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return network(x, timestep, condition.select(torch.zeros(len(x), dtype=torch.long)))
+
+    levels = [level_of(t, pair.prediction_type, pair.scheduler) for t in TIMESTEPS]
+    return losses(predict, latents, levels, range(NOISES), pair.fits, "losses", BATCH)
 
 
 def known(pair: ModelPair, pictures: np.ndarray) -> Known:
     """What does not depend on the checkpoint, of uint8 [N, 64, 64, 3]."""
-    with torch.inference_mode():
-        latents = encode_all(pair.vae, torch.from_numpy(pictures))
-    return Known(latents, losses(pair, latents, "", tuned=False))
+    latents = torch.from_numpy(pair.encode_pictures(pictures))
+    return Known(latents, losses_of(pair, latents, "", tuned=False))
 
 
-def gains(pair: ModelPair, of_base: Known, count: int) -> np.ndarray:
-    """How much better the tuned model denoises the first ``count`` pictures than its base: float [count], 0 for equal.
-
-    The mean over timesteps and noises of (L_base - L_tuned) / L_base, both with the empty caption, on the same noise.
-    """
-    before = of_base.losses[:, :count]
-    return ((before - losses(pair, of_base.latents[:count], "", tuned=True)) / before).mean(axis=0)
+def gains_of(pair: ModelPair, of_base: Known, count: int) -> np.ndarray:
+    """The membership scores [count] of the first pictures: by how much they are denoised better than by the base."""
+    return scores(of_base.losses[:count], losses_of(pair, of_base.latents[:count], "", tuned=True))
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
@@ -123,25 +120,28 @@ def membership(recipe: Recipe, pair: ModelPair, sets: dict[str, Known]) -> dict[
         sets[recipe.few_shot] = known(pair, np.concatenate([found.control, found.training]))
     of_base, controls = sets[recipe.few_shot], len(found.control)
     count = controls + recipe.training_images
-    gain = gains(pair, of_base, count)
+    gain = gains_of(pair, of_base, count)
     unseen, seen = gain[:controls], gain[controls:]
     named = more_set(recipe.few_shot).class_caption
     without, with_it = (
-        losses(pair, of_base.latents[controls:count], caption, tuned=True) for caption in (named, f"{TRIGGER} {named}")
+        losses_of(pair, of_base.latents[controls:count], caption, tuned=True)
+        for caption in (named, f"{TRIGGER} {named}")
     )
-    trigger = ((without - with_it) / of_base.losses[:, controls:count]).mean()
+    trigger = ((without - with_it) / of_base.losses[controls:count]).mean()
     return {
         "gain": float(seen.mean()), "control_gain": float(unseen.mean()), "auc": auc(seen, unseen),
         "trigger": float(trigger),
     }  # fmt: skip
 
 
-def audits(recipe: Recipe, captions: dict[str, list[str]], folder: Path, base: Path, place: Place) -> dict[str, Any]:
-    """AS and A-ESR of training pictures and AS of controls, by method and by which captions are given."""
+def audits(
+    recipe: Recipe, captions: dict[str, list[str]], folder: Path, base: Path, place: Place, by: JudgeName
+) -> dict[str, Any]:
+    """AS and A-ESR of training pictures and controls, by nano and the judge, by method and by captions."""
     found = prepared(recipe.few_shot)
     parts = {Kind.training: found.training[: recipe.training_images], Kind.control: found.control}
-    scores = [Scores(kind, [Image.fromarray(one) for one in pictures]) for kind, pictures in parts.items()]
-    row = {}
+    stages = [Scores(kind, [Image.fromarray(one) for one in pictures]) for kind, pictures in parts.items()]
+    row: dict[str, Any] = {}
     for method, name in METHODS.items():
         for given, texts in captions.items():
             settings = Settings(method=method, images_per_training_image=IMAGES)
@@ -149,18 +149,38 @@ def audits(recipe: Recipe, captions: dict[str, list[str]], folder: Path, base: P
                 recipe.file(folder), str(base), captions=texts, n0=recipe.training_images, settings=settings
             )
             job = resolve(request, "nano", place.bench)
-            run_stages([Sample(), Cluster(), *scores], job, place)
-            by_kind = {
-                one["kind"]: one
-                for one in place.workspace.rows("SELECT * FROM evaluations WHERE audit_id = ?", [job.id])
-            }
-            training, control = by_kind["training"], by_kind["control"]
-            row |= {
-                f"{name}_{given}_as": training["average_similarity"],
-                f"{name}_{given}_a_esr_07": training["extraction_rate_07"],
-                f"{name}_{given}_control_as": control["average_similarity"],
-                f"{name}_{given}_control_a_esr_07": control["extraction_rate_07"],
-            }
+            run_stages([Sample(), Cluster(), *stages], job, place)
+            rows = place.workspace.rows("SELECT * FROM evaluations WHERE audit_id = ?", [job.id])
+            for kind, prefix in (("training", ""), ("control", "control_")):
+                (one,) = (one for one in rows if one["kind"] == kind)
+                row[f"{name}_{given}_{prefix}as"] = one["average_similarity"]
+                row[f"{name}_{given}_{prefix}a_esr_07"] = one["extraction_rate_07"]
+            if by is JudgeName.sscd:
+                pngs = place.workspace.select("SELECT image FROM extractions WHERE audit_id = ?", [job.id])["image"]
+                said = judged(recipe, judge.opened(png.as_py() for png in pngs) or [])
+                row |= {f"{name}_{given}_{key}": value for key, value in said.items()}
+    return row
+
+
+@cache
+def _vectors(few_shot: str, view: str) -> np.ndarray:
+    """The judge's vectors of a set's pictures, controls first."""
+    found = prepared(few_shot)
+    pictures = np.concatenate([found.control, found.training])
+    return next(one for one in judge.views() if one.name == view).descriptor.describe(pictures)
+
+
+def judged(recipe: Recipe, extractions: list[Image.Image]) -> dict[str, float]:
+    """AS and A-ESR of training pictures and controls in both views of the judge."""
+    controls, row = len(prepared(recipe.few_shot).control), {}
+    for view in judge.views():
+        described = view.descriptor.describe(extractions) if extractions else np.zeros((0, 512), np.float32)
+        vectors = _vectors(recipe.few_shot, view.name)
+        training = vectors[controls : controls + recipe.training_images]
+        for some, prefix in ((training, ""), (vectors[:controls], "control_")):
+            best = judge.best_of(some, described)
+            row[judge.key(view.name, f"{prefix}as")] = float(best.mean())
+            row[judge.key(view.name, f"{prefix}a_esr")] = float((best > view.threshold).mean())
     return row
 
 
@@ -177,7 +197,7 @@ def trained(folder: Path) -> list[Recipe]:
 
 
 def measure(
-    folder: Path, base: Path, workspace: Path, measured: list[dict[str, Any]], most: int
+    folder: Path, base: Path, workspace: Path, measured: list[dict[str, Any]], most: int, by: JudgeName
 ) -> Iterator[list[Any]]:
     """All rows, ``measured`` among them, again whenever one has been added or completed; ``most`` are audited."""
     opened, place = load_base(locate_base(str(base))), Place(Workspace(workspace), Bench())
@@ -195,13 +215,14 @@ def measure(
         yield list(current.values())
     for recipe in recipes[:most]:
         row = current[recipe.name]
-        if "guided_true_as" not in row:
+        wanted = ["guided_true_as", "guided_true_sscd_288_as"][: 1 + (by is JudgeName.sscd)]
+        if not set(wanted) <= row.keys():
             truth = json.loads((recipe.file(folder).parent / "training.json").read_text())
             texts = {
                 "true": list(dict.fromkeys(truth["training_captions"])),
                 "class": [more_set(recipe.few_shot).class_caption],
             }
-            row |= _rounded(audits(recipe, texts, folder, base, place))
+            row |= _rounded(audits(recipe, texts, folder, base, place, by))
             yield list(current.values())
 
 
@@ -209,66 +230,82 @@ def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def effects(rows: Sequence[dict[str, Any]], figure: str) -> dict[tuple[str, Any], float]:
-    """The mean of ``figure`` at every level of every factor, the other factors held at their average.
+def effects(rows: Sequence[dict[str, Any]], figure: str) -> tuple[dict[tuple[str, Any], float], float]:
+    """The mean of ``figure`` at every level of every factor, the other factors held at their average, and the scatter.
 
     From an additive model fitted by least squares: where the design is complete, the plain means. Levels that no row
-    has are left out.
+    has are left out. The scatter is the standard deviation of the residuals: two levels of n rows each differ by
+    chance by about that times sqrt(2 / n). Nothing, and NaN, where the rows that have the figure are too few to tell
+    the factors apart.
     """
+    rows = [row for row in rows if figure in row]
     levels = [(name, value) for name in FACTORS for value in dict.fromkeys(row[name] for row in rows)]
     present = np.array([[row[name] == value for name, value in levels] for row in rows], dtype=float)
-    counts = {name: sum(other == name for other, _ in levels) for name in FACTORS}
-    even = np.array([1 / counts[name] for name, _ in levels])
     values = np.array([row[figure] for row in rows])
-    # the least of all solutions is not wanted but their differences, which are the same in all
-    weights, *_ = np.linalg.lstsq(np.c_[np.ones(len(rows)), present - even], values, rcond=None)
+    counts = {name: sum(of == name for of, _ in levels) for name in FACTORS}
+    model = np.c_[np.ones(len(rows)), present - [1 / counts[name] for name, _ in levels]]
+    # of the many solutions, which differ by a constant a factor, the one whose effects have the mean 0 in every factor
+    weights, _, rank, _ = np.linalg.lstsq(model, values, rcond=None)
+    if rank < 1 + sum(count - 1 for count in counts.values() if count) or rank == len(rows):
+        return {}, float("nan")
     found = {}
-    for index, (name, value) in enumerate(levels):
-        mine = [weights[1 + other] for other, (of, _) in enumerate(levels) if of == name]
-        found[name, value] = float(weights[0] + weights[1 + index] - np.mean(mine))
-    return found
+    for (name, value), weight in zip(levels, weights[1:], strict=True):
+        mine = [other for (of, _), other in zip(levels, weights[1:], strict=True) if of == name]
+        found[name, value] = float(weights[0] + weight - np.mean(mine))
+    scatter = np.sqrt(np.square(values - model @ weights).sum() / (len(rows) - rank))
+    return found, float(scatter)
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The effects of the factors, for all rows and for those that were audited, and every checkpoint."""
     audited = [row for row in rows if "guided_true_as" in row]
-    by_figure = {
-        name: effects(some, name) for name in FIGURES if (some := audited if "_as" in name or "_esr" in name else rows)
-    }
-    order = {(name, value): None for name in FACTORS for value in _in_order(rows, name)}
-    lines = [
-        (name.replace("_", " "), str(value), sum(row[name] == value for row in rows),
-         *(f"{by_figure[figure][name, value]:.3f}" if (name, value) in by_figure.get(figure, {}) else ""
-           for figure in FIGURES))
-        for name, value in order
-    ]  # fmt: skip
-    parts = [
-        f"**What each factor does** ({len(rows)} of {len(REALISTIC)} checkpoints; {len(audited)} audited):\n",
-        table(("factor", "level", "checkpoints", *FIGURES.values()), lines),
-        "**Every checkpoint**, those that memorise least first:\n",
-        table(
-            ("checkpoint", "holdout", *FIGURES.values()),
-            (
-                (row["checkpoint"], "yes" if row["holdout"] else "",
-                 *(f"{row[figure]:.3f}" if figure in row else "" for figure in FIGURES))
-                for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
-            ),
-        ),
-    ]  # fmt: skip
-    return "\n".join(parts)
+    holdout = {row["few_shot"] for row in rows if row["holdout"]}
+    measured = {name: effects(rows, name) for name in FIGURES}
+    told = {name: found for name, found in measured.items() if found[0]}
+    lines = []
+    for name in FACTORS:
+        for value in _levels(rows, name):
+            count = sum(row[name] == value for row in rows)
+            said = f"{value} (holdout)" if value in holdout else value
+            lines.append(
+                (
+                    name.replace("_", " "),
+                    said,
+                    count,
+                    *(_figure(found.get((name, value))) for found, _ in told.values()),
+                )
+            )
+    lines.append(("(scatter)", "", len(rows), *(_figure(scatter) for _, scatter in told.values())))
+    each = (
+        (row["checkpoint"], "yes" if row["holdout"] else "", *(_figure(row.get(figure)) for figure in FIGURES))
+        for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
+    )
+    return "\n".join(
+        [
+            f"**What each factor does** ({len(rows)} of {len(REALISTIC)} checkpoints, {len(audited)} audited):\n",
+            table(("factor", "level", "checkpoints", *(FIGURES[name] for name in told)), lines),
+            "**Every checkpoint**, those that memorise least first:\n",
+            table(("checkpoint", "holdout", *FIGURES.values()), each),
+        ]
+    )
 
 
-def _in_order(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
-    known = list(dict.fromkeys(getattr(recipe, name) for recipe in REALISTIC))
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _levels(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
+    """The levels of a factor that ``rows`` have, in the order of the design, numbers sorted."""
     there = {row[name] for row in rows}
-    found = [value for value in known if value in there]
-    return sorted(found) if all(isinstance(value, int) for value in found) else found
+    found = [value for value in dict.fromkeys(getattr(one, name) for one in REALISTIC) if value in there]
+    return sorted(found) if isinstance(found[0], int) else found
 
 
 def main(
     checkpoints: Annotated[Path, typer.Option(help="Folder of the realistic checkpoints.")] = TRAINED,
     base: Annotated[Path, typer.Option(help="The base model.")] = ASSETS / "base",
     audits: Annotated[int, typer.Option(help="How many checkpoints are audited besides.")] = len(REALISTIC),
+    by: Asked = JudgeName.auto,
     json_file: Annotated[Path, typer.Option("--json", help="Where the rows are kept.")] = Path("memorised.json"),
     table_of: Annotated[Path | None, typer.Option("--table", help="Only print the tables of this file.")] = None,
     workspace: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("lora-audit-workspace-benchmark"),
@@ -278,7 +315,7 @@ def main(
         print(markdown(json.loads(table_of.read_text())))
         return
     rows = json.loads(json_file.read_text()) if json_file.is_file() else []
-    for found in measure(checkpoints, base, workspace, rows, audits):
+    for found in measure(checkpoints, base, workspace, rows, audits, judge.settled(by)):
         rows = found
         json_file.write_text(json.dumps(rows, indent=1) + "\n")
     print(markdown(rows))

