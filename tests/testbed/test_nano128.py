@@ -119,9 +119,10 @@ def test_an_interrupted_run_ends_with_the_same_codec(
     torch.manual_seed(2)
     whole = train_codec(new_codec(), images, 4, tmp_path / "whole.pt", batch=2, every=2)
     torch.manual_seed(2)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(Held, "step", _stops_at(4))
-        train_codec(new_codec(), images, 4, tmp_path / "broken.pt", batch=2, every=2)
+        with pytest.raises(KeyboardInterrupt):
+            train_codec(new_codec(), images, 4, tmp_path / "broken.pt", batch=2, every=2)
     torch.manual_seed(99)
     broken = train_codec(new_codec(), images, 4, tmp_path / "broken.pt", batch=2, every=2)
     for one, other in zip(whole.parameters(), broken.parameters(), strict=True):
