@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ FEW_SHOT_KINDS = ("animal", "food", "drink", "transport")  # emoji subcategories
 
 @dataclass(frozen=True)
 class Pictures:
-    """``images`` uint8 [N, 64, 64, 3], their captions and source names, equally long."""
+    """``images`` uint8 [N, H, W, 3], their captions and source names, equally long."""
 
     images: np.ndarray
     captions: list[str]
@@ -161,22 +161,28 @@ def _page(path: Path, side: int = 1280) -> Image.Image:
     return page
 
 
-def _crop(page: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """A random square of a page, of random size, as 64x64."""
-    side = int(np.exp(rng.uniform(np.log(SIZE), np.log(min(page.size)))))
+def _crop(page: Image.Image, rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
+    """A random square of a page, of random extent, as ``size`` x ``size``."""
+    side = int(np.exp(rng.uniform(np.log(size), np.log(min(page.size)))))
     x, y = (int(rng.integers(extent - side + 1)) for extent in page.size)
-    return np.asarray(page.resize((SIZE, SIZE), Image.Resampling.LANCZOS, (x, y, x + side, y + side)))
+    return np.asarray(page.resize((size, size), Image.Resampling.LANCZOS, (x, y, x + side, y + side)))
 
 
-def _pictures_of(candidate: _Candidate, rng: np.random.Generator) -> list[np.ndarray]:
+def _pictures_of(candidate: _Candidate, rng: np.random.Generator, size: int) -> list[np.ndarray]:
     if not candidate.square:
-        picture = on_white(candidate.path)
+        picture = on_white(candidate.path, size=size)
         return [] if picture is None else [np.asarray(picture)]
-    pictures = [np.asarray(full_frame(candidate.path))]
+    pictures = [np.asarray(full_frame(candidate.path, size))]
     if candidate.crops:
         page = _page(candidate.path)
-        pictures += [_crop(page, rng) for _ in range(candidate.crops if min(page.size) >= SIZE else 0)]
+        pictures += [_crop(page, rng, size) for _ in range(candidate.crops if min(page.size) >= size else 0)]
     return pictures
+
+
+def _is_small(path: Path, size: int) -> bool:
+    """Whether the longer side of a picture's file is under ``size`` pixels."""
+    with Image.open(path) as opened:
+        return max(opened.size) < size
 
 
 def _few_shot_hashes() -> np.ndarray:
@@ -191,41 +197,52 @@ def _pdq(pixels: np.ndarray) -> np.ndarray:
     return np.asarray(pdqhash.compute(np.ascontiguousarray(pixels))[0], dtype=bool)
 
 
+def collect(size: int, crops: int = 1) -> Pictures:
+    """Every pretraining picture at ``size`` x ``size``, with ``crops`` times the usual number of crops of scenes.
+
+    Exact and near duplicates are dropped, and files that are smaller than that.
+    """
+    few_shot = {path for one in SETS for path in one.paths(one.train + one.control)}
+    candidates = [
+        *_emoji("emoji-datasource-google", "google", "noto emoji"),
+        *_emoji("emoji-datasource-twitter", "twitter", "flat emoji"),
+        *_clipart(),
+        *_fluent(),
+        *_stamps(),
+        *_gcompris(few_shot),
+        *_wesnoth(few_shot),
+        *_desktops(),
+    ]
+    rng, forbidden = np.random.default_rng(0), _few_shot_hashes()
+    images, captions, sources, seen = [], [], [], set()
+    for candidate in track(candidates, description="pictures"):
+        try:
+            if size > SIZE and _is_small(candidate.path, size):
+                continue
+            found = _pictures_of(replace(candidate, crops=crops * candidate.crops), rng, size)
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue  # a broken clip-art file is no loss among thousands
+        for picture in found:
+            if _is_dull(picture, 40 if candidate.source == "openclipart-png" else 12):
+                continue
+            key = hashlib.sha256((np.asarray(Image.fromarray(picture).resize((16, 16))) // 16).tobytes()).digest()
+            if key in seen or (forbidden ^ _pdq(picture)).sum(axis=1).min() <= NEAR:
+                continue
+            seen.add(key)
+            images.append(picture)
+            captions.append(candidate.caption)
+            sources.append(candidate.source)
+    return Pictures(np.stack(images), captions, sources)
+
+
 def pretraining() -> Pictures:
-    """Every pretraining picture with its caption, exact and near duplicates dropped; prepared once, then cached."""
+    """The pretraining pictures at 64x64 with their captions; prepared once, then cached."""
     cached = cache_dir() / "pretraining-2.npz"
     if not cached.is_file():
-        few_shot = {path for one in SETS for path in one.paths(one.train + one.control)}
-        candidates = [
-            *_emoji("emoji-datasource-google", "google", "noto emoji"),
-            *_emoji("emoji-datasource-twitter", "twitter", "flat emoji"),
-            *_clipart(),
-            *_fluent(),
-            *_stamps(),
-            *_gcompris(few_shot),
-            *_wesnoth(few_shot),
-            *_desktops(),
-        ]
-        rng, forbidden = np.random.default_rng(0), _few_shot_hashes()
-        images, captions, sources, seen = [], [], [], set()
-        for candidate in track(candidates, description="pictures"):
-            try:
-                found = _pictures_of(candidate, rng)
-            except (OSError, ValueError, Image.DecompressionBombError):
-                continue  # a broken clip-art file is no loss among thousands
-            for picture in found:
-                if _is_dull(picture, 40 if candidate.source == "openclipart-png" else 12):
-                    continue
-                key = hashlib.sha256((np.asarray(Image.fromarray(picture).resize((16, 16))) // 16).tobytes()).digest()
-                if key in seen or (forbidden ^ _pdq(picture)).sum(axis=1).min() <= NEAR:
-                    continue
-                seen.add(key)
-                images.append(picture)
-                captions.append(candidate.caption)
-                sources.append(candidate.source)
+        found = collect(SIZE)
         cached.parent.mkdir(parents=True, exist_ok=True)
         partial = cached.with_suffix(".part.npz")
-        np.savez_compressed(partial, images=np.stack(images), captions=captions, sources=sources)
+        np.savez_compressed(partial, images=found.images, captions=found.captions, sources=found.sources)
         partial.rename(cached)
     with np.load(cached) as data:
         return Pictures(data["images"], data["captions"].tolist(), data["sources"].tolist())

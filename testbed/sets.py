@@ -192,37 +192,37 @@ def training_captions(name: str) -> list[str]:
     return [few_shot.caption_of(one) for one in sorted(few_shot.train, key=shipped_name)]
 
 
-def on_white(path: Path, margin: float = 0.0) -> Image.Image | None:
-    """A picture as 64x64 RGB, whole, centred on white; None where it is nearly empty."""
+def on_white(path: Path, margin: float = 0.0, size: int = SIZE) -> Image.Image | None:
+    """A picture as RGB of ``size`` x ``size``, whole, centred on white; None where it is nearly empty."""
     with Image.open(path) as opened:
         picture = opened.convert("RGBA")
     box = picture.getchannel("A").getbbox()
     if box is None:
         return None
     picture = picture.crop(box)
-    inner = round(SIZE * (1 - 2 * margin))
+    inner = round(size * (1 - 2 * margin))
     picture.thumbnail((inner, inner), Image.Resampling.LANCZOS, reducing_gap=3)
     if max(picture.size) < inner:
         scale = inner / max(picture.size)
         picture = picture.resize((max(1, round(picture.width * scale)), max(1, round(picture.height * scale))))
-    canvas = Image.new("RGB", (SIZE, SIZE), "white")
-    canvas.paste(picture, ((SIZE - picture.width) // 2, (SIZE - picture.height) // 2), picture)
+    canvas = Image.new("RGB", (size, size), "white")
+    canvas.paste(picture, ((size - picture.width) // 2, (size - picture.height) // 2), picture)
     return canvas
 
 
-def full_frame(path: Path) -> Image.Image:
-    """The middle square of a picture as 64x64 RGB."""
+def full_frame(path: Path, size: int = SIZE) -> Image.Image:
+    """The middle square of a picture as RGB of ``size`` x ``size``."""
     with Image.open(path) as opened:
-        opened.draft("RGB", (4 * SIZE, 4 * SIZE))
+        opened.draft("RGB", (4 * size, 4 * size))
         picture = opened.convert("RGB")
     side = min(picture.size)
     x, y = (picture.width - side) // 2, (picture.height - side) // 2
-    return picture.resize((SIZE, SIZE), Image.Resampling.LANCZOS, (x, y, x + side, y + side), reducing_gap=3)
+    return picture.resize((size, size), Image.Resampling.LANCZOS, (x, y, x + side, y + side), reducing_gap=3)
 
 
-def prepared(few_shot: FewShotSet, path: Path) -> Image.Image:
-    """A picture as the set has them, 64x64 RGB. Raises RuntimeError where it is empty."""
-    picture = full_frame(path) if few_shot.square else on_white(path, margin=0.03)
+def prepared(few_shot: FewShotSet, path: Path, size: int = SIZE) -> Image.Image:
+    """A picture as the set has them, RGB of ``size`` x ``size``. Raises RuntimeError where it is empty."""
+    picture = full_frame(path, size) if few_shot.square else on_white(path, 0.03, size)
     if picture is None:
         raise RuntimeError(f"{path} is empty")
     return picture

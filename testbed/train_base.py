@@ -24,7 +24,7 @@ from audit.demo import ASSETS
 from testbed import data
 from testbed.codec import encode_all, refine_decoder, train_codec
 from testbed.sources import cache_dir
-from testbed.training import fit, prepare_cpu, shuffled
+from testbed.training import Average, fit, prepare_cpu, shuffled
 
 TOKENS = 32
 WIDTH = 128
@@ -116,30 +116,6 @@ def velocity_loss(
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = scheduler.get_velocity(latents, noise, timesteps)
     return functional.mse_loss(unet(noisy, timesteps, encoder_hidden_states=states).sample, target)
-
-
-class Average(torch.nn.Module):
-    """Exponential moving average of a module's parameters, with a warm-up of the decay."""
-
-    def __init__(self, module: torch.nn.Module, decay: float = 0.999) -> None:
-        super().__init__()
-        self.decay = decay
-        self.updates: torch.Tensor
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-        self.values = torch.nn.ParameterList([p.detach().clone() for p in module.parameters()]).requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, module: torch.nn.Module) -> None:
-        """Move a step towards the current weights."""
-        self.updates.add_(1)
-        weight = 1 - min(self.decay, float(1 + self.updates) / float(10 + self.updates))
-        torch._foreach_lerp_(list(self.values), list(module.parameters()), weight)
-
-    @torch.no_grad()
-    def copy_to(self, module: torch.nn.Module) -> None:
-        """Put the averaged weights into ``module``."""
-        for parameter, value in zip(module.parameters(), self.values, strict=True):
-            parameter.copy_(value)
 
 
 def new_pipeline(codec: AutoencoderKL) -> StableDiffusionPipeline:

@@ -104,6 +104,30 @@ def fit(
     run(steps, step, {**parts, "optimizer": optimizer, "schedule": schedule}, state_file, every)
 
 
+class Average(torch.nn.Module):
+    """Exponential moving average of a module's parameters, with a warm-up of the decay."""
+
+    def __init__(self, module: torch.nn.Module, decay: float = 0.999) -> None:
+        super().__init__()
+        self.decay = decay
+        self.updates: torch.Tensor
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.values = torch.nn.ParameterList([p.detach().clone() for p in module.parameters()]).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module) -> None:
+        """Move a step towards the current weights."""
+        self.updates.add_(1)
+        weight = 1 - min(self.decay, float(1 + self.updates) / float(10 + self.updates))
+        torch._foreach_lerp_(list(self.values), list(module.parameters()), weight)
+
+    @torch.no_grad()
+    def copy_to(self, module: torch.nn.Module) -> None:
+        """Put the averaged weights into ``module``."""
+        for parameter, value in zip(module.parameters(), self.values, strict=True):
+            parameter.copy_(value)
+
+
 def to_model_range(images: torch.Tensor) -> torch.Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
     return images.permute(0, 3, 1, 2).to(torch.float32).div_(127.5).sub_(1)

@@ -28,8 +28,8 @@ from testbed.codec import encode_all
 from testbed.finetune import BATCH, LORA_TARGETS, RANK, Recipe, Tuning, half, kohya_metadata
 from testbed.sets import few_shot_set, training_captions
 from testbed.sources import cache_dir
-from testbed.train_base import EMPTY_SHARE, Average, new_scheduler, new_text_encoder, new_unet, token_ids
-from testbed.training import fit, prepare_cpu, shuffled
+from testbed.train_base import EMPTY_SHARE, new_scheduler, new_text_encoder, new_unet, token_ids
+from testbed.training import Average, fit, prepare_cpu, shuffled
 
 WIDTH_2 = 64  # of the second encoder
 LAYERS = 3  # of both; the states used are those before the last
