@@ -38,6 +38,7 @@ from testbed.sets import SIZE
 CALIBRATION = Path(__file__).parent / "results" / "judge.json"
 SIDES = {"native": SIZE, "288": 288}
 VIEWS = tuple(SIDES)
+NOT_ASKED = "not asked"
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)  # of the cosines that the calibration writes down
 FALSE_MATCHES = 0.01  # of the control pictures; nano's 0.7 is set by the same share
 FIGURES = ("as", "a_esr", "control_as", "control_a_esr", "near_as", "near_a_esr", "ceiling")
@@ -156,7 +157,7 @@ def figures(
 
 def absent(judge: JudgeName) -> dict[str, Any]:
     """What stands in the rows where the judge did not speak."""
-    return {"judge": "not asked" if judge is JudgeName.none else "not installed"} | dict.fromkeys(KEYS)
+    return {"judge": NOT_ASKED if judge is JudgeName.none else "not installed"} | dict.fromkeys(KEYS)
 
 
 def best_of(known: np.ndarray, found: np.ndarray) -> np.ndarray:
@@ -172,7 +173,7 @@ def shown(value: float | None, digits: int) -> str:
 def lines(row: dict[str, Any], margin: str) -> list[str]:
     """What each view says in a row of a benchmark, for people, below the row."""
     if row["judge"] != SSCD.name:
-        return [] if row["judge"] == "not asked" else [f"{margin}by SSCD: absent ({row['judge']})"]
+        return [] if row["judge"] == NOT_ASKED else [f"{margin}by SSCD: absent ({row['judge']})"]
     found = []
     for view in VIEWS:
         of = {figure: row[key(view, figure)] for figure in (*FIGURES, "threshold")}

@@ -81,7 +81,7 @@ def measure(
 def compare(rows: list[dict[str, Any]], key: tuple[str, ...], best: dict[str, float], holdout: bool) -> None:
     """Print nano's means of each value of ``key``, and their difference to ``best`` (AS by checkpoint) as an interval.
 
-    Below them are the judge's means.
+    Below them are the judge's means, where it was asked.
     """
     mine = [row for row in rows if row["holdout"] is holdout]
     for value in dict.fromkeys(tuple(row[name] for name in key) for row in mine):
@@ -93,7 +93,7 @@ def compare(rows: list[dict[str, Any]], key: tuple[str, ...], best: dict[str, fl
             f"{'holdout' if holdout else 'tuning':8}{label:12} AS {mean:.3f}  A-ESR {rate:.3f}  "
             f"AS to the reference {change[0]:+.3f} [{change[1]:+.3f}, {change[2]:+.3f}], {len(group)} checkpoints"
         )
-        for view in judge.VIEWS:
+        for view in judge.VIEWS if group[0].get("judge", judge.NOT_ASKED) != judge.NOT_ASKED else ():
             seen = [[row.get(judge.key(view, name)) for row in group] for name in ("as", "a_esr")]
             means = [None if None in values else sum(values) / len(values) for values in seen]
             print(f"{20 * ' '}by SSCD {view:7}AS {judge.shown(means[0], 3)}  A-ESR {judge.shown(means[1], 3)}")

@@ -134,6 +134,12 @@ def test_settings_compare_to_the_reference(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert "-0.100" in lines[0]
     assert "+0.000" in lines[1]
+    seen = [one | {"judge": "sscd-int8", "sscd_native_as": 0.4, "sscd_native_a_esr": 0.25} for one in rows]
+    settings.compare(seen, ("steps",), {"a": 0.6}, holdout=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert "-0.100" in lines[0]
+    assert lines[1].split() == ["by", "SSCD", "native", "AS", "0.400", "A-ESR", "0.250"]
+    assert lines[2].split() == ["by", "SSCD", "288", "AS", "absent", "A-ESR", "absent"]
 
 
 def test_precision_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
