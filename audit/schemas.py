@@ -228,7 +228,7 @@ LATENTS = _schema(
     ("reference_set", pa.string(), "joins references"),
     ("reference_id", pa.string(), "joins references"),
     ("codec", pa.string(), "hash of the base's revision, the resolution and how pictures are made to fit"),
-    ("view", pa.string(), "whole, or what was done to the picture before"),
+    ("view", pa.string(), "whole, mirrored, or padded: smaller in the middle, its edges drawn out"),
     ("width", pa.int32(), "of what was encoded, pixels: the model's input"),
     ("height", pa.int32(), "of what was encoded, pixels"),
     ("shape", pa.list_(pa.int32()), "of the latents: channels, perhaps a time axis, height and width"),

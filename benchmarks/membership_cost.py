@@ -83,7 +83,7 @@ def main(
             row(f"extraction: {first.images} images", Sample(), first),
             row("membership of 100 references", Membership(["all"]), first),
             row("membership, the base's losses kept", Membership(["all"]), job("dreambooth")),
-            row("membership, one look at each", Membership(["all"]), job("lora-peft", membership_evaluations=1200)),
+            row("membership, one look at each", Membership(["all"]), job("lora-peft", membership_evaluations=1800)),
         ]
     extraction = rows[1]
     share = rows[2]["evaluations"] / extraction["evaluations"] * (images / Settings.images_per_training_image)

@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from audit.models.codec import Codec
     from audit.workspace import Workspace
 
-WHOLE, MIRRORED = "whole", "mirrored"
-VIEWS = (WHOLE, MIRRORED)
-VERSION = 1  # raised when the same picture comes to give other latents
+WHOLE, MIRRORED, PADDED = "whole", "mirrored", "padded"
+VIEWS = (WHOLE, MIRRORED, PADDED)
+INNER = 0.75  # of each side, that a padded picture takes
+VERSION = 2  # raised when the same picture comes to give other latents
 CHUNK = 32  # pictures that are encoded and written together
 
 
@@ -37,7 +38,15 @@ def codec_id(base_revision: str, resolution: int | None) -> str:
 
 
 def fitted(picture: Image.Image, size: tuple[int, int], view: str = WHOLE) -> np.ndarray:
-    """uint8 [H, W, 3]: the middle of a picture in ``size`` (width, height), under a view."""
+    """uint8 [H, W, 3]: the middle of a picture in ``size`` (width, height), under a view.
+
+    Padded: smaller, in the middle, with its edges drawn out: as part of a larger picture that it was cropped from.
+    """
+    if view == PADDED:
+        width, height = (max(1, round(INNER * side)) for side in size)
+        small = fitted(picture, (width, height))
+        across, down = size[0] - width, size[1] - height
+        return np.pad(small, ((down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)), mode="edge")
     found = ImageOps.fit(picture.convert("RGB"), size, Image.Resampling.LANCZOS)
     return np.asarray(ImageOps.mirror(found) if view == MIRRORED else found)
 

@@ -168,9 +168,12 @@ def _measured(
     both = Both(job, workspace, spool, pair, question, bench.batch_size, wider(job, precision, bench) is not None, tell)
     count = effort.looked_at(len(ids))
     if count < len(ids):
-        # one of every set at least: a set without a row would count as not measured
-        chosen = nearest_and_sample(_described(job, workspace, ids), _seen(job, workspace), count, job.settings.seed)
-        ids = sorted({ids[number] for number in chosen} | {some[0].reference_id for some in question.sets.values()})
+        numbers = nearest_and_sample(_described(job, workspace, ids), _seen(job, workspace), count, job.settings.seed)
+        chosen = {ids[number] for number in numbers}
+        for some in question.sets.values():  # one of each at least: a set without a row would count as not measured
+            if chosen.isdisjoint(one.reference_id for one in some):
+                chosen.add(some[0].reference_id)
+        ids = sorted(chosen)
     items = [(one, view) for one in ids for view in VIEWS]
     first = effort.noises if effort.covers(len(ids)) else FIRST
     both.fill(items, range(first))
