@@ -200,19 +200,18 @@ def measure(
     folder: Path, base: Path, workspace: Path, measured: list[dict[str, Any]], most: int, by: JudgeName
 ) -> Iterator[list[Any]]:
     """All rows, ``measured`` among them, again whenever one has been added or completed; ``most`` are audited."""
-    opened, place = load_base(locate_base(str(base))), Place(Workspace(workspace), Bench())
+    model, place = load_base(locate_base(str(base))), Place(Workspace(workspace), Bench())
     rows = {(row["checkpoint"], row["identity"]): row for row in measured}
     recipes, sets = trained(folder), dict[str, Known]()
-    current = {}
+    checkpoints = {recipe.name: open_checkpoint(recipe.file(folder)) for recipe in recipes}
+    current = {name: rows.get((name, one.identity)) or {} for name, one in checkpoints.items()}
     for recipe in recipes:
-        checkpoint = open_checkpoint(recipe.file(folder))
-        row = rows.get((recipe.name, checkpoint.identity))
-        if row is None:
+        checkpoint, row = checkpoints[recipe.name], current[recipe.name]
+        if not row:
             plain = {name: getattr(recipe, name) for name in FACTORS}
-            row = {"checkpoint": recipe.name, "identity": checkpoint.identity, "holdout": recipe.holdout, **plain}
-            row |= _rounded(membership(recipe, ModelPair(opened, checkpoint), sets))
-        current[recipe.name] = row
-        yield list(current.values())
+            row |= {"checkpoint": recipe.name, "identity": checkpoint.identity, "holdout": recipe.holdout, **plain}
+            row |= _rounded(membership(recipe, ModelPair(model, checkpoint), sets))
+            yield [row for row in current.values() if row]
     for recipe in recipes[:most]:
         row = current[recipe.name]
         wanted = ["guided_true_as", "guided_true_sscd_288_as"][: 1 + (by is JudgeName.sscd)]
@@ -224,6 +223,7 @@ def measure(
             }
             row |= _rounded(audits(recipe, texts, folder, base, place, by))
             yield list(current.values())
+    yield list(current.values())
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
