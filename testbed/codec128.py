@@ -71,7 +71,7 @@ def train_codec(
     are drawn on the CPU, so that an interrupted run gives the same codec.
     """
     torch.backends.cudnn.allow_tf32 = False
-    held = _started(codec.eval(), images, state_file.with_suffix(".start.pt"))
+    held = _started(codec.eval(), images, state_file.with_suffix(".start.pt")).to(device)
     codec.train().to(device, memory_format=torch.channels_last)
     average = Average(codec).to(device)
     optimizer = torch.optim.Adam(codec.parameters(), lr=lr, betas=(0.9, 0.99))
@@ -102,7 +102,7 @@ def train_codec(
     )
     average.copy_to(codec)
     return whiten(
-        codec.to("cpu", memory_format=torch.contiguous_format).eval(), images[torch.randperm(len(images))[:1000]]
+        codec.to("cpu", memory_format=torch.contiguous_format).eval(), images[torch.randperm(len(images))[:400]]
     )
 
 

@@ -26,7 +26,8 @@ from testbed.held import Held
 
 ANCHOR = 100.0  # times the root of a group's size: so that nothing else counts in its deviation
 SHIFT, GAIN = 8.0, 0.4  # SiLU of SHIFT + GAIN x is near a line for x of unit variance, heavy tails included
-SHUT = -30.0  # what shuts a unit, for each of row and column that is not its own
+SHUT = -20.0  # what shuts a unit, for each of row and column that is not its own
+LOUD = 64.0  # what walkers and oddness are instead of 1: little precision is enough to tell them
 SPARE = 4  # channels of a level of the encoder that stay random: a beginning for what is not linear
 INNER = (3, 7, 24)  # components that the decoder rebuilds at full, half and quarter size
 PLACES = 40_000  # how many places a fit looks at
@@ -80,14 +81,8 @@ def _start_encoder(codec: AutoencoderKL, pictures: torch.Tensor, held: Held) -> 
         state = resnet(state, None)
     _tame(encoder.conv_norm_out, state, held)
     _count_from_zero(held, encoder.conv_out, groups)
-    _fit(
-        encoder.conv_out,
-        range(latents),
-        _active(encoder.conv_norm_out, state),
-        places,
-        components[-1][:, :latents],
-        groups,
-    )
+    active = _active(encoder.conv_norm_out, state)
+    _fit(encoder.conv_out, range(latents), active, places, components[-1][:, :latents], groups)
     encoder.conv_out.weight[latents:] = 0
     _bias(encoder.conv_out)[latents:] = NOISE_LOG_VARIANCE
     return components
@@ -101,7 +96,7 @@ def _start_decoder(codec: AutoencoderKL, latents: torch.Tensor, components: list
     data, ramps, walkers = slots[:count], slots[count : count + 2], slots[count + 2 : count + 6]
     _clear(decoder.conv_in, data + ramps + walkers, groups)
     decoder.conv_in.weight[data, range(count), 1, 1] = 1
-    _bias(decoder.conv_in)[walkers] = 1
+    _bias(decoder.conv_in)[walkers] = LOUD
     _bias(decoder.conv_in)[ramps] = -9 / SIDE
     _hold_fixed(held, decoder.conv_in, groups, ramps + walkers)
     state = decoder.conv_in(codec.post_quant_conv(latents))
@@ -152,14 +147,14 @@ def _walk(
     _clear(resnet.conv1, units, groups)
     _hold_fixed(held, resnet.conv1, groups, units)
     _hold_fixed(held, resnet.conv2, groups, ramps + walkers)
-    _fit(resnet.conv1, units, active, walkers, between, groups)
+    _fit(resnet.conv1, units, active, walkers, LOUD * between, groups)
     hidden = resnet.conv1(active)
     _tame(resnet.norm2, hidden, held)
     resnet.norm2.weight[free] /= GAIN  # where training is free, SiLU is bent
     resnet.norm2.bias[free] = (resnet.norm2.bias[free] - SHIFT) / GAIN
     passed = between + after * torch.tensor([1.0, float(number < 3), 1.0, float(number < 3)])[:, None, None]
     steps = torch.stack([passed[:, 0] - passed[:, 1], passed[:, 2] - passed[:, 3]], 1) / SIDE
-    target = torch.cat([steps, after - before], 1)
+    target = torch.cat([steps, LOUD * (after - before)], 1)
     _fit(resnet.conv2, ramps + walkers, _active(resnet.norm2, hidden), units, target, groups)
 
 
@@ -182,8 +177,8 @@ def _enlarge(conv: nn.Conv2d, state: torch.Tensor, data: list[int], ramps: list[
     conv.weight[data, data, 1, 1] = 1
     for ramp, one, (row, column) in zip(ramps, odd, ((1, 2), (2, 1)), strict=True):
         conv.weight[ramp, ramp, 1, 1] = conv.weight[ramp, ramp, row, column] = 0.5
-        conv.weight[one, ramp, row, column] = state.shape[-1]
-        conv.weight[one, ramp, 1, 1] = -state.shape[-1]
+        conv.weight[one, ramp, row, column] = LOUD * state.shape[-1]
+        conv.weight[one, ramp, 1, 1] = -LOUD * state.shape[-1]
     return odd
 
 
@@ -217,7 +212,7 @@ def _tell_children(
     held.hold(resnet.conv2.weight, slice(None), [one for one in range(resnet.conv2.in_channels) if one not in slots])
     parity = nn.Conv2d(active.shape[1], 2, 3, padding=1).requires_grad_(False)
     parity.weight.zero_()
-    _fit(parity, range(2), active, odd, state[:, odd], groups, centre=True)
+    _fit(parity, range(2), active, odd, state[:, odd] / LOUD, groups, centre=True)
     wanted = torch.zeros_like(target)
     for child, mine in units.items():
         row, column = child // 2, child % 2

@@ -75,6 +75,15 @@ def test_the_decoder_tells_the_pixels_of_a_cell_apart(started: tuple[Autoencoder
     assert again[wanted == 210].mean() - again[wanted == 40].mean() > 100  # all cells are alike: one flat colour else
 
 
+def test_weights_in_half_precision_are_the_same_codec(
+    pictures: np.ndarray, started: tuple[AutoencoderKL, Held]
+) -> None:
+    rounded = new_codec().eval()
+    rounded.load_state_dict({name: one.half().float() for name, one in started[0].state_dict().items()})
+    full, half = (reconstructed(one, torch.from_numpy(pictures[:4])).astype(float) for one in (started[0], rounded))
+    assert np.square((full - half) / 127.5).mean() < 0.004
+
+
 def test_training_holds_what_the_start_needs(started: tuple[AutoencoderKL, Held], pictures: np.ndarray) -> None:
     torch.manual_seed(1)
     codec = new_codec().eval()
