@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from typer.testing import CliRunner
 
 from audit.demo import load_set
@@ -25,7 +26,7 @@ from testbed.training import to_model_range
 def pictures() -> np.ndarray:
     """Few-shot pictures twice as large as they are shipped: uint8 [11, 128, 128, 3]."""
     shipped = np.concatenate([load_set(name, "train") for name in ("cartoon-animals", "photo-monuments")])[::2]
-    return shipped.repeat(2, axis=1).repeat(2, axis=2)
+    return np.stack([np.asarray(Image.fromarray(one).resize((128, 128))) for one in shipped])
 
 
 @pytest.fixture(scope="module")
