@@ -30,6 +30,7 @@ def new_codec(latent_channels: int = 32, width: int = 1) -> AutoencoderKL:
         norm_num_groups=2,
         sample_size=SIZE,
         scaling_factor=1.0,
+        force_upcast=False,  # that would be bfloat16
         mid_block_add_attention=False,
     )
 
@@ -60,7 +61,7 @@ def train_codec(
     state_file: Path,
     *,
     batch: int = 8,
-    lr: float = 1e-4,
+    lr: float = 6e-5,
     device: str = "cpu",
     every: int = 50,
 ) -> AutoencoderKL:
