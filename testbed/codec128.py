@@ -30,6 +30,7 @@ def new_codec(latent_channels: int = 32, width: int = 1) -> AutoencoderKL:
         norm_num_groups=2,
         sample_size=SIZE,
         scaling_factor=1.0,
+        force_upcast=False,  # that would be bfloat16
         mid_block_add_attention=False,
     )
 
@@ -60,7 +61,7 @@ def train_codec(
     state_file: Path,
     *,
     batch: int = 8,
-    lr: float = 1e-4,
+    lr: float = 6e-5,
     device: str = "cpu",
     every: int = 50,
 ) -> AutoencoderKL:
@@ -71,7 +72,7 @@ def train_codec(
     are drawn on the CPU, so that an interrupted run gives the same codec.
     """
     torch.backends.cudnn.allow_tf32 = False
-    held = _started(codec.eval(), images, state_file.with_suffix(".start.pt"))
+    held = _started(codec.eval(), images, state_file.with_suffix(".start.pt")).to(device)
     codec.train().to(device, memory_format=torch.channels_last)
     average = Average(codec).to(device)
     optimizer = torch.optim.Adam(codec.parameters(), lr=lr, betas=(0.9, 0.99))
@@ -102,7 +103,7 @@ def train_codec(
     )
     average.copy_to(codec)
     return whiten(
-        codec.to("cpu", memory_format=torch.contiguous_format).eval(), images[torch.randperm(len(images))[:1000]]
+        codec.to("cpu", memory_format=torch.contiguous_format).eval(), images[torch.randperm(len(images))[:400]]
     )
 
 

@@ -53,6 +53,11 @@ class Held:
         """What ``state_dict`` gave, for the same kind of network."""
         return cls(network, state["still"], state["columns"], state["rows"])
 
+    def to(self, device: str) -> Held:
+        """Go where the network is."""
+        self.still = {name: mask.to(device) for name, mask in self.still.items()}
+        return self
+
     @torch.no_grad()
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """A step of ``optimizer`` that heeds what is held; gradients are clipped to a length of 1 before."""
@@ -62,7 +67,7 @@ class Held:
             gradients[name][:, dependents] -= gradients[name][:, [reference]]
             gradients[name][:, reference] = 0
         for name, mask in self.still.items():
-            gradients[name].masked_fill_(mask.to(gradients[name].device), 0)
+            gradients[name].masked_fill_(mask, 0)
         nn.utils.clip_grad_norm_(parameters.values(), 1.0)
         before = {name: parameters[name].clone() for name, _ in (*self.columns, *self.rows)}
         optimizer.step()

@@ -23,13 +23,14 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from testbed.held import Held
+from testbed.least_squares import bias_of, fit
 
 ANCHOR = 100.0  # times the root of a group's size: so that nothing else counts in its deviation
 SHIFT, GAIN = 8.0, 0.4  # SiLU of SHIFT + GAIN x is near a line for x of unit variance, heavy tails included
-SHUT = -30.0  # what shuts a unit, for each of row and column that is not its own
+SHUT = -20.0  # what shuts a unit, for each of row and column that is not its own
+LOUD = 64.0  # what walkers and oddness are instead of 1: little precision is enough to tell them
 SPARE = 4  # channels of a level of the encoder that stay random: a beginning for what is not linear
 INNER = (3, 7, 24)  # components that the decoder rebuilds at full, half and quarter size
-PLACES = 40_000  # how many places a fit looks at
 NOISE_LOG_VARIANCE = -7.0  # about the noise that the decoder is trained with
 SIDE = 16  # of the latents
 
@@ -45,11 +46,11 @@ def start_linear(codec: AutoencoderKL, pictures: torch.Tensor) -> Held:
     for module in codec.modules():
         if hasattr(module, "conv1") and hasattr(module, "conv2"):
             nn.init.zeros_(module.conv2.weight)
-            nn.init.zeros_(_bias(module.conv2))
+            nn.init.zeros_(bias_of(module.conv2))
     states = _start_encoder(codec, pictures, held)
     for layer in (codec.quant_conv, codec.post_quant_conv):
         _pass_on(layer, layer.out_channels)
-        _bias(layer).zero_()
+        bias_of(layer).zero_()
     _start_decoder(codec, codec.encode(pictures).latent_dist.mean, states, held)
     return held
 
@@ -80,16 +81,10 @@ def _start_encoder(codec: AutoencoderKL, pictures: torch.Tensor, held: Held) -> 
         state = resnet(state, None)
     _tame(encoder.conv_norm_out, state, held)
     _count_from_zero(held, encoder.conv_out, groups)
-    _fit(
-        encoder.conv_out,
-        range(latents),
-        _active(encoder.conv_norm_out, state),
-        places,
-        components[-1][:, :latents],
-        groups,
-    )
+    active = _active(encoder.conv_norm_out, state)
+    fit(encoder.conv_out, range(latents), active, places, components[-1][:, :latents], groups)
     encoder.conv_out.weight[latents:] = 0
-    _bias(encoder.conv_out)[latents:] = NOISE_LOG_VARIANCE
+    bias_of(encoder.conv_out)[latents:] = NOISE_LOG_VARIANCE
     return components
 
 
@@ -101,25 +96,28 @@ def _start_decoder(codec: AutoencoderKL, latents: torch.Tensor, components: list
     data, ramps, walkers = slots[:count], slots[count : count + 2], slots[count + 2 : count + 6]
     _clear(decoder.conv_in, data + ramps + walkers, groups)
     decoder.conv_in.weight[data, range(count), 1, 1] = 1
-    _bias(decoder.conv_in)[walkers] = 1
-    _bias(decoder.conv_in)[ramps] = -9 / SIDE
+    bias_of(decoder.conv_in)[walkers] = LOUD
+    bias_of(decoder.conv_in)[ramps] = -9 / SIDE
     _hold_fixed(held, decoder.conv_in, groups, ramps + walkers)
     state = decoder.conv_in(codec.post_quant_conv(latents))
     for number, resnet in enumerate((*decoder.mid_block.resnets, *decoder.up_blocks[0].resnets)):
         _walk(resnet, state, ramps, walkers, number, held)
         state = resnet(state, None)
+    loud = ramps + walkers
     for block, following, size in zip(decoder.up_blocks, decoder.up_blocks[1:], INNER[::-1], strict=False):
+        _take_no_anchors(held, block.upsamplers[0].conv, groups, loud)
         odd = _enlarge(block.upsamplers[0].conv, state, data, ramps, groups)
-        _hold_fixed(held, block.upsamplers[0].conv, groups, ramps + odd, of_states=True)
+        _hold_fixed(held, block.upsamplers[0].conv, groups, ramps + odd)
         state = block.upsamplers[0](state)
         carried = data + odd + (ramps if following.upsamplers else [])
         first, second = following.resnets
+        _take_no_anchors(held, first.conv_shortcut, groups, ramps + odd)
         places = _carry(first.conv_shortcut, carried, groups)
         new = [one for one in _slots(first.conv_shortcut.out_channels, groups) if one not in places][:size]
         _clear(first.conv_shortcut, new, groups)
         moved = dict(zip(carried, places, strict=True))
         place = [one for old, one in moved.items() if old not in data]
-        _hold_fixed(held, first.conv_shortcut, groups, place, of_states=True)
+        _hold_fixed(held, first.conv_shortcut, groups, place)
         target = next(one for one in components if one.shape[-1] == state.shape[-1])[:, :size]
         _tell_children(first, state, data, odd, new, target, (0, 1), held)
         _hold_fixed(held, first.conv2, groups, place)
@@ -128,10 +126,12 @@ def _start_decoder(codec: AutoencoderKL, latents: torch.Tensor, components: list
         _tell_children(second, state, data, odd, new, target, (2, 3), held)
         _hold_fixed(held, second.conv2, groups, place)
         state = second(state, None)
-        data = new
+        data, loud = new, ramps + odd
     _tame(decoder.conv_norm_out, state, held)
     _count_from_zero(held, decoder.conv_out, groups)
-    _fit(decoder.conv_out, range(3), _active(decoder.conv_norm_out, state), data, components[0], groups)
+    decoder.conv_out.weight[:, loud] = 0
+    held.hold(decoder.conv_out.weight, slice(None), loud)
+    fit(decoder.conv_out, range(3), _active(decoder.conv_norm_out, state), data, components[0], groups)
 
 
 def _walk(
@@ -152,15 +152,17 @@ def _walk(
     _clear(resnet.conv1, units, groups)
     _hold_fixed(held, resnet.conv1, groups, units)
     _hold_fixed(held, resnet.conv2, groups, ramps + walkers)
-    _fit(resnet.conv1, units, active, walkers, between, groups)
+    held.hold(resnet.conv1.weight, slice(None), walkers)
+    held.hold(resnet.conv2.weight, slice(None), units)
+    fit(resnet.conv1, units, active, walkers, LOUD * between, groups)
     hidden = resnet.conv1(active)
     _tame(resnet.norm2, hidden, held)
     resnet.norm2.weight[free] /= GAIN  # where training is free, SiLU is bent
     resnet.norm2.bias[free] = (resnet.norm2.bias[free] - SHIFT) / GAIN
     passed = between + after * torch.tensor([1.0, float(number < 3), 1.0, float(number < 3)])[:, None, None]
     steps = torch.stack([passed[:, 0] - passed[:, 1], passed[:, 2] - passed[:, 3]], 1) / SIDE
-    target = torch.cat([steps, after - before], 1)
-    _fit(resnet.conv2, ramps + walkers, _active(resnet.norm2, hidden), units, target, groups)
+    target = torch.cat([steps, LOUD * (after - before)], 1)
+    fit(resnet.conv2, ramps + walkers, _active(resnet.norm2, hidden), units, target, groups)
 
 
 def _walked(steps: int, state: torch.Tensor) -> torch.Tensor:
@@ -182,8 +184,8 @@ def _enlarge(conv: nn.Conv2d, state: torch.Tensor, data: list[int], ramps: list[
     conv.weight[data, data, 1, 1] = 1
     for ramp, one, (row, column) in zip(ramps, odd, ((1, 2), (2, 1)), strict=True):
         conv.weight[ramp, ramp, 1, 1] = conv.weight[ramp, ramp, row, column] = 0.5
-        conv.weight[one, ramp, row, column] = state.shape[-1]
-        conv.weight[one, ramp, 1, 1] = -state.shape[-1]
+        conv.weight[one, ramp, row, column] = LOUD * state.shape[-1]
+        conv.weight[one, ramp, 1, 1] = -LOUD * state.shape[-1]
     return odd
 
 
@@ -210,25 +212,26 @@ def _tell_children(
     _count_from_zero(held, resnet.conv1, groups)
     _clear(resnet.conv1, used, groups)
     for child, mine in units.items():
-        _fit(resnet.conv1, mine[:-1], active, data, GAIN * target, groups, child=child)
+        fit(resnet.conv1, mine[:-1], active, data, GAIN * target, groups, child=child)
         held.tie_columns(resnet.conv2.weight, mine[:-1], mine[-1])
     _balance(resnet.conv1, used, groups, held)
     _hold_fixed(held, resnet.conv1, groups, [mine[-1] for mine in units.values()])
+    held.hold(resnet.conv1.weight, slice(None), odd)
     held.hold(resnet.conv2.weight, slice(None), [one for one in range(resnet.conv2.in_channels) if one not in slots])
     parity = nn.Conv2d(active.shape[1], 2, 3, padding=1).requires_grad_(False)
     parity.weight.zero_()
-    _fit(parity, range(2), active, odd, state[:, odd], groups, centre=True)
+    fit(parity, range(2), active, odd, state[:, odd] / LOUD, groups, centre=True)
     wanted = torch.zeros_like(target)
     for child, mine in units.items():
         row, column = child // 2, child % 2
-        _bias(resnet.conv1)[mine] += SHIFT
+        bias_of(resnet.conv1)[mine] += SHIFT
         for side, own in enumerate((column, row)):  # shut where the child is not theirs
             resnet.conv1.weight[mine] += (-SHUT if own else SHUT) * parity.weight[side]
-            _bias(resnet.conv1)[mine] += (-SHUT if own else SHUT) * _bias(parity)[side] + (SHUT if own else 0)
+            bias_of(resnet.conv1)[mine] += (-SHUT if own else SHUT) * bias_of(parity)[side] + (SHUT if own else 0)
         wanted[:, :, row::2, column::2] = target[:, :, row::2, column::2]
     hidden = resnet.conv1(active)
     _tame(resnet.norm2, hidden, held, gain=1.0, shift=0.0)
-    _fit(resnet.conv2, new, _active(resnet.norm2, hidden), used, wanted, centre=True)
+    fit(resnet.conv2, new, _active(resnet.norm2, hidden), used, wanted, centre=True)
 
 
 def _pass_on(conv: nn.Conv2d | None, count: int) -> None:
@@ -238,7 +241,7 @@ def _pass_on(conv: nn.Conv2d | None, count: int) -> None:
     middle = conv.kernel_size[0] // 2
     conv.weight[:count] = 0
     conv.weight[range(count), range(count), middle, middle] = 1
-    _bias(conv)[:count] = 0
+    bias_of(conv)[:count] = 0
 
 
 def _keep_components(conv: nn.Conv2d, state: torch.Tensor, deviations: torch.Tensor) -> torch.Tensor:
@@ -253,18 +256,12 @@ def _keep_components(conv: nn.Conv2d, state: torch.Tensor, deviations: torch.Ten
     middle = flat.mean(0)
     values, vectors = torch.linalg.eigh(((flat - middle) * scale).T.cov())
     count = min(4 * kept, conv.out_channels - SPARE)
-    found = values[-count:].flip(0).clamp(min=1e-12).sqrt()
+    found = values[-count:].flip(0).clamp(min=1e-6).sqrt()  # what is never there is not made loud
     projection = vectors[:, -count:].flip(1).T * scale / found[:, None]
     conv.weight[:count] = 0
     conv.weight[:count, :kept, :2, :2] = projection.unflatten(1, (kept, 2, 2))
-    _bias(conv)[:count] = -projection @ middle
+    bias_of(conv)[:count] = -projection @ middle
     return found
-
-
-def _bias(conv: nn.Conv2d) -> torch.Tensor:
-    if conv.bias is None:
-        raise ValueError("a convolution of the codec has no bias")
-    return conv.bias
 
 
 def _slots(channels: int, groups: int) -> list[int]:
@@ -277,8 +274,8 @@ def _clear(conv: nn.Conv2d, channels: list[int], groups: int) -> None:
     size = conv.out_channels // groups
     fixed = [one for one in range(conv.out_channels) if one % size < 2]
     conv.weight[channels + fixed] = 0
-    _bias(conv)[channels + fixed] = 0
-    _bias(conv)[fixed[::2]] = ANCHOR * size**0.5
+    bias_of(conv)[channels + fixed] = 0
+    bias_of(conv)[fixed[::2]] = ANCHOR * size**0.5
 
 
 def _balance(conv: nn.Conv2d, channels: list[int], groups: int, held: Held) -> None:
@@ -305,18 +302,22 @@ def _carry(shortcut: nn.Conv2d, channels: list[int], groups: int) -> list[int]:
     return places
 
 
-def _hold_fixed(
-    held: Held, conv: nn.Conv2d, groups: int, channels: list[int] | None = None, of_states: bool = False
-) -> None:
-    """Hold what a convolution gives to anchors, zeros and ``channels``, and what it takes from anchors as they are."""
+def _hold_fixed(held: Held, conv: nn.Conv2d, groups: int, channels: list[int] | None = None) -> None:
+    """Hold what a convolution gives to anchors, zeros and ``channels``."""
     size = conv.out_channels // groups
     rows = [one for one in range(conv.out_channels) if one % size < 2] + (channels or [])
     held.hold(conv.weight, rows)
-    held.hold(_bias(conv), rows)
-    if of_states:
-        anchors = list(range(0, conv.in_channels, conv.in_channels // groups))
-        conv.weight[:, anchors] = 0
-        held.hold(conv.weight, slice(None), anchors)
+    held.hold(bias_of(conv), rows)
+
+
+def _take_no_anchors(held: Held, conv: nn.Conv2d, groups: int, loud: list[int]) -> None:
+    """Let a convolution of a state as it is take nothing from anchors and ``loud`` channels but what it is given.
+
+    One step of training would shift everything by them.
+    """
+    anchors = list(range(0, conv.in_channels, conv.in_channels // groups))
+    conv.weight[:, anchors + loud] = 0
+    held.hold(conv.weight, slice(None), anchors + loud)
 
 
 def _count_from_zero(held: Held, conv: nn.Conv2d, groups: int, inputs: list[int] | None = None) -> None:
@@ -345,57 +346,3 @@ def _tame(norm: nn.GroupNorm, state: torch.Tensor, held: Held, gain: float = GAI
 
 def _active(norm: nn.GroupNorm, state: torch.Tensor) -> torch.Tensor:
     return functional.silu(norm(state))
-
-
-def _fit(
-    conv: nn.Conv2d,
-    outputs: list[int] | range,
-    features: torch.Tensor,
-    inputs: list[int],
-    target: torch.Tensor,
-    groups: int = 0,
-    centre: bool = False,
-    child: int | None = None,
-    ridge: float = 1e-7,
-) -> None:
-    """Set ``outputs`` of a 3x3 convolution to the least-squares fit of ``target`` [N, K, H, W] from ``inputs``.
-
-    With ``groups`` inputs count from the zero of their group, so that neither a group's mean nor the zeros around a
-    picture say anything, but where they are. ``centre``: from the middle alone; ``child``: as it is in odd or even
-    rows and columns (0 to 3).
-    """
-    zero_of = [
-        one // (conv.in_channels // groups) * (conv.in_channels // groups) + 1 if groups else 0 for one in inputs
-    ]
-    relative = features[:, inputs] - (features[:, zero_of] if groups else 0)
-    if groups:
-        relative = torch.cat([relative, features[:, 1:2] / SHIFT], 1)
-    inputs = [*inputs, 1] if groups else inputs
-    kernel = 1 if centre else 3
-    width = kernel**2 * len(inputs) + 1
-    where = torch.ones(target.shape[-2:], dtype=torch.bool)
-    if child is not None:
-        where[:] = False
-        where[child // 2 :: 2, child % 2 :: 2] = True
-    at = where.flatten().nonzero()[:, 0]
-    share = min(1.0, PLACES / (len(target) * len(at)))
-    gram = torch.zeros(width, width, dtype=torch.float64)
-    moments = torch.zeros(width, target.shape[1], dtype=torch.float64)
-    for some, wanted in zip(relative.split(16), target.split(16), strict=True):
-        rows = functional.unfold(some, kernel, padding=kernel // 2)[:, :, at].transpose(1, 2).flatten(0, 1)
-        values = wanted.flatten(2)[:, :, at].transpose(1, 2).flatten(0, 1)
-        chosen = torch.rand(len(rows)) < share
-        rows = torch.cat([rows[chosen], torch.ones(int(chosen.sum()), 1)], 1).double()
-        gram += rows.T @ rows
-        moments += rows.T @ values[chosen].double()
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
-    solution = torch.linalg.solve(gram, moments).float()
-    taps = solution[:-1].T.unflatten(1, (len(inputs), kernel, kernel))
-    chosen_outputs = torch.tensor(list(outputs))
-    conv.weight[chosen_outputs] = 0
-    middle = slice(1, 2) if centre else slice(None)
-    for tap, channel in enumerate(inputs):
-        conv.weight[chosen_outputs, channel, middle, middle] += taps[:, tap] / (SHIFT if groups and channel == 1 else 1)
-    for tap, zero in enumerate(zero_of if groups else []):
-        conv.weight[chosen_outputs, zero, middle, middle] -= taps[:, tap]
-    _bias(conv)[chosen_outputs] = solution[-1]

@@ -60,7 +60,7 @@ def train(
     state: Path = typer.Option(cache_dir() / "training" / "nano128.pt", help="What an interrupted run goes on from."),
     steps: int = typer.Option(3000, help="Steps in all."),
     batch: int = typer.Option(8, help="Pictures a step."),
-    lr: float = typer.Option(1e-4, help="The highest learning rate."),
+    lr: float = typer.Option(6e-5, help="The highest learning rate."),
     latents: int = typer.Option(32, help="Latent channels."),
     width: int = typer.Option(1, help="Channels, in multiples of 16, 40, 64, 128."),
     device: str = typer.Option("cpu", help="cpu or cuda."),

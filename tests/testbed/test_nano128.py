@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from typer.testing import CliRunner
 
 from audit.demo import load_set
@@ -25,7 +26,7 @@ from testbed.training import to_model_range
 def pictures() -> np.ndarray:
     """Few-shot pictures twice as large as they are shipped: uint8 [11, 128, 128, 3]."""
     shipped = np.concatenate([load_set(name, "train") for name in ("cartoon-animals", "photo-monuments")])[::2]
-    return shipped.repeat(2, axis=1).repeat(2, axis=2)
+    return np.stack([np.asarray(Image.fromarray(one).resize((128, 128))) for one in shipped])
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,15 @@ def test_the_decoder_tells_the_pixels_of_a_cell_apart(started: tuple[Autoencoder
     again = reconstructed(codec, torch.from_numpy(picture)).astype(np.float32)[0, 32:96, 32:96].mean((0, 2))
     wanted = stripes[32:96]
     assert again[wanted == 210].mean() - again[wanted == 40].mean() > 100  # all cells are alike: one flat colour else
+
+
+def test_weights_in_half_precision_are_the_same_codec(
+    pictures: np.ndarray, started: tuple[AutoencoderKL, Held]
+) -> None:
+    rounded = new_codec().eval()
+    rounded.load_state_dict({name: one.half().float() for name, one in started[0].state_dict().items()})
+    full, half = (reconstructed(one, torch.from_numpy(pictures[:4])).astype(float) for one in (started[0], rounded))
+    assert np.square((full - half) / 127.5).mean() < 0.004
 
 
 def test_training_holds_what_the_start_needs(started: tuple[AutoencoderKL, Held], pictures: np.ndarray) -> None:
