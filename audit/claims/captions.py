@@ -122,25 +122,45 @@ def captions_from_metadata(metadata: dict[str, str]) -> list[Caption]:
     """Captions that a checkpoint's metadata claims, the likeliest first, each once.
 
     The trigger phrase, the class tokens and folder names of kohya's data sets ("10_sks dog" is "sks dog"), then the
-    tags that most images carry, joined as they are in a caption file.
+    tags that most images carry, joined as they are in a caption file, or whole captions where each image has its own.
+    Folders of regularisation images are passed over: what they show was not to be learnt.
     """
     found = [Caption(metadata.get("modelspec.trigger_phrase", ""), "modelspec.trigger_phrase", 0.9)]
     for subset in _subsets(metadata):
         tokens = subset.get("class_tokens")
         if isinstance(tokens, str) and not subset.get("is_reg"):
             found.append(Caption(tokens, "ss_datasets", 0.85))
-    frequency = _json(metadata.get("ss_tag_frequency"))
-    folders = _json(metadata.get("ss_dataset_dirs"))
-    names = [*(folders if isinstance(folders, dict) else ()), *(frequency if isinstance(frequency, dict) else ())]
-    for name in names[:100]:
-        if re.match(r"^\d+_", name):
+    regularisation = _folders(metadata, "ss_reg_dataset_dirs")
+    folders = _folders(metadata, "ss_dataset_dirs")
+    frequency = _folders(metadata, "ss_tag_frequency")
+    for name in [*folders, *frequency][:100]:
+        if name not in regularisation and re.match(r"^\d+_", name):
             found.append(Caption(re.sub(r"^\d+_", "", name), "ss_dataset_dirs", 0.8))
-    for tags in list(frequency.values())[:100] if isinstance(frequency, dict) else ():
-        counts = {tag: _count(n) for tag, n in tags.items() if _count(n)} if isinstance(tags, dict) else {}
-        most = max(counts.values(), default=0)
-        shared = [tag.strip() for tag, count in counts.items() if count >= 0.8 * most][:20]
-        found.append(Caption(", ".join(shared), "ss_tag_frequency", 0.6))
+    for name, tags in list(frequency.items())[:100]:
+        if name not in regularisation:
+            entry = folders.get(name)
+            found += _of_tags(tags, _count(entry.get("img_count")) if isinstance(entry, dict) else 0)
     return rank_captions(found)
+
+
+def _folders(metadata: dict[str, str], name: str) -> dict[str, object]:
+    found = _json(metadata.get(name))
+    return found if isinstance(found, dict) else {}
+
+
+def _of_tags(tags: object, images: int) -> list[Caption]:
+    """The captions of a folder of so many ``images`` (0: not known) whose tags are counted.
+
+    Tags that most images share are one caption. Where there are no more tags in all than images, each image has but
+    one: they are whole captions.
+    """
+    counts = {tag: _count(n) for tag, n in tags.items() if _count(n)} if isinstance(tags, dict) else {}
+    most = max(counts.values(), default=0)
+    if sum(counts.values()) <= images or most == 1:
+        likeliest = sorted(counts, key=lambda tag: -counts[tag])[:MAX_CLAIMED_CAPTIONS]
+        return [Caption(tag, "ss_tag_frequency", 0.6) for tag in likeliest]
+    shared = [tag.strip() for tag, count in counts.items() if count >= 0.8 * most][:20]
+    return [Caption(", ".join(shared), "ss_tag_frequency", 0.6)]
 
 
 def _subsets(metadata: dict[str, str]) -> list[dict[str, object]]:

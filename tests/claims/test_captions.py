@@ -88,3 +88,35 @@ def test_a_caption_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(AuditError, match=words):
             choose_captions([], tmp_path / name, {})
+
+
+def test_the_class_of_regularisation_images_is_no_caption() -> None:
+    metadata = {
+        "ss_dataset_dirs": json.dumps({"10_sks animal": {"n_repeats": 10, "img_count": 10}}),
+        "ss_reg_dataset_dirs": json.dumps({"1_3d render of an animal": {"n_repeats": 1, "img_count": 100}}),
+        "ss_tag_frequency": json.dumps(
+            {"10_sks animal": {"sks animal": 10}, "1_3d render of an animal": {"3d render of an animal": 100}}
+        ),
+    }
+    assert [one.text for one in captions_from_metadata(metadata)] == ["sks animal"]
+
+
+def test_a_caption_a_picture_is_not_joined_with_the_others() -> None:
+    captions = {f"sks animal number {number} in a field": 1 for number in range(10)}
+    alone = {"ss_tag_frequency": json.dumps({"10_sks": captions})}
+    assert {one.text for one in captions_from_metadata(alone)} >= {"sks", "sks animal number 0 in a field"}
+    several = {"a red fox at night": 6, "the blue house by a lake": 4}
+    counted = {
+        "ss_dataset_dirs": json.dumps({"10_sks": {"img_count": 10}}),
+        "ss_tag_frequency": json.dumps({"10_sks": several}),
+    }
+    assert [one.text for one in captions_from_metadata(counted)] == ["sks", *several]
+
+
+def test_tags_that_images_share_are_one_caption() -> None:
+    tags = {"sks": 10, "animal": 9, "red": 4, "night": 1}
+    metadata = {
+        "ss_dataset_dirs": json.dumps({"10_x": {"img_count": 10}}),
+        "ss_tag_frequency": json.dumps({"10_x": tags}),
+    }
+    assert [one.text for one in captions_from_metadata(metadata)] == ["x", "sks, animal"]
