@@ -14,7 +14,6 @@ from testbed.linear_start import start_linear
 from testbed.training import Average, cosine_schedule, run, to_model_range
 
 SIZE = 128
-NOISE = 0.03
 STARTERS = 130  # pictures that the linear start is fitted to
 
 
@@ -62,14 +61,15 @@ def train_codec(
     *,
     batch: int = 8,
     lr: float = 6e-5,
+    noise: float = 0.03,
     device: str = "cpu",
     every: int = 50,
 ) -> AutoencoderKL:
     """Train ``codec`` on uint8 [N, 128, 128, 3] and their mirror images; whitened, the moving average of its weights.
 
     Whole pictures: the decoder knows where it is by the borders; in full precision, which its ramps need. The
-    latents' means are decoded with a little noise, so that the decoder tolerates a sampler's errors. Random numbers
-    are drawn on the CPU, so that an interrupted run gives the same codec.
+    latents' means are decoded with ``noise`` of so many deviations, so that the decoder tolerates a sampler's errors.
+    Random numbers are drawn on the CPU, so that an interrupted run gives the same codec.
     """
     torch.backends.cudnn.allow_tf32 = False
     held = _started(codec.eval(), images, state_file.with_suffix(".start.pt")).to(device)
@@ -83,8 +83,8 @@ def train_codec(
         if torch.rand(()) < 0.5:
             target = target.flip(3)
         latents = codec.encode(target.contiguous(memory_format=torch.channels_last)).latent_dist.mean
-        noise = NOISE * torch.randn(latents.shape).to(device)
-        difference = codec.decode(latents + noise).sample - target
+        noisy = latents + noise * torch.randn(latents.shape).to(device)
+        difference = codec.decode(noisy).sample - target
         # the pull keeps the latents near unit variance
         loss = loss_of(difference) + 1e-4 * latents.square().mean()
         optimizer.zero_grad(set_to_none=True)

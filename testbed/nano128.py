@@ -61,6 +61,9 @@ def train(
     steps: int = typer.Option(3000, help="Steps in all."),
     batch: int = typer.Option(8, help="Pictures a step."),
     lr: float = typer.Option(6e-5, help="The highest learning rate."),
+    noise: float = typer.Option(
+        0.03, help="Noise on the latents, in their deviations: what the decoder learns to bear."
+    ),
     latents: int = typer.Option(32, help="Latent channels."),
     width: int = typer.Option(1, help="Channels, in multiples of 16, 40, 64, 128."),
     device: str = typer.Option("cpu", help="cpu or cuda."),
