@@ -10,14 +10,12 @@ import pyarrow as pa
 
 from audit.errors import WorkspaceError
 from audit.references.match import match_in
-from audit.references.weigh import weigh_audit
+from audit.references.weigh import WEIGHED, weigh_in
 from audit.workspace import Workspace
-
-_TABLES = 'audits extractions "references"'
 
 
 def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> int:
-    """Match a finished audit with reference sets; one file of matches a set, replaced when it is matched again.
+    """Match a finished audit with reference sets, and weigh it; a file a set, replaced when it is matched again.
 
     How many different reference pictures it matched. Raises WorkspaceError where a set is not there any more: an audit
     without its matches would pass for one that found nothing.
@@ -25,13 +23,14 @@ def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> int
     if not sets:
         return 0
 
-    def ask(connection: duckdb.DuckDBPyConnection) -> dict[str, list[dict[str, Any]]]:
-        return _found(connection, workspace, audit_id, sets)
+    def ask(connection: duckdb.DuckDBPyConnection) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+        return _found(connection, workspace, audit_id, sets), weigh_in(connection, audit_id, sets)
 
-    rows_of = workspace.asked(ask, _TABLES)
+    rows_of, chances = workspace.asked(ask, WEIGHED)
     for name, rows in rows_of.items():
         workspace.write("matches", f"{audit_id}.{name}", rows)
-    weigh_audit(workspace, audit_id, sets)
+        mine = [row for row in chances if row["reference_set"] == name]
+        workspace.write("chances", f"{audit_id}.{name}", mine)
     return len({row["reference_id"] for rows in rows_of.values() for row in rows if row["is_match"]})
 
 

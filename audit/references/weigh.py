@@ -19,10 +19,9 @@ from audit.descriptors.pdq import MIN_QUALITY
 from audit.evidence.chance import FEWEST, TAIL_SHARE, combined_p, rank_p, tail_p
 from audit.evidence.kind import FEATURES, kind_problem
 from audit.sampling.spooled import vectors_of
-from audit.workspace import Workspace
 
 BLOCK = 1024  # references at a time
-_TABLES = 'audits extractions "references" memberships'
+WEIGHED = 'audits extractions "references" memberships'
 
 
 @dataclass(frozen=True)
@@ -39,20 +38,9 @@ class _Decoys:
         return _Decoys(self.vectors[~some], self.cosines[~some], self.scores[~some], self.looks[~some])
 
 
-def weigh_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> None:
-    """Write the chances of the references of ``sets``, one file a set, in place of those that are there."""
-    if not sets:
-        return
+def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the chances of the references of ``sets``, over a connection that sees the tables of ``WEIGHED``."""
 
-    def ask(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-        return _weighed(connection, audit_id, sets)
-
-    rows = workspace.asked(ask, _TABLES)
-    for name in sets:
-        workspace.write("chances", f"{audit_id}.{name}", [row for row in rows if row["reference_set"] == name])
-
-
-def _weighed(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> list[dict[str, Any]]:
     def table(sql: str, *values: Any) -> pa.Table:
         return connection.sql(sql, params=list(values)).to_arrow_table()
 

@@ -11,7 +11,7 @@ import pytest
 
 from audit.evidence.chance import FEWEST
 from audit.evidence.kind import FEATURES
-from audit.references.weigh import weigh_audit
+from audit.references.audits import match_audit
 from audit.report.chance import chances_of, set_chances_of
 from audit.schemas import AUDITS
 from audit.states import Verdict
@@ -74,7 +74,7 @@ def weighed(workspace: Workspace) -> Workspace:
 
 
 def told(workspace: Workspace, audit: str = AUDIT) -> dict[str, Any]:
-    weigh_audit(workspace, audit, ["mine"])
+    match_audit(workspace, audit, ["mine"])
 
     def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
         return workspace.rows(sql, values)
