@@ -63,7 +63,7 @@ def wait_for(workspace: Workspace, pattern: str, count: int = 1, seconds: float 
     deadline = time.monotonic() + seconds
     while len(list(workspace.root.glob(pattern))) < count:
         assert time.monotonic() < deadline, f"{pattern} did not come"
-        time.sleep(0.05)
+        time.sleep(0.003)  # an audit of these settings is in the spool for a tenth of a second
 
 
 def test_a_run_audits_everything_once_and_reports(undisturbed: Workspace) -> None:
