@@ -379,8 +379,8 @@ class Run:
         if not self.state.shard.startswith("0/"):
             return {}
         tables = (
-            "audits", "generations", "extractions", "matches", "memberships", "evaluations", "base_losses", "failures",
-            "references",
+            "audits", "generations", "extractions", "matches", "memberships", "chances", "evaluations", "base_losses",
+            "latents", "failures", "references",
         )  # fmt: skip
         return {table: self.workspace.compact(table) for table in tables}
 
