@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from audit.config import Config as Config
     from audit.config import Settings as Settings
     from audit.config import load_config as load_config
-    from audit.engine.run import RunState as RunState
+    from audit.engine.state import RunState as RunState
     from audit.errors import AuditError as AuditError
     from audit.errors import CheckpointError as CheckpointError
     from audit.errors import ConfigError as ConfigError
@@ -51,7 +51,7 @@ _FROM = {
     "audit.api": ("Compared", "Result", "add_references", "inspect", "match", "run", "scan"),
     "audit.bench": ("Bench",),
     "audit.config": ("Config", "Settings", "load_config"),
-    "audit.engine.run": ("RunState",),
+    "audit.engine.state": ("RunState",),
     "audit.errors": (
         "AuditError", "CheckpointError", "ConfigError", "DescriptorError", "DeviceLostError", "DeviceMemoryError",
         "NoEffectError", "NotFiniteError", "ReferenceSetError", "SamplingError", "WorkspaceError",

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.bench import Bench
-from audit.config import Compile, Config, Evidence, Latents, Settings, StoredImages
+from audit.config import Compile, Config, Evidence, Latents, Rule, Settings, StoredImages, VerdictSettings
 from audit.devices import default_device
 from audit.engine.local import run_stages
-from audit.engine.run import Run, RunState
+from audit.engine.run import Run
+from audit.engine.state import RunState
 from audit.engine.work import Place
-from audit.errors import ConfigError, ReferenceSetError
+from audit.errors import ConfigError
 from audit.job import Job, Request, resolve
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
@@ -30,7 +31,8 @@ from audit.references.sets import Added, image_files, known_pictures
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit
-from audit.report.index import Answer
+from audit.report.index import Together
+from audit.report.verdict import QuestionVerdict
 from audit.stages import Clustered, Report, Sampled, Scores, stages_for
 from audit.states import Known, SetKind
 from audit.workspace import Workspace
@@ -62,19 +64,24 @@ class Result:
         return self.job.id
 
     @property
+    def verdict(self) -> QuestionVerdict:
+        """What is said of the references and sets: match, possible, none or uncalibrated, and what it rests on."""
+        return self.facts.verdict
+
+    @property
     def matched(self) -> list[str]:
-        """The names of the reference pictures that were recovered, the most similar first."""
-        return [match.name for _, match in self.facts.matched]
+        """The names of the reference pictures that match, the surest first."""
+        return [one.name for one in self.verdict.matched]
 
     @property
     def possible(self) -> list[str]:
-        """The names of those that are too small to be sure of."""
-        return [match.name for _, match in self.facts.possible]
+        """The names of those that are possible."""
+        return [one.name for one in self.verdict.possible]
 
     @property
     def tells_nothing(self) -> str | None:
         """Why nothing follows from finding no match; None where the audit did its work, or found some."""
-        return self.facts.tells_nothing
+        return self.verdict.tells_nothing
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``lora-audit scan --json`` prints them: everything but pictures and vectors."""
@@ -82,7 +89,10 @@ class Result:
         return {**self.facts.as_json(), "report": self.page, "skipped_images": skipped}
 
     def to_arrow(self) -> pa.Table:
-        """A row an extraction and reference near it: rank, confidence, size, and the columns of matches."""
+        """A row an extraction and reference near it: rank, confidence, size, and the columns of matches.
+
+        Its verdict is by the fixed threshold; ``verdict`` has the one with an error rate.
+        """
         import pyarrow as pa
 
         rows = [
@@ -106,14 +116,18 @@ class Result:
 
 @dataclass(frozen=True)
 class Compared:
-    """What matching finished audits again found, those with most matches first, and how many were left out, by why."""
+    """What matching finished audits again found, at one rate over all of them, and how many were left out, by why."""
 
-    answers: list[Answer]
+    found: Together
     left_out: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``lora-audit match --json`` prints them."""
-        return {"audits": [asdict(one) for one in self.answers], "left_out": self.left_out}
+        found = self.found
+        return {
+            "audits": [asdict(one) for one in found.answers], "compared": found.compared, "expected": found.expected,
+            "left_out": self.left_out,
+        }  # fmt: skip
 
 
 def scan(
@@ -133,6 +147,8 @@ def scan(
     compile: Compile = Compile.off,
     background: Iterable[str | Path] = (),
     latents: Latents = Latents.auto,
+    rule: Rule | str = Rule.calibrated,
+    fdr: float = VerdictSettings.fdr,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Result:
@@ -142,13 +158,13 @@ def scan(
     captions, N0 and settings itself. ``references`` are names of reference sets or folders of pictures;
     ``training_images`` and ``control`` folders of pictures that it is scored against. ``latents`` says whether those of
     folders' pictures are kept, which membership is measured on. ``background`` are decoys in the same form, pictures
-    of the references' kind that cannot have been trained on; the workspace's sets of that kind count too. ``progress``
-    is told (what, done, of how many). A ``bench`` keeps models in memory from call to call; it has the device, and
-    serves one at a time.
+    of the references' kind that cannot have been trained on; the workspace's sets of that kind count too. ``rule`` and
+    ``fdr`` say what counts as a match (VerdictSettings). ``progress`` is told (what, done, of how many). A ``bench``
+    keeps models in memory from call to call; it has the device, and serves one at a time.
 
     A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
     """
-    tell = progress or quiet
+    tell, asked = progress or quiet, verdict_settings(rule, fdr)
     request = _request(checkpoint, base, captions, n0, settings)
     references = list(references)
     require_references(request.settings, references)
@@ -179,11 +195,19 @@ def scan(
     page = next(number for number, stage in enumerate(stages) if stage.name == Report.name)
     records = run_stages(stages[:page], job, place, tell)
     run_stages([Scores(kind, pictures) for kind, pictures in known.items()], job, place, tell)
-    facts = collect(opened, job.id, names)  # once: for the page and for the caller
+    facts = collect(opened, job.id, names, asked)  # once: for the page and for the caller
     written = write_page(facts, opened)
     run_stages(stages[page + 1 :], job, place, tell)
     was_known = not any(isinstance(record, Sampled | Clustered) for record in records)
     return Result(job, facts, written, skipped, was_known)
+
+
+def verdict_settings(rule: Rule | str, fdr: float) -> VerdictSettings:
+    """What counts as a match. Raises ConfigError for a rule that there is not, or a rate out of its limits."""
+    try:
+        return VerdictSettings(Rule(rule), fdr)
+    except ValueError as error:
+        raise ConfigError(f"rule = {rule!r}: it is one of {', '.join(Rule)}") from error
 
 
 def _request(
@@ -291,14 +315,16 @@ def add_references(
     bases: Sequence[str] = (),
     resolution: int | None = None,
     kind: SetKind = SetKind.reference,
+    decoys_of: Sequence[str] = (),
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Added:
     """Describe the pictures below ``folder`` and keep them as the reference set ``name``, in place of one so called.
 
     Latents of the pictures under each of ``bases``, in ``resolution`` or the base's own, are kept too: membership is
-    measured on them. ``kind`` background makes them decoys. What is passed over is listed with its reason. Raises
-    ReferenceSetError where nothing can be read.
+    measured on them. ``kind`` background makes them decoys, of the reference sets ``decoys_of``, or of any. What is
+    passed over is listed with its reason. Raises ReferenceSetError where nothing can be read, or one of those sets is
+    not there.
     """
     from audit.references.latents import codec_id, keep_latents
 
@@ -307,7 +333,7 @@ def add_references(
     located = [bench.locate(base) for base in bases]
     added = ReferenceSets(opened).add(
         name, Path(folder), bench.load_descriptor(descriptor), thumbnails,
-        lambda done, total: tell("describing", done, total), kind,
+        lambda done, total: tell("describing", done, total), kind, decoys_of,
     )  # fmt: skip
     for one in located:
         codec = partial(bench.codec_of, one, resolution)
@@ -348,17 +374,17 @@ def match(
     audits: Sequence[str] | None = None,
     *,
     workspace: Workspace | str | Path = DEFAULT_WORKSPACE,
+    rule: Rule | str = Rule.calibrated,
+    fdr: float = VerdictSettings.fdr,
     progress: Tell | None = None,
 ) -> Compared:
     """Compare finished audits with reference sets that came later, and write their pages. No model is needed.
 
-    ``audits`` are ids, or their beginnings; None: all. Raises ReferenceSetError for a set that is not there.
+    ``audits`` are ids, or their beginnings; None: all. ``rule`` and ``fdr`` say what counts as a match, of all audits
+    together. Raises ReferenceSetError for a set that is not there.
     """
+    asked = verdict_settings(rule, fdr)
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
-    known = {row["reference_set"] for row in ReferenceSets(opened).list()}
-    for name in references:
-        if name not in known:
-            there = ", ".join(sorted(known)) or "none"
-            raise ReferenceSetError(f"there is no reference set {name!r} (there are: {there})")
+    ReferenceSets(opened).require_any(references)
     chosen = [find_audit(opened, one) for one in audits] if audits else None
-    return Compared(*match_again(opened, references, chosen, progress or quiet))
+    return Compared(*match_again(opened, references, chosen, progress or quiet, asked))

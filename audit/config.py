@@ -12,81 +12,23 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from audit.choices import BaseCaption as BaseCaption
+from audit.choices import Clustering as Clustering
+from audit.choices import Compile as Compile
+from audit.choices import EngineName as EngineName
+from audit.choices import Evidence as Evidence
+from audit.choices import Latents as Latents
+from audit.choices import Method as Method
+from audit.choices import Precision as Precision
+from audit.choices import Priority as Priority
+from audit.choices import Prompts as Prompts
+from audit.choices import Rule as Rule
+from audit.choices import Solver as Solver
+from audit.choices import StoredImages as StoredImages
 from audit.errors import ConfigError
-
-
-class Method(StrEnum):
-    """How sampling is steered."""
-
-    direct = "direct"
-    cfg = "cfg"
-    model_guidance = "model-guidance"
-
-
-class BaseCaption(StrEnum):
-    """What the base's prediction is conditioned on in model guidance."""
-
-    empty = "empty"
-    same = "same"
-
-
-class Solver(StrEnum):
-    """Which of diffusers' schedulers integrates the sampling ODE."""
-
-    ddim = "ddim"
-    dpmpp = "dpm++"
-
-
-class Clustering(StrEnum):
-    """How generations become extractions."""
-
-    peaks = "peaks"
-    cliques = "cliques"
-
-
-class StoredImages(StrEnum):
-    """Which images a workspace keeps."""
-
-    extractions = "extractions"
-    all = "all"
-    hashes_only = "hashes-only"
-
-
-class Evidence(StrEnum):
-    """What an audit looks for: pictures that come out, references that are known, or both."""
-
-    both = "both"
-    extraction = "extraction"
-    membership = "membership"
-
-
-class Latents(StrEnum):
-    """Whether latents of reference pictures are kept, which membership is measured on."""
-
-    auto = "auto"
-    always = "always"
-    never = "never"
-
-
-class Precision(StrEnum):
-    """What the networks compute in."""
-
-    auto = "auto"
-    fp16 = "fp16"
-    bf16 = "bf16"
-    fp32 = "fp32"
-
-
-class Compile(StrEnum):
-    """What torch.compile is used for."""
-
-    off = "off"
-    blocks = "blocks"
-    graphs = "graphs"
 
 
 def _setting(default: Any, text: str, **more: Any) -> Any:
@@ -180,18 +122,16 @@ class Settings(_Checked):
         return {name: value for name, value in asdict(self).items() if said.get(name, True)}
 
 
-class EngineName(StrEnum):
-    """What runs the stages."""
+@dataclass(frozen=True)
+class VerdictSettings(_Checked):
+    """What counts as a match. It is asked of a finished audit: under another rule or rate nothing is sampled again."""
 
-    local = "local"
-    ray = "ray"
-
-
-class Priority(StrEnum):
-    """Which checkpoints come first."""
-
-    uploads = "uploads"
-    none = "none"
+    rule: Rule = _setting(
+        Rule.calibrated,
+        "calibrated: a match is what decoys hardly ever reach, at the rate --fdr; without decoys there is no verdict. "
+        "fixed: what reaches the descriptor's threshold, whose error rate is not known.",
+    )
+    fdr: float = _setting(0.05, "Of what is called a match, the share that may be wrong on average.", min=1e-6, max=0.5)
 
 
 @dataclass(frozen=True)
@@ -236,14 +176,6 @@ class RunSettings(_Checked):
         "127.0.0.1", "The address they are served on; 0.0.0.0 is every one of this machine."
     )
     compact_every: int = _setting(200, "Finished audits after which small files are merged.", min=1)
-
-
-class Prompts(StrEnum):
-    """When prompts of example images count as captions."""
-
-    missing = "missing"
-    always = "always"
-    never = "never"
 
 
 @dataclass(frozen=True)
@@ -291,6 +223,7 @@ class Config:
         default_factory=dict, option="base-config", metavar="FAMILY=SOURCE",
     )  # fmt: skip
     settings: Settings = _setting(None, "What changes the result of an audit.", default_factory=Settings)
+    verdict: VerdictSettings = _setting(None, "What counts as a match.", default_factory=VerdictSettings)
     run: RunSettings = _setting(None, "How audits are gone about.", default_factory=RunSettings)
     crawl: CrawlSettings = _setting(None, "How sources are asked.", default_factory=CrawlSettings)
 

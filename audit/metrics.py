@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, star
 
 from audit.engine.work import RETRIED
 from audit.errors import ConfigError
-from audit.states import ItemState
+from audit.states import ItemState, Verdict
 
 REGISTRY = CollectorRegistry()
 
@@ -21,6 +21,8 @@ OUTCOMES = ("finished", "failed", "quarantined", "skipped")
 STAGES = ("load", "sample", "membership", "cluster", "match", "report")
 SOURCES = ("civitai", "huggingface", "folder", "file")
 STATES = tuple(ItemState)
+NOTHING = "nothing"  # an audit that tells nothing, or was not asked about any set
+VERDICTS = (*Verdict, NOTHING)
 RETRY_REASONS = RETRIED
 STATUSES = ("2xx", "3xx", "4xx", "429", "5xx", "no-answer")
 
@@ -35,7 +37,12 @@ stage_seconds = Histogram(
 )
 images = Counter("lora_audit_images", "Images sampled", registry=REGISTRY)
 evaluations = Counter("lora_audit_evaluations", "Network evaluations of one image each", registry=REGISTRY)
-matches = Counter("lora_audit_matches", "Reference pictures matched", registry=REGISTRY)
+matches = Counter(
+    "lora_audit_matches", "Reference pictures that match, of each audit by itself", registry=REGISTRY
+)  # fmt: skip
+verdicts = Counter(
+    "lora_audit_verdicts", "Finished audits by what their page says", ["verdict"], registry=REGISTRY
+)  # fmt: skip
 busy_seconds = Counter(
     "lora_audit_busy_seconds", "Seconds that workers computed, summed over workers", registry=REGISTRY
 )
@@ -61,6 +68,8 @@ for _outcome in OUTCOMES:
     audits.labels(_outcome)
 for _reason in RETRY_REASONS:
     retries.labels(_reason)
+for _verdict in VERDICTS:
+    verdicts.labels(_verdict)
 for _stage in STAGES:
     stage_seconds.labels(_stage)
 for _source in SOURCES[:3]:

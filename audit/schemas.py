@@ -191,6 +191,7 @@ REFERENCES = _schema(
         pa.list_(pa.float32()),
         "17 numbers of its colours, border and detail, which decoys have to share",
     ),
+    ("decoys_of", pa.list_(pa.string()), "of a background: the reference sets that it is for; null for any"),
     ("added_at", pa.timestamp("us", "UTC"), "when"),
 )
 
@@ -204,7 +205,8 @@ PASSED_OVER = _schema(
 )
 
 MATCHES = _schema(
-    "The best references of each extraction, with the evidence.",
+    "The best references of each extraction. Verdicts here are by the descriptor's fixed threshold, whose error rate "
+    "is not known; what is said with an error rate follows from chances.",
     ("audit_id", pa.string(), "the audit"),
     ("rank", pa.int32(), "the extraction's rank"),
     ("reference_set", pa.string(), "joins references"),
@@ -212,7 +214,7 @@ MATCHES = _schema(
     ("position", pa.int32(), "1 is the reference of its set nearest to this extraction"),
     ("similarity", pa.float64(), "descriptor cosine, -1 to 1"),
     ("pdq_distance", pa.int32(), "differing bits of 256; null where a hash is missing or of quality below 50"),
-    ("is_match", pa.bool_(), "the verdict is match"),
+    ("is_match", pa.bool_(), "the verdict by the fixed threshold is match"),
     (
         "verdict",
         pa.string(),
@@ -280,8 +282,32 @@ CHANCES = _schema(
     ("membership_p", pa.float64(), "p of that score among decoys; null where too few were measured"),
     ("membership_decoys", pa.int32(), "decoys it was compared with"),
     ("p", pa.float64(), "p of both together (Cauchy's rule); null where there is neither, or the picture counts not"),
-    ("caveat", pa.string(), "why the picture does not count; null where it does"),
+    ("caveat", pa.string(), "why the picture, or its score, does not count; null where it does"),
     ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
+)
+
+SET_CHANCES = _schema(
+    "One row a reference set that was weighed: how likely the membership scores of all of it are, had it had no part.",
+    ("audit_id", pa.string(), "the audit"),
+    ("reference_set", pa.string(), "joins references"),
+    ("question", pa.string(), "hash of its pictures and of its decoys: with others it is weighed again"),
+    ("pictures", pa.int32(), "pictures of the set that count and have a membership score"),
+    ("decoys", pa.int32(), "decoys that have one"),
+    ("p", pa.float64(), "p of Mann and Whitney's test; null where it cannot be said"),
+    ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
+)
+
+PAIRINGS = _schema(
+    "One row a reference set that was weighed and a background that may be its decoys: what was taken of it.",
+    ("audit_id", pa.string(), "the audit"),
+    ("reference_set", pa.string(), "joins references"),
+    ("background", pa.string(), "the name of the background"),
+    ("pictures", pa.int32(), "pictures of the background"),
+    ("copies", pa.int32(), "of these, copies of a reference: left out"),
+    ("trivial", pa.int32(), "of these, too small, or with too little in them: left out"),
+    ("decoys", pa.int32(), "decoys that were taken; 0 where it is of another look"),
+    ("problem", pa.string(), "why none was taken; null where they were"),
+    ("suspects", pa.list_(pa.string()), "names of decoys that score as if they had been trained on; 20 at most"),
 )
 
 EVALUATIONS = _schema(
@@ -324,6 +350,8 @@ TABLES: dict[str, pa.Schema] = {
     "base_losses": BASE_LOSSES,
     "memberships": MEMBERSHIPS,
     "chances": CHANCES,
+    "set_chances": SET_CHANCES,
+    "pairings": PAIRINGS,
     "failures": FAILURES,
 }
 
@@ -336,4 +364,6 @@ KEY_COLUMNS = {
     "evaluations": ("audit_id", "kind"),
     "memberships": ("audit_id", "reference_set"),
     "chances": ("audit_id", "reference_set"),
+    "set_chances": ("audit_id", "reference_set"),
+    "pairings": ("audit_id", "reference_set"),
 }

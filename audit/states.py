@@ -70,7 +70,7 @@ class ItemState(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What is said of a reference; ``uncalibrated``: there are too few decoys to say it."""
+    """What is said of a reference, a set or a question; ``uncalibrated``: there are too few decoys to say it."""
 
     match = "match"
     possible = "possible"

@@ -27,9 +27,9 @@ from PIL import Image
 from scipy import stats
 
 import audit
+from audit.config import VerdictSettings
 from audit.demo import ASSETS, load_set
 from audit.evidence.chance import FEWEST, false_discovery_rates
-from audit.report.chance import RATE
 from benchmarks.grid import SHIPPED, available
 from benchmarks.tables import table
 from testbed.controls import controls
@@ -37,6 +37,7 @@ from testbed.design import REALISTIC
 from testbed.more_sets import prepared
 from testbed.sets import few_shot_set, training_captions
 
+RATE = VerdictSettings.fdr
 IMAGES = 6  # sampled for each training picture
 MOST_DECOYS, LEAST_UNSEEN = 40, 5
 RULES = ("fixed", "extraction", "membership", "combined")
@@ -116,10 +117,10 @@ def row_of(one: Subject, result: audit.Result) -> dict[str, Any]:
         "unseen_set_p": whole["unseen"].p if "unseen" in whole else None,
         "null_p": [item.p for item, mine in zip(chances, seen, strict=True) if not mine and item.p is not None],
     }  # fmt: skip
-    matched_ids = {match.reference_id for _, match in facts.matched}
+    alike = {one.reference_id for one in facts.verdict.alike}
     for rule in RULES:
         if rule == "fixed":
-            called = np.array([item.reference_id in matched_ids for item in chances], bool)
+            called = np.array([item.reference_id in alike for item in chances], bool)
         else:
             name = "p" if rule == "combined" else f"{rule}_p"
             values = [getattr(item, name) for item in chances]

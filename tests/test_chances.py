@@ -58,12 +58,12 @@ def verdicts(result: audit.Result) -> list[Verdict]:
 
 def test_a_set_that_was_trained_on_is_told_from_one_of_its_kind_that_was_not(scanned: dict[str, audit.Result]) -> None:
     [trained], [unseen] = scanned["trained"].facts.set_chances, scanned["unseen"].facts.set_chances
-    assert (trained.pictures, trained.decoys) == (10, 24)
+    assert (trained.pictures, trained.decoys) == (10, 23)  # one of 24 is nearly a copy of a reference
     assert trained.p < 1e-3
     assert unseen.p > 0.05
     assert Verdict.match not in verdicts(scanned["unseen"])
     likely = [one.p for one in scanned["trained"].facts.chances]
-    assert sum(p <= 0.06 for p in likely) >= 5  # 1 / 25 is the least that 24 decoys can say
+    assert sum(p <= 0.06 for p in likely) >= 5  # 1 / 24 is the least that 23 decoys can say
 
 
 def test_decoys_of_another_look_say_nothing(scanned: dict[str, audit.Result]) -> None:
@@ -74,7 +74,7 @@ def test_decoys_of_another_look_say_nothing(scanned: dict[str, audit.Result]) ->
 def test_page_and_json_say_it(scanned: dict[str, audit.Result]) -> None:
     page = Path(scanned["trained"].page).read_text()
     assert "What can be said with an error rate" in page
-    assert "as a whole, 10 pictures among 24 decoys" in page
+    assert "as a whole, 10 pictures among 23 decoys" in page
     assert "are not of their kind" in Path(scanned["others"].page).read_text()
     plain: dict[str, Any] = scanned["trained"].as_dict()
     assert len(plain["chances"]) == 10

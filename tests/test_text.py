@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from audit.cli import main
 from audit.config import Settings
-from audit.engine.run import RunState
+from audit.engine.state import RunState
 from audit.report import collect
 from audit.report.index import Answer, write_index
 from audit.report.page import render

@@ -25,6 +25,7 @@ EXIT_BAD_INPUT = 2
 EXIT_ALL_FAILED = 3
 EXIT_MATCHES_FOUND = 10
 EXIT_TELLS_NOTHING = 11
+EXIT_UNCALIBRATED = 12  # no match, and of a set that was asked about there is no verdict
 EXIT_STOPPED = 130
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]

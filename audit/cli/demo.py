@@ -10,8 +10,8 @@ import typer
 
 from audit.cli.common import JsonOption, console, progress_display
 from audit.cli.options import configured
-from audit.config import Config
-from audit.demo import BASE, FINE_TUNES
+from audit.config import Config, Rule
+from audit.demo import BASE, FINE_TUNES, decoys_of
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +56,13 @@ def demo(
     control = pictures / "control"
     if not as_json:
         log.info("which pictures are alike is judged by %s", in_words(descriptor_facts("nano").name))
+    decoys = decoys_of(shipped.few_shot)
+    if not decoys:
+        log.warning("no decoys of its kind come along: what follows is by the fixed threshold, without an error rate")
     with progress_display(console()) as progress:
         result = api.scan(
-            request, references=[pictures], descriptor="nano", workspace=config.workspace, training_images=training,
-            control=control, progress=progress,
+            request, references=[pictures], background=decoys, descriptor="nano", workspace=config.workspace,
+            rule=Rule.calibrated if decoys else Rule.fixed, training_images=training, control=control,
+            progress=progress,
         )  # fmt: skip
     finish(result, as_json)

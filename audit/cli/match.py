@@ -9,6 +9,7 @@ import typer
 
 from audit.cli.common import (
     EXIT_MATCHES_FOUND,
+    EXIT_UNCALIBRATED,
     JsonOption,
     console,
     print_json,
@@ -21,7 +22,7 @@ from audit.config import Config
 log = logging.getLogger(__name__)
 
 
-@configured("references", "workspace")
+@configured("references", "verdict.*", "workspace")
 def match(
     config: Config,
     audits: Annotated[
@@ -35,31 +36,40 @@ def match(
 
     [bold]Example[/bold]: lora-audit references add portfolio paintings/ && lora-audit match --references portfolio
 
-    Exit codes: 0 nothing found, 10 matches found, 2 bad input.
+    A match is one at the rate over all audits that are compared. Exit codes: 0 no match, 10 a match, 12 no match, and
+    no verdict of an audit (too few decoys), 2 bad input.
     """
     from rich.markup import escape
     from rich.table import Table
 
     from audit import api
     from audit.errors import ConfigError
+    from audit.report.index import in_words
+    from audit.states import Verdict
 
     if not config.references:
         raise ConfigError("no reference set is named: give --references NAME, or references in the configuration")
     out = console()
     with progress_display(out) as progress:
-        compared = api.match(config.references, audits, workspace=config.workspace, progress=progress)
-    answers = compared.answers
+        compared = api.match(
+            config.references, audits, workspace=config.workspace, rule=config.verdict.rule, fdr=config.verdict.fdr,
+            progress=progress,
+        )  # fmt: skip
+    found = compared.found
+    matched = found.those(Verdict.match)
     if as_json:
         print_json(compared.as_dict())
     else:
-        table = Table("checkpoint", "pictures", "page", title="with matches")
-        for one in (one for one in answers if one.matches):
-            table.add_row(escape(one.name), str(one.matches), escape(one.page))
+        table = Table("checkpoint", "pictures", "sets", "page", title="with matches")
+        for one in matched:
+            table.add_row(escape(one.name), str(one.matches), str(one.matched_sets), escape(one.page))
         if table.row_count and not is_structured():
             out.print(table)
-        with_matches = {one.page: one.matches for one in answers if one.matches}
-        tell(log, f"{len(answers)} audits compared, {table.row_count} with matches", matches=with_matches)
+        said = {one.page: one.verdict for one in found.answers}
+        tell(log, "%s", in_words(found), verdicts=said, compared=found.compared, expected=found.expected)
         for reason, count in compared.left_out.items():
             log.warning("%d left out: %s", count, reason)
-    if any(one.matches for one in answers):
+    if matched:
         raise typer.Exit(EXIT_MATCHES_FOUND)
+    if found.those(Verdict.uncalibrated):
+        raise typer.Exit(EXIT_UNCALIBRATED)

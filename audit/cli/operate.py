@@ -46,7 +46,8 @@ def status(config: Config, as_json: JsonOption = False) -> None:
         table.add_row(escape(row["source"]), escape(row["state"]), str(row["items"]))
     out.print(table)
     last = f", the last at {found.last:%Y-%m-%d %H:%M} UTC" if found.last else ""
-    totals = f"{found.audits} audits, {found.matched_audits} with matches, {found.images} images{last}"
+    alike = f"{found.alike_audits} with pictures that look like a reference (no verdict)"
+    totals = f"{found.audits} audits, {alike}, {found.images} images{last}"
     out.print(totals, highlight=False)
     for row in found.failures:
         out.print(f"{row['audits']} {row['state']} (lora-audit failures)", highlight=False)

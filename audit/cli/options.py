@@ -24,6 +24,7 @@ from audit.locations import without_credentials
 Command = Callable[..., None]
 PANELS = {
     "settings": "Settings (all of them are part of the audit's id)",
+    "verdict": "What counts as a match (nothing is sampled again for another)",
     "run": "How it goes about the work",
     "crawl": "How the source is asked",
 }

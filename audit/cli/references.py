@@ -52,6 +52,13 @@ def add(
             "trained on; what they score is what chance scores."
         ),
     ] = SetKind.reference,
+    of: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SET",
+            help="With --kind background: the set that they are decoys of. Repeat for several. \\[default: any]",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
@@ -66,7 +73,8 @@ def add(
     with progress_display(console()) as progress:
         added = api.add_references(
             name, folder, descriptor=config.descriptor, workspace=config.workspace, thumbnails=thumbnails,
-            bases=base or (), resolution=resolution, kind=kind, progress=progress, bench=bench,
+            bases=base or (), resolution=resolution, kind=kind, decoys_of=of or (),
+            progress=progress, bench=bench,
         )  # fmt: skip
     loaded = bench.load_descriptor(config.descriptor)
     if as_json:
@@ -93,12 +101,13 @@ def list_sets(config: Config, as_json: JsonOption = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("reference set", "kind", "pictures", "descriptor", "added (UTC)")
+    table = Table("reference set", "kind", "of", "pictures", "descriptor", "added (UTC)")
     for row in rows:
         added = f"{row['added_at']:%Y-%m-%d %H:%M}"
         table.add_row(
-            escape(row["reference_set"]), row["kind"], str(row["images"]), escape(row["descriptor_name"]), added
-        )
+            escape(row["reference_set"]), row["kind"], escape(", ".join(row["decoys_of"] or [])), str(row["images"]),
+            escape(row["descriptor_name"]), added,
+        )  # fmt: skip
     result_console().print(table)
 
 

@@ -13,7 +13,7 @@ from audit.cli.text import say
 from audit.config import Config
 
 
-@configured("references", "workspace")
+@configured("references", "verdict.*", "workspace")
 def report(
     config: Config,
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's id, or its beginning.")],
@@ -38,7 +38,7 @@ def report(
     opened = Workspace(config.workspace, reading=reading, create=False)
     if not reading:  # a set that was never compared, or has changed since, would pass for one without a match
         audit = compare_again(opened, find_audit(opened, audit), config.references)
-    facts = collect(opened, audit, list(config.references) or None)
+    facts = collect(opened, audit, list(config.references) or None, config.verdict)
     if as_json:
         print_json(facts.as_json())
         return

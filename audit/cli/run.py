@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from audit.cli.common import EXIT_ALL_FAILED, EXIT_MATCHES_FOUND, EXIT_TELLS_NOTHING, JsonOption, console, print_json
+from audit.cli.common import (
+    EXIT_ALL_FAILED,
+    EXIT_MATCHES_FOUND,
+    EXIT_TELLS_NOTHING,
+    EXIT_UNCALIBRATED,
+    JsonOption,
+    console,
+    print_json,
+)
 from audit.cli.logs import Seldom, is_quiet, is_structured, tell
 from audit.cli.options import configured
 from audit.config import Config
@@ -22,20 +30,23 @@ from audit.config import Config
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from audit.engine.run import RunState
+    from audit.engine.state import RunState
 
 log = logging.getLogger(__name__)
 
 
-@configured("references", "bases", "base_configs", "descriptor", "settings.*", "run.*", "workspace")
+@configured("references", "bases", "base_configs", "descriptor", "settings.*", "verdict.*", "run.*", "workspace")
 def run(config: Config, as_json: JsonOption = False) -> None:
     """Audit everything in the catalog that has no result yet under the configuration.
 
     It can be stopped, killed and run again at any time: what is done is kept, and partial audits go on where they were.
     SIGTERM drains: nothing new begins, running audits have --drain-seconds to finish, exit code 0.
-    Finished audits that lack a reference set named here, or their page, are matched and reported, not sampled again.
+    Finished audits that lack a reference set named here, were weighed with other decoys, or lack their page, are
+    matched and reported, not sampled again. A match is one at the rate over all audits of the run; a page speaks of its
+    audit alone.
 
-    Exit codes: 0 nothing found, 10 matches found, 11 every audit tells nothing, 3 every audit failed, 2 bad input.
+    Exit codes: 0 no match, 10 a match, 11 every audit tells nothing, 12 no match, and no verdict of an audit (too few
+    decoys), 3 every audit failed, 2 bad input.
 
     [bold]Example[/bold]: lora-audit run --engine ray --base sd1=sd15 --references portfolio --where "source = 'folder'"
     """
@@ -63,6 +74,8 @@ def run(config: Config, as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_ALL_FAILED)
     if state.finished and state.told_nothing == state.finished:
         raise typer.Exit(EXIT_TELLS_NOTHING)
+    if state.uncalibrated:
+        raise typer.Exit(EXIT_UNCALIBRATED)
 
 
 def _drain_on_signals(stop: threading.Event) -> dict[int, Any]:
@@ -137,24 +150,26 @@ def show_state(state: RunState) -> None:
     from rich.table import Table
 
     out = console()
+    by_chance = f", {state.expected:.2g} of {state.compared} by chance" if state.compared else ""
     tell(
         log,
-        f"{state.finished} audits done, {state.matched_audits} with matches ({state.matches} pictures), "
+        f"{state.finished} audits done, {state.matched_audits} with matches ({state.matches} pictures{by_chance}), "
         f"{state.failed} failed, {state.quarantined} quarantined, {state.retries} tried again; "
         f"{state.images} images, {state.gpu_hours:.2f} worker hours",
         run_id=state.run_id, finished=state.finished, matched_audits=state.matched_audits, failed=state.failed,
-        quarantined=state.quarantined,
+        quarantined=state.quarantined, uncalibrated=state.uncalibrated, expected=state.expected,
     )  # fmt: skip
     if state.matched and not is_structured():
-        table = Table("checkpoint", "pictures", "page", title="with matches")
-        ordered = sorted(state.matched, key=lambda one: -one["matches"])
-        for one in ordered[:50]:
-            table.add_row(escape(one["name"]), str(one["matches"]), escape(one["page"]))
+        table = Table("checkpoint", "pictures", "sets", "page", title="with matches")
+        for one in state.matched[:50]:
+            table.add_row(escape(one["name"]), str(one["matches"]), str(one["matched_sets"]), escape(one["page"]))
         out.print(table)
-        if len(ordered) > 50:
+        if len(state.matched) > 50:
             out.print(f"and {state.matched_audits - 50} more")
     if state.told_nothing:
         log.warning("%d audits tell nothing: what they sampled are no pictures", state.told_nothing)
+    if state.uncalibrated:
+        log.warning("%d audits have no verdict: their pages say what decoys they lack", state.uncalibrated)
     if state.index:
         log.info("all of them: %s", state.index)
     for reason, count in state.skipped.items():

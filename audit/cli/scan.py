@@ -11,6 +11,7 @@ import typer
 from audit.cli.common import (
     EXIT_MATCHES_FOUND,
     EXIT_TELLS_NOTHING,
+    EXIT_UNCALIBRATED,
     JsonOption,
     console,
     print_json,
@@ -25,10 +26,12 @@ from audit.states import Verdict
 if TYPE_CHECKING:
     from audit.api import Result
     from audit.report import AuditFacts
+    from audit.report.facts import Extraction, Match
+    from audit.report.verdict import QuestionVerdict
 
 log = logging.getLogger(__name__)
 MOST_MEMBERS = 30  # of a set, that are listed
-VERDICTS: dict[str, str] = {Verdict.match: "[bold red]match[/bold red]", Verdict.possible: "possible"}
+VERDICTS: dict[str, str] = {Verdict.match: "[bold red]match[/bold red]", "no match": ""}
 
 
 def show(result: Result) -> None:
@@ -41,14 +44,15 @@ def show(result: Result) -> None:
     tell_skipped(result.skipped)
     if result.was_known:
         log.info("this audit was finished before: its result is shown, nothing was sampled again")
-    for warning in facts.row["warnings"]:
+    verdict = facts.verdict
+    for warning in [*facts.row["warnings"], *verdict.warnings]:
         log.warning("%s", warning)
     if is_structured():
-        said = f"{len(facts.matched)} of {len(facts.references)} reference pictures recovered"
         tell(
-            log, "%s", facts.tells_nothing or said, audit_id=facts.row["audit_id"],
-            matched=[match.name for _, match in facts.matched], tells_nothing=facts.tells_nothing is not None,
-            report=result.page, seconds=facts.row["seconds_total"],
+            log, "%s", verdict.tells_nothing or verdict.headline, audit_id=facts.row["audit_id"],
+            verdict=verdict.said, rule=verdict.rule, rate=verdict.rate, matched=result.matched,
+            matched_sets=[one.reference_set for one in verdict.matched_sets],
+            tells_nothing=verdict.tells_nothing is not None, report=result.page, seconds=facts.row["seconds_total"],
         )  # fmt: skip
         return
     table = Table(
@@ -70,7 +74,7 @@ def show(result: Result) -> None:
             escape(best.name) if best else "",
             f"{best.similarity:.2f}" if best else "",
             "" if best is None or best.pdq_distance is None else str(best.pdq_distance),
-            VERDICTS.get(best.verdict, "") if best else "",
+            said_of(facts, extraction, best) if best else "",
         )
     if facts.extractions:
         out.print(table)
@@ -83,12 +87,8 @@ def show(result: Result) -> None:
             highlight=False,
         )
     row = facts.row
-    if facts.tells_nothing:
-        out.print(
-            f"[bold yellow]this audit tells nothing:[/bold yellow] {escape(facts.tells_nothing)}", highlight=False
-        )
-    elif facts.reference_sets:
-        out.print(verdict_of(facts), highlight=False)
+    if facts.reference_sets:
+        show_verdict(verdict)
     out.print(
         f"{row['images']} images, {row['evaluations']} network evaluations, {row['seconds_total']:.0f} s",
         highlight=False,
@@ -133,7 +133,6 @@ def show_chances(facts: AuditFacts) -> None:
         expected = "" if one.expected is None else f"{one.expected:.2g}"
         table.add_row(escape(one.name), p, expected, one.verdict, escape(one.caveat or ""))
     out.print(table)
-    out.print(rates_of(facts), highlight=False)
     for whole in facts.set_chances:
         if whole.p is not None:
             out.print(
@@ -142,30 +141,21 @@ def show_chances(facts: AuditFacts) -> None:
             )  # fmt: skip
 
 
-def rates_of(facts: AuditFacts) -> str:
-    """What the table of chances says, in words."""
+def said_of(facts: AuditFacts, extraction: Extraction, best: Match) -> str:
+    """What is said of an extraction and the reference nearest to it, in rich's markup."""
+    label = facts.verdict.label(best.reference_id, extraction.rank, best.is_match)
+    return VERDICTS.get(label, label)
+
+
+def show_verdict(verdict: QuestionVerdict) -> None:
+    """The headline and what it rests on."""
     from rich.markup import escape
 
-    from audit.report.chance import RATE
-
-    told = [one for one in facts.chances if one.p is not None]
-    if not told:
-        why = {f"{one.reference_set}: {one.uncalibrated}" for one in facts.chances if one.uncalibrated}
-        return f"nothing has an error rate. {'; '.join(sorted(map(escape, why)))}"
-    found = sum(one.verdict == "match" for one in told)
-    return (
-        f"{found} of {len(told)} references match at an error rate of {RATE:.0%}: at most that share of such matches "
-        "is wrong on average, if the decoys are of the references' kind"
-    )
-
-
-def verdict_of(facts: AuditFacts) -> str:
-    """One line, with its denominator, in rich's markup."""
-    of = f"of {len(facts.references)} reference pictures"
-    maybe = f"; {len(facts.possible)} possibly: they are too small to be sure of" if facts.possible else ""
-    if facts.matched:
-        return f"[bold red]{len(facts.matched)} {of} recovered[/bold red]{maybe}"
-    return f"[bold]none {of} recovered[/bold]{maybe}"
+    style = {Verdict.match: "bold red", Verdict.none: "bold"}.get(verdict.said or Verdict.possible, "bold yellow")
+    out = console()
+    out.print(f"[{style}]{escape(verdict.headline)}[/{style}]", highlight=False)
+    for sentence in verdict.explanation:
+        out.print(escape(sentence), highlight=False)
 
 
 def finish(result: Result, as_json: bool) -> None:
@@ -174,15 +164,18 @@ def finish(result: Result, as_json: bool) -> None:
         print_json(result.as_dict())
     else:
         show(result)
-    if result.facts.matched:
+    if result.verdict.said is Verdict.match:
         raise typer.Exit(EXIT_MATCHES_FOUND)
-    if result.facts.tells_nothing:
+    if result.tells_nothing:
         raise typer.Exit(EXIT_TELLS_NOTHING)
+    if result.verdict.said is Verdict.uncalibrated:
+        raise typer.Exit(EXIT_UNCALIBRATED)
 
 
 @configured(
-    "references", "descriptor", "settings.*", "run.device", "run.batch_size", "run.compile", "run.latents", "workspace"
-)
+    "references", "descriptor", "settings.*", "verdict.*", "run.device", "run.batch_size", "run.compile", "run.latents",
+    "workspace",
+)  # fmt: skip
 def scan(
     config: Config,
     file: Annotated[
@@ -220,7 +213,7 @@ def scan(
         list[str] | None,
         typer.Option(
             help="Decoys: a folder, or a set, of pictures of the references' kind that cannot have been trained on, 19 "
-            "at least. What they score is what chance scores: without them nothing has an error rate."
+            "at least. What they score is what chance scores: without them there is no verdict."
         ),
     ] = None,
     as_json: JsonOption = False,
@@ -228,10 +221,10 @@ def scan(
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
 
     [bold]Example[/bold]: lora-audit scan monet.safetensors --base sd15 --references my-paintings/
-    --caption "art style of claude monet" --n0 10
+    --background later-paintings/ --caption "art style of claude monet" --n0 10
 
-    Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 nothing found, 10 matches found,
-    11 the audit tells nothing (what was sampled are no pictures), 2 bad input.
+    Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 no match, 10 a match, 11 the audit
+    tells nothing (what was sampled are no pictures), 12 no verdict (too few decoys), 2 bad input.
     """
     from audit import api
     from audit.job import Request
@@ -242,6 +235,6 @@ def scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
             device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
             control=control, compile=config.run.compile, latents=config.run.latents, background=background or (),
-            progress=progress,
+            rule=config.verdict.rule, fdr=config.verdict.fdr, progress=progress,
         )  # fmt: skip
     finish(result, as_json)

@@ -47,6 +47,14 @@ FINE_TUNES = {
 }
 
 
+def decoys_of(few_shot: str) -> list[Path]:
+    """Folders of pictures of a few-shot set's kind that were not trained on and are no references of the demo's.
+
+    19 of them are needed for a verdict with an error rate (audit/evidence/chance.py).
+    """
+    return [folder for folder in (ASSETS / "decoys" / few_shot,) if folder.is_dir()]
+
+
 def set_folder(name: str, part: str) -> Path:
     """The folder of a few-shot set's ``part``: "train" or "control"."""
     return ASSETS / "sets" / name / part

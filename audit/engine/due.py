@@ -41,10 +41,10 @@ class Skipped:
 class Due:
     """The audits that the configuration asks for and the workspace does not have, read from the catalog in chunks.
 
-    An audit is there when it is sampled, matched with every reference set that is named, as the set is now, and
-    reported: its page tells so. One that lacks only the latter is brought up to date. The same tensors seen in several
-    places are one audit, with the captions of all of them. ``given_up`` are not tried again, and ``suspects``, whose
-    worker has died before, come last: who is hit by chance is not hit again at every start, and who crashes keeps
+    An audit is there when it is sampled, matched with every reference set that is named, as the set and its decoys are
+    now, and reported: its page tells so. One that lacks only the latter is brought up to date. The same tensors seen in
+    several places are one audit, with the captions of all of them. ``given_up`` are not tried again, and ``suspects``,
+    whose worker has died before, come last: who is hit by chance is not hit again at every start, and who crashes keeps
     nobody waiting. ``others`` are stages that other packages add: an audit is there when they are done, too. Raises
     ReferenceSetError for a set that is not there.
     """
@@ -74,7 +74,7 @@ class Due:
         sets = ReferenceSets(workspace)
         for name in config.references:
             sets.require(name, self._descriptor)
-        self._answers = Answers(workspace, config.references, self._descriptor.name)
+        self._answers = Answers(workspace, config.references, self._descriptor.name, config.verdict)
 
     def _describe(self, source: str) -> DescriptorFacts:
         """The descriptor; one of the user's own is loaded, so that what does not load is refused before anything."""

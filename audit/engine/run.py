@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,78 +22,23 @@ from audit.config import Config, EngineName
 from audit.engine.due import Due, Skipped
 from audit.engine.local import LocalEngine
 from audit.engine.places import OpenWorkspace
+from audit.engine.state import RunState
 from audit.engine.work import Event, OpenPlace, Place
 from audit.errors import WorkspaceError
 from audit.files import shown
 from audit.job import Job
 from audit.locations import plain_without_credentials
-from audit.report.index import Answer, write_index
-from audit.stages import Clustered, Matched, Membership, Remembered, Reported, Sampled, is_ours, stages_for
-from audit.states import Attempt, Happening, Needs, RunStatus
+from audit.report.index import Answer, Together, together, write_index
+from audit.stages import Clustered, Matched, Membership, Remembered, Report, Reported, Sampled, is_ours, stages_for
+from audit.states import Attempt, Happening, Needs, RunStatus, Verdict
 from audit.workspace import Workspace
-from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
+from audit.workspace.leases import STALE, Holder, Leases
 
 HEARTBEAT = 10.0  # s
+KINDS: dict[str, Any] = {
+    "sample": Sampled, "membership": Remembered, "cluster": Clustered, "match": Matched, "report": Reported,
+}  # fmt: skip
 MOST_LISTED = 1000  # matched audits that a run's state names; its index page has all
-
-
-@dataclass
-class RunState:
-    """What a run has done so far; it is written to ``runs/`` with every heartbeat."""
-
-    run_id: str
-    shard: str
-    host: str
-    pid: int
-    started_at: float
-    config: dict[str, Any]
-    state: str = RunStatus.running
-    heartbeat_at: float = 0.0
-    finished: int = 0
-    failed: int = 0
-    quarantined: int = 0
-    retries: int = 0
-    matches: int = 0
-    matched_audits: int = 0
-    images: int = 0
-    evaluations: int = 0
-    busy_seconds: float = 0.0
-    gpu_hours: float = 0.0
-    waiting: int = 0
-    running: int = 0
-    workers: int = 0
-    skipped: dict[str, int] = field(default_factory=dict)
-    told_nothing: int = 0
-    matched: list[dict[str, Any]] = field(default_factory=list)
-    index: str = ""
-
-
-def read_runs(workspace: Workspace) -> list[RunState]:
-    """The runs of a workspace, the newest first; files that are damaged or of another version are passed over."""
-    found = (read_run(workspace, entry.key) for entry in workspace.files.list("runs") if entry.key.endswith(".json"))
-    return sorted((run for run in found if run is not None), key=lambda run: -run.started_at)
-
-
-def read_run(workspace: Workspace, key: str) -> RunState | None:
-    """The run in the file ``key``; None where it is gone, damaged, or of another version."""
-    try:
-        run = RunState(**json.loads(workspace.files.read(key) or b""))
-    except (ValueError, TypeError, RecursionError):
-        return None
-    return run if all(_is_one(getattr(run, field.name), str(field.type)) for field in fields(run)) else None
-
-
-def _is_one(value: Any, kind: str) -> bool:
-    """Whether ``value`` is of the type that RunState names ``kind``."""
-    if kind == "float":
-        return isinstance(value, int | float) and 0 <= value < LATEST
-    kinds = {"str": str, "int": int, "list[dict[str, Any]]": list}
-    return isinstance(value, kinds.get(kind, dict))
-
-
-def is_alive(run: RunState) -> bool:
-    """Whether a run says that it is running, and has said so lately."""
-    return run.state == RunStatus.running and is_recent(run.heartbeat_at)
 
 
 class Run:
@@ -192,7 +137,10 @@ class Run:
         self._failed_before = set(failed_before)
         open_place = self._open_place()
         bench = open_place(Needs.gpu).bench if config.run.engine is EngineName.local else None
-        stages = stages_for(config.references)
+        stages = [
+            Report(config.references, config.verdict) if stage.name == Report.name else stage
+            for stage in stages_for(config.references)
+        ]
         others = [stage for stage in stages if not is_ours(stage.name) or stage.name == Membership.name]
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench, others)
         engine = self._engine()
@@ -211,7 +159,18 @@ class Run:
             metrics.audits.labels("skipped").inc(count)
         self.compact()
         if self._answers:
-            self.state.index = write_index(self.workspace, self.state.run_id, config.references, self._answers)
+            found = together(self.workspace, self._answers, config.references, config.verdict)
+            self._conclude(found)
+            self.state.index = write_index(self.workspace, self.state.run_id, config.references, found)
+
+    def _conclude(self, found: Together) -> None:
+        """Let the state say what matches over all audits of the run."""
+        state, matched = self.state, found.those(Verdict.match)
+        state.compared, state.expected = found.compared, found.expected
+        state.matches, state.matched_audits = sum(one.matches for one in matched), len(matched)
+        state.matched = [asdict(one) for one in matched[:MOST_LISTED]]
+        state.uncalibrated = len(found.those(Verdict.uncalibrated))
+        state.told_nothing = sum(one.tells_nothing for one in found.answers)
 
     def _count(self, due: Due) -> None:
         state = self.state
@@ -305,39 +264,34 @@ class Run:
     def _measured(self, event: Event) -> None:
         state = self.state
         sampled = event.record(Sampled) or Sampled(0.0, 0.0, 0, 0, 0)
-        seconds = {
-            "load": sampled.seconds_loading, "sample": sampled.seconds,
-            "membership": _seconds(event.record(Remembered)),
-            "cluster": _seconds(event.record(Clustered)), "match": _seconds(event.record(Matched)),
-            "report": _seconds(event.record(Reported)),
-        }  # fmt: skip
-        for name in metrics.STAGES:
-            metrics.stage_seconds.labels(name).observe(seconds[name])
-        matched = event.record(Matched)
-        pictures = matched.pictures if matched else 0
+        metrics.stage_seconds.labels("load").observe(sampled.seconds_loading)
+        for name, kind in KINDS.items():
+            record = event.record(kind)
+            metrics.stage_seconds.labels(name).observe(record.seconds if record else 0.0)
         state.images += sampled.images
         remembered = event.record(Remembered)
         evaluations = sampled.evaluations + (remembered.evaluations if remembered else 0)
         state.evaluations += evaluations
-        state.matches += pictures
-        state.matched_audits += pictures > 0
         metrics.images.inc(sampled.images)
         metrics.evaluations.inc(evaluations)
-        metrics.matches.inc(pictures)
         self._peak_memory = max(self._peak_memory, sampled.peak_memory)
         metrics.gpu_memory.set(self._peak_memory)
 
     def _answered(self, event: Event) -> None:
         """Keep what the audit found, for the list at the end; an earlier failure of it is no news any more."""
         state, job = self.state, event.job
-        matched, reported = event.record(Matched), event.record(Reported)
+        said = event.record(Reported) or Reported(0.0, "", None, 0, 0, False)
         answer = Answer(
-            job.id, job.name, job.item_id, matched.pictures if matched else 0, reported.page if reported else "",
-            reported is not None and reported.tells_nothing,
-        )  # fmt: skip
+            job.id, job.name, job.item_id, said.verdict, said.matches, said.matched_sets, said.page, said.tells_nothing
+        )
+        state.matches += answer.matches
+        state.matched_audits += answer.verdict is Verdict.match
         state.told_nothing += answer.tells_nothing
+        metrics.matches.inc(answer.matches)
+        metrics.verdicts.labels(answer.verdict or metrics.NOTHING).inc()
+        state.uncalibrated += answer.verdict is Verdict.uncalibrated
         self._answers.append(answer)
-        if answer.matches and len(state.matched) < MOST_LISTED:
+        if answer.verdict is Verdict.match and len(state.matched) < MOST_LISTED:
             state.matched.append(asdict(answer))
         if job.id in self._failed_before:
             now = Event(Happening.finished, job, reason="it is finished now")
@@ -379,14 +333,10 @@ class Run:
         if not self.state.shard.startswith("0/"):
             return {}
         tables = (
-            "audits", "generations", "extractions", "matches", "memberships", "chances", "evaluations", "base_losses",
-            "latents", "failures", "references",
+            "audits", "generations", "extractions", "matches", "memberships", "chances", "set_chances", "pairings",
+            "evaluations", "base_losses", "latents", "failures", "references",
         )  # fmt: skip
         return {table: self.workspace.compact(table) for table in tables}
-
-
-def _seconds(record: Clustered | Matched | Remembered | Reported | None) -> float:
-    return record.seconds if record else 0.0
 
 
 def _plain(value: Any) -> Any:

@@ -27,6 +27,7 @@ TAIL_FEWEST = 100  # decoys from which a tail is fitted
 TAIL_SHARE = 0.1  # of the decoys, the highest: the tail
 MOST_SHAPE = 0.5  # of the tail: beyond it the variance is infinite, and a fit says no more than that
 BEYOND = 50  # times below the smallest rank's p the tail is trusted at most
+SUSPICION = 0.01  # share of decoys that are suspected wrongly, of those that are
 FIT_DOUBT = 0.05  # of Kolmogorov and Smirnov: a tail that fits worse is not used
 
 
@@ -87,6 +88,23 @@ def false_discovery_rates(values: np.ndarray) -> np.ndarray:
 def expected_by_chance(values: np.ndarray) -> np.ndarray:
     """E-values [N]: how many of N references that were not trained on would have a p as small."""
     return np.asarray(values) * len(values)
+
+
+def standing_out(scores: np.ndarray) -> np.ndarray:
+    """Which decoys [M] score so far above the others that they may have been trained on themselves; booleans.
+
+    How far they lie above the median, in spreads of the upper half that outliers do not widen (the quartile's), as a
+    normal distribution has it; over all decoys by Benjamini and Hochberg. It is a warning, and changes no p.
+    """
+    finite = np.isfinite(scores)
+    found = np.zeros(len(scores), bool)
+    if finite.sum() < FEWEST:
+        return found
+    middle, upper = np.quantile(scores[finite], [0.5, 0.75])
+    spread = (upper - middle) / stats.norm.ppf(0.75)
+    if spread > 0:
+        found[finite] = false_discovery_rates(stats.norm.sf((scores[finite] - middle) / spread)) <= SUSPICION
+    return found
 
 
 def set_p(scores: np.ndarray, decoys: np.ndarray) -> float:

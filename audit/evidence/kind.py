@@ -20,6 +20,10 @@ PERMUTATIONS = 999
 APART = 0.05  # p of the test up to which they are told apart
 FEWEST_REFERENCES = 5  # with fewer nothing could be told apart
 MOST = 200  # of either that are looked at
+MEND = (
+    "give pictures of their look (hand, subject, source) that cannot have been trained on, and no others: "
+    "--background DIR, or 'lora-audit references add NAME DIR --kind background'"
+)
 
 
 def look_of(picture: Image.Image) -> np.ndarray:
@@ -48,6 +52,18 @@ def same_kind_p(references: np.ndarray, decoys: np.ndarray, seed: int = 0) -> fl
     return float((1 + (shares >= (mine[nearest] & mine[:, None]).sum()).sum()) / (1 + PERMUTATIONS))
 
 
+def are_apart(references: np.ndarray, decoys: np.ndarray) -> bool:
+    """Whether ``references`` [N, F] and ``decoys`` [M, F] are told apart by their looks; never with fewer than 5.
+
+    Looks alone decide, no score: whatever is left out by it is left out whether or not it was trained on.
+    """
+    if min(len(references), len(decoys)) < FEWEST_REFERENCES:
+        return False
+    mine, others = _some(references), _some(decoys)
+    spread = np.concatenate([mine, others]).std(axis=0) + 1e-6
+    return same_kind_p(mine / spread, others / spread) <= APART
+
+
 def kind_problem(references: np.ndarray, decoys: np.ndarray) -> str | None:
     """Why nothing follows from comparing ``references`` [N, F] with ``decoys`` [M, F]; None where they are of one kind.
 
@@ -56,17 +72,15 @@ def kind_problem(references: np.ndarray, decoys: np.ndarray) -> str | None:
     if not (np.isfinite(references).all() and np.isfinite(decoys).all()):
         return "the look of some pictures was not taken when they were added: add the set, and its decoys, again"
     if len(decoys) < FEWEST:
-        return f"{len(decoys)} decoys are too few: give at least {FEWEST} pictures of their kind (--background)"
+        return f"{len(decoys)} decoys of their kind are too few, {FEWEST} is the least: {MEND}"
     if len(references) < FEWEST_REFERENCES:
-        return f"whether decoys are of their kind cannot be seen by fewer than {FEWEST_REFERENCES} references"
-    mine, others = _some(references), _some(decoys)
-    spread = np.concatenate([mine, others]).std(axis=0) + 1e-6
-    if same_kind_p(mine / spread, others / spread) > APART:
-        return None
-    return (
-        f"the {len(decoys)} decoys are not of their kind: give pictures of the same look (hand, subject, source) that "
-        "cannot have been trained on, and no others (--background)"
-    )
+        return (
+            f"whether decoys are of their kind cannot be seen by fewer than {FEWEST_REFERENCES} references that count: "
+            "ask about more pictures of that look together"
+        )
+    if are_apart(references, decoys):
+        return f"the {len(decoys)} decoys are not of their kind: {MEND}"
+    return None
 
 
 def _some(looks: np.ndarray) -> np.ndarray:

@@ -9,29 +9,29 @@ import duckdb
 import pyarrow as pa
 
 from audit.errors import WorkspaceError
-from audit.references.match import match_in
-from audit.references.weigh import WEIGHED, weigh_in
+from audit.references.match import match_extractions
+from audit.references.weigh import WEIGHED, Weighed, weigh_in
 from audit.workspace import Workspace
 
 
-def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> int:
+def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> None:
     """Match a finished audit with reference sets, and weigh it; a file a set, replaced when it is matched again.
 
-    How many different reference pictures it matched. Raises WorkspaceError where a set is not there any more: an audit
-    without its matches would pass for one that found nothing.
+    Raises WorkspaceError where a set is not there any more: an audit without its matches would pass for one that found
+    nothing.
     """
     if not sets:
-        return 0
+        return
 
-    def ask(connection: duckdb.DuckDBPyConnection) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    def ask(connection: duckdb.DuckDBPyConnection) -> tuple[dict[str, list[dict[str, Any]]], Weighed]:
         return _found(connection, workspace, audit_id, sets), weigh_in(connection, audit_id, sets)
 
-    rows_of, chances = workspace.asked(ask, WEIGHED)
+    rows_of, weighed = workspace.asked(ask, WEIGHED)
     for name, rows in rows_of.items():
         workspace.write("matches", f"{audit_id}.{name}", rows)
-        mine = [row for row in chances if row["reference_set"] == name]
-        workspace.write("chances", f"{audit_id}.{name}", mine)
-    return len({row["reference_id"] for rows in rows_of.values() for row in rows if row["is_match"]})
+        for table in ("chances", "pairings", "set_chances"):  # the last has the question: what is there is whole
+            mine = [row for row in getattr(weighed, table) if row["reference_set"] == name]
+            workspace.write(table, f"{audit_id}.{name}", mine)
 
 
 def _found(
@@ -54,5 +54,6 @@ def _found(
     extractions = table("SELECT * EXCLUDE (image) FROM extractions WHERE audit_id = ?", audit_id)
     size = audit["descriptor_size"] or 0
     return {
-        name: match_in(connection, extractions, [name], audit["descriptor"], audit["threshold"], size) for name in sets
+        name: match_extractions(connection, extractions, [name], audit["descriptor"], audit["threshold"], size)
+        for name in sets
     }

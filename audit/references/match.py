@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from audit.descriptors.pdq import MATCH_DISTANCE, MIN_QUALITY
 from audit.schemas import MATCHES
-from audit.workspace import Workspace
 
 # A match needs the descriptor; PDQ corroborates it. PDQ alone is shown to a reviewer and never counts. An extraction
 # speaks for its nearest reference only: a picture that looks like the one that was copied is not accused with it.
@@ -42,7 +41,7 @@ ORDER BY rank, position
 
 
 def match_extractions(
-    workspace: Workspace,
+    connection: duckdb.DuckDBPyConnection,
     extractions: pa.Table,
     sets: list[str],
     descriptor_name: str,
@@ -52,25 +51,10 @@ def match_extractions(
 ) -> list[dict[str, Any]]:
     """Rows of the matches table: the ``top`` nearest references of each extraction and set, and every PDQ match.
 
-    ``extractions`` has the schema of that table. Compared are the references of ``sets`` described by
-    ``descriptor_name``. Those with a side below ``input_size`` pixels, the descriptor's own, have been enlarged to be
-    described, which makes small pictures alike: they are possible at most.
+    ``connection`` sees the references, ``extractions`` has the schema of that table. Compared are the references of
+    ``sets`` described by ``descriptor_name``. Those with a side below ``input_size`` pixels, the descriptor's own, have
+    been enlarged to be described, which makes small pictures alike: they are possible at most.
     """
-    return workspace.asked(
-        lambda connection: match_in(connection, extractions, sets, descriptor_name, threshold, input_size, top), _SQL
-    )
-
-
-def match_in(
-    connection: duckdb.DuckDBPyConnection,
-    extractions: pa.Table,
-    sets: list[str],
-    descriptor_name: str,
-    threshold: float,
-    input_size: int = 0,
-    top: int = 3,
-) -> list[dict[str, Any]]:
-    """As ``match_extractions``, over a connection that sees the references."""
     parameters = {
         "quality": MIN_QUALITY,
         "descriptor": descriptor_name,

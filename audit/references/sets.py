@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -180,13 +180,19 @@ class ReferenceSets:
         thumbnails: bool = True,
         progress: Callable[[int, int], None] | None = None,
         kind: SetKind = SetKind.reference,
+        decoys_of: Sequence[str] = (),
     ) -> Added:
         """Describe the pictures below ``folder`` and keep them as the set ``name``, to be found or to be decoys.
+
+        Decoys are for the sets ``decoys_of``, or for any. Raises ReferenceSetError where one of these is not there.
 
         Every file that is passed over is listed with its reason: what cannot be read or described, is too small, is
         no picture by its ending, or is the same file again. Raises ReferenceSetError where nothing can be read.
         """
         key = self._key(name, descriptor.name)
+        if decoys_of and kind is not SetKind.background:
+            raise ReferenceSetError(f"{name}: only decoys (--kind background) are for other sets (--of)")
+        self.require_any(decoys_of)
         paths, others = survey(folder)
         skipped: list[SkippedImage] = []
         rows: dict[str, dict[str, Any]] = {}
@@ -210,6 +216,7 @@ class ReferenceSets:
                     "descriptor_name": descriptor.name,
                     "added_at": now,
                     "kind": kind,
+                    "decoys_of": sorted(set(decoys_of)) or None,
                 }
             done += len(chunk)
             if progress:
@@ -285,10 +292,10 @@ class ReferenceSets:
             yield digest, {**good[digest].row, "descriptor": vector}
 
     def list(self) -> list[dict[str, Any]]:
-        """A row a set and descriptor: reference_set, descriptor_name, kind, images, added_at."""
+        """A row a set and descriptor: reference_set, descriptor_name, kind, decoys_of, images, added_at."""
         return self.workspace.rows(
             "SELECT reference_set, descriptor_name, coalesce(any_value(kind), 'reference') AS kind, "
-            'count(*) AS images, max(added_at) AS added_at FROM "references" '
+            'any_value(decoys_of) AS decoys_of, count(*) AS images, max(added_at) AS added_at FROM "references" '
             "GROUP BY reference_set, descriptor_name ORDER BY ALL"
         )
 
@@ -312,9 +319,21 @@ class ReferenceSets:
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
         # the set itself last: killed before, it is still there to be removed
-        tables = ("latents", "base_losses", "memberships", "chances", "passed_over", "matches", "references")
+        self.workspace.erase("background", name, "pairings")
+        tables = (
+            "latents", "base_losses", "memberships", "chances", "set_chances", "pairings", "passed_over", "matches",
+            "references",
+        )  # fmt: skip
         self.workspace.erase("reference_set", name, *tables)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
+
+    def require_any(self, names: Sequence[str]) -> None:
+        """Raise ReferenceSetError where one of ``names`` is no set of this workspace, by whatever descriptor."""
+        known = {row["reference_set"] for row in self.list()} if names else set()
+        for name in names:
+            if name not in known:
+                there = ", ".join(sorted(known)) or "none"
+                raise ReferenceSetError(f"there is no reference set {name!r} (there are: {there})")
 
     def require(self, name: str, descriptor: Descriptor | DescriptorFacts) -> None:
         """Raise ReferenceSetError where the set does not exist, or only under another descriptor."""

@@ -1,13 +1,13 @@
 """How likely what speaks for each reference is by chance: a finished audit's references, among decoys.
 
-Decoys are the pictures of the workspace's sets of kind background. Those that are copies of a reference are left out.
-Where they are not of the kind of a set's references (audit/evidence/kind.py), nothing is said of that set.
+Decoys are the pictures of the workspace's backgrounds that are of the kind of a set's references
+(audit/references/decoys.py). Where there are none, or too few, nothing is said of that set.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import duckdb
@@ -15,86 +15,89 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from audit.descriptors.pdq import MIN_QUALITY
-from audit.evidence.chance import FEWEST, TAIL_SHARE, combined_p, rank_p, tail_p
-from audit.evidence.kind import FEATURES, kind_problem
+from audit.evidence.chance import FEWEST, TAIL_SHARE, combined_p, rank_p, set_p, tail_p
+from audit.evidence.kind import FEATURES
+from audit.references.decoys import BLOCK, Decoys, Paired, caveat_of, is_for, paired, questions_of
 from audit.sampling.spooled import vectors_of
 
-BLOCK = 1024  # references at a time
 WEIGHED = 'audits extractions "references" memberships'
+_REFERENCES = """SELECT r.reference_set, r.reference_id, r.name, r.descriptor, r.look, r.pdq_quality, r.width, r.height,
+    r.decoys_of, m.score, m.caveat AS score_caveat
+FROM "references" AS r LEFT JOIN memberships AS m
+ON m.audit_id = ? AND m.reference_set = r.reference_set AND m.reference_id = r.reference_id
+WHERE r.descriptor_name = ? AND """
 
 
 @dataclass(frozen=True)
-class _Decoys:
-    """Unit vectors [M, D], cosines to the nearest extraction [M], membership scores [M] (NaN: none), looks [M, F]."""
+class Weighed:
+    """Rows of chances, set_chances and pairings, all with their audit and set."""
 
-    vectors: np.ndarray
-    cosines: np.ndarray
-    scores: np.ndarray
-    looks: np.ndarray
-
-    def without(self, some: np.ndarray) -> _Decoys:
-        """Those that ``some``, booleans [M], are not true of."""
-        return _Decoys(self.vectors[~some], self.cosines[~some], self.scores[~some], self.looks[~some])
+    chances: list[dict[str, Any]] = field(default_factory=list)
+    set_chances: list[dict[str, Any]] = field(default_factory=list)
+    pairings: list[dict[str, Any]] = field(default_factory=list)
 
 
-def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of the chances of the references of ``sets``, over a connection that sees the tables of ``WEIGHED``."""
+def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> Weighed:
+    """Weigh the references of ``sets``, over a connection that sees the tables of ``WEIGHED``."""
 
     def table(sql: str, *values: Any) -> pa.Table:
         return connection.sql(sql, params=list(values)).to_arrow_table()
 
-    sql = "SELECT descriptor, threshold, descriptor_size FROM audits WHERE audit_id = ?"
+    sql = "SELECT descriptor, threshold, coalesce(descriptor_size, 0) AS size FROM audits WHERE audit_id = ?"
     [audit] = table(sql, audit_id).to_pylist()
+    name_of = audit["descriptor"]
     extractions = table("SELECT rank, descriptor FROM extractions WHERE audit_id = ? ORDER BY rank", audit_id)
-    references = table(
-        """SELECT r.reference_set, r.reference_id, r.descriptor, r.look, r.pdq_quality, r.width, r.height, m.score
-        FROM "references" AS r LEFT JOIN memberships AS m
-        ON m.audit_id = ? AND m.reference_set = r.reference_set AND m.reference_id = r.reference_id
-        WHERE r.descriptor_name = ? AND list_contains(?::VARCHAR[], r.reference_set)
-        ORDER BY r.reference_set, r.reference_id""",
-        audit_id, audit["descriptor"], list(sets),
-    )  # fmt: skip
-    others = table(
-        """SELECT any_value(r.descriptor) AS descriptor, any_value(m.score) AS score, any_value(r.look) AS look
-        FROM "references" AS r LEFT JOIN memberships AS m
-        ON m.audit_id = ? AND m.reference_set = r.reference_set AND m.reference_id = r.reference_id
-        WHERE r.kind = 'background' AND r.descriptor_name = ? AND r.reference_id NOT IN
-            (SELECT reference_id FROM "references" WHERE list_contains(?::VARCHAR[], reference_set))
-        GROUP BY r.reference_id ORDER BY r.reference_id""",
-        audit_id, audit["descriptor"], list(sets),
-    )  # fmt: skip
+    order = " ORDER BY r.reference_set, r.reference_id"
+    asked = _REFERENCES + "list_contains(?::VARCHAR[], r.reference_set)" + order
+    references = table(asked, audit_id, name_of, list(sets))
+    backgrounds = table(_REFERENCES + "r.kind = 'background'" + order, audit_id, name_of)
     seen = vectors_of(extractions) if extractions.num_rows else np.empty((0, 0), np.float32)
-    background = _decoys(others, seen)
     ranks = extractions["rank"].to_pylist()
-    found: list[dict[str, Any]] = []
+    on_offer = _decoys(backgrounds, seen, audit["size"])
+    serves = backgrounds["decoys_of"].to_pylist()
+    questions = questions_of(lambda sql, values: table(sql, *values).to_pylist(), name_of, sets)
+    found = Weighed()
     for name in sets:
         mine = references.filter(pc.equal(references["reference_set"], name))
         if not mine.num_rows:
             continue
-        decoys = background.without(_copied(vectors_of(mine), background.vectors, audit["threshold"]))
-        problem = kind_problem(_looks(mine), decoys.looks)
-        for start in range(0, mine.num_rows, BLOCK):
-            rows = _rows(mine.slice(start, BLOCK), seen, ranks, decoys, audit, problem)
-            found += [{"audit_id": audit_id, **row} for row in rows]
+        here = [is_for(one, name) and other != name for one, other in zip(serves, on_offer.backgrounds, strict=True)]
+        counts = _counting(mine, audit["size"])
+        pairing = paired(
+            vectors_of(mine), _looks(mine)[counts], on_offer.where(np.array(here, bool)), audit["threshold"]
+        )
+        rows = [
+            row
+            for start in range(0, mine.num_rows, BLOCK)
+            for row in _rows(mine.slice(start, BLOCK), seen, ranks, pairing, audit["size"])
+        ]
+        about = {"audit_id": audit_id, "reference_set": name}
+        found.chances.extend({**about, **row} for row in rows)
+        whole = _whole(_scores(mine)[counts], pairing, rows)
+        found.set_chances.append({**about, "question": questions.of[name], **whole})
+        found.pairings.extend({**about, **row} for row in pairing.rows)
     return found
 
 
-def _decoys(table: pa.Table, seen: np.ndarray) -> _Decoys:
-    if not table.num_rows:
-        return _Decoys(np.empty((0, 0), np.float32), np.empty(0), np.empty(0), np.empty((0, FEATURES), np.float32))
-    vectors = vectors_of(table)
+def _decoys(table: pa.Table, seen: np.ndarray, input_size: int) -> Decoys:
+    names = [np.array(table[name].to_pylist(), object) for name in ("reference_set", "reference_id", "name")]
+    vectors = vectors_of(table) if table.num_rows else np.empty((0, 0), np.float32)
+    there = len(seen) and len(vectors)
+    cosines = (vectors @ seen.T).max(axis=1) if there else np.full(len(vectors), np.nan)
+    return Decoys(
+        names[0], names[1], names[2], vectors, _looks(table), cosines, _scores(table), _counting(table, input_size)
+    )
+
+
+def _counting(table: pa.Table, input_size: int) -> np.ndarray:
+    rows = table.select(["pdq_quality", "width", "height"]).to_pylist()
+    return np.array([caveat_of(row, input_size) is None for row in rows], bool)
+
+
+def _scores(table: pa.Table) -> np.ndarray:
+    """[N]; NaN for scores that are missing, or that something speaks against."""
     scores = table["score"].to_numpy(zero_copy_only=False).astype(float)
-    cosines = (vectors @ seen.T).max(axis=1) if len(seen) else np.full(len(vectors), np.nan)
-    return _Decoys(vectors, cosines, scores, _looks(table))
-
-
-def _copied(references: np.ndarray, decoys: np.ndarray, threshold: float) -> np.ndarray:
-    """Which decoys [M] are copies of one of the references."""
-    found = np.zeros(len(decoys), bool)
-    for start in range(0, len(references) if len(decoys) else 0, BLOCK):
-        found |= (decoys @ references[start : start + BLOCK].T >= threshold).any(axis=1)
-    return found
+    return np.where(table["score_caveat"].is_null().to_numpy(zero_copy_only=False), scores, np.nan)
 
 
 def _looks(table: pa.Table) -> np.ndarray:
@@ -103,26 +106,25 @@ def _looks(table: pa.Table) -> np.ndarray:
     return np.array([one or none for one in table["look"].to_pylist()], np.float32).reshape(-1, FEATURES)
 
 
-def _rows(
-    part: pa.Table, seen: np.ndarray, ranks: list[int], decoys: _Decoys, audit: dict[str, Any], problem: str | None
-) -> list[dict[str, Any]]:
-    vectors = vectors_of(part)
-    cosines = vectors @ seen.T if len(seen) else np.full((len(vectors), 0), np.nan)
+def _rows(part: pa.Table, seen: np.ndarray, ranks: list[int], pairing: Paired, size: int) -> list[dict[str, Any]]:
+    cosines = vectors_of(part) @ seen.T if len(seen) else np.full((part.num_rows, 0), np.nan)
+    counted, decoys, problem = _scores(part), pairing.decoys, pairing.problem
     rows = []
     for number, row in enumerate(part.drop_columns(["descriptor", "look"]).to_pylist()):
         best = int(cosines[number].argmax()) if len(seen) else None
         similarity = None if best is None else float(cosines[number, best])
-        caveat = _caveat(row, audit["descriptor_size"] or 0)
+        caveat = caveat_of(row, size)
         extraction_p, extraction_decoys = _p(similarity, decoys.cosines, problem)
-        membership_p, membership_decoys = _p(row["score"], decoys.scores, problem)
+        membership_p, membership_decoys = _p(float(counted[number]), decoys.scores, problem)
         told = [one for one in (extraction_p, membership_p) if one is not None]
         rows.append(
             {
-                "reference_set": row["reference_set"], "reference_id": row["reference_id"], "score": row["score"],
+                "reference_id": row["reference_id"], "score": row["score"],
                 "similarity": similarity, "rank": None if best is None else ranks[best],
                 "extraction_p": extraction_p, "extraction_decoys": extraction_decoys,
                 "membership_p": membership_p, "membership_decoys": membership_decoys,
-                "p": combined_p(told) if told and caveat is None else None, "caveat": caveat, "uncalibrated": problem,
+                "p": combined_p(told) if told and caveat is None else None,
+                "caveat": caveat or row["score_caveat"], "uncalibrated": problem,
             }
         )  # fmt: skip
     return rows
@@ -138,11 +140,14 @@ def _p(value: float | None, of_decoys: np.ndarray, problem: str | None) -> tuple
     return (float(tail_p(values, decoys)[0]) if p <= TAIL_SHARE else p), len(decoys)
 
 
-def _caveat(row: dict[str, Any], input_size: int) -> str | None:
-    """Why a picture does not count: nothing follows from its being like others."""
-    quality = row["pdq_quality"]
-    if quality is not None and quality < MIN_QUALITY:
-        return f"there is too little in it to be told from others (PDQ quality {quality} of 100)"
-    if row["width"] and row["height"] and min(row["width"], row["height"]) < input_size:
-        return f"{row['width']} x {row['height']} pixels are less than the descriptor's {input_size}"
-    return None
+def _whole(scores: np.ndarray, pairing: Paired, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a row of set_chances says beside its keys; ``scores`` are those of the references that count."""
+    mine, decoys = (values[np.isfinite(values)] for values in (scores, pairing.decoys.scores))
+    told = pairing.problem is None and len(mine) and len(decoys) >= FEWEST
+    problem = pairing.problem
+    if problem is None and all(row["p"] is None for row in rows):
+        problem = f"neither what was drawn nor membership can be compared with {FEWEST} decoys or more"
+    return {
+        "pictures": len(mine), "decoys": len(decoys), "p": set_p(mine, decoys) if told else None,
+        "uncalibrated": problem,
+    }  # fmt: skip

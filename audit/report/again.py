@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from audit.config import VerdictSettings
 from audit.references.audits import match_audit
 from audit.report.facts import collect
-from audit.report.index import Answer
+from audit.report.index import Answer, Together, together
 from audit.report.page import write_page
 from audit.workspace import Workspace
 
@@ -17,8 +18,9 @@ def match_again(
     sets: Sequence[str],
     audits: Sequence[str] | None = None,
     tell: Callable[[str, int, int], None] = lambda stage, done, total: None,
-) -> tuple[list[Answer], dict[str, int]]:
-    """Match finished ``audits``, or all, with ``sets`` and write their pages; those with most matches first.
+    asked: VerdictSettings | None = None,
+) -> tuple[Together, dict[str, int]]:
+    """Match finished ``audits``, or all, with ``sets`` and write their pages; what matches over all of them.
 
     Also how many audits were left out, by reason: their descriptor is not one that all the sets were described by.
     """
@@ -36,13 +38,17 @@ def match_again(
     answers = []
     for number, row in enumerate(rows):
         tell("matching", number, len(rows))
-        found = match_audit(workspace, row["audit_id"], sets)
-        facts = collect(workspace, row["audit_id"], sets)
-        page = write_page(facts, workspace)
-        name = row["checkpoint_name"]
-        answers.append(Answer(row["audit_id"], name, "", found, page, facts.tells_nothing is not None))
+        match_audit(workspace, row["audit_id"], sets)
+        facts = collect(workspace, row["audit_id"], sets, asked)
+        page, said = write_page(facts, workspace), facts.verdict
+        answers.append(
+            Answer(
+                row["audit_id"], row["checkpoint_name"], "", said.said, len(said.matched), len(said.matched_sets), page,
+                said.tells_nothing is not None,
+            )
+        )  # fmt: skip
     tell("matching", len(rows), len(rows))
-    return sorted(answers, key=lambda one: (-one.matches, one.name)), dict(left_out)
+    return together(workspace, answers, sets, asked or VerdictSettings()), dict(left_out)
 
 
 def compare_again(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a report says of each reference with its error rate: a verdict that follows from p-values among decoys."""
+"""What is said of each reference, and of each set, with its error rate: it follows from p-values among decoys."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from audit.evidence.chance import FEWEST, expected_by_chance, false_discovery_rates, set_p
+from audit.evidence.chance import expected_by_chance, false_discovery_rates
+from audit.references.decoys import Questions
 from audit.states import Verdict
 
 Ask = Callable[[str, list[Any]], list[dict[str, Any]]]
-RATE = 0.05  # of the references that are called matches, the share that is wrong is at most this, on average
 POSSIBLE = 0.05  # p from which a reference is worth a look
 
 
@@ -43,21 +43,41 @@ class Chance:
 
 @dataclass(frozen=True)
 class SetChance:
-    """A whole set: how likely its membership scores are as high as they are, had it had no part (Mann and Whitney)."""
+    """A whole set: how likely its membership scores are as high as they are, had it had no part (Mann and Whitney).
+
+    ``fdr`` is the smallest rate of wrong ones among such sets at which it is one.
+    """
 
     reference_set: str
     pictures: int
     decoys: int
     p: float | None
+    uncalibrated: str | None
+    fdr: float | None = None
+    verdict: Verdict = Verdict.uncalibrated
 
 
-def chances_of(ask: Ask, audit_id: str, descriptor: str, sets: Sequence[str], rate: float = RATE) -> list[Chance]:
+@dataclass(frozen=True)
+class Pairing:
+    """What was taken of a background as decoys of a set; ``suspects`` score as if they had been trained on."""
+
+    reference_set: str
+    background: str
+    pictures: int
+    copies: int
+    trivial: int
+    decoys: int
+    problem: str | None
+    suspects: list[str]
+
+
+def chances_of(ask: Ask, audit_id: str, descriptor: str, sets: Sequence[str], rate: float) -> list[Chance]:
     """The references of ``sets`` that were weighed, the least likely by chance first; matches at the ``rate``."""
     rows = ask(
         """SELECT c.* EXCLUDE (audit_id), r.name
         FROM chances AS c JOIN "references" AS r USING (reference_set, reference_id)
         WHERE c.audit_id = ? AND r.descriptor_name = ? AND list_contains(?::VARCHAR[], c.reference_set)
-        QUALIFY row_number() OVER (PARTITION BY c.reference_id ORDER BY c.reference_set) = 1
+        QUALIFY row_number() OVER (PARTITION BY c.reference_id ORDER BY c.p IS NULL, c.reference_set) = 1
         ORDER BY c.p NULLS LAST, c.reference_set, r.name""",
         [audit_id, descriptor, list(sets)],
     )
@@ -65,42 +85,44 @@ def chances_of(ask: Ask, audit_id: str, descriptor: str, sets: Sequence[str], ra
     rates, expected = false_discovery_rates(weighed), expected_by_chance(weighed)
     found = [Chance(**row) for row in rows]
     told = [
-        replace(one, fdr=float(fdr), expected=float(by_chance), verdict=_verdict(one.p, float(fdr), rate))
+        replace(one, fdr=float(fdr), expected=float(by_chance), verdict=said_at(one.p, float(fdr), rate))
         for one, fdr, by_chance in zip(found, rates, expected, strict=False)
     ]
     return told + [replace(one, verdict=_without_p(one)) for one in found[len(told) :]]
 
 
-def _verdict(p: float | None, fdr: float, rate: float) -> Verdict:
+def said_at(p: float | None, fdr: float, rate: float) -> Verdict:
+    """What is said at the ``rate`` of something whose p is one of many, which makes it count from ``fdr`` on."""
     if fdr <= rate:
         return Verdict.match
     return Verdict.possible if p is not None and p <= POSSIBLE else Verdict.none
 
 
 def _without_p(one: Chance) -> Verdict:
-    return Verdict.none if one.caveat else Verdict.uncalibrated
+    return Verdict.none if one.caveat and one.uncalibrated is None else Verdict.uncalibrated
 
 
-def set_chances_of(ask: Ask, audit_id: str, sets: Sequence[str]) -> list[SetChance]:
-    """Each of ``sets`` whose membership was measured, among the decoys that were."""
-    sql = """SELECT list(m.score) AS scores FROM memberships AS m JOIN
-        (SELECT DISTINCT reference_set, reference_id, kind FROM "references") AS r USING (reference_set, reference_id)
-        WHERE m.audit_id = ? AND isfinite(m.score) AND """
-    known = "list_contains(?::VARCHAR[], reference_set)"
-    others = f"r.kind = 'background' AND m.reference_id NOT IN (SELECT reference_id FROM memberships WHERE {known})"
-    decoys = _scores(ask(sql + others, [audit_id, list(sets)]))
-    problems = {
-        row["reference_set"]
-        for row in ask("SELECT reference_set FROM chances WHERE audit_id = ? AND uncalibrated IS NOT NULL", [audit_id])
-    }
-    found = []
-    for name in sets:
-        scores = _scores(ask(sql + "m.reference_set = ?", [audit_id, name]))
-        if len(scores):
-            p = set_p(scores, decoys) if len(decoys) >= FEWEST and name not in problems else None
-            found.append(SetChance(name, len(scores), len(decoys), p))
-    return found
+def set_chances_of(ask: Ask, audit_id: str, questions: Questions, rate: float) -> list[SetChance]:
+    """The sets of ``questions`` that were weighed with just these pictures and decoys; matches at the ``rate``."""
+    rows = ask(
+        "SELECT * EXCLUDE (audit_id) FROM set_chances WHERE audit_id = ? "
+        "AND list_contains(?::VARCHAR[], reference_set) ORDER BY p NULLS LAST, reference_set",
+        [audit_id, list(questions.of)],
+    )
+    found = [SetChance(**row) for row in rows if row.pop("question") == questions.of[row["reference_set"]]]
+    rates = false_discovery_rates(np.array([one.p for one in found if one.p is not None]))
+    told = [
+        replace(one, fdr=float(fdr), verdict=said_at(one.p, float(fdr), rate))
+        for one, fdr in zip(found, rates, strict=False)
+    ]
+    return told + found[len(told) :]
 
 
-def _scores(rows: list[dict[str, Any]]) -> np.ndarray:
-    return np.array(rows[0]["scores"] or [], float)
+def pairings_of(ask: Ask, audit_id: str, sets: Sequence[str]) -> list[Pairing]:
+    """What was taken of each background for each of ``sets``."""
+    rows = ask(
+        "SELECT * EXCLUDE (audit_id) FROM pairings WHERE audit_id = ? AND list_contains(?::VARCHAR[], reference_set) "
+        "ORDER BY reference_set, background",
+        [audit_id, list(sets)],
+    )
+    return [Pairing(**row) for row in rows]

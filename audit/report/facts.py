@@ -10,22 +10,25 @@ from typing import Any
 
 import duckdb
 
+from audit.config import Evidence, VerdictSettings
 from audit.errors import WorkspaceError
-from audit.report.chance import Chance, SetChance, chances_of, set_chances_of
+from audit.references.decoys import Questions, questions_of
+from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of
 from audit.report.membership import Member, Unmeasured, members_of, unmeasured_of
+from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
 from audit.workspace import Workspace
 
 WHOLE_ID = 32  # hex digits
 _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
-    "chances"
+    "chances set_chances pairings"
 )
 
 
 @dataclass(frozen=True)
 class Match:
-    """One reference near an extraction, with both similarities."""
+    """One reference near an extraction, with both similarities; its verdict is the fixed threshold's."""
 
     reference_set: str
     reference_id: str
@@ -38,7 +41,7 @@ class Match:
 
     @property
     def is_match(self) -> bool:
-        """Whether it counts as recovered."""
+        """Whether it is alike by the fixed threshold."""
         return self.verdict == Verdict.match
 
 
@@ -81,7 +84,9 @@ class AuditFacts:
     ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once;
     ``guidance_weights`` are those that its images were sampled with, none where sampling was direct. ``members`` are
     the references with their membership scores, ``unmeasured`` the sets that have none; ``chances`` are the
-    references with their error rates, ``set_chances`` whole sets.
+    references with their error rates, ``set_chances`` whole sets, ``pairings`` the backgrounds that decoys are of.
+    ``verdict`` is what follows by the rule and at the rate that were ``asked`` for; ``questions`` tell the sets and
+    decoys that it is about from others under the same names.
     """
 
     row: dict[str, Any]
@@ -92,41 +97,20 @@ class AuditFacts:
     reference_sets: list[str]
     references: list[Reference]
     passed_over: list[PassedOver]
+    questions: Questions
+    asked: VerdictSettings
+    verdict: QuestionVerdict
     guidance_weights: list[float] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
     unmeasured: list[Unmeasured] = field(default_factory=list)
     chances: list[Chance] = field(default_factory=list)
     set_chances: list[SetChance] = field(default_factory=list)
+    pairings: list[Pairing] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings it ran under."""
         return json.loads(self.row["settings"])
-
-    @property
-    def matched(self) -> list[tuple[Extraction, Match]]:
-        """Each picture that was matched, once, with the extraction nearest to it; the most similar first."""
-        return self._best(Verdict.match)
-
-    @property
-    def possible(self) -> list[tuple[Extraction, Match]]:
-        """The same of pictures that are too small to be sure of, and were not matched in another size."""
-        matched = {match.reference_id for _, match in self.matched}
-        return [pair for pair in self._best(Verdict.possible) if pair[1].reference_id not in matched]
-
-    @property
-    def tells_nothing(self) -> str | None:
-        """Why nothing follows from finding no match; None where the audit did its work, or found some."""
-        return None if self.matched else self.row["tells_nothing"]
-
-    def _best(self, verdict: Verdict) -> list[tuple[Extraction, Match]]:
-        best: dict[str, tuple[Extraction, Match]] = {}
-        for extraction in self.extractions:
-            for match in extraction.matches:
-                known = best.get(match.reference_id)
-                if match.verdict == verdict and (known is None or known[1].similarity < match.similarity):
-                    best[match.reference_id] = (extraction, match)
-        return sorted(best.values(), key=lambda pair: -pair[1].similarity)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for scripts: everything but pictures and vectors."""
@@ -141,9 +125,11 @@ class AuditFacts:
             "captions": self.captions,
             "reference_sets": self.reference_sets,
             "references": len(self.references),
-            "matched_references": [_plain(*pair) for pair in self.matched],
-            "possible_references": [_plain(*pair) for pair in self.possible],
-            "tells_nothing": self.tells_nothing,
+            "verdict": self.verdict.as_json(),
+            "matched_references": [vars(one) for one in self.verdict.matched],
+            "possible_references": [vars(one) for one in self.verdict.possible],
+            "alike_references": [vars(one) for one in self.verdict.alike],
+            "tells_nothing": self.verdict.tells_nothing,
             "passed_over": [vars(one) for one in self.passed_over],
             "extractions": [
                 {"rank": extraction.rank, "confidence": extraction.confidence, "size": extraction.size,
@@ -161,15 +147,27 @@ class AuditFacts:
             "unmeasured": [vars(one) for one in self.unmeasured],
             "chances": [vars(one) for one in self.chances],
             "set_chances": [vars(one) for one in self.set_chances],
+            "pairings": [vars(one) for one in self.pairings],
         }  # fmt: skip
 
 
-def _plain(extraction: Extraction, match: Match) -> dict[str, Any]:
-    return {
-        "reference_set": match.reference_set, "reference_id": match.reference_id, "name": match.name,
-        "similarity": match.similarity, "pdq_distance": match.pdq_distance, "evidence": match.evidence,
-        "rank": extraction.rank,
-    }  # fmt: skip
+def _alike(extractions: Sequence[Extraction]) -> Alike:
+    """Each picture that the fixed threshold speaks for, once, with the extraction nearest to it; nearest first."""
+    best: dict[str, tuple[Extraction, Match]] = {}
+    for extraction in extractions:
+        for match in extraction.matches:
+            known = best.get(match.reference_id)
+            if match.verdict == Verdict.none:
+                continue
+            order = match.is_match, match.similarity
+            if known is None or (known[1].is_match, known[1].similarity) < order:
+                best[match.reference_id] = (extraction, match)
+    found = [
+        (match.is_match, Found(match.reference_set, match.reference_id, match.name, match.similarity,
+                               match.pdq_distance, match.evidence, extraction.rank))
+        for extraction, match in sorted(best.values(), key=lambda pair: -pair[1].similarity)
+    ]  # fmt: skip
+    return Alike([one for large, one in found if large], [one for large, one in found if not large])
 
 
 def find_audit(workspace: Workspace, beginning: str) -> str:
@@ -192,19 +190,24 @@ def no_audit(workspace: Workspace, beginning: str) -> WorkspaceError:
     )
 
 
-def collect(workspace: Workspace, audit_id: str, sets: Sequence[str] | None = None) -> AuditFacts:
+def collect(
+    workspace: Workspace, audit_id: str, sets: Sequence[str] | None = None, asked: VerdictSettings | None = None
+) -> AuditFacts:
     """Read one finished audit back, as far as it concerns the reference ``sets``; None: all it was matched with.
 
-    Nothing of another set is in it. Raises WorkspaceError where there is no such audit.
+    ``asked`` is what counts as a match. Nothing of another set is in it. Raises WorkspaceError where there is no such
+    audit.
     """
     if len(audit_id) < WHOLE_ID:
         audit_id = find_audit(workspace, audit_id)
-    return workspace.asked(lambda connection: _collected(connection, workspace, audit_id, sets), _TABLES)
+    asked = asked or VerdictSettings()
+    return workspace.asked(lambda connection: _collected(connection, workspace, audit_id, sets, asked), _TABLES)
 
 
 def _collected(
-    connection: duckdb.DuckDBPyConnection, workspace: Workspace, audit_id: str, sets: Sequence[str] | None
-) -> AuditFacts:
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, audit_id: str, sets: Sequence[str] | None,
+    asked: VerdictSettings,
+) -> AuditFacts:  # fmt: skip
     """All of it from one view of the tables."""
 
     def ask(sql: str, parameters: list[Any]) -> list[dict[str, Any]]:
@@ -258,11 +261,22 @@ def _collected(
     )
     weights = ask("SELECT DISTINCT w FROM generations WHERE audit_id = ? AND w IS NOT NULL ORDER BY w", [audit_id])
     members = members_of(ask, audit_id, row["descriptor"], names)
-    resolution = json.loads(row["settings"]).get("resolution")
+    settings = json.loads(row["settings"])
+    questions = questions_of(ask, row["descriptor"], names)
+    set_chances = set_chances_of(ask, audit_id, questions, asked.fdr)
+    weighed = [one.reference_set for one in set_chances]  # of others nothing is said: their decoys have changed
+    chances = chances_of(ask, audit_id, row["descriptor"], weighed, asked.fdr)
+    pairings = pairings_of(ask, audit_id, weighed)
+    samples = settings.get("evidence") != Evidence.membership
+    verdict = verdict_of(
+        Evidenced(names, len(references), row["threshold"], _alike(extractions), chances, set_chances, pairings,
+                  row["tells_nothing"], samples),
+        asked,
+    )  # fmt: skip
     return AuditFacts(
         row, checkpoint, captions, extractions, evaluations, names,
-        [Reference(**one) for one in references], [PassedOver(**one) for one in passed],
-        [found["w"] for found in weights], members,
-        unmeasured_of(ask, names, members, row["base_revision"], resolution),
-        chances_of(ask, audit_id, row["descriptor"], names), set_chances_of(ask, audit_id, names),
+        [Reference(**one) for one in references], [PassedOver(**one) for one in passed], questions, asked,
+        verdict, [found["w"] for found in weights], members,
+        unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
+        chances, set_chances, pairings,
     )  # fmt: skip

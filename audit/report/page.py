@@ -53,10 +53,12 @@ def render(facts: AuditFacts) -> str:
 
 def write_page(facts: AuditFacts, workspace: Workspace) -> str:
     """Write the page into the workspace, whole or not at all; where it is. Another question has another page."""
-    row = facts.row
-    key = page_key(row["audit_id"], facts.reference_sets, [one.reference_id for one in facts.references])
+    row, verdict = facts.row, facts.verdict
+    references = [one.reference_id for one in facts.references]
+    key = page_key(row["audit_id"], facts.reference_sets, references, facts.questions, facts.asked)
     said = PageFacts(
-        row["audit_id"], row["checkpoint_name"], facts.reference_sets, len(facts.references), len(facts.matched),
-        len(facts.possible), facts.tells_nothing, row["finished_at"].isoformat(),
+        row["audit_id"], row["checkpoint_name"], facts.reference_sets, len(facts.references), len(verdict.matched),
+        len(verdict.possible), verdict.tells_nothing, row["finished_at"].isoformat(), verdict.said, verdict.rule,
+        verdict.rate, sorted({one.background for one in facts.pairings}),
     )  # fmt: skip
     return write_page_with(workspace, key, render(facts), said)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from audit.config import Rule, VerdictSettings
 from audit.errors import WorkspaceError
+from audit.references.decoys import Questions, questions_of
 from audit.workspace import Workspace
 from audit.workspace.names import KEY
 
@@ -31,37 +34,58 @@ class PageFacts:
     possible: int
     tells_nothing: str | None
     finished_at: str
+    verdict: str | None = None
+    rule: str = Rule.fixed
+    rate: float | None = None
+    backgrounds: list[str] = field(default_factory=list)
 
 
-def page_key(audit_id: str, sets: Sequence[str], references: Sequence[str]) -> str:
+def page_key(
+    audit_id: str, sets: Sequence[str], references: Sequence[str], questions: Questions, asked: VerdictSettings
+) -> str:
     """The key of the page of an audit and ``sets``, of which ``references`` are the pictures' SHA256.
 
-    A set of other pictures under the same name has another page. Raises WorkspaceError for what is no audit id.
+    A set of other pictures under the same name has another page, and so have other decoys, another rule and another
+    rate. Raises WorkspaceError for what is no audit id.
     """
     if not KEY.fullmatch(audit_id):
         raise WorkspaceError(f"{audit_id!r} is not an audit id")
     if not sets:
         return f"{FOLDER}/{audit_id}.html"
-    question = hashlib.sha256(json.dumps([sorted(sets), sorted(references)]).encode()).hexdigest()[:8]
+    told: list[Any] = [sorted(sets), sorted(references)]
+    if questions.has_decoys:
+        told.append(questions.of)
+    if asked != VerdictSettings():
+        told.append(asdict(asked))
+    question = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
     named = sets[0][:MOST_NAME] if len(sets) == 1 else f"{len(sets)}-sets"
     return f"{FOLDER}/{audit_id}.{named}-{question}.html"
 
 
 class Answers:
-    """Which audits have a page that answers ``sets`` as they are now. Read once: a listing, and the sets' pictures."""
+    """Which audits have a page that answers ``sets`` as they and their decoys are now, and were weighed with them.
 
-    def __init__(self, workspace: Workspace, sets: Sequence[str], descriptor_name: str) -> None:
-        self.sets = list(sets)
+    Read once: a listing, the sets' pictures, and what was weighed.
+    """
+
+    def __init__(self, workspace: Workspace, sets: Sequence[str], descriptor_name: str, asked: VerdictSettings) -> None:
+        self.sets, self.asked = list(sets), asked
         rows = workspace.rows(
             'SELECT DISTINCT reference_id FROM "references" WHERE descriptor_name = ? '
             "AND list_contains(?::VARCHAR[], reference_set)",
             [descriptor_name, self.sets],
         )
         self._references = [row["reference_id"] for row in rows]
+        self._questions = questions_of(workspace.rows, descriptor_name, self.sets)
+        self._weighed: dict[str, set[str]] = {}
+        for row in workspace.rows("SELECT audit_id, reference_set, question FROM set_chances"):
+            if self._questions.of.get(row["reference_set"]) == row["question"]:
+                self._weighed.setdefault(row["audit_id"], set()).add(row["reference_set"])
         self._pages = {entry.key for entry in workspace.files.list(FOLDER)}
 
     def __contains__(self, audit_id: str) -> bool:
-        return page_key(audit_id, self.sets, self._references) in self._pages
+        page = page_key(audit_id, self.sets, self._references, self._questions, self.asked)
+        return page in self._pages and self._weighed.get(audit_id, set()) >= set(self.sets)
 
 
 def write_page_with(workspace: Workspace, key: str, html: str, facts: PageFacts) -> str:
@@ -82,11 +106,13 @@ def pages_with(workspace: Workspace, name: str) -> list[str]:
     """The pages that show the set ``name``; of pages that do not say what they show, those of audits it matched."""
     rows = workspace.rows("SELECT DISTINCT audit_id FROM matches WHERE reference_set = ?", [name])
     audits = {row["audit_id"] for row in rows}
-    found = [
-        key
-        for key, facts in pages(workspace)
-        if (name in facts.reference_sets if facts else key.removeprefix(f"{FOLDER}/").partition(".")[0] in audits)
-    ]
+
+    def shows(key: str, facts: PageFacts | None) -> bool:
+        if facts is None:
+            return key.removeprefix(f"{FOLDER}/").partition(".")[0] in audits
+        return name in facts.reference_sets or name in facts.backgrounds
+
+    found = [key for key, facts in pages(workspace) if shows(key, facts)]
     return found + [key for key, sets in _index_pages(workspace) if sets is None or name in sets]
 
 

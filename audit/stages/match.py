@@ -19,14 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Matched:
-    """How many different reference pictures matched, and the seconds it took."""
+    """The seconds it took."""
 
     seconds: float
-    pictures: int
 
 
 class Match:
-    """Match with ``references``; it is never done, as sets change and matching is cheap."""
+    """Match with ``references``, and weigh them; it is never done, as sets change and matching is cheap."""
 
     name = "match"
     needs = Needs.cpu
@@ -39,14 +38,14 @@ class Match:
         return False
 
     def run(self, job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> Matched:
-        """Write the matches. Raises WorkspaceError where a set is not there any more."""
+        """Write the matches and chances. Raises WorkspaceError where a set is not there any more."""
         from audit.references import audits
 
         started = time.monotonic()
         tell("matching", 0, len(self.references))
-        found = audits.match_audit(workspace, job.id, self.references)
+        audits.match_audit(workspace, job.id, self.references)
         tell("matching", len(self.references), len(self.references))
-        return Matched(time.monotonic() - started, found)
+        return Matched(time.monotonic() - started)
 
 
 STAGE = StageKind("match", "cluster", Match)

@@ -135,8 +135,9 @@ def question_of(job: Job, workspace: Workspace, references: Sequence[str]) -> Qu
             """SELECT r.reference_set, r.reference_id, any_value(r.width) AS width, any_value(r.height) AS height,
                 any_value(r.pdq_quality) AS pdq_quality, any_value(least(l.width, l.height)) AS model_size
             FROM "references" AS r JOIN latents AS l USING (reference_set, reference_id)
-            WHERE l.codec = ? AND r.descriptor_name = ?
-            AND (list_contains(?::VARCHAR[], r.reference_set) OR r.kind = 'background')
+            WHERE l.codec = $1 AND r.descriptor_name = $2
+            AND (list_contains($3::VARCHAR[], r.reference_set) OR r.kind = 'background' AND
+                (r.decoys_of IS NULL OR list_has_any(r.decoys_of, $3::VARCHAR[])))
             GROUP BY r.reference_set, r.reference_id ORDER BY ALL""",
             [codec, job.descriptor.name, list(references)],
         )

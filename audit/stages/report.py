@@ -9,31 +9,38 @@ from typing import TYPE_CHECKING
 
 from audit.progress import Tell, quiet
 from audit.stages.registry import StageKind
-from audit.states import Needs
+from audit.states import Needs, Verdict
 
 if TYPE_CHECKING:
     from audit.bench import Bench
+    from audit.config import VerdictSettings
     from audit.job import Job
     from audit.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Reported:
-    """Where the page is, whether the audit tells nothing, and the seconds it took."""
+    """Where the page is, what it says in short, and the seconds it took."""
 
     seconds: float
     page: str
+    verdict: Verdict | None
+    matches: int
+    matched_sets: int
     tells_nothing: bool
 
 
 class Report:
-    """Write the page about ``references``; it is never done, as what it shows may be others now."""
+    """Write the page about ``references``; it is never done, as what it shows may be others now.
+
+    ``asked`` is what counts as a match; by default what is one without being told.
+    """
 
     name = "report"
     needs = Needs.cpu
 
-    def __init__(self, references: Sequence[str]) -> None:
-        self.references = tuple(references)
+    def __init__(self, references: Sequence[str], asked: VerdictSettings | None = None) -> None:
+        self.references, self.asked = tuple(references), asked
 
     def done(self, job: Job, workspace: Workspace) -> bool:
         """Never: the sets may be others now."""
@@ -44,9 +51,12 @@ class Report:
         from audit.report import collect, write_page
 
         started = time.monotonic()
-        facts = collect(workspace, job.id, self.references)
-        page = write_page(facts, workspace)
-        return Reported(time.monotonic() - started, page, facts.tells_nothing is not None)
+        facts = collect(workspace, job.id, self.references, self.asked)
+        page, said = write_page(facts, workspace), facts.verdict
+        return Reported(
+            time.monotonic() - started, page, said.said, len(said.matched), len(said.matched_sets),
+            said.tells_nothing is not None,
+        )  # fmt: skip
 
 
 STAGE = StageKind("report", "match", Report)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 
-from audit.engine.run import read_run
+from audit.engine.state import read_run
 from audit.errors import CheckpointError
 from audit.models.checkpoint import hash_file, identity_of, layout_of
 from audit.models.safetensors_header import read_header

@@ -15,7 +15,7 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from audit.engine.run import read_runs
+from audit.engine.state import read_runs
 from audit.workspace import Workspace
 from tests.engine.fleet import SMALL, environment, start
 from tests.warm import Command

@@ -16,7 +16,7 @@ import pytest
 from audit.config import load_config
 from audit.demo import ASSETS
 from audit.engine.due import Due, Skipped
-from audit.engine.run import read_runs
+from audit.engine.state import read_runs
 from audit.errors import ConfigError
 from audit.workspace import Workspace
 from tests import warm

@@ -46,7 +46,7 @@ def test_two_samples_of_one_kind_are_seldom_told_apart() -> None:
 def test_too_few_of_either_are_no_proof() -> None:
     rng = np.random.default_rng(0)
     many = rng.normal(size=(50, FEATURES))
-    assert f"at least {FEWEST}" in (kind_problem(many, many[: FEWEST - 1]) or "")
+    assert f"{FEWEST} is the least" in (kind_problem(many, many[: FEWEST - 1]) or "")
     assert "cannot be seen" in (kind_problem(many[: FEWEST_REFERENCES - 1], many) or "")
 
 

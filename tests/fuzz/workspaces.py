@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from audit.cli import app
 from audit.config import Config, Settings
-from audit.engine.run import RunState, _plain
+from audit.engine.run import _plain
+from audit.engine.state import RunState
 from audit.errors import AuditError, WorkspaceError
 from audit.report.pages import PageFacts, write_page_with
 from audit.schemas import KEY_COLUMNS, TABLES

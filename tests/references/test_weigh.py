@@ -12,6 +12,7 @@ import pytest
 from audit.evidence.chance import FEWEST
 from audit.evidence.kind import FEATURES
 from audit.references.audits import match_audit
+from audit.references.decoys import questions_of
 from audit.report.chance import chances_of, set_chances_of
 from audit.schemas import AUDITS
 from audit.states import Verdict
@@ -79,8 +80,8 @@ def told(workspace: Workspace, audit: str = AUDIT) -> dict[str, Any]:
     def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
         return workspace.rows(sql, values)
 
-    found = {one.name: one for one in chances_of(ask, audit, "d", ["mine"])}
-    return found | {"mine": set_chances_of(ask, audit, ["mine"])}
+    found = {one.name: one for one in chances_of(ask, audit, "d", ["mine"], 0.05)}
+    return found | {"mine": set_chances_of(ask, audit, questions_of(ask, "d", ["mine"]), 0.05)}
 
 
 def test_what_was_learnt_is_a_match_and_what_was_not_is_none(weighed: Workspace) -> None:
@@ -111,7 +112,8 @@ def test_scores_of_another_audit_are_not_taken(weighed: Workspace) -> None:
     found = told(weighed, OTHER)
     assert {found[f"learnt{number}"].verdict for number in range(3)} == {Verdict.uncalibrated}
     assert found["learnt0"].similarity is found["learnt0"].membership_p is None
-    assert found["mine"] == []
+    assert (found["mine"][0].p, found["mine"][0].pictures) == (None, 0)
+    assert "neither what was drawn nor membership" in found["mine"][0].uncalibrated
     assert told(weighed)["learnt0"].verdict is Verdict.match
 
 
@@ -145,7 +147,7 @@ def test_too_few_decoys_accuse_nobody(weighed: Workspace) -> None:
     weighed.append("references", rows)
     found = told(weighed)
     assert {one.verdict for name, one in found.items() if name != "mine"} == {Verdict.uncalibrated}
-    assert f"{FEWEST - 1} decoys are too few" in found["learnt0"].uncalibrated
+    assert f"{FEWEST - 1} decoys of their kind are too few" in found["learnt0"].uncalibrated
 
 
 @pytest.mark.parametrize(("changed", "why"), [({"pdq_quality": 20}, "too little in it"), ({"width": 40}, "40 x 512")])

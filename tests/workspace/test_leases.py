@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from audit.config import load_config
-from audit.engine.run import Run, RunState, read_runs
+from audit.engine.run import Run
+from audit.engine.state import RunState, read_runs
 from audit.errors import WorkspaceError
 from audit.workspace import Workspace
 from audit.workspace.leases import Holder, Leases, alive_runs, is_alive

@@ -1,0 +1,142 @@
+"""Which pictures are the decoys of a reference set: those of the backgrounds of its kind, without copies of it.
+
+Each background is tested for kind by itself, where there are several, and what is left of them once more together: a
+background of another look takes nothing from the others, and none is chosen by what it scores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from audit.descriptors.pdq import MIN_QUALITY
+from audit.evidence.chance import FEWEST, standing_out
+from audit.evidence.kind import are_apart, kind_problem
+
+BLOCK = 1024  # references at a time
+MOST_SUSPECTS = 20  # that are named
+Ask = Callable[[str, list[Any]], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Decoys:
+    """Pictures of backgrounds, arrays of one length M: unit vectors [M, D], looks [M, F], cosines to the nearest
+    extraction and membership scores (NaN: none), and whether a picture counts at all.
+    """
+
+    backgrounds: np.ndarray
+    ids: np.ndarray
+    names: np.ndarray
+    vectors: np.ndarray
+    looks: np.ndarray
+    cosines: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+
+    def where(self, chosen: np.ndarray) -> Decoys:
+        """Those that ``chosen``, booleans or numbers, names."""
+        return Decoys(*(getattr(self, one.name)[chosen] for one in fields(self)))
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The decoys of one reference set, each picture once; why nothing follows from them; rows of pairings."""
+
+    decoys: Decoys
+    problem: str | None
+    rows: list[dict[str, Any]]
+
+
+def paired(vectors: np.ndarray, looks: np.ndarray, on_offer: Decoys, threshold: float) -> Paired:
+    """The decoys of references with ``vectors`` [N, D], of which those that count look like ``looks`` [K, F].
+
+    ``on_offer`` are the pictures of all backgrounds that are for the set; what is nearer than ``threshold`` to a
+    reference is a copy of it.
+    """
+    copies = _copied(vectors, on_offer.vectors, threshold)
+    usable = on_offer.counts & ~copies
+    backgrounds = list(dict.fromkeys(on_offer.backgrounds.tolist()))
+    taken = np.zeros(len(usable), bool)
+    rows, refused = [], 0
+    for background in backgrounds:
+        here = on_offer.backgrounds == background
+        apart = len(backgrounds) > 1 and are_apart(looks, on_offer.looks[here & usable])
+        refused += apart
+        taken |= here & usable & (not apart)
+        rows.append(
+            {"background": background, "pictures": here.sum(), "copies": (here & copies).sum(),
+             "trivial": (here & ~copies & ~on_offer.counts).sum(), "decoys": 0 if apart else (here & usable).sum(),
+             "problem": "its pictures are of another look than the references" if apart else None}
+        )  # fmt: skip
+    chosen = np.flatnonzero(taken)
+    once = np.unique(on_offer.ids[chosen], return_index=True)[1]
+    decoys = on_offer.where(chosen[once])
+    problem = kind_problem(looks, decoys.looks)
+    if problem and refused and len(decoys.ids) < FEWEST:
+        problem = f"{refused} of {len(rows)} backgrounds are of another look; {problem}"
+    suspects = decoys.where(standing_out(decoys.scores) | standing_out(decoys.cosines)) if problem is None else None
+    for row in rows:
+        mine = () if suspects is None else suspects.names[suspects.backgrounds == row["background"]].tolist()
+        row["suspects"] = sorted(mine)[:MOST_SUSPECTS]
+    return Paired(decoys, problem, rows)
+
+
+def _copied(references: np.ndarray, decoys: np.ndarray, threshold: float) -> np.ndarray:
+    """Which decoys [M] are copies of one of the references."""
+    found = np.zeros(len(decoys), bool)
+    for start in range(0, len(references) if len(decoys) else 0, BLOCK):
+        found |= (decoys @ references[start : start + BLOCK].T >= threshold).any(axis=1)
+    return found
+
+
+def caveat_of(row: dict[str, Any], input_size: int) -> str | None:
+    """Why a picture, a reference or a decoy, does not count: nothing follows from its being like others."""
+    quality = row["pdq_quality"]
+    if quality is not None and quality < MIN_QUALITY:
+        return f"there is too little in it to be told from others (PDQ quality {quality} of 100)"
+    if row["width"] and row["height"] and min(row["width"], row["height"]) < input_size:
+        return f"{row['width']} x {row['height']} pixels are less than the descriptor's {input_size}"
+    return None
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What the chances of sets depend on, beside the audit: ``of`` has a hash a set, of its pictures and decoys.
+
+    ``has_decoys`` says whether there is any background for one of them.
+    """
+
+    of: dict[str, str]
+    has_decoys: bool
+
+
+def questions_of(ask: Ask, descriptor: str, sets: Sequence[str]) -> Questions:
+    """The questions of ``sets`` as the tables are now."""
+    rows = ask(
+        """SELECT reference_set, coalesce(any_value(kind), 'reference') AS kind, any_value(decoys_of) AS decoys_of,
+            md5(string_agg(reference_id, ',' ORDER BY reference_id)) AS pictures
+        FROM "references"
+        WHERE descriptor_name = ? AND (kind = 'background' OR list_contains(?::VARCHAR[], reference_set))
+        GROUP BY reference_set ORDER BY reference_set""",
+        [descriptor, list(sets)],
+    )
+    found, has_decoys = {}, False
+    for name in sets:
+        own = [row["pictures"] for row in rows if row["reference_set"] == name]
+        decoys = [
+            [row["reference_set"], row["pictures"]]
+            for row in rows
+            if row["kind"] == "background" and row["reference_set"] != name and is_for(row["decoys_of"], name)
+        ]
+        has_decoys |= bool(decoys)
+        found[name] = hashlib.sha256(repr([own, decoys]).encode()).hexdigest()[:16]
+    return Questions(found, has_decoys)
+
+
+def is_for(decoys_of: Sequence[str] | None, name: str) -> bool:
+    """Whether a background that names the sets ``decoys_of`` serves the set ``name``."""
+    return not decoys_of or name in decoys_of
