@@ -31,7 +31,7 @@ from audit.references.sets import Added, image_files, known_pictures
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit
-from audit.report.index import Together
+from audit.report.index import Answer, Together
 from audit.report.verdict import QuestionVerdict
 from audit.stages import Clustered, Report, Sampled, Scores, stages_for
 from audit.states import Known, SetKind
@@ -121,11 +121,16 @@ class Compared:
     found: Together
     left_out: dict[str, int]
 
+    @property
+    def answers(self) -> list[Answer]:
+        """What was found of each audit, those with most matches first."""
+        return self.found.answers
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``lora-audit match --json`` prints them."""
         found = self.found
         return {
-            "audits": [asdict(one) for one in found.answers], "compared": found.compared, "expected": found.expected,
+            "audits": [asdict(one) for one in self.answers], "compared": found.compared, "expected": found.expected,
             "left_out": self.left_out,
         }  # fmt: skip
 

@@ -44,9 +44,9 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
 
 
 def test_a_scan_finds_the_training_images_and_says_so(tmp_path: Path) -> None:
-    done = scan(tmp_path, "--references", ANIMALS, "--training-images", ANIMALS)
+    done = scan(tmp_path, "--references", ANIMALS, "--training-images", ANIMALS, "--rule", "fixed")
     assert done.returncode == 10, done.stderr
-    assert "of 10 reference pictures recovered" in done.stderr
+    assert "of your 10 reference pictures were recovered from this model, by a fixed threshold" in done.stderr
     (page,) = (tmp_path / "w/reports").glob("*.html")
     assert "recovered from this model" in page.read_text()
     assert str(page.name) in done.stderr.replace("\n", "")
@@ -62,18 +62,21 @@ def test_a_scan_finds_the_training_images_and_says_so(tmp_path: Path) -> None:
     assert (row["tensor_rank"], row["claimed_rank"]) == (24, 24)
     assert row["claimed_steps"] > 0
     assert 0 < row["claimed_learning_rate"] < 1
-    again = scan(tmp_path, "--references", ANIMALS, "--json")
+    again = scan(tmp_path, "--references", ANIMALS, "--json", "--rule", "fixed")
     assert again.returncode == 10
     found = json.loads(again.stdout)
     assert found["audit"]["training_images_source"] == "ss_dataset_dirs"
     assert found["matched_references"]
     assert "sampling" not in again.stderr
-    report = run("report", found["audit"]["audit_id"][:8], "--json", "--workspace", tmp_path / "w")
+    report = run("report", found["audit"]["audit_id"][:8], "--json", "--rule", "fixed", "--workspace", tmp_path / "w")
     assert json.loads(report.stdout)["matched_references"] == found["matched_references"]
+    read = json.loads(run("report", found["audit"]["audit_id"], "--json", "--workspace", tmp_path / "w").stdout)
+    assert (read["verdict"]["said"], read["matched_references"]) == ("uncalibrated", [])  # without decoys, by default
+    assert read["alike_references"] == found["matched_references"]
 
 
 def test_pictures_the_model_never_saw_are_not_found(tmp_path: Path) -> None:
-    done = scan(tmp_path, "--references", set_folder("stamps-birds", "control"), "--json")
+    done = scan(tmp_path, "--references", set_folder("stamps-birds", "control"), "--json", "--rule", "fixed")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["matched_references"] == []
 
@@ -88,7 +91,10 @@ def test_named_sets_broken_pictures_and_their_list(tmp_path: Path) -> None:
     assert [one["name"] for one in json.loads(added.stdout)["skipped_images"]] == ["broken.jpg"]
     listed = json.loads(run("references", "list", "--json", *where).stdout)
     assert [(row["reference_set"], row["images"]) for row in listed] == [("mine", 10)]
-    assert scan(tmp_path, "--references", "mine").returncode == 10
+    assert scan(tmp_path, "--references", "mine", "--rule", "fixed").returncode == 10
+    plain = scan(tmp_path, "--references", "mine")
+    assert (plain.returncode, "No verdict with an error rate can be given on mine" in plain.stderr) == (12, True)
+    assert "references add NAME DIR --kind background" in " ".join(plain.stderr.split())
     assert run("references", "remove", "mine", *where).returncode == 0
     missing = scan(tmp_path, "--references", "mine")
     assert (missing.returncode, "neither a folder nor a reference set" in missing.stderr) == (2, True)

@@ -8,6 +8,7 @@ import pty
 import re
 import shutil
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.cli import main
-from audit.config import Settings
+from audit.config import Settings, VerdictSettings
 from audit.engine.state import RunState
 from audit.report import collect
-from audit.report.index import Answer, write_index
+from audit.report.chance import Chance, Pairing
+from audit.report.index import Answer, Together, write_index
 from audit.report.page import render
+from audit.report.verdict import Unanswered
+from audit.states import Verdict
 from audit.storable import storable
 from audit.text import printable
 from audit.workspace import Workspace
@@ -169,13 +173,18 @@ def test_csv_is_exact_in_a_pipe_and_escaped_at_a_terminal(
 
 
 def test_pages_isolate_and_escape_strangers_text(hostile: Workspace) -> None:
-    html = render(collect(hostile, ID))
+    facts = collect(hostile, ID)
+    paired = Pairing(EVIL, EVIL, 9, 1, 1, 7, EVIL, [EVIL])
+    chance = Chance(EVIL, "f" * 64, EVIL, 0.9, 1, None, 0, None, None, 0, None, EVIL, EVIL)
+    verdict = replace(facts.verdict, warnings=[EVIL], unanswered=[Unanswered(EVIL, EVIL)])
+    html = render(replace(facts, pairings=[paired], chances=[chance], verdict=verdict))
     assert not RAW.findall(html)
     assert html.count("<bdi>") == html.count("</bdi>") >= 12
     assert f"<h1><bdi>{printable(storable(EVIL))}</bdi></h1>" in html
     outside = re.sub(r"<bdi>.*?</bdi>|<title>.*?</title>|alt=\"[^\"]*\"", "", html, flags=re.DOTALL)
     assert "owned" not in outside
-    write_index(hostile, "r1", [EVIL], [Answer(ID, EVIL, EVIL, 1, "reports/x.html", False)])
+    answer = Answer(ID, EVIL, EVIL, Verdict.match, 1, 0, "reports/x.html", False)
+    write_index(hostile, "r1", [EVIL], Together(VerdictSettings(), [answer]))
     index = (hostile.files.read("reports/runs/r1.html") or b"").decode()
     assert "owned" not in re.sub(r"<bdi>.*?</bdi>", "", index, flags=re.DOTALL)
 
@@ -185,7 +194,7 @@ def test_the_end_of_a_run_names_its_checkpoints_escaped(capfd: pytest.CaptureFix
     from audit.cli.run import show_state
 
     state = RunState("r", "1/1", "h", 1, 0.0, {})
-    state.matched = [{"name": EVIL, "matches": 1, "page": EVIL}]
+    state.matched = [{"name": EVIL, "matches": 1, "matched_sets": 0, "page": EVIL}]
     state.skipped = {EVIL: 2}
     configure()
     show_state(state)

@@ -93,15 +93,16 @@ def expected_by_chance(values: np.ndarray) -> np.ndarray:
 def standing_out(scores: np.ndarray) -> np.ndarray:
     """Which decoys [M] score so far above the others that they may have been trained on themselves; booleans.
 
-    How far they lie above the median, in spreads of the upper half that outliers do not widen (the quartile's), as a
-    normal distribution has it; over all decoys by Benjamini and Hochberg. It is a warning, and changes no p.
+    How far they lie above the median, in spreads that outliers do not widen (the median deviation, or the upper
+    quartile's if that is wider), as a normal distribution has it; over all decoys by Benjamini and Hochberg. A rank
+    among the others cannot tell it: one of them is always the highest. It is a warning, and changes no p.
     """
     finite = np.isfinite(scores)
     found = np.zeros(len(scores), bool)
     if finite.sum() < FEWEST:
         return found
     middle, upper = np.quantile(scores[finite], [0.5, 0.75])
-    spread = (upper - middle) / stats.norm.ppf(0.75)
+    spread = max(stats.median_abs_deviation(scores[finite], scale="normal"), (upper - middle) / stats.norm.ppf(0.75))
     if spread > 0:
         found[finite] = false_discovery_rates(stats.norm.sf((scores[finite] - middle) / spread)) <= SUSPICION
     return found

@@ -8,6 +8,9 @@ arXiv 1610.06545) nothing follows from comparing them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import combinations
+
 import numpy as np
 from PIL import Image
 
@@ -18,6 +21,7 @@ FEATURES = 17
 NEIGHBOURS = 3
 PERMUTATIONS = 999
 APART = 0.05  # p of the test up to which they are told apart
+STRICTEST = 0.25  # the same, of one of many backgrounds
 FEWEST_REFERENCES = 5  # with fewer nothing could be told apart
 MOST = 200  # of either that are looked at
 MEND = (
@@ -52,16 +56,26 @@ def same_kind_p(references: np.ndarray, decoys: np.ndarray, seed: int = 0) -> fl
     return float((1 + (shares >= (mine[nearest] & mine[:, None]).sum()).sum()) / (1 + PERMUTATIONS))
 
 
-def are_apart(references: np.ndarray, decoys: np.ndarray) -> bool:
-    """Whether ``references`` [N, F] and ``decoys`` [M, F] are told apart by their looks; never with fewer than 5.
+def of_their_kind(references: np.ndarray, backgrounds: Sequence[np.ndarray]) -> list[bool] | None:
+    """Which of several ``backgrounds`` [M, F] may be pooled as decoys of ``references`` [N, F]; None: it is not clear.
 
-    Looks alone decide, no score: whatever is left out by it is left out whether or not it was trained on.
+    The more are on offer, the likelier one of another look passes by chance, so that the test gets stricter with their
+    number. Backgrounds that pass and are told apart from each other cannot all be of the references' kind: then none
+    is taken. Looks alone decide, no score.
     """
+    level = min(APART * len(backgrounds), STRICTEST)
+    passed = [not are_apart(references, one, level) for one in backgrounds]
+    taken = [one for one, good in zip(backgrounds, passed, strict=True) if good]
+    return None if any(are_apart(one, other) for one, other in combinations(taken, 2)) else passed
+
+
+def are_apart(references: np.ndarray, decoys: np.ndarray, level: float = APART) -> bool:
+    """Whether ``references`` [N, F] and ``decoys`` [M, F] are told apart by their looks; never with fewer than 5."""
     if min(len(references), len(decoys)) < FEWEST_REFERENCES:
         return False
     mine, others = _some(references), _some(decoys)
     spread = np.concatenate([mine, others]).std(axis=0) + 1e-6
-    return same_kind_p(mine / spread, others / spread) <= APART
+    return same_kind_p(mine / spread, others / spread) <= level
 
 
 def kind_problem(references: np.ndarray, decoys: np.ndarray) -> str | None:

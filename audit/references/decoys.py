@@ -15,9 +15,11 @@ import numpy as np
 
 from audit.descriptors.pdq import MIN_QUALITY
 from audit.evidence.chance import FEWEST, standing_out
-from audit.evidence.kind import are_apart, kind_problem
+from audit.evidence.kind import kind_problem, of_their_kind
 
 BLOCK = 1024  # references at a time
+ANOTHER_LOOK = "its pictures are of another look than the references"
+UNCLEAR = "several backgrounds could be of the references' look, and are of different looks themselves"
 MOST_SUSPECTS = 20  # that are named
 Ask = Callable[[str, list[Any]], list[dict[str, Any]]]
 
@@ -60,25 +62,30 @@ def paired(vectors: np.ndarray, looks: np.ndarray, on_offer: Decoys, threshold: 
     copies = _copied(vectors, on_offer.vectors, threshold)
     usable = on_offer.counts & ~copies
     backgrounds = list(dict.fromkeys(on_offer.backgrounds.tolist()))
+    where = [on_offer.backgrounds == background for background in backgrounds]
+    passed: list[bool] | None = [True] * len(backgrounds)
+    if len(backgrounds) > 1:
+        passed = of_their_kind(looks, [on_offer.looks[here & usable] for here in where])
     taken = np.zeros(len(usable), bool)
-    rows, refused = [], 0
-    for background in backgrounds:
-        here = on_offer.backgrounds == background
-        apart = len(backgrounds) > 1 and are_apart(looks, on_offer.looks[here & usable])
-        refused += apart
-        taken |= here & usable & (not apart)
+    rows = []
+    for number, (background, here) in enumerate(zip(backgrounds, where, strict=True)):
+        why = UNCLEAR if passed is None else None if passed[number] else ANOTHER_LOOK
+        taken |= here & usable & (why is None)
         rows.append(
             {"background": background, "pictures": here.sum(), "copies": (here & copies).sum(),
-             "trivial": (here & ~copies & ~on_offer.counts).sum(), "decoys": 0 if apart else (here & usable).sum(),
-             "problem": "its pictures are of another look than the references" if apart else None}
+             "trivial": (here & ~copies & ~on_offer.counts).sum(), "decoys": 0 if why else (here & usable).sum(),
+             "problem": why}
         )  # fmt: skip
     chosen = np.flatnonzero(taken)
     once = np.unique(on_offer.ids[chosen], return_index=True)[1]
     decoys = on_offer.where(chosen[once])
     problem = kind_problem(looks, decoys.looks)
-    if problem and refused and len(decoys.ids) < FEWEST:
-        problem = f"{refused} of {len(rows)} backgrounds are of another look; {problem}"
-    suspects = decoys.where(standing_out(decoys.scores) | standing_out(decoys.cosines)) if problem is None else None
+    if passed is None:
+        problem = f"{UNCLEAR}: 'lora-audit references add NAME DIR --kind background --of SET' says it"
+    elif problem and not all(passed) and len(decoys.ids) < FEWEST:
+        problem = f"{len(rows) - sum(passed)} of {len(rows)} backgrounds are of another look; {problem}"
+    drawn = standing_out(decoys.cosines) & (decoys.cosines >= threshold)
+    suspects = decoys.where(standing_out(decoys.scores) | drawn) if problem is None else None
     for row in rows:
         mine = () if suspects is None else suspects.names[suspects.backgrounds == row["background"]].tolist()
         row["suspects"] = sorted(mine)[:MOST_SUSPECTS]

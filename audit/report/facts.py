@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from audit.config import Evidence, VerdictSettings
+from audit.config import VerdictSettings
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of
@@ -267,10 +267,9 @@ def _collected(
     weighed = [one.reference_set for one in set_chances]  # of others nothing is said: their decoys have changed
     chances = chances_of(ask, audit_id, row["descriptor"], weighed, asked.fdr)
     pairings = pairings_of(ask, audit_id, weighed)
-    samples = settings.get("evidence") != Evidence.membership
     verdict = verdict_of(
         Evidenced(names, len(references), row["threshold"], _alike(extractions), chances, set_chances, pairings,
-                  row["tells_nothing"], samples),
+                  row["tells_nothing"]),
         asked,
     )  # fmt: skip
     return AuditFacts(

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from audit.config import Rule, VerdictSettings
-from audit.evidence.kind import MEND
 from audit.report.chance import Chance, Pairing, SetChance
+from audit.sampling.pictures import NOT_SAMPLED
 from audit.states import Verdict
 
 NOT_CLEAN = (
@@ -119,7 +119,6 @@ class Evidenced:
     set_chances: Sequence[SetChance]
     pairings: Sequence[Pairing]
     tells_nothing: str | None
-    samples: bool
 
 
 def verdict_of(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
@@ -152,8 +151,7 @@ def _calibrated(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
     late = "it was not compared with its decoys as they are now: 'lora-audit match --references NAME' does it"
     reasons = {name: weighed.get(name, late) for name in found.sets}
     unanswered = [Unanswered(name, reason) for name, reason in reasons.items() if reason]
-    # what was not sampled tells nothing, but membership that was asked for alone does
-    silent = found.tells_nothing if found.samples or not told else None
+    silent = None if found.tells_nothing == NOT_SAMPLED else found.tells_nothing  # membership alone tells something
     tells_nothing = None if matched or matched_sets else silent
     said: Verdict | None = Verdict.possible if possible or possible_sets else Verdict.none
     if matched or matched_sets:
@@ -184,7 +182,7 @@ def _warnings(pairings: Sequence[Pairing]) -> list[str]:
     if not names:
         return []
     return [
-        f"{len(names)} decoys score so far above the others that the model may have been trained on them: "
+        f"{len(names)} of the decoys stand out so far that the model may have been trained on them: "
         f"{', '.join(sorted(names))}. They are kept, and can only hide matches; where you know that they were trained "
         "on, leave them out of the background and add it again."
     ]
@@ -268,9 +266,9 @@ def _by_decoys(verdict: QuestionVerdict) -> list[str]:
             f"{count} possible: as much comes about by chance in one of 20 cases at most (p of 0.05 or less), which is "
             "too often for a match among so many."
         )
-    said += [f"Of {one.reference_set} nothing is said: {one.reason}." for one in verdict.unanswered]
-    if verdict.unanswered and not any(MEND in one.reason for one in verdict.unanswered):
-        said.append(f"For a verdict, {MEND}.")
+    for reason in dict.fromkeys(one.reason for one in verdict.unanswered):
+        names = ", ".join(one.reference_set for one in verdict.unanswered if one.reason == reason)
+        said.append(f"Of {names} nothing is said: {reason}.")
     if verdict.said in (Verdict.none, Verdict.possible):
         said.append(
             f"At an error rate of {share} %, {verdict.compared} of {verdict.references} were compared with decoys. "

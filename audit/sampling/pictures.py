@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+NOT_SAMPLED = "no picture was sampled: only membership was asked for"
 NOISE = 0.85  # mean difference of neighbours over deviation, on the grid of the latents: white noise has 1.13
 FLAT = 2.0  # levels of 255
 MOST_OF_THEM = 0.5

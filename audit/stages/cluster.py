@@ -135,10 +135,10 @@ def _audit_row(job: Job, rows: pa.Table, sampled: SpoolFacts, warnings: list[str
 
 
 def _tells_nothing(rows: pa.Table) -> str | None:
-    from audit.sampling.pictures import not_pictures
+    from audit.sampling.pictures import NOT_SAMPLED, not_pictures
 
     if rows.num_rows == 0:
-        return "no picture was sampled: only membership was asked for"
+        return NOT_SAMPLED
     return not_pictures(rows["contrast"].to_numpy(), rows["roughness"].to_numpy())
 
 

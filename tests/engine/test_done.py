@@ -30,7 +30,7 @@ SMALL = {"settings.steps": 2, "settings.images_per_training_image": 4}
 def config(workspace: Workspace, *references: str, **overrides: object) -> Config:
     named = {name.replace("__", "."): value for name, value in overrides.items()}
     fixed = {"workspace": str(workspace.root), "descriptor": "nano", "bases.sd1": str(ASSETS / "base")}
-    return load_config(None, {}, {**fixed, **SMALL, "references": references, **named})
+    return load_config(None, {}, {**fixed, "verdict.rule": "fixed", **SMALL, "references": references, **named})
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_a_report_compares_with_a_set_as_it_is_now(copied: Workspace, capsys: py
     """One that was never compared, or has other pictures since, would pass for one without a match."""
 
     def report(*words: str) -> None:
-        app(["report", audit, "--workspace", str(copied.root), *words], standalone_mode=False)
+        app(["report", audit, "--workspace", str(copied.root), "--rule", "fixed", *words], standalone_mode=False)
 
     [audit, _] = [row["audit_id"] for row in copied.rows("SELECT audit_id FROM audits ORDER BY audit_id")]
     sets, nano = ReferenceSets(copied), load_descriptor("nano")
@@ -193,7 +193,7 @@ def test_match_compares_finished_audits_with_a_new_set(copied: Workspace, sample
     nano = load_descriptor("nano")
     ReferenceSets(copied).add("late", set_folder("fluent-animals", "train"), nano)
     ReferenceSets(copied).add("by-pdq", set_folder("fluent-animals", "train"), load_descriptor("pdq"))
-    where = ["--workspace", str(copied.root)]
+    where = ["--workspace", str(copied.root), "--rule", "fixed"]
     done = CliRunner().invoke(app, ["match", "--references", "late", "--json", *where])
     assert done.exit_code == 10, done.output
     rows = copied.rows("SELECT DISTINCT audit_id FROM matches WHERE reference_set = 'late' AND is_match")
@@ -201,7 +201,7 @@ def test_match_compares_finished_audits_with_a_new_set(copied: Workspace, sample
     assert done.stdout.count(".late-") == AUDITS
     [audit, _] = copied.rows("SELECT audit_id FROM audits ORDER BY audit_id")
     one = CliRunner().invoke(app, ["match", audit["audit_id"][:8], "--references", "late", *where])
-    assert "1 audits compared, 1 with matches" in one.stderr
+    assert "1 of 1 audit with matches, by a fixed threshold" in one.stderr
     other = CliRunner().invoke(app, ["match", "--references", "by-pdq", *where])
     assert other.exit_code == 0
     assert "2 left out" in other.stderr
@@ -223,6 +223,8 @@ def run_cli(workspace: Path, *references: str) -> Any:
             f"sd1={ASSETS / 'base'}",
             "--descriptor",
             "nano",
+            "--rule",
+            "fixed",
             *named,
             *sets,
         ],
@@ -246,7 +248,7 @@ def test_a_run_names_what_matched_and_writes_an_index(copied: Workspace) -> None
     *_, index = sorted((copied.root / "reports/runs").glob("*.html"), key=lambda path: path.stat().st_mtime_ns)
     assert index.name in words
     html = index.read_text()
-    assert f"{AUDITS} of {AUDITS} audits recovered reference pictures" in html
+    assert f"{AUDITS} of {AUDITS} audits match reference pictures" in html
     for key, _ in pages(copied):
         assert f'href="../{key.removeprefix("reports/")}"' in html
     gone = ReferenceSets(copied).remove("animals")

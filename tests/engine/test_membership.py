@@ -27,6 +27,7 @@ from audit.references import ReferenceSets, latents, losses
 from audit.report import collect
 from audit.report.page import render
 from audit.stages import Membership, Remembered, membership, precision
+from audit.states import Verdict
 from audit.workspace import Workspace
 from tests.conftest import BASE, DREAMBOOTH, KOHYA
 from tests.engine.fleet import make_uploads, make_workspace
@@ -264,7 +265,8 @@ def test_extraction_alone_has_the_id_of_both_and_membership_another(workspace: W
     assert alone.audit_id != both.audit_id
     assert [one.score for one in alone.facts.members] == [one.score for one in both.facts.members]
     assert (alone.facts.row["images"], alone.facts.extractions) == (0, [])
-    assert alone.tells_nothing == "no picture was sampled: only membership was asked for"
+    assert alone.facts.row["tells_nothing"] == "no picture was sampled: only membership was asked for"
+    assert (alone.tells_nothing, alone.verdict.said) == (None, Verdict.uncalibrated)  # but for the lack of decoys
 
 
 @pytest.mark.parametrize(("allowed", "kept"), [(Latents.auto, 0), (Latents.always, 8)])
@@ -354,7 +356,7 @@ def test_the_command_prints_scores_and_takes_what_to_look_for(tmp_path: Path) ->
     words = ["scan", str(KOHYA), "--base", str(BASE), "--descriptor", "nano", "--workspace", str(tmp_path / "w"),
              "--references", str(set_folder("fluent-animals", "train")), "--evidence", "membership"]  # fmt: skip
     done = CliRunner().invoke(app, words)
-    assert done.exit_code == 11, done.output
+    assert done.exit_code == 12, done.output
     assert "membership, train-" in done.stderr.replace("\n", "")
     assert "no verdict follows from a score" in done.stderr
     said = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)

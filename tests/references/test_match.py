@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,8 @@ from audit.demo import load_set, set_folder
 from audit.descriptors import Descriptor, pdq_distance, pdq_hash
 from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import ReferenceSetError
-from audit.references import ReferenceSets, match_extractions
+from audit.references import ReferenceSets
+from audit.references import match_extractions as match_in
 from audit.references.sets import known_pictures
 from audit.schemas import EXTRACTIONS
 from audit.workspace import Workspace
@@ -38,6 +40,10 @@ def extractions_of(images: np.ndarray, descriptor: Descriptor) -> pa.Table:
         packed, quality = pdq_hash(image)
         rows.append({"audit_id": "a", "rank": rank, "descriptor": vector, "pdq": packed, "pdq_quality": quality})
     return pa.Table.from_pylist(rows, schema=EXTRACTIONS)
+
+
+def match_extractions(workspace: Workspace, *asked: Any, **more: Any) -> list[dict[str, Any]]:
+    return workspace.asked(lambda connection: match_in(connection, *asked, **more), '"references"')
 
 
 def test_a_set_is_added_listed_and_removed(sets: ReferenceSets, nano: Descriptor) -> None:

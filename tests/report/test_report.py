@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from audit.config import Settings
+from audit.config import Rule, Settings, VerdictSettings
 from audit.descriptors.base import to_png
 from audit.errors import WorkspaceError
 from audit.report import collect
@@ -47,6 +47,9 @@ def fill(workspace: Workspace, is_match: bool, image: bytes | None = RED) -> Non
         ("references", reference),
     ):  # fmt: skip
         workspace.write(table, "k", [row])
+
+
+FIXED = VerdictSettings(Rule.fixed)
 
 
 class Tags(HTMLParser):
@@ -86,17 +89,18 @@ def test_the_page_loads_nothing(workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("is_match", "words"),
     [
-        (True, "1 of your 1 reference picture was recovered"),
-        (False, "None of your 1 reference picture was recovered"),
+        (True, "1 of your 1 reference picture was recovered from this model, by a fixed threshold"),
+        (False, "None of your 1 reference picture is a match"),
     ],
 )
-def test_the_verdict_follows_the_matches(workspace: Workspace, is_match: bool, words: str) -> None:
+def test_by_the_fixed_rule_the_verdict_follows_the_threshold(workspace: Workspace, is_match: bool, words: str) -> None:
     fill(workspace, is_match)
-    facts = collect(workspace, ID)
+    facts = collect(workspace, ID, asked=FIXED)
     page = " ".join(render(facts).split())
     assert words in page
     assert "judged by <bdi>nano@1, a descriptor of the user&#39;s choice</bdi>" in page
-    assert len(facts.matched) == is_match
+    assert "How often this rule is wrong is not known" in page
+    assert len(facts.verdict.matched) == is_match
     assert len(facts.as_json()["matched_references"]) == is_match
 
 
@@ -157,7 +161,8 @@ def test_direct_sampling_has_no_guidance_weight(workspace: Workspace) -> None:
 
 def test_alternative_texts_say_what_is_seen(workspace: Workspace) -> None:
     fill(workspace, True)
-    drawn, reference = [a["alt"] or "" for tag, a in tags_of(render(collect(workspace, ID))) if tag == "img"]
+    html = render(collect(workspace, ID, asked=FIXED))
+    drawn, reference = [a["alt"] or "" for tag, a in tags_of(html) if tag == "img"]
     assert drawn.startswith("Picture drawn from the model: extraction 1, for 12 drawn pictures alike; it matches the ")
     assert drawn.endswith(f"reference {HOSTILE}")
     assert reference == f"Reference picture {HOSTILE} of the set mine, at similarity 0.91 to extraction 1"
