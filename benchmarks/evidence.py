@@ -72,7 +72,7 @@ def realistic(folder: Path, most: int) -> Iterator[Subject]:
     for recipe in sorted(found, key=lambda one: (-one.exposures, one.name))[:most]:
         pictures = prepared(recipe.few_shot)
         count = recipe.training_images
-        unseen = np.concatenate([pictures.control, pictures.training[count:]])
+        unseen = np.concatenate([pictures.control, pictures.training[count:], pictures.others])
         truth = json.loads((recipe.file(folder).parent / "training.json").read_text())
         captions = list(dict.fromkeys(truth["training_captions"]))[:8]
         kind, trained = f"{recipe.exposures} exposures", pictures.training[:count]
