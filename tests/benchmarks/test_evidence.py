@@ -30,7 +30,7 @@ def test_tables_tell_what_each_rule_found_and_what_was_wrong() -> None:
 
 
 def test_references_without_a_p_count_for_the_thresholds_alone() -> None:
-    nothing = dict.fromkeys(P_VALUES, {"trained": [], "unseen": [], "near": []})
+    nothing: dict[str, Any] = {key: {part: [] for part in GROUPS} for key in P_VALUES}
     said = markdown([row(fixed_trained=6, uncalibrated=["18 decoys are too few"], set_p={}, **nothing)])
     assert "| tuning | testbed | 1 | fixed | 0.60" in said
     assert "| tuning | testbed | 0 | combined |  | 0 of 0 | 0 of 0 |  |  |" in said
