@@ -281,19 +281,21 @@ CHANCES = _schema(
     ("score", pa.float64(), "membership score; null where it was not measured or is none"),
     ("membership_p", pa.float64(), "p of that score among decoys; null where too few were measured"),
     ("membership_decoys", pa.int32(), "decoys it was compared with"),
-    ("p", pa.float64(), "p of both together (Cauchy's rule); null where there is neither, or the picture counts not"),
+    ("p", pa.float64(), "the larger of both, or the one there is; null without, or where the picture counts not"),
     ("caveat", pa.string(), "why the picture, or its score, does not count; null where it does"),
     ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
 )
 
 SET_CHANCES = _schema(
-    "One row a reference set that was weighed: how likely the membership scores of all of it are, had it had no part.",
+    "One row a reference set that was weighed: how likely what speaks for all of it is, had it had no part.",
     ("audit_id", pa.string(), "the audit"),
     ("reference_set", pa.string(), "joins references"),
     ("question", pa.string(), "hash of its pictures and of its decoys: with others it is weighed again"),
-    ("pictures", pa.int32(), "pictures of the set that count and have a membership score"),
-    ("decoys", pa.int32(), "decoys that have one"),
-    ("p", pa.float64(), "p of Mann and Whitney's test; null where it cannot be said"),
+    ("pictures", pa.int32(), "pictures of the set that count"),
+    ("decoys", pa.int32(), "decoys they were compared with"),
+    ("extraction_p", pa.float64(), "p of the similarities to the nearest extractions (Mann and Whitney); null without"),
+    ("membership_p", pa.float64(), "p of the membership scores (Mann and Whitney); null without"),
+    ("p", pa.float64(), "the larger of both, or the one there is; null where there is neither"),
     ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
 )
 

@@ -30,6 +30,12 @@ class FineTune:
         """The folder with ``train``, what it was trained on, and ``control``, pictures of that kind it never saw."""
         return ASSETS / "sets" / self.few_shot
 
+    @property
+    def background(self) -> Path | None:
+        """The folder of its decoys, further pictures of that kind; None where there are none."""
+        folder = set_folder(self.few_shot, "background")
+        return folder if folder.is_dir() else None
+
 
 _CHECKPOINTS = ASSETS / "checkpoints"
 FINE_TUNES = {
@@ -56,7 +62,7 @@ def decoys_of(few_shot: str) -> list[Path]:
 
 
 def set_folder(name: str, part: str) -> Path:
-    """The folder of a few-shot set's ``part``: "train" or "control"."""
+    """The folder of a few-shot set's ``part``: "train", "control", and of some "background"."""
     return ASSETS / "sets" / name / part
 
 

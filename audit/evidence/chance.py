@@ -10,9 +10,11 @@ generalised Pareto distribution does (Pickands 1975; peaks over a threshold), ne
 
     p = share of decoys above u * P(excess > score - u)
 
-Kinds of evidence on one reference depend on each other: they are combined by the Cauchy rule, which holds for small p
-under any dependence (Liu and Xie, arXiv 1808.09011). Of many references, those are matches whose expected share of
-wrong ones is at most the rate asked for (Benjamini and Hochberg 1995).
+Kinds of evidence on one reference depend on each other. A match has to be one by each: its p is the largest, which
+holds under any dependence, and holds where the decoys are not quite of the reference's kind, as long as one kind of
+evidence does (a picture of the same pattern as a training picture is known better than all decoys, but it is not what
+comes out). Where one speaks and the other does not, p is twice the smaller (Bonferroni). Of many references, those are
+matches whose expected share of wrong ones is at most the rate asked for (Benjamini and Hochberg 1995).
 """
 
 from __future__ import annotations
@@ -69,13 +71,14 @@ def _tail(excess: np.ndarray) -> tuple[float, float]:
     return min(float(shape), MOST_SHAPE), float(scale)
 
 
-def combined_p(values: Sequence[float]) -> float:
-    """One p of several of the same reference, by the Cauchy rule; that of a single one is itself."""
-    if len(values) == 1:
-        return float(values[0])
-    # a p of 1 would outweigh any other: it is taken as the largest that says nothing more than "not this evidence"
-    clipped = np.clip(np.asarray(values, float), 1e-15, 0.99)
-    return float(stats.cauchy.sf(np.mean(stats.cauchy.isf(clipped))))
+def agreed_p(values: Sequence[float]) -> float:
+    """One p of several kinds of evidence on the same thing, all of which have to speak for it: the largest."""
+    return float(np.max(values))
+
+
+def either_p(values: Sequence[float]) -> float:
+    """One p of several kinds of evidence on the same thing, one of which has to speak for it (Bonferroni)."""
+    return float(min(1.0, len(values) * np.min(values)))
 
 
 def false_discovery_rates(values: np.ndarray) -> np.ndarray:

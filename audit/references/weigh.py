@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from audit.evidence.chance import FEWEST, TAIL_SHARE, combined_p, rank_p, set_p, tail_p
+from audit.evidence.chance import FEWEST, TAIL_SHARE, agreed_p, rank_p, set_p, tail_p
 from audit.evidence.kind import FEATURES
 from audit.references.decoys import BLOCK, Decoys, Paired, caveat_of, is_for, paired, questions_of
 from audit.sampling.spooled import vectors_of
@@ -73,7 +73,7 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
         ]
         about = {"audit_id": audit_id, "reference_set": name}
         found.chances.extend({**about, **row} for row in rows)
-        whole = _whole(_scores(mine)[counts], pairing, rows)
+        whole = _whole(_cosines(mine, seen)[counts], _scores(mine)[counts], pairing, rows)
         found.set_chances.append({**about, "question": questions.of[name], **whole})
         found.pairings.extend({**about, **row} for row in pairing.rows)
     return found
@@ -82,11 +82,18 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
 def _decoys(table: pa.Table, seen: np.ndarray, input_size: int) -> Decoys:
     names = [np.array(table[name].to_pylist(), object) for name in ("reference_set", "reference_id", "name")]
     vectors = vectors_of(table) if table.num_rows else np.empty((0, 0), np.float32)
-    there = len(seen) and len(vectors)
-    cosines = (vectors @ seen.T).max(axis=1) if there else np.full(len(vectors), np.nan)
     return Decoys(
-        names[0], names[1], names[2], vectors, _looks(table), cosines, _scores(table), _counting(table, input_size)
-    )
+        names[0], names[1], names[2], vectors, _looks(table), _cosines(table, seen), _scores(table),
+        _counting(table, input_size),
+    )  # fmt: skip
+
+
+def _cosines(table: pa.Table, seen: np.ndarray) -> np.ndarray:
+    """[N]: to the nearest extraction; NaN without extractions."""
+    if not len(seen) or not table.num_rows:
+        return np.full(table.num_rows, np.nan)
+    parts = [vectors_of(table.slice(start, BLOCK)) @ seen.T for start in range(0, table.num_rows, BLOCK)]
+    return np.concatenate([part.max(axis=1) for part in parts])
 
 
 def _counting(table: pa.Table, input_size: int) -> np.ndarray:
@@ -123,7 +130,7 @@ def _rows(part: pa.Table, seen: np.ndarray, ranks: list[int], pairing: Paired, s
                 "similarity": similarity, "rank": None if best is None else ranks[best],
                 "extraction_p": extraction_p, "extraction_decoys": extraction_decoys,
                 "membership_p": membership_p, "membership_decoys": membership_decoys,
-                "p": combined_p(told) if told and caveat is None else None,
+                "p": agreed_p(told) if told and caveat is None else None,
                 "caveat": caveat or row["score_caveat"], "uncalibrated": problem,
             }
         )  # fmt: skip
@@ -140,14 +147,21 @@ def _p(value: float | None, of_decoys: np.ndarray, problem: str | None) -> tuple
     return (float(tail_p(values, decoys)[0]) if p <= TAIL_SHARE else p), len(decoys)
 
 
-def _whole(scores: np.ndarray, pairing: Paired, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a row of set_chances says beside its keys; ``scores`` are those of the references that count."""
-    mine, decoys = (values[np.isfinite(values)] for values in (scores, pairing.decoys.scores))
-    told = pairing.problem is None and len(mine) and len(decoys) >= FEWEST
-    problem = pairing.problem
+def _whole(cosines: np.ndarray, scores: np.ndarray, pairing: Paired, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a row of set_chances says beside its keys; of the references that count, what was drawn and membership."""
+    decoys, problem = pairing.decoys, pairing.problem
+    extraction_p, membership_p = (
+        _set_p(mine, of_decoys, problem) for mine, of_decoys in ((cosines, decoys.cosines), (scores, decoys.scores))
+    )
+    told = [one for one in (extraction_p, membership_p) if one is not None]
     if problem is None and all(row["p"] is None for row in rows):
         problem = f"neither what was drawn nor membership can be compared with {FEWEST} decoys or more"
     return {
-        "pictures": len(mine), "decoys": len(decoys), "p": set_p(mine, decoys) if told else None,
-        "uncalibrated": problem,
+        "pictures": len(cosines), "decoys": len(decoys.cosines), "extraction_p": extraction_p,
+        "membership_p": membership_p, "p": agreed_p(told) if told else None, "uncalibrated": problem,
     }  # fmt: skip
+
+
+def _set_p(mine: np.ndarray, decoys: np.ndarray, problem: str | None) -> float | None:
+    mine, decoys = mine[np.isfinite(mine)], decoys[np.isfinite(decoys)]
+    return set_p(mine, decoys) if problem is None and len(mine) and len(decoys) >= FEWEST else None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from audit.evidence.chance import expected_by_chance, false_discovery_rates
+from audit.evidence.chance import either_p, expected_by_chance, false_discovery_rates
 from audit.references.decoys import Questions
 from audit.states import Verdict
 
@@ -43,7 +43,7 @@ class Chance:
 
 @dataclass(frozen=True)
 class SetChance:
-    """A whole set: how likely its membership scores are as high as they are, had it had no part (Mann and Whitney).
+    """A whole set: how likely what speaks for it is, had it had no part (Mann and Whitney).
 
     ``fdr`` is the smallest rate of wrong ones among such sets at which it is one.
     """
@@ -51,6 +51,8 @@ class SetChance:
     reference_set: str
     pictures: int
     decoys: int
+    extraction_p: float | None
+    membership_p: float | None
     p: float | None
     uncalibrated: str | None
     fdr: float | None = None
@@ -81,21 +83,31 @@ def chances_of(ask: Ask, audit_id: str, descriptor: str, sets: Sequence[str], ra
         ORDER BY c.p NULLS LAST, c.reference_set, r.name""",
         [audit_id, descriptor, list(sets)],
     )
-    weighed = np.array([row["p"] for row in rows if row["p"] is not None])
-    rates, expected = false_discovery_rates(weighed), expected_by_chance(weighed)
     found = [Chance(**row) for row in rows]
-    told = [
-        replace(one, fdr=float(fdr), expected=float(by_chance), verdict=said_at(one.p, float(fdr), rate))
-        for one, fdr, by_chance in zip(found, rates, expected, strict=False)
+    told = [one for one in found if one.p is not None]
+    expected = expected_by_chance(np.array([one.p for one in told]))
+    said = [
+        replace(one, fdr=fdr, expected=float(by_chance), verdict=verdict)
+        for one, by_chance, (fdr, verdict) in zip(told, expected, said_at(told, rate), strict=True)
     ]
-    return told + [replace(one, verdict=_without_p(one)) for one in found[len(told) :]]
+    return said + [replace(one, verdict=_without_p(one)) for one in found[len(told) :]]
 
 
-def said_at(p: float | None, fdr: float, rate: float) -> Verdict:
-    """What is said at the ``rate`` of something whose p is one of many, which makes it count from ``fdr`` on."""
-    if fdr <= rate:
+def said_at(told: Sequence[Chance | SetChance], rate: float) -> list[tuple[float, Verdict]]:
+    """For each of several things that have a p: from which rate on it counts, and what is said of it at ``rate``.
+
+    A match is one by all kinds of evidence that were asked for, what was drawn among them: what is like a training
+    picture is known better than decoys as well, and does not come out. What one kind alone speaks for is possible.
+    """
+    rates = false_discovery_rates(np.array([one.p for one in told], float))
+    return [(float(fdr), _verdict(one, float(fdr), rate)) for one, fdr in zip(told, rates, strict=True)]
+
+
+def _verdict(one: Chance | SetChance, fdr: float, rate: float) -> Verdict:
+    if fdr <= rate and one.extraction_p is not None:
         return Verdict.match
-    return Verdict.possible if p is not None and p <= POSSIBLE else Verdict.none
+    there = [p for p in (one.extraction_p, one.membership_p) if p is not None]
+    return Verdict.possible if min(either_p(there), one.p or 0.0) <= POSSIBLE else Verdict.none
 
 
 def _without_p(one: Chance) -> Verdict:
@@ -110,12 +122,10 @@ def set_chances_of(ask: Ask, audit_id: str, questions: Questions, rate: float) -
         [audit_id, list(questions.of)],
     )
     found = [SetChance(**row) for row in rows if row.pop("question") == questions.of[row["reference_set"]]]
-    rates = false_discovery_rates(np.array([one.p for one in found if one.p is not None]))
-    told = [
-        replace(one, fdr=float(fdr), verdict=said_at(one.p, float(fdr), rate))
-        for one, fdr in zip(found, rates, strict=False)
-    ]
-    return told + found[len(told) :]
+    told = [one for one in found if one.p is not None]
+    at_rate = zip(told, said_at(told, rate), strict=True)
+    said = [replace(one, fdr=fdr, verdict=verdict) for one, (fdr, verdict) in at_rate]
+    return said + found[len(told) :]
 
 
 def pairings_of(ask: Ask, audit_id: str, sets: Sequence[str]) -> list[Pairing]:

@@ -59,7 +59,7 @@ def together(workspace: Workspace, answers: Sequence[Answer], sets: Sequence[str
         return Together(asked, _ordered(answers))
     about = [[one.audit_id for one in answers], list(sets)]
     where = (
-        "WHERE p IS NOT NULL AND audit_id IN (SELECT unnest(?::VARCHAR[])) "
+        "WHERE p IS NOT NULL AND extraction_p IS NOT NULL AND audit_id IN (SELECT unnest(?::VARCHAR[])) "
         "AND list_contains(?::VARCHAR[], reference_set)"
     )
     pictures = workspace.rows(

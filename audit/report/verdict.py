@@ -188,6 +188,12 @@ def _warnings(pairings: Sequence[Pairing]) -> list[str]:
     ]
 
 
+def _known(one: SetChance) -> str:
+    """What was seen of a set that matches: that it is known by the model can have been measured, or not."""
+    drawn = "are nearer to what was drawn from the model"
+    return drawn if one.membership_p is None else f"{drawn}, and known by it better,"
+
+
 def _of(count: int, whole: int, noun: str) -> str:
     return f"{count} of your {whole} {noun}{'s' if whole != 1 else ''}"
 
@@ -256,15 +262,16 @@ def _by_decoys(verdict: QuestionVerdict) -> list[str]:
         )
     for one in verdict.matched_sets:
         said.append(
-            f"{one.pictures} pictures of the set {one.reference_set} are known by the model better than {one.decoys} "
-            f"decoys; so much better comes about by chance with p = {one.p:.2g}. Of 100 such verdicts on sets, at most "
-            f"{share} are wrong on average. It says of no single picture that it was trained on."
+            f"{one.pictures} pictures of the set {one.reference_set} {_known(one)} than {one.decoys} decoys; so much "
+            f"comes about by chance with p = {one.p:.2g}. Of 100 such verdicts on sets, at most {share} are wrong on "
+            "average. It says of no single picture that it was trained on."
         )
     if verdict.possible or verdict.possible_sets:
         count = len(verdict.possible) + len(verdict.possible_sets)
         said.append(
             f"{count} possible: as much comes about by chance in one of 20 cases at most (p of 0.05 or less), which is "
-            "too often for a match among so many."
+            "too often for a match among so many; or only one kind of evidence speaks for it. What the model knows "
+            "well and does not draw may be another version of what it was trained on."
         )
     for reason in dict.fromkeys(one.reason for one in verdict.unanswered):
         names = ", ".join(one.reference_set for one in verdict.unanswered if one.reason == reason)

@@ -96,7 +96,26 @@ def test_what_was_learnt_is_a_match_and_what_was_not_is_none(weighed: Workspace)
         assert unseen.p > 0.01
     [whole] = found["mine"]
     assert (whole.pictures, whole.decoys) == (6, 60)
-    assert whole.p < 0.1  # half of it was learnt
+    assert whole.membership_p < 0.1  # half of it was learnt
+    assert whole.p == max(whole.membership_p, whole.extraction_p)
+
+
+def test_what_is_known_and_does_not_come_out_is_possible_and_no_match(weighed: Workspace) -> None:
+    twin = unit(np.random.default_rng(9).normal(size=WIDTH))
+    weighed.append("references", [reference("mine", "twin", twin)])  # of a training picture: another version of it
+    weighed.append("memberships", [member("mine", "twin", 0.6)])
+    found = told(weighed)["twin"]
+    assert found.membership_p == pytest.approx(1 / 61)
+    assert (found.p, found.verdict) == (found.extraction_p, Verdict.possible)
+
+
+def test_membership_alone_makes_no_match(weighed: Workspace) -> None:
+    weighed.erase("audit_id", AUDIT, "extractions")
+    found = told(weighed)
+    assert found["learnt0"].p == found["learnt0"].membership_p < 0.02
+    assert {found[f"learnt{number}"].verdict for number in range(3)} == {Verdict.possible}
+    assert found["mine"][0].verdict in (Verdict.possible, Verdict.none)
+    assert found["mine"][0].extraction_p is None
 
 
 def test_weighing_again_adds_nothing(weighed: Workspace) -> None:
@@ -112,7 +131,7 @@ def test_scores_of_another_audit_are_not_taken(weighed: Workspace) -> None:
     found = told(weighed, OTHER)
     assert {found[f"learnt{number}"].verdict for number in range(3)} == {Verdict.uncalibrated}
     assert found["learnt0"].similarity is found["learnt0"].membership_p is None
-    assert (found["mine"][0].p, found["mine"][0].pictures) == (None, 0)
+    assert found["mine"][0].p is None
     assert "neither what was drawn nor membership" in found["mine"][0].uncalibrated
     assert told(weighed)["learnt0"].verdict is Verdict.match
 
