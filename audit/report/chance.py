@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from audit.evidence.chance import either_p, expected_by_chance, false_discovery_rates
+from audit.evidence.chance import agreed_p, either_p, expected_by_chance, false_discovery_rates
 from audit.references.decoys import Questions
 from audit.states import Verdict
 
@@ -107,7 +107,7 @@ def _verdict(one: Chance | SetChance, fdr: float, rate: float) -> Verdict:
     if fdr <= rate and one.extraction_p is not None:
         return Verdict.match
     there = [p for p in (one.extraction_p, one.membership_p) if p is not None]
-    return Verdict.possible if min(either_p(there), one.p or 0.0) <= POSSIBLE else Verdict.none
+    return Verdict.possible if min(either_p(there), agreed_p(there)) <= POSSIBLE else Verdict.none
 
 
 def _without_p(one: Chance) -> Verdict:
