@@ -32,11 +32,12 @@ from scipy import stats
 
 import audit
 from audit.config import VerdictSettings
-from audit.demo import ASSETS, load_set, set_folder
+from audit.demo import ASSETS, decoys_of, load_folder, load_set
 from audit.evidence.chance import agreed_p, either_p, false_discovery_rates
 from audit.states import Verdict
 from benchmarks.grid import SHIPPED, available
 from benchmarks.tables import table
+from testbed.controls import FOLDER as CONTROLS
 from testbed.controls import controls, near_misses
 from testbed.data import pretraining
 from testbed.design import REALISTIC
@@ -80,8 +81,8 @@ def shipped(folder: Path) -> Iterator[Subject]:
         captions = list(dict.fromkeys(training_captions(recipe.few_shot)))
         trained, near = load_set(recipe.few_shot, "train"), near_misses(recipe.few_shot)
         unseen = load_set(recipe.few_shot, "control")
-        has_bank = set_folder(recipe.few_shot, "background").is_dir()
-        decoys = load_set(recipe.few_shot, "background") if has_bank else controls(recipe.few_shot)[len(unseen) :]
+        folders = decoys_of(recipe.few_shot) or [CONTROLS / recipe.few_shot / "control"]
+        decoys = np.concatenate([load_folder(folder) for folder in folders])
         file = recipe.file(folder)
         yield Subject(
             recipe.name, "testbed", few_shot.holdout, file, captions, trained, unseen, near, decoys, recipe.few_shot,

@@ -17,12 +17,12 @@ import numpy as np
 import typer
 from PIL import Image
 
-from audit.demo import load_set, set_folder
+from audit.demo import DECOYS, load_set
 from testbed.sets import SIZE, FewShotSet, few_shot_set, prepared, shipped_name, split
 from testbed.sources import emoji_entries, fluent_file, root
 
 FOLDER = Path(__file__).parent / "controls"
-BACKGROUND = {"fluent-animals": "animal"}  # of which emoji the shipped decoys of a set are
+DECOY_KINDS = {"fluent-animals": "animal"}  # of which emoji the shipped decoys of a set are
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,10 @@ def _folder(name: str, part: str) -> np.ndarray:
     return np.stack(pictures) if pictures else np.empty((0, SIZE, SIZE, 3), np.uint8)
 
 
-def background(few_shot: FewShotSet) -> list[str]:
+def decoy_names(few_shot: FewShotSet) -> list[str]:
     """The names of a set's decoys: all emoji of its kind but its training pictures, controls and near-misses."""
     taken = {*few_shot.train, *few_shot.control, *FURTHER[few_shot.name].near}
-    kind = BACKGROUND[few_shot.name]
+    kind = DECOY_KINDS[few_shot.name]
     return [
         one["short_name"]
         for one in emoji_entries()
@@ -176,8 +176,8 @@ def main() -> None:
     for name, further in FURTHER.items():
         few_shot = few_shot_set(name)
         parts = {FOLDER / name / "control": further.control, FOLDER / name / "near": further.near}
-        if name in BACKGROUND:
-            parts[set_folder(name, "background")] = tuple(background(few_shot))
+        if name in DECOY_KINDS:
+            parts[DECOYS / name] = tuple(decoy_names(few_shot))
         for folder, names in parts.items():
             folder.mkdir(parents=True, exist_ok=True)
             for one in names:

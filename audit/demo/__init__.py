@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 BASE = ASSETS / "base"
+DECOYS = ASSETS / "decoys"
 DESCRIPTOR = ASSETS / "descriptor" / "nano_descriptor.torchscript.pt"
 
 
@@ -29,12 +30,6 @@ class FineTune:
     def pictures(self) -> Path:
         """The folder with ``train``, what it was trained on, and ``control``, pictures of that kind it never saw."""
         return ASSETS / "sets" / self.few_shot
-
-    @property
-    def background(self) -> Path | None:
-        """The folder of its decoys, further pictures of that kind; None where there are none."""
-        folder = set_folder(self.few_shot, "background")
-        return folder if folder.is_dir() else None
 
 
 _CHECKPOINTS = ASSETS / "checkpoints"
@@ -58,19 +53,22 @@ def decoys_of(few_shot: str) -> list[Path]:
 
     19 of them are needed for a verdict with an error rate (audit/evidence/chance.py).
     """
-    return [folder for folder in (ASSETS / "decoys" / few_shot,) if folder.is_dir()]
+    return [folder for folder in (DECOYS / few_shot,) if folder.is_dir()]
 
 
 def set_folder(name: str, part: str) -> Path:
-    """The folder of a few-shot set's ``part``: "train", "control", and of some "background"."""
+    """The folder of a few-shot set's ``part``: "train" or "control"."""
     return ASSETS / "sets" / name / part
 
 
 def load_set(name: str, part: str) -> np.ndarray:
     """uint8 [N, 64, 64, 3]: the pictures of one part of a few-shot set, in file order."""
+    return load_folder(set_folder(name, part))
+
+
+def load_folder(folder: Path) -> np.ndarray:
+    """uint8 [N, 64, 64, 3]: the pictures of a folder, in file order."""
     import numpy as np
     from PIL import Image
 
-    return np.stack(
-        [np.asarray(Image.open(path).convert("RGB")) for path in sorted(set_folder(name, part).glob("*.png"))]
-    )
+    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in sorted(folder.glob("*.png"))])
