@@ -74,7 +74,9 @@ def train(
     """Train the codec and write it in safetensors parts of at most 16 MiB; an interrupted run goes on."""
     prepare_cpu(threads, seed)
     images = torch.from_numpy(read_packed(pictures, "pretraining").images)
-    codec = train_codec(new_codec(latents, width), images, steps, state, batch=batch, lr=lr, device=device, every=every)
+    codec = train_codec(
+        new_codec(latents, width), images, steps, state, batch=batch, lr=lr, noise=noise, device=device, every=every
+    )
     save(codec, output)
     print(f"{output}: {sum(one.stat().st_size for one in output.glob('*.safetensors')) / MEBIBYTE:.1f} MiB")
 
