@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from audit.evidence.chance import expected_by_chance, false_discovery_rates
+from audit.evidence.chance import POSSIBLE, expected_by_chance, false_discovery_rates
 from audit.references.decoys import Questions
 from audit.states import Verdict
 
 Ask = Callable[[str, list[Any]], list[dict[str, Any]]]
-POSSIBLE = 0.05  # p from which a reference is worth a look
 
 
 @dataclass(frozen=True)

@@ -205,9 +205,9 @@ def _headline(verdict: QuestionVerdict) -> str:
         told = "match" if many else "matches"
         return f"{_of(pictures, verdict.references, 'reference picture')} {told}: this model was trained on them."
     if verdict.matched_sets:
-        names = ", ".join(f"{one.reference_set} (p = {one.p:.2g})" for one in verdict.matched_sets)
-        many = len(verdict.matched_sets) != 1
-        return f"The set{'s' if many else ''} {names} as a whole had a part in the training of this model."
+        names = ", ".join(one.reference_set for one in verdict.matched_sets)
+        many, p = len(verdict.matched_sets) != 1, ", ".join(f"{one.p:.2g}" for one in verdict.matched_sets)
+        return f"The set{'s' if many else ''} {names} as a whole had a part in the training of this model (p = {p})."
     if verdict.tells_nothing:
         return "This audit tells nothing."
     if not verdict.sets:
@@ -268,7 +268,7 @@ def _by_decoys(verdict: QuestionVerdict) -> list[str]:
         )
     for reason in dict.fromkeys(one.reason for one in verdict.unanswered):
         names = ", ".join(one.reference_set for one in verdict.unanswered if one.reason == reason)
-        said.append(f"Of {names} nothing is said: {reason}.")
+        said.append(f"Of {names} nothing is said, neither for nor against: {reason}.")
     if verdict.said in (Verdict.none, Verdict.possible):
         said.append(
             f"At an error rate of {share} %, {verdict.compared} of {verdict.references} were compared with decoys. "
