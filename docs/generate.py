@@ -38,6 +38,7 @@ ROWS = {
         "matched_references[]": ("matches", "references"),
         "passed_over[]": ("passed_over",),
         "memberships[]": ("memberships", "references"),
+        "pairings[]": ("pairings",),
         "evaluations[]": ("evaluations",),
     },
     "failures": {"groups[]": ("failures",)},

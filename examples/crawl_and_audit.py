@@ -2,8 +2,9 @@
 
     .venv/bin/python examples/crawl_and_audit.py [FOLDER]
 
-It publishes a LoRA of the embedded model on the simulator, crawls it into a workspace, audits it, and asks which
-reference pictures it was trained on. Every step is a command that is printed before it runs. About half a minute.
+It publishes a LoRA of the embedded model on the simulator, crawls it into a workspace, audits it, and asks whether it
+was trained on a portfolio, with pictures of its kind that it was not trained on as decoys. Every step is a command that
+is printed before it runs. About a minute.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the simulators live bes
 from audit.demo import ASSETS, set_folder
 from tests.simulators.civitai import Civitai, SimFile, SimModel, SimVersion
 
+DECOYS = Path(__file__).parent.parent / "testbed/controls/fluent-animals/control"
 LORA = ASSETS / "checkpoints/fluent-animals-lora-kohya/fluent-animals.safetensors"
 MATCHES_FOUND = 10
 
@@ -49,17 +51,18 @@ def main() -> None:
         lora_audit("crawl", "civitai", "--endpoint", site.url, "--rate", "0", "--dry-run")
         lora_audit("crawl", "civitai", "--endpoint", site.url, "--rate", "0")
     lora_audit("catalog")
-    lora_audit("references", "add", "portfolio", set_folder("fluent-animals", "train"), "--descriptor", "nano")
+    described = ("--descriptor", "nano", "--base", "nano")
+    lora_audit("references", "add", "portfolio", set_folder("fluent-animals", "train"), *described)
+    lora_audit("references", "add", "unseen", DECOYS, *described, "--kind", "background", "--of", "portfolio")
     lora_audit(
         "run", "--base", f"nano={ASSETS / 'base'}", "--descriptor", "nano", "--references", "portfolio",
-        "--set", "settings.images_per_training_image=20", expected=MATCHES_FOUND,
+        "--set", "settings.images_per_training_image=8", expected=MATCHES_FOUND,
     )  # fmt: skip
     lora_audit("status")
     lora_audit(
         "query",
-        "SELECT checkpoint_name, uploader, count(DISTINCT reference_id) AS pictures, max(similarity) AS best "
-        "FROM matches JOIN audits USING (audit_id) JOIN checkpoints USING (checkpoint_sha256) "
-        "WHERE is_match GROUP BY ALL",
+        "SELECT checkpoint_name, uploader, reference_set, pictures, decoys, p "
+        "FROM set_chances JOIN audits USING (audit_id) JOIN checkpoints USING (checkpoint_sha256)",
     )
     for page in sorted((place / "workspace/reports").glob("*.html")):
         print(f"\nreport: {page}")

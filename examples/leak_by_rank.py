@@ -2,8 +2,9 @@
 
     python examples/leak_by_rank.py WORKSPACE [leak_by_rank.svg]
 
-The share of an audit is how many of the reference pictures it was compared with were recovered, each picture once;
-audits that tell nothing are left out. It prints a row a rank, and draws every audit and the mean of a rank. Drawing
+The share of an audit is how many of the reference pictures it was compared with came out of it alike, by the fixed
+threshold of the descriptor, each picture once; that is a figure over many audits, and no verdict on any. Audits that
+tell nothing are left out. It prints a row a rank, and draws every audit and the mean of a rank. Drawing
 needs matplotlib: pip install 'lora-audit[plots]'.
 """
 
@@ -24,20 +25,20 @@ WITH compared AS (
     FROM compared JOIN audits AS a USING (audit_id)
     JOIN "references" AS r ON r.reference_set = compared.reference_set AND r.descriptor_name = a.descriptor
     GROUP BY audit_id
-), recovered AS (
+), alike AS (
     SELECT audit_id, count(DISTINCT reference_id) AS pictures FROM matches WHERE is_match GROUP BY audit_id
 ), ranks AS (
     SELECT checkpoint_sha256, min(tensor_rank) AS rank FROM checkpoints WHERE tensor_rank IS NOT NULL GROUP BY ALL
 )
-SELECT rank, coalesce(recovered.pictures, 0) / asked.pictures AS share
-FROM audits JOIN ranks USING (checkpoint_sha256) JOIN asked USING (audit_id) LEFT JOIN recovered USING (audit_id)
+SELECT rank, coalesce(alike.pictures, 0) / asked.pictures AS share
+FROM audits JOIN ranks USING (checkpoint_sha256) JOIN asked USING (audit_id) LEFT JOIN alike USING (audit_id)
 WHERE tells_nothing IS NULL ORDER BY rank, share
 """
 
 
 @dataclass(frozen=True)
 class Leak:
-    """One audit: the rank of its LoRA, and the share of the reference pictures that it recovered."""
+    """One audit: the rank of its LoRA, and the share of the reference pictures that came out of it alike."""
 
     rank: int
     share: float
@@ -71,7 +72,7 @@ def draw(shares: dict[int, list[float]], file: Path) -> None:
     axes.set_ylim(-0.03, 1.03)
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_xlabel("rank of the LoRA, and how many audits")
-    axes.set_ylabel("reference pictures recovered")
+    axes.set_ylabel("reference pictures that came out alike")
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, loc="upper left")
     figure.savefig(file)
@@ -85,7 +86,7 @@ def main() -> None:
     shares = by_rank(leaks(audit.Workspace(sys.argv[1], reading=True, create=False)))
     if not shares:
         raise SystemExit("no finished audit of a LoRA was compared with reference pictures here")
-    print("rank  audits  recovered")
+    print("rank  audits  alike")
     for rank, some in shares.items():
         print(f"{rank:4}  {len(some):6}  {mean(some):9.1%}")
     file = Path(sys.argv[2] if len(sys.argv) > 2 else "leak_by_rank.svg")

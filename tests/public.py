@@ -143,14 +143,14 @@ def _run_all(folder: Path) -> Iterator[tuple[str, Any]]:
     (pictures / "recovered.png").write_bytes(row["image"])  # what it matches for certain
     yield "references add", call("references", "add", "own", pictures, "--descriptor", "nano", *where)
     yield "references list", call("references", "list", *where)
-    yield "match", call("match", "--references", "own", *where)
-    training = ("--training-images", pictures, "--control", FINE_TUNES["lora-kohya"].pictures / "control")
-    scanned = call(
-        "scan", lora, "--base", BASE, "--references", "own", "--references", pictures, *TINY, *training, *where
-    )
+    yield "match", call("match", "--references", "own", "--rule", "fixed", *where)
+    control = FINE_TUNES["lora-kohya"].pictures / "control"
+    training = ("--training-images", pictures, "--control", control)
+    sets = ("--references", "own", "--references", pictures, "--background", control)
+    scanned = call("scan", lora, "--base", BASE, *sets, "--rule", "fixed", *TINY, *training, *where)
     yield "scan", scanned
-    yield "report", call("report", scanned["audit"]["audit_id"], *where)
-    yield "run", call("run", "--base", f"sd1={BASE}", "--references", "own", *TINY_RUN, *where)
+    yield "report", call("report", scanned["audit"]["audit_id"], "--rule", "fixed", *where)
+    yield "run", call("run", "--base", f"sd1={BASE}", "--references", "own", "--rule", "fixed", *TINY_RUN, *where)
     Workspace(folder / "workspace").append("failures", [FAILURE | {"failed_at": datetime.now(UTC)}])
     yield "status", call("status", *where)
     yield "failures", call("failures", *where)

@@ -54,8 +54,9 @@ def test_the_page_of_the_library_runs_and_prints_nothing_of_its_own(
     result, again = names["result"], names["again"]
     assert isinstance(result, audit.Result)
     assert isinstance(again, audit.Result)
-    assert result.matched
-    assert said[0].splitlines() == [str(result.matched), "None", result.page]
+    assert result.verdict.alike
+    assert (result.matched, result.verdict.said) == ([], "uncalibrated")
+    assert said[0].splitlines() == ["uncalibrated", result.verdict.headline, "None", result.page]
     assert Path(result.page).is_file()
     json.dumps(result.as_dict())
     assert set(result.to_arrow()["verdict"].to_pylist()) <= {"match", "possible", "none"}
@@ -65,7 +66,8 @@ def test_the_page_of_the_library_runs_and_prints_nothing_of_its_own(
     assert isinstance(bench, audit.Bench)
     assert bench.loaded_base() is None
     assert "does not exist" in said[-1]
-    assert [one["pictures"] > 0 for one in json.loads(said[-3].replace("'", '"'))] == [True]
+    rows = json.loads(said[-3].replace("'", '"').replace("None", "null"))
+    assert [one["pictures"] for one in rows] == [10, 10]  # of both sets
     assert said[-2] == "1 []\n"  # one audit, no failure, and everything is as recorded
 
 

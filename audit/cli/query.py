@@ -41,12 +41,11 @@ def query(
 ) -> None:
     """Run SQL over the workspace's tables.
 
-    They are checkpoints, captions, asked, audits, generations, extractions, "references", matches, evaluations and
-    failures.
+    They are checkpoints, captions, asked, audits, generations, extractions, "references", matches, memberships,
+    chances, set_chances, pairings, evaluations and failures.
 
-    [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, count(DISTINCT reference_id)
-    FROM audits JOIN matches USING (audit_id)
-    WHERE is_match GROUP BY ALL" --format csv
+    [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, reference_set, p
+    FROM audits JOIN set_chances USING (audit_id) ORDER BY p" --format csv
 
     Columns are described in audit/schemas.py. The statement can read the tables and nothing else. Bytes are printed as
     hex. Where two columns have one name, JSON and Parquet number the second. Piped, a table is not cut.

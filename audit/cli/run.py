@@ -150,7 +150,7 @@ def show_state(state: RunState) -> None:
     from rich.table import Table
 
     out = console()
-    by_chance = f", {state.expected:.2g} of {state.compared} by chance" if state.compared else ""
+    by_chance = f", {state.expected:.2g} of {state.compared} by chance" if state.compared and state.matches else ""
     tell(
         log,
         f"{state.finished} audits done, {state.matched_audits} with matches ({state.matches} pictures{by_chance}), "

@@ -29,6 +29,7 @@ TAIL_FEWEST = 100  # decoys from which a tail is fitted
 TAIL_SHARE = 0.1  # of the decoys, the highest: the tail
 MOST_SHAPE = 0.5  # of the tail: beyond it the variance is infinite, and a fit says no more than that
 BEYOND = 50  # times below the smallest rank's p the tail is trusted at most
+POSSIBLE = 0.05  # p from which a reference is worth a look
 SUSPICION = 0.01  # share of decoys that are suspected wrongly, of those that are
 FIT_DOUBT = 0.05  # of Kolmogorov and Smirnov: a tail that fits worse is not used
 
@@ -82,10 +83,13 @@ def either_p(values: Sequence[float]) -> float:
 
 
 def false_discovery_rates(values: np.ndarray) -> np.ndarray:
-    """For p-values [N] the smallest rate of wrong ones at which each counts (Benjamini and Hochberg's adjusted p)."""
+    """For p-values [N] the smallest rate of wrong ones at which each counts (Benjamini and Hochberg's adjusted p).
+
+    What is not even possible never counts: at a rate above 5 % a p of 0.3 could.
+    """
     if not len(values):
         return np.empty(0)
-    return np.asarray(stats.false_discovery_control(values, method="bh"))
+    return np.asarray(stats.false_discovery_control(np.where(values <= POSSIBLE, values, 1.0), method="bh"))
 
 
 def expected_by_chance(values: np.ndarray) -> np.ndarray:

@@ -86,7 +86,8 @@ def kind_problem(references: np.ndarray, decoys: np.ndarray) -> str | None:
     if not (np.isfinite(references).all() and np.isfinite(decoys).all()):
         return "the look of some pictures was not taken when they were added: add the set, and its decoys, again"
     if len(decoys) < FEWEST:
-        return f"{len(decoys)} decoys of their kind are too few, {FEWEST} is the least: {MEND}"
+        few = f"{len(decoys)} decoys of their kind are too few" if len(decoys) else "there are no decoys of their kind"
+        return f"{few}, {FEWEST} is the least: {MEND}"
     if len(references) < FEWEST_REFERENCES:
         return (
             f"whether decoys are of their kind cannot be seen by fewer than {FEWEST_REFERENCES} references that count: "

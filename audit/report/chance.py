@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from audit.evidence.chance import agreed_p, either_p, expected_by_chance, false_discovery_rates
+from audit.evidence.chance import POSSIBLE, agreed_p, either_p, expected_by_chance, false_discovery_rates
 from audit.references.decoys import Questions
 from audit.states import Verdict
 
 Ask = Callable[[str, list[Any]], list[dict[str, Any]]]
-POSSIBLE = 0.05  # p from which a reference is worth a look
 
 
 @dataclass(frozen=True)
 class Chance:
     """One reference. ``fdr`` is the smallest rate of wrong ones among the matches at which it is one.
 
-    ``expected`` is how many of the references compared would have so small a p had none been trained on.
+    ``alone_fdr`` is that rate where one kind of evidence is enough. ``expected`` is how many of the references compared
+    would have so small a p had none been trained on.
     """
 
     reference_set: str
@@ -37,6 +37,7 @@ class Chance:
     caveat: str | None
     uncalibrated: str | None
     fdr: float | None = None
+    alone_fdr: float | None = None
     expected: float | None = None
     verdict: Verdict = Verdict.uncalibrated
 
@@ -86,9 +87,10 @@ def chances_of(ask: Ask, audit_id: str, descriptor: str, sets: Sequence[str], ra
     found = [Chance(**row) for row in rows]
     told = [one for one in found if one.p is not None]
     expected = expected_by_chance(np.array([one.p for one in told]))
+    alone = false_discovery_rates(np.array([either_p(_there(one)) for one in told], float))
     said = [
-        replace(one, fdr=fdr, expected=float(by_chance), verdict=verdict)
-        for one, by_chance, (fdr, verdict) in zip(told, expected, said_at(told, rate), strict=True)
+        replace(one, fdr=fdr, alone_fdr=float(by_one), expected=float(by_chance), verdict=verdict)
+        for one, by_one, by_chance, (fdr, verdict) in zip(told, alone, expected, said_at(told, rate), strict=True)
     ]
     return said + [replace(one, verdict=_without_p(one)) for one in found[len(told) :]]
 
@@ -106,8 +108,12 @@ def said_at(told: Sequence[Chance | SetChance], rate: float) -> list[tuple[float
 def _verdict(one: Chance | SetChance, fdr: float, rate: float) -> Verdict:
     if fdr <= rate and one.extraction_p is not None:
         return Verdict.match
-    there = [p for p in (one.extraction_p, one.membership_p) if p is not None]
+    there = _there(one)
     return Verdict.possible if min(either_p(there), agreed_p(there)) <= POSSIBLE else Verdict.none
+
+
+def _there(one: Chance | SetChance) -> list[float]:
+    return [p for p in (one.extraction_p, one.membership_p) if p is not None]
 
 
 def _without_p(one: Chance) -> Verdict:

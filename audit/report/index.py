@@ -50,7 +50,7 @@ class Together:
 
     def those(self, verdict: Verdict) -> list[Answer]:
         """The answers whose verdict it is."""
-        return [one for one in self.answers if one.verdict is verdict]
+        return [one for one in self.answers if one.verdict == verdict]
 
 
 def together(workspace: Workspace, answers: Sequence[Answer], sets: Sequence[str], asked: VerdictSettings) -> Together:

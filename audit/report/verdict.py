@@ -34,6 +34,7 @@ class Found:
     score: float | None = None
     p: float | None = None
     fdr: float | None = None
+    alone_fdr: float | None = None
     expected: float | None = None
 
 
@@ -172,7 +173,8 @@ def _plain(one: Chance, alike: Alike) -> Found:
     near = {other.reference_id: other for other in alike.large + alike.small}.get(one.reference_id)
     return Found(
         one.reference_set, one.reference_id, one.name, one.similarity, near.pdq_distance if near else None,
-        near.evidence if near else "none", one.rank, one.score, one.p, one.fdr, one.expected,
+        near.evidence if near else "none", one.rank, one.score, one.p, one.fdr, one.alone_fdr,
+        one.expected,
     )  # fmt: skip
 
 
@@ -211,9 +213,9 @@ def _headline(verdict: QuestionVerdict) -> str:
         told = "match" if many else "matches"
         return f"{_of(pictures, verdict.references, 'reference picture')} {told}: this model was trained on them."
     if verdict.matched_sets:
-        names = ", ".join(f"{one.reference_set} (p = {one.p:.2g})" for one in verdict.matched_sets)
-        many = len(verdict.matched_sets) != 1
-        return f"The set{'s' if many else ''} {names} as a whole had a part in the training of this model."
+        names = ", ".join(one.reference_set for one in verdict.matched_sets)
+        many, p = len(verdict.matched_sets) != 1, ", ".join(f"{one.p:.2g}" for one in verdict.matched_sets)
+        return f"The set{'s' if many else ''} {names} as a whole had a part in the training of this model (p = {p})."
     if verdict.tells_nothing:
         return "This audit tells nothing."
     if not verdict.sets:
@@ -270,12 +272,17 @@ def _by_decoys(verdict: QuestionVerdict) -> list[str]:
         count = len(verdict.possible) + len(verdict.possible_sets)
         said.append(
             f"{count} possible: as much comes about by chance in one of 20 cases at most (p of 0.05 or less), which is "
-            "too often for a match among so many; or only one kind of evidence speaks for it. What the model knows "
-            "well and does not draw may be another version of what it was trained on."
+            "too often for a match among so many; or only one kind of evidence speaks for it."
+        )
+    alone = sum(one.alone_fdr is not None and one.alone_fdr <= (verdict.rate or 0) for one in verdict.possible)
+    if alone:
+        said.append(
+            f"{alone} of these would be a match by one kind of evidence alone, at the same error rate. That is not "
+            "enough: what the model knows and does not draw may be another version of what it was trained on."
         )
     for reason in dict.fromkeys(one.reason for one in verdict.unanswered):
         names = ", ".join(one.reference_set for one in verdict.unanswered if one.reason == reason)
-        said.append(f"Of {names} nothing is said: {reason}.")
+        said.append(f"Of {names} nothing is said, neither for nor against: {reason}.")
     if verdict.said in (Verdict.none, Verdict.possible):
         said.append(
             f"At an error rate of {share} %, {verdict.compared} of {verdict.references} were compared with decoys. "

@@ -20,6 +20,7 @@ from audit.job import Job
 from audit.references import ReferenceSets, audits
 from audit.report.pages import pages
 from audit.stages import Sample
+from audit.states import SetKind
 from audit.workspace import Workspace
 from tests.engine.fleet import make_uploads, make_workspace, tables
 
@@ -248,9 +249,103 @@ def test_a_run_names_what_matched_and_writes_an_index(copied: Workspace) -> None
     *_, index = sorted((copied.root / "reports/runs").glob("*.html"), key=lambda path: path.stat().st_mtime_ns)
     assert index.name in words
     html = index.read_text()
-    assert f"{AUDITS} of {AUDITS} audits match reference pictures" in html
+    assert f"{AUDITS} of {AUDITS} audits with matches" in html
     for key, _ in pages(copied):
         assert f'href="../{key.removeprefix("reports/")}"' in html
     gone = ReferenceSets(copied).remove("animals")
     assert len(gone.pages) == AUDITS + 2  # the pages of both runs
     assert not index.exists()
+
+
+# Decoys, rules and rates
+
+
+def decoys(copied: Workspace, *names: str) -> None:
+    """Backgrounds of pictures of the references' kind, those of the testbed's controls."""
+    for name in names:
+        folder = Path(__file__).parents[2] / f"testbed/controls/fluent-animals/{name}"
+        ReferenceSets(copied).add(name, folder, load_descriptor("nano"), kind=SetKind.background)
+
+
+def whole(copied: Workspace) -> list[tuple[int, bool]]:
+    """How many decoys each audit was weighed with, and whether it was calibrated."""
+    sql = "SELECT audit_id, max(extraction_decoys) AS n, count(p) > 0 AS told FROM chances GROUP BY ALL ORDER BY ALL"
+    return [(row["n"], row["told"]) for row in copied.rows(sql)]
+
+
+def test_decoys_that_came_later_changed_or_went_are_weighed_without_sampling(
+    copied: Workspace, sampled: list[str]
+) -> None:
+    asked = config(copied, "animals", verdict__rule="calibrated")
+    first = Run(asked).run()
+    assert (first.finished, first.matched_audits, first.uncalibrated) == (AUDITS, 0, AUDITS)
+    assert whole(copied) == [(0, False)] * AUDITS
+    assert Run(asked).run().finished == 0
+    decoys(copied, "control")
+    state = Run(asked).run()
+    assert (state.finished, state.uncalibrated, state.compared) == (AUDITS, 0, 10 * AUDITS)
+    assert whole(copied) == [(19, True)] * AUDITS  # of 20 one is nearly a copy of a reference
+    assert Run(asked).run().finished == 0
+    decoys(copied, "near")
+    assert Run(asked).run().finished == AUDITS
+    ReferenceSets(copied).remove("near")
+    assert copied.rows("SELECT 1 FROM pairings WHERE background = 'near'") == []
+    assert Run(asked).run().finished == AUDITS
+    assert whole(copied) == [(19, True)] * AUDITS
+    for name in ("control",):
+        ReferenceSets(copied).remove(name)
+    assert Run(asked).run().uncalibrated == AUDITS
+    assert Run(asked).run().finished == 0
+    assert sampled == []
+
+
+def test_decoys_of_another_set_change_nothing(copied: Workspace, sampled: list[str]) -> None:
+    asked = config(copied, "animals", verdict__rule="calibrated")
+    Run(asked).run()
+    ReferenceSets(copied).add("birds", set_folder("stamps-birds", "train"), load_descriptor("nano"))
+    folder = set_folder("stamps-birds", "control")
+    where = ["--workspace", str(copied.root), "--descriptor", "nano"]
+    words = ["references", "add", "unseen", str(folder), "--kind", "background", *where]
+    assert isinstance(CliRunner().invoke(app, [*words, "--of", "brids"]).exception, ReferenceSetError)
+    assert CliRunner().invoke(app, [*words, "--of", "birds"]).exit_code == 0
+    assert Run(asked).run().finished == 0
+    listed = {row["reference_set"]: row["decoys_of"] for row in ReferenceSets(copied).list()}
+    assert listed == {"animals": None, "birds": None, "unseen": ["birds"]}
+    plain = ["references", "add", "set", str(folder), "--of", "birds", *where]
+    assert "only decoys" in str(CliRunner().invoke(app, plain).exception)
+    assert sampled == []
+
+
+def test_another_rule_or_rate_has_its_own_page_and_is_read_without_sampling(
+    copied: Workspace, sampled: list[str]
+) -> None:
+    before = {key for key, _ in pages(copied)}
+    for number, asked in enumerate(({"rule": "calibrated"}, {"rule": "calibrated", "fdr": 0.01}, {"rule": "fixed"}), 1):
+        named = config(copied, "animals", **{f"verdict__{name}": value for name, value in asked.items()})
+        assert Run(named).run().finished == (0 if asked["rule"] == "fixed" else AUDITS)
+        assert Run(named).run().finished == 0
+        assert len(list(pages(copied))) == len(before) + AUDITS * min(number, 2)
+    said = {(facts.rule, facts.rate, facts.verdict) for _, facts in pages(copied) if facts}
+    assert said == {
+        ("fixed", None, "match"),
+        ("calibrated", 0.05, "uncalibrated"),
+        ("calibrated", 0.01, "uncalibrated"),
+    }
+    assert sampled == []
+
+
+def test_a_report_that_is_only_read_says_that_decoys_have_changed(
+    copied: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Run(config(copied, "animals", verdict__rule="calibrated")).run()
+    decoys(copied, "control")
+    [audit, _] = [row["audit_id"] for row in copied.rows("SELECT audit_id FROM audits ORDER BY audit_id")]
+
+    def reasons(*words: str) -> list[str]:
+        app(["report", audit, "--workspace", str(copied.root), "--json", *words], standalone_mode=False)
+        return [one["reason"] for one in json.loads(capsys.readouterr().out)["verdict"]["unanswered"]]
+
+    [late] = reasons()
+    assert "not compared with its decoys as they are now" in late
+    assert reasons("--references", "animals") == []
+    assert reasons() == []

@@ -17,6 +17,7 @@ from audit.evidence.chance import (
     false_discovery_rates,
     rank_p,
     set_p,
+    standing_out,
     tail_p,
 )
 
@@ -96,6 +97,7 @@ def test_of_what_is_called_found_at_most_the_rate_is_wrong() -> None:
         wrong.append(called[:80].sum() / max(1, called.sum()))
     assert 0.01 < np.mean(wrong) <= 0.05
     assert false_discovery_rates(np.empty(0)).shape == (0,)
+    assert false_discovery_rates(np.array([0.04, 0.3, 0.3])).tolist() == [pytest.approx(0.12), 1.0, 1.0]
     assert expected_by_chance(np.array([0.01, 0.5])).tolist() == [0.02, 1.0]
 
 
@@ -107,3 +109,15 @@ def test_a_set_that_had_a_part_is_told_from_one_that_had_none() -> None:
     assert set_p(np.array([np.nan, 3.0, 4.0]), np.arange(2.0)) == set_p(np.array([3.0, 4.0]), np.arange(2.0))
     with pytest.raises(ValueError, match="finite"):
         set_p(np.array([np.nan]), np.arange(3.0))
+
+
+def test_decoys_that_were_trained_on_stand_out_and_others_seldom_do() -> None:
+    rng = np.random.default_rng(6)
+    clean = [standing_out(rng.normal(0, 0.1, 40)).any() for _ in range(400)]
+    assert np.mean(clean) <= 0.06
+    found = standing_out(np.r_[rng.normal(0, 0.1, 40), 0.9, 0.8, np.nan])
+    assert np.flatnonzero(found).tolist() == [40, 41]
+    many = standing_out(np.r_[rng.normal(0, 0.1, 40), np.full(8, 0.9)])
+    assert many[40:].all()  # they do not hide each other
+    assert not standing_out(np.r_[np.zeros(10), 9.0]).any()
+    assert not standing_out(np.zeros(40)).any()

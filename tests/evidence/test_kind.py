@@ -10,7 +10,7 @@ from PIL import Image
 
 from audit.demo import ASSETS, set_folder
 from audit.evidence.chance import FEWEST
-from audit.evidence.kind import FEATURES, FEWEST_REFERENCES, MOST, kind_problem, look_of, same_kind_p
+from audit.evidence.kind import FEATURES, FEWEST_REFERENCES, MOST, kind_problem, look_of, of_their_kind, same_kind_p
 
 SETS = sorted(one.name for one in (ASSETS / "sets").iterdir())
 CONTROLS = Path(__file__).parents[2] / "testbed/controls"
@@ -60,3 +60,25 @@ def test_a_look_is_finite_whatever_the_picture() -> None:
         look = look_of(Image.new(mode, size))
         assert look.shape == (FEATURES,)
         assert np.isfinite(look).all()
+
+
+def test_of_several_backgrounds_those_of_the_references_kind_are_taken() -> None:
+    rng = np.random.default_rng(3)
+    references, own = rng.normal(size=(10, 6)), [rng.normal(size=(40, 6)) for _ in range(2)]
+    other = rng.normal(2, 1, size=(40, 6))
+    assert of_their_kind(references, [other, own[0]]) == [False, True]
+    assert of_their_kind(references, [*own, other]) == [True, True, False]
+    apart = [rng.normal(shift, 1, size=(60, 6)) for shift in (-0.4, 0.4)]
+    assert of_their_kind(references, apart) is None  # both pass, and are told from each other
+
+
+def test_with_many_on_offer_one_of_another_look_passes_no_more_often_than_alone() -> None:
+    rng = np.random.default_rng(4)
+
+    def taken(count: int) -> bool:
+        references = rng.normal(size=(6, 4))
+        backgrounds = [rng.normal(rng.choice([-1, 1], 4) * 0.8, 1, size=(40, 4)) for _ in range(count)]
+        return any(of_their_kind(references, backgrounds) or [])
+
+    alone, among = (np.mean([taken(count) for _ in range(60)]) for count in (1, 6))
+    assert among <= alone + 0.1

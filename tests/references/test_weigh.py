@@ -107,6 +107,7 @@ def test_what_is_known_and_does_not_come_out_is_possible_and_no_match(weighed: W
     found = told(weighed)["twin"]
     assert found.membership_p == pytest.approx(1 / 61)
     assert (found.p, found.verdict) == (found.extraction_p, Verdict.possible)
+    assert found.alone_fdr < found.fdr
 
 
 def test_membership_alone_makes_no_match(weighed: Workspace) -> None:
@@ -186,3 +187,130 @@ def test_a_score_that_is_no_number_is_no_evidence(weighed: Workspace) -> None:
     for number in range(2):
         assert found[f"learnt{number}"].membership_p is None
         assert found[f"learnt{number}"].p == found[f"learnt{number}"].extraction_p
+
+
+# Which decoys
+
+
+def background(name: str, count: int, shift: float = 0.0, **more: Any) -> list[dict[str, Any]]:
+    """Pictures of a background whose look is ``shift`` away from the references'."""
+    rng = np.random.default_rng(len(name))
+    rows = [reference(name, f"{name}{number}", unit(rng.normal(size=WIDTH)), "background") for number in range(count)]
+    return [row | {"look": row["look"] + shift} | more for row in rows]
+
+
+def pairings(workspace: Workspace) -> dict[str, dict[str, Any]]:
+    told(workspace)
+    return {row["background"]: row for row in workspace.rows("SELECT * FROM pairings ORDER BY background")}
+
+
+def test_a_background_of_another_look_is_not_used_and_spoils_nothing(weighed: Workspace) -> None:
+    before = told(weighed)
+    weighed.append("references", background("photos", 40, shift=3.0))
+    found = pairings(weighed)
+    assert (found["photos"]["decoys"], found["others"]["decoys"]) == (0, 60)
+    assert "another look" in found["photos"]["problem"]
+    assert found["others"]["problem"] is None
+    assert told(weighed)["learnt0"] == before["learnt0"]
+
+
+def test_backgrounds_that_pass_and_are_unlike_each_other_are_all_refused(weighed: Workspace) -> None:
+    """Which of them are the references' cannot be seen: one --of says it."""
+    weighed.erase("reference_set", "others", "references")
+    rows = [background(name, 40, shift=shift) for name, shift in (("low", -0.45), ("higher", 0.45))]
+    weighed.append("references", rows[0] + rows[1])
+    found = told(weighed)
+    assert {found[f"learnt{number}"].verdict for number in range(3)} == {Verdict.uncalibrated}
+    assert "of different looks themselves" in found["learnt0"].uncalibrated
+    weighed.erase("reference_set", "higher", "references")
+    weighed.append("references", [row | {"decoys_of": ["another"]} for row in rows[1]])
+    assert set(pairings(weighed)) == {"low"}
+    assert told(weighed)["learnt0"].uncalibrated is None
+
+
+def test_what_is_left_out_of_a_background_is_counted(weighed: Workspace) -> None:
+    [row] = weighed.rows('SELECT descriptor FROM "references" WHERE name = ?', ["learnt1"])
+    copy = unit(np.array(row["descriptor"]), 0.02 * np.random.default_rng(0).normal(size=WIDTH))
+    rows = [reference("others", "copy", copy, "background"), *background("others", 3, pdq_quality=10),
+            *background("others", 2, width=20)]  # fmt: skip
+    rows[-1]["reference_id"], rows[-2]["reference_id"] = digest("tiny1"), digest("tiny2")
+    weighed.append("references", rows)
+    found = pairings(weighed)["others"]
+    assert (found["pictures"], found["copies"], found["trivial"], found["decoys"]) == (66, 1, 5, 60)
+
+
+def test_a_picture_in_two_backgrounds_is_one_decoy(weighed: Workspace) -> None:
+    rows = weighed.rows('SELECT * FROM "references" WHERE kind = ?', ["background"])
+    weighed.append("references", [row | {"reference_set": "again"} for row in rows])
+    assert told(weighed)["learnt0"].extraction_decoys == 60
+
+
+def test_decoys_that_were_trained_on_are_named_kept_and_hide_matches(weighed: Workspace) -> None:
+    before = told(weighed)["learnt0"]
+    weighed.erase("reference_set", "others", "memberships")
+    scores = np.random.default_rng(1).normal(0, 0.1, 60)
+    scores[:2] = 0.9
+    weighed.append("memberships", [member("others", f"decoy{number}", float(one)) for number, one in enumerate(scores)])
+    found = told(weighed)
+    assert pairings(weighed)["others"]["suspects"] == ["decoy0", "decoy1"]
+    assert found["learnt0"].membership_decoys == 60
+    assert found["learnt0"].membership_p > before.membership_p
+
+
+def test_a_score_that_something_speaks_against_is_not_compared(weighed: Workspace) -> None:
+    """As of a picture that is smaller than the model's input, reference or decoy."""
+    weighed.erase("reference_set", "mine", "memberships")
+    enlarged = member("mine", "learnt0", 0.9) | {"caveat": "40 x 40 pixels are less than the model's 64"}
+    weighed.append("memberships", [enlarged, member("others", "decoy0", 5.0) | {"caveat": "the same"}])
+    found = told(weighed)
+    assert (found["learnt0"].membership_p, found["learnt0"].score) == (None, 0.9)
+    assert "less than the model's 64" in found["learnt0"].caveat
+    assert (found["mine"][0].pictures, found["mine"][0].p) == (0, None)
+
+
+def test_a_set_whose_pictures_all_do_not_count_has_no_verdict(weighed: Workspace) -> None:
+    rows = weighed.rows('SELECT * FROM "references" WHERE reference_set = ?', ["mine"])
+    weighed.erase("reference_set", "mine", "references")
+    weighed.append("references", [row | {"width": 20} for row in rows])
+    found = told(weighed)
+    assert "fewer than 5 references that count" in found["mine"][0].uncalibrated
+    assert {found[f"learnt{number}"].verdict for number in range(3)} == {Verdict.uncalibrated}
+
+
+def test_what_was_weighed_with_other_decoys_says_nothing(weighed: Workspace) -> None:
+    def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
+        return weighed.rows(sql, values)
+
+    told(weighed)
+    before = questions_of(ask, "d", ["mine"])
+    assert before.has_decoys
+    [whole] = set_chances_of(ask, AUDIT, before, 0.05)
+    assert whole.verdict is not Verdict.uncalibrated
+    weighed.append("references", background("more", 1))
+    assert set_chances_of(ask, AUDIT, questions_of(ask, "d", ["mine"]), 0.05) == []
+    weighed.erase("reference_set", "more", "references")
+    assert questions_of(ask, "d", ["mine"]) == before
+    weighed.append("references", background("more", 1, decoys_of=["another"]))
+    assert questions_of(ask, "d", ["mine"]) == before  # it is not for this set
+    weighed.erase("reference_set", "others", "references")
+    assert not questions_of(ask, "d", ["mine"]).has_decoys
+
+
+def test_sets_are_corrected_together(weighed: Workspace) -> None:
+    def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
+        return weighed.rows(sql, values)
+
+    told(weighed)
+    for number in range(4):
+        weighed.append("references", [reference(f"set{number}", f"one{number}", np.ones(WIDTH, np.float32) / 4)])
+    names = ["mine", *(f"set{number}" for number in range(4))]
+    questions = questions_of(ask, "d", names)
+    weighed.erase("reference_set", "mine", "set_chances")
+    weighed.append(
+        "set_chances",
+        [{"audit_id": AUDIT, "reference_set": name, "question": questions.of[name], "pictures": 9, "decoys": 40,
+          "p": 0.03 if name == "mine" else 0.8} for name in names],
+    )  # fmt: skip
+    found = {one.reference_set: one for one in set_chances_of(ask, AUDIT, questions, 0.05)}
+    assert found["mine"].fdr == pytest.approx(0.15)
+    assert (found["mine"].verdict, found["set0"].verdict) == (Verdict.possible, Verdict.none)

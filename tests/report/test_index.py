@@ -1,0 +1,68 @@
+"""Many audits together: a match is one at the rate over all of them, and the index page says so."""
+
+from __future__ import annotations
+
+from audit.config import Rule, VerdictSettings
+from audit.report.index import Answer, in_words, together, write_index
+from audit.states import Verdict
+from audit.workspace import Workspace
+
+REFERENCES = 10
+
+
+def answer(number: int, verdict: Verdict | None, matches: int = 0) -> Answer:
+    return Answer(f"{number:032x}", f"lora-{number}", "folder:a:b", verdict, matches, 0, "reports/x.html", False)
+
+
+def weighed(workspace: Workspace, audits: int, least: float, whole: float | None = None) -> list[Answer]:
+    """``audits`` of which the first has a reference with p ``least``, and perhaps a set with p ``whole``."""
+    for number in range(audits):
+        about = {"audit_id": f"{number:032x}", "reference_set": "mine"}
+        p = [least if number == 0 and one == 0 else 0.3 + one / 20 for one in range(REFERENCES)]
+        rows = [{**about, "reference_id": f"{one:064d}", "p": value} for one, value in enumerate(p)]
+        workspace.append("chances", [*rows, {**about, "reference_id": "f" * 64, "p": None}])
+        workspace.append("set_chances", [{**about, "p": whole if number == 0 else 0.5}])
+    return [answer(0, Verdict.match, 1), *(answer(number, Verdict.none) for number in range(1, audits))]
+
+
+def test_what_matches_alone_is_possible_among_many(workspace: Workspace) -> None:
+    answers = weighed(workspace, 20, 0.004)
+    alone = together(workspace, answers[:1], ["mine"], VerdictSettings())
+    assert [(one.verdict, one.matches) for one in alone.answers] == [(Verdict.match, 1)]
+    assert (alone.compared, alone.expected) == (REFERENCES, 0.004 * REFERENCES)
+    many = together(workspace, answers, ["mine"], VerdictSettings())
+    assert many.compared == 20 * REFERENCES
+    assert many.those(Verdict.match) == []
+    assert many.answers[0].name == "lora-0"
+    assert (many.answers[0].verdict, many.answers[0].matches, many.expected) == (Verdict.possible, 0, 0.0)
+    higher = together(workspace, answers, ["mine"], VerdictSettings(fdr=0.5))
+    assert higher.those(Verdict.match) == []  # a p of 0.5 is no match at any rate
+    assert together(workspace, answers, ["other"], VerdictSettings()).compared == 0
+
+
+def test_a_set_as_a_whole_counts_over_all_sets(workspace: Workspace) -> None:
+    answers = weighed(workspace, 20, 0.5, whole=0.001)
+    found = together(workspace, answers, ["mine"], VerdictSettings())
+    assert [(one.name, one.matched_sets) for one in found.those(Verdict.match)] == [("lora-0", 1)]
+    assert found.answers[0].matches == 0
+
+
+def test_the_fixed_rule_leaves_the_answers_as_they_are(workspace: Workspace) -> None:
+    answers = weighed(workspace, 3, 0.9)
+    found = together(workspace, answers, ["mine"], VerdictSettings(Rule.fixed))
+    assert found.answers == answers
+    assert "by a fixed threshold whose error rate is not known" in in_words(found)
+
+
+def test_the_page_counts_matches_and_what_has_no_verdict(workspace: Workspace) -> None:
+    answers = [*weighed(workspace, 3, 1e-5)[:2], answer(2, Verdict.uncalibrated)]
+    found = together(workspace, answers, ["mine"], VerdictSettings())
+    write_index(workspace, "r1", ["mine"], found)
+    html = " ".join((workspace.files.read("reports/runs/r1.html") or b"").decode().split())
+    assert "1 of 3 audits with matches" in html
+    assert "1 picture matches" in html
+    assert "at most 5 are wrong on average" in html
+    assert "Of the 1 pictures that match, 0.0003 would by chance" in html
+    assert "Of 1 no verdict can be given, for lack of decoys" in html
+    assert "no verdict</span>" in html
+    assert "1 without a verdict" in in_words(found)
