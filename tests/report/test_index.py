@@ -19,9 +19,11 @@ def weighed(workspace: Workspace, audits: int, least: float, whole: float | None
     for number in range(audits):
         about = {"audit_id": f"{number:032x}", "reference_set": "mine"}
         p = [least if number == 0 and one == 0 else 0.3 + one / 20 for one in range(REFERENCES)]
-        rows = [{**about, "reference_id": f"{one:064d}", "p": value} for one, value in enumerate(p)]
+        told = [{"p": value, "extraction_p": value} for value in p]
+        rows = [{**about, **values, "reference_id": f"{one:064d}"} for one, values in enumerate(told)]
         workspace.append("chances", [*rows, {**about, "reference_id": "f" * 64, "p": None}])
-        workspace.append("set_chances", [{**about, "p": whole if number == 0 else 0.5}])
+        of_set = whole if number == 0 else 0.5
+        workspace.append("set_chances", [{**about, "p": of_set, "extraction_p": of_set}])
     return [answer(0, Verdict.match, 1), *(answer(number, Verdict.none) for number in range(1, audits))]
 
 

@@ -16,14 +16,14 @@ from audit.states import Verdict
 CALIBRATED, FIXED = VerdictSettings(), VerdictSettings(Rule.fixed)
 NEAR = Found("mine", "a" * 64, "a.png", 0.9, 8, "both", 2)
 SMALL = replace(NEAR, reference_id="b" * 64, name="b.png")
-WHOLE = SetChance("mine", 10, 40, 0.4, None, 0.4, Verdict.none)
+WHOLE = SetChance("mine", 10, 40, 0.4, 0.3, 0.4, None, 0.4, Verdict.none)
 LACKING = replace(WHOLE, p=None, uncalibrated="3 decoys are too few", fdr=None, verdict=Verdict.uncalibrated)
 
 
 def chance(p: float | None, verdict: Verdict, number: int = 0, **more: Any) -> Chance:
     about = f"{number:064d}" if number else "a" * 64
     expected = None if p is None else 10 * p
-    plain = Chance("mine", about, f"{number}.png", 0.9, 2, p, 40, 0.3, p, 40, p, None, None, p, expected, verdict)
+    plain = Chance("mine", about, f"{number}.png", 0.9, 2, p, 40, 0.3, p, 40, p, None, None, p, p, expected, verdict)
     return replace(plain, **more)
 
 
