@@ -306,10 +306,11 @@ def test_sets_are_corrected_together(weighed: Workspace) -> None:
     names = ["mine", *(f"set{number}" for number in range(4))]
     questions = questions_of(ask, "d", names)
     weighed.erase("reference_set", "mine", "set_chances")
+    p = {name: 0.03 if name == "mine" else 0.8 for name in names}
     weighed.append(
         "set_chances",
         [{"audit_id": AUDIT, "reference_set": name, "question": questions.of[name], "pictures": 9, "decoys": 40,
-          "p": 0.03 if name == "mine" else 0.8} for name in names],
+          "p": p[name], "extraction_p": p[name]} for name in names],
     )  # fmt: skip
     found = {one.reference_set: one for one in set_chances_of(ask, AUDIT, questions, 0.05)}
     assert found["mine"].fdr == pytest.approx(0.15)
