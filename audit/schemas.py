@@ -286,6 +286,18 @@ CHANCES = _schema(
     ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
 )
 
+PAIRED_BACKGROUND = pa.struct(
+    [
+        pa.field("background", pa.string()),
+        pa.field("pictures", pa.int32()),
+        pa.field("copies", pa.int32()),
+        pa.field("trivial", pa.int32()),
+        pa.field("decoys", pa.int32()),
+        pa.field("problem", pa.string()),
+        pa.field("suspects", pa.list_(pa.string())),
+    ]
+)
+
 SET_CHANCES = _schema(
     "One row a reference set that was weighed: how likely what speaks for all of it is, had it had no part.",
     ("audit_id", pa.string(), "the audit"),
@@ -297,19 +309,13 @@ SET_CHANCES = _schema(
     ("membership_p", pa.float64(), "p of the membership scores (Mann and Whitney); null without"),
     ("p", pa.float64(), "the larger of both, or the one there is; null where there is neither"),
     ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
-)
-
-PAIRINGS = _schema(
-    "One row a reference set that was weighed and a background that may be its decoys: what was taken of it.",
-    ("audit_id", pa.string(), "the audit"),
-    ("reference_set", pa.string(), "joins references"),
-    ("background", pa.string(), "the name of the background"),
-    ("pictures", pa.int32(), "pictures of the background"),
-    ("copies", pa.int32(), "of these, copies of a reference: left out"),
-    ("trivial", pa.int32(), "of these, too small, or with too little in them: left out"),
-    ("decoys", pa.int32(), "decoys that were taken; 0 where it is of another look"),
-    ("problem", pa.string(), "why none was taken; null where they were"),
-    ("suspects", pa.list_(pa.string()), "names of decoys that score as if they had been trained on; 20 at most"),
+    (
+        "backgrounds",
+        pa.list_(PAIRED_BACKGROUND),
+        "the backgrounds that may be its decoys: how many pictures each has, how many of these are copies of a "
+        "reference, or too small or with too little in them (trivial), which are left out; how many decoys were taken, "
+        "the problem where none was; and names of suspects, which score as if they had been trained on, 20 at most",
+    ),
 )
 
 EVALUATIONS = _schema(
@@ -353,7 +359,6 @@ TABLES: dict[str, pa.Schema] = {
     "memberships": MEMBERSHIPS,
     "chances": CHANCES,
     "set_chances": SET_CHANCES,
-    "pairings": PAIRINGS,
     "failures": FAILURES,
 }
 
@@ -367,5 +372,4 @@ KEY_COLUMNS = {
     "memberships": ("audit_id", "reference_set"),
     "chances": ("audit_id", "reference_set"),
     "set_chances": ("audit_id", "reference_set"),
-    "pairings": ("audit_id", "reference_set"),
 }

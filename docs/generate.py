@@ -38,7 +38,6 @@ ROWS = {
         "matched_references[]": ("matches", "references"),
         "passed_over[]": ("passed_over",),
         "memberships[]": ("memberships", "references"),
-        "pairings[]": ("pairings",),
         "evaluations[]": ("evaluations",),
     },
     "failures": {"groups[]": ("failures",)},

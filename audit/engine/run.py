@@ -333,7 +333,7 @@ class Run:
         if not self.state.shard.startswith("0/"):
             return {}
         tables = (
-            "audits", "generations", "extractions", "matches", "memberships", "chances", "set_chances", "pairings",
+            "audits", "generations", "extractions", "matches", "memberships", "chances", "set_chances",
             "evaluations", "base_losses", "latents", "failures", "references",
         )  # fmt: skip
         return {table: self.workspace.compact(table) for table in tables}

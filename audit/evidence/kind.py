@@ -73,6 +73,8 @@ def are_apart(references: np.ndarray, decoys: np.ndarray, level: float = APART) 
     """Whether ``references`` [N, F] and ``decoys`` [M, F] are told apart by their looks; never with fewer than 5."""
     if min(len(references), len(decoys)) < FEWEST_REFERENCES:
         return False
+    if not (np.isfinite(references).all() and np.isfinite(decoys).all()):
+        return False  # they cannot be told: kind_problem says so
     mine, others = _some(references), _some(decoys)
     spread = np.concatenate([mine, others]).std(axis=0) + 1e-6
     return same_kind_p(mine / spread, others / spread) <= level

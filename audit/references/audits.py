@@ -29,7 +29,7 @@ def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> Non
     rows_of, weighed = workspace.asked(ask, WEIGHED)
     for name, rows in rows_of.items():
         workspace.write("matches", f"{audit_id}.{name}", rows)
-        for table in ("chances", "pairings", "set_chances"):  # the last has the question: what is there is whole
+        for table in ("chances", "set_chances"):  # the last has the question: what is there is whole
             mine = [row for row in getattr(weighed, table) if row["reference_set"] == name]
             workspace.write(table, f"{audit_id}.{name}", mine)
 

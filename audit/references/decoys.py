@@ -46,11 +46,11 @@ class Decoys:
 
 @dataclass(frozen=True)
 class Paired:
-    """The decoys of one reference set, each picture once; why nothing follows from them; rows of pairings."""
+    """The decoys of one reference set, each picture once; why nothing follows from them; what was taken of each."""
 
     decoys: Decoys
     problem: str | None
-    rows: list[dict[str, Any]]
+    backgrounds: list[dict[str, Any]]
 
 
 def paired(vectors: np.ndarray, looks: np.ndarray, on_offer: Decoys, threshold: float) -> Paired:

@@ -319,10 +319,14 @@ class ReferenceSets:
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
         # the set itself last: killed before, it is still there to be removed
-        self.workspace.erase("background", name, "pairings")
+        for row in self.workspace.rows(
+            "SELECT DISTINCT reference_set FROM set_chances "
+            "WHERE list_contains(list_transform(backgrounds, one -> one.background), ?)",
+            [name],
+        ):  # they name the background, and have to be weighed again without it
+            self.workspace.erase("reference_set", row["reference_set"], "set_chances")
         tables = (
-            "latents", "base_losses", "memberships", "chances", "set_chances", "pairings", "passed_over", "matches",
-            "references",
+            "latents", "base_losses", "memberships", "chances", "set_chances", "passed_over", "matches", "references",
         )  # fmt: skip
         self.workspace.erase("reference_set", name, *tables)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)

@@ -30,11 +30,10 @@ WHERE r.descriptor_name = ? AND """
 
 @dataclass(frozen=True)
 class Weighed:
-    """Rows of chances, set_chances and pairings, all with their audit and set."""
+    """Rows of chances and set_chances."""
 
     chances: list[dict[str, Any]] = field(default_factory=list)
     set_chances: list[dict[str, Any]] = field(default_factory=list)
-    pairings: list[dict[str, Any]] = field(default_factory=list)
 
 
 def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> Weighed:
@@ -74,8 +73,7 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
         about = {"audit_id": audit_id, "reference_set": name}
         found.chances.extend({**about, **row} for row in rows)
         whole = _whole(_cosines(mine, seen)[counts], _scores(mine)[counts], pairing, rows)
-        found.set_chances.append({**about, "question": questions.of[name], **whole})
-        found.pairings.extend({**about, **row} for row in pairing.rows)
+        found.set_chances.append({**about, "question": questions.of[name], **whole, "backgrounds": pairing.backgrounds})
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -56,8 +56,18 @@ class SetChance:
     membership_p: float | None
     p: float | None
     uncalibrated: str | None
+    backgrounds: list[dict[str, Any]] = field(default_factory=list)
     fdr: float | None = None
     verdict: Verdict = Verdict.uncalibrated
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, without the backgrounds."""
+        return {name: value for name, value in vars(self).items() if name != "backgrounds"}
+
+    @property
+    def pairings(self) -> list[Pairing]:
+        """What was taken of each background."""
+        return [Pairing(self.reference_set, **one) for one in self.backgrounds]
 
 
 @dataclass(frozen=True)
@@ -132,13 +142,3 @@ def set_chances_of(ask: Ask, audit_id: str, questions: Questions, rate: float) -
     at_rate = zip(told, said_at(told, rate), strict=True)
     said = [replace(one, fdr=fdr, verdict=verdict) for one, (fdr, verdict) in at_rate]
     return said + found[len(told) :]
-
-
-def pairings_of(ask: Ask, audit_id: str, sets: Sequence[str]) -> list[Pairing]:
-    """What was taken of each background for each of ``sets``."""
-    rows = ask(
-        "SELECT * EXCLUDE (audit_id) FROM pairings WHERE audit_id = ? AND list_contains(?::VARCHAR[], reference_set) "
-        "ORDER BY reference_set, background",
-        [audit_id, list(sets)],
-    )
-    return [Pairing(**row) for row in rows]

@@ -13,7 +13,7 @@ import duckdb
 from audit.config import VerdictSettings
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
-from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of
+from audit.report.chance import Chance, Pairing, SetChance, chances_of, set_chances_of
 from audit.report.membership import Member, Unmeasured, members_of, unmeasured_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
@@ -22,7 +22,7 @@ from audit.workspace import Workspace
 WHOLE_ID = 32  # hex digits
 _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
-    "chances set_chances pairings"
+    "chances set_chances"
 )
 
 
@@ -146,7 +146,7 @@ class AuditFacts:
             "memberships": [vars(one) for one in self.members],
             "unmeasured": [vars(one) for one in self.unmeasured],
             "chances": [vars(one) for one in self.chances],
-            "set_chances": [vars(one) for one in self.set_chances],
+            "set_chances": [one.as_json() for one in self.set_chances],
             "pairings": [vars(one) for one in self.pairings],
         }  # fmt: skip
 
@@ -266,7 +266,7 @@ def _collected(
     set_chances = set_chances_of(ask, audit_id, questions, asked.fdr)
     weighed = [one.reference_set for one in set_chances]  # of others nothing is said: their decoys have changed
     chances = chances_of(ask, audit_id, row["descriptor"], weighed, asked.fdr)
-    pairings = pairings_of(ask, audit_id, weighed)
+    pairings = [pairing for one in set_chances for pairing in one.pairings]
     verdict = verdict_of(
         Evidenced(names, len(references), row["threshold"], _alike(extractions), chances, set_chances, pairings,
                   row["tells_nothing"]),

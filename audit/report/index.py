@@ -62,12 +62,12 @@ def together(workspace: Workspace, answers: Sequence[Answer], sets: Sequence[str
         "WHERE p IS NOT NULL AND extraction_p IS NOT NULL AND audit_id IN (SELECT unnest(?::VARCHAR[])) "
         "AND list_contains(?::VARCHAR[], reference_set)"
     )
-    pictures = workspace.rows(
-        f"SELECT audit_id, arg_min(p, reference_set) AS p FROM chances {where} "
-        "GROUP BY audit_id, reference_id ORDER BY audit_id, reference_id",
-        about,
+    rows = workspace.rows(
+        f"SELECT audit_id, true AS is_set, p FROM set_chances {where} UNION ALL "
+        f"SELECT audit_id, false, arg_min(p, reference_set) FROM chances {where} GROUP BY audit_id, reference_id",
+        [*about, *about],
     )
-    whole = workspace.rows(f"SELECT audit_id, p FROM set_chances {where} ORDER BY audit_id, reference_set", about)
+    pictures, whole = ([row for row in rows if row["is_set"] is is_set] for is_set in (False, True))
     p = np.array([row["p"] for row in pictures])
     counts = false_discovery_rates(p) <= asked.fdr
     sets_count = false_discovery_rates(np.array([row["p"] for row in whole])) <= asked.fdr

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import duckdb
+
 from audit.config import Rule, VerdictSettings
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
@@ -70,17 +72,24 @@ class Answers:
 
     def __init__(self, workspace: Workspace, sets: Sequence[str], descriptor_name: str, asked: VerdictSettings) -> None:
         self.sets, self.asked = list(sets), asked
-        rows = workspace.rows(
-            'SELECT DISTINCT reference_id FROM "references" WHERE descriptor_name = ? '
-            "AND list_contains(?::VARCHAR[], reference_set)",
-            [descriptor_name, self.sets],
-        )
-        self._references = [row["reference_id"] for row in rows]
-        self._questions = questions_of(workspace.rows, descriptor_name, self.sets)
         self._weighed: dict[str, set[str]] = {}
-        for row in workspace.rows("SELECT audit_id, reference_set, question FROM set_chances"):
-            if self._questions.of.get(row["reference_set"]) == row["question"]:
-                self._weighed.setdefault(row["audit_id"], set()).add(row["reference_set"])
+
+        def read(connection: duckdb.DuckDBPyConnection) -> None:
+            def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
+                return connection.sql(sql, params=values).to_arrow_table().to_pylist()
+
+            rows = ask(
+                'SELECT DISTINCT reference_id FROM "references" WHERE descriptor_name = ? '
+                "AND list_contains(?::VARCHAR[], reference_set)",
+                [descriptor_name, self.sets],
+            )
+            self._references = [row["reference_id"] for row in rows]
+            self._questions = questions_of(ask, descriptor_name, self.sets)
+            for row in ask("SELECT audit_id, reference_set, question FROM set_chances", []):
+                if self._questions.of.get(row["reference_set"]) == row["question"]:
+                    self._weighed.setdefault(row["audit_id"], set()).add(row["reference_set"])
+
+        workspace.asked(read, '"references" set_chances')
         self._pages = {entry.key for entry in workspace.files.list(FOLDER)}
 
     def __contains__(self, audit_id: str) -> bool:

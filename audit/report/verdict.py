@@ -102,8 +102,8 @@ class QuestionVerdict:
         return {
             "said": self.said, "rule": self.rule, "rate": self.rate, "headline": self.headline,
             "explanation": self.explanation, "compared": self.compared, "expected": self.expected,
-            "matched_sets": [asdict(one) for one in self.matched_sets],
-            "possible_sets": [asdict(one) for one in self.possible_sets],
+            "matched_sets": [one.as_json() for one in self.matched_sets],
+            "possible_sets": [one.as_json() for one in self.possible_sets],
             "unanswered": [asdict(one) for one in self.unanswered], "warnings": self.warnings,
         }  # fmt: skip
 

@@ -201,7 +201,8 @@ def background(name: str, count: int, shift: float = 0.0, **more: Any) -> list[d
 
 def pairings(workspace: Workspace) -> dict[str, dict[str, Any]]:
     told(workspace)
-    return {row["background"]: row for row in workspace.rows("SELECT * FROM pairings ORDER BY background")}
+    [row] = workspace.rows("SELECT backgrounds FROM set_chances")
+    return {one["background"]: one for one in row["backgrounds"]}
 
 
 def test_a_background_of_another_look_is_not_used_and_spoils_nothing(weighed: Workspace) -> None:
