@@ -380,7 +380,7 @@ class Run:
             return {}
         tables = (
             "audits", "generations", "extractions", "matches", "memberships", "chances", "evaluations", "base_losses",
-            "latents", "failures", "references",
+            "latents", "denoised", "failures", "references",
         )  # fmt: skip
         return {table: self.workspace.compact(table) for table in tables}
 

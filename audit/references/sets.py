@@ -221,6 +221,8 @@ class ReferenceSets:
         self.workspace.write("passed_over", key, _passed_rows(name, descriptor.name, now, passed))
         self.workspace.write("references", key, list(rows.values()))
         self._forget_others(name)
+        if not thumbnails:
+            self._forget_pictures(name)
         return Added(name, len(rows), passed)
 
     def _forget_others(self, name: str) -> None:
@@ -231,8 +233,13 @@ class ReferenceSets:
             [name, name],
         )
         if stale:
-            for table in ("latents", "base_losses"):
+            for table in ("latents", "base_losses", "denoised"):
                 self.workspace.remove_where(table, "reference_set", name)
+
+    def _forget_pictures(self, name: str) -> None:
+        """Erase what models have made of the set's pictures: no picture of it is to be kept any more."""
+        if self.workspace.rows("SELECT 1 FROM denoised WHERE reference_set = ? LIMIT 1", [name]):
+            self.workspace.erase("reference_set", name, "denoised")
 
     @staticmethod
     def _opened(
@@ -312,7 +319,7 @@ class ReferenceSets:
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
         # the set itself last: killed before, it is still there to be removed
-        tables = ("latents", "base_losses", "memberships", "chances", "passed_over", "matches", "references")
+        tables = ("denoised", "latents", "base_losses", "memberships", "chances", "passed_over", "matches", "references")
         self.workspace.erase("reference_set", name, *tables)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
