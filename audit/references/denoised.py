@@ -37,7 +37,7 @@ BASE_EVALUATIONS, TUNED_EVALUATIONS = 2 * STEPS, 1 + STEPS  # of a picture: guid
 SHARE = 10  # one part in so many of the budget
 MOST = 12  # references of a set
 SIDE = 256  # pixels of a stored picture, at most
-QUALITY = 85  # of WebP
+QUALITY = 90  # of WebP
 PARTS = ("noised", "base_estimate", "tuned_estimate", "base_replay", "tuned_replay")
 
 

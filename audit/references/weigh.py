@@ -38,9 +38,34 @@ class _Decoys:
         return _Decoys(self.vectors[~some], self.cosines[~some], self.scores[~some], self.looks[~some])
 
 
-def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of the chances of the references of ``sets``, over a connection that sees the tables of ``WEIGHED``."""
+@dataclass(frozen=True)
+class _Weighed:
+    """What an audit's references are weighed by: its row, its extractions, the references, and all decoys."""
 
+    audit: dict[str, Any]
+    extractions: pa.Table
+    references: pa.Table
+    decoys: _Decoys
+
+    @property
+    def seen(self) -> np.ndarray:
+        """The extractions' unit vectors [K, D]; [0, 0] without any."""
+        return _seen(self.extractions)
+
+    def of(self, name: str) -> tuple[pa.Table, _Decoys]:
+        """The references of the set ``name``, and the decoys that are no copies of them."""
+        mine = self.references.filter(pc.equal(self.references["reference_set"], name))
+        if not mine.num_rows:
+            return mine, self.decoys
+        copied = _copied(vectors_of(mine), self.decoys.vectors, self.audit["threshold"])
+        return mine, self.decoys.without(copied)
+
+
+def _seen(extractions: pa.Table) -> np.ndarray:
+    return vectors_of(extractions) if extractions.num_rows else np.empty((0, 0), np.float32)
+
+
+def _weighed(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> _Weighed:
     def table(sql: str, *values: Any) -> pa.Table:
         return connection.sql(sql, params=list(values)).to_arrow_table()
 
@@ -64,19 +89,37 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
         GROUP BY r.reference_id ORDER BY r.reference_id""",
         audit_id, audit["descriptor"], list(sets),
     )  # fmt: skip
-    seen = vectors_of(extractions) if extractions.num_rows else np.empty((0, 0), np.float32)
-    background = _decoys(others, seen)
-    ranks = extractions["rank"].to_pylist()
+    return _Weighed(audit, extractions, references, _decoys(others, _seen(extractions)))
+
+
+def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of the chances of the references of ``sets``, over a connection that sees the tables of ``WEIGHED``."""
+    weighed = _weighed(connection, audit_id, sets)
+    seen, ranks = weighed.seen, weighed.extractions["rank"].to_pylist()
     found: list[dict[str, Any]] = []
     for name in sets:
-        mine = references.filter(pc.equal(references["reference_set"], name))
-        if not mine.num_rows:
-            continue
-        decoys = background.without(_copied(vectors_of(mine), background.vectors, audit["threshold"]))
-        problem = kind_problem(_looks(mine), decoys.looks)
+        mine, decoys = weighed.of(name)
+        problem = kind_problem(_looks(mine), decoys.looks) if mine.num_rows else None
         for start in range(0, mine.num_rows, BLOCK):
-            rows = _rows(mine.slice(start, BLOCK), seen, ranks, decoys, audit, problem)
+            rows = _rows(mine.slice(start, BLOCK), seen, ranks, decoys, weighed.audit, problem)
             found += [{"audit_id": audit_id, **row} for row in rows]
+    return found
+
+
+def decoys_of(
+    connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """What the decoys of each of ``sets`` have: cosines to the nearest extraction, and membership scores.
+
+    They are those that chances were taken among: copies of a reference are left out, and what is not finite.
+    """
+    if not connection.sql("SELECT 1 FROM \"references\" WHERE kind = 'background' LIMIT 1").to_arrow_table().num_rows:
+        return {}
+    weighed, found = _weighed(connection, audit_id, sets), {}
+    for name in sets:
+        decoys = weighed.of(name)[1]
+        cosines, scores = (one[np.isfinite(one)].astype(float).tolist() for one in (decoys.cosines, decoys.scores))
+        found[name] = cosines, scores
     return found
 
 

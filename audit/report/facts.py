@@ -11,15 +11,16 @@ from typing import Any
 import duckdb
 
 from audit.errors import WorkspaceError
+from audit.references.weigh import decoys_of
 from audit.report.chance import Chance, SetChance, chances_of, set_chances_of
-from audit.report.membership import Member, Unmeasured, members_of, unmeasured_of
+from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.states import Verdict
 from audit.workspace import Workspace
 
 WHOLE_ID = 32  # hex digits
 _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
-    "chances"
+    "chances denoised"
 )
 
 
@@ -81,7 +82,8 @@ class AuditFacts:
     ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once;
     ``guidance_weights`` are those that its images were sampled with, none where sampling was direct. ``members`` are
     the references with their membership scores, ``unmeasured`` the sets that have none; ``chances`` are the
-    references with their error rates, ``set_chances`` whole sets.
+    references with their error rates, ``set_chances`` whole sets. ``denoised`` are pictures of membership, and
+    ``decoys`` what the decoys of each set have: cosines to the nearest extraction, and membership scores.
     """
 
     row: dict[str, Any]
@@ -97,6 +99,8 @@ class AuditFacts:
     unmeasured: list[Unmeasured] = field(default_factory=list)
     chances: list[Chance] = field(default_factory=list)
     set_chances: list[SetChance] = field(default_factory=list)
+    denoised: list[Denoised] = field(default_factory=list)
+    decoys: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -265,4 +269,5 @@ def _collected(
         [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], resolution),
         chances_of(ask, audit_id, row["descriptor"], names), set_chances_of(ask, audit_id, names),
+        denoised_of(ask, audit_id, row["descriptor"], names), decoys_of(connection, audit_id, names),
     )  # fmt: skip
