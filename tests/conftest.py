@@ -40,6 +40,7 @@ SLOW = (
     "engine/test_run.py",
     "engine/test_stages.py",
     "engine/test_tokens.py",
+    "references/test_denoised.py",
     "sampling/test_compile.py",
     "sampling/test_memory.py",
     "sampling/test_waits.py",

@@ -41,33 +41,35 @@ QUALITY = 90  # of WebP
 PARTS = ("noised", "base_estimate", "tuned_estimate", "base_replay", "tuned_replay")
 
 
-def denoised_of(job: Job, both: Both, rows: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the table ``denoised`` by set, for the ``rows`` of memberships of each; none where no picture is kept.
+def denoised_of(
+    job: Job, both: Both, rows: Mapping[str, Sequence[dict[str, Any]]]
+) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """Rows of the table ``denoised`` by set, for the ``rows`` of memberships of each, and the evaluations spent.
 
-    References whose estimates are not finite have none.
+    None where no picture is kept; references whose estimates are not finite have none.
     """
     if job.settings.stored_images is StoredImages.hashes_only:
-        return {}
-    most = job.settings.membership_evaluations // SHARE // (BASE_EVALUATIONS + TUNED_EVALUATIONS)
+        return {}, 0
+    each = BASE_EVALUATIONS + TUNED_EVALUATIONS
+    most = job.settings.membership_evaluations // SHARE // each
     allowed = _with_thumbnails(both, list(rows))
     chosen = _chosen(rows, most, allowed)
     if not chosen:
-        return {}
+        return {}, 0
     w = weight_of(replace(job.settings, method=Method.model_guidance), both.pair.effect.prediction)
     assert w is not None
     try:
         found = _pictures(both, [(row["reference_id"], row["view"]) for _, row in chosen], w)
     except NotFiniteError as error:  # the scores hold even so
         log.warning("%s: no pictures are made of what its models make of references: %s", job.name, error)
-        return {}
+        return {}, len(chosen) * each
     made: dict[str, list[dict[str, Any]]] = {}
     for (name, row), pictures in zip(chosen, found, strict=True):
         if pictures is not None:
             about = {"audit_id": job.id, "reference_set": name, "reference_id": row["reference_id"]}
             how = {"view": row["view"], "timestep": AT, "steps": STEPS, "w": w}
-            spent = {"evaluations": BASE_EVALUATIONS + TUNED_EVALUATIONS}
-            made.setdefault(name, []).append({**about, **how, **pictures, **spent})
-    return made
+            made.setdefault(name, []).append({**about, **how, **pictures, "evaluations": each})
+    return made, len(chosen) * each
 
 
 def _with_thumbnails(both: Both, sets: Sequence[str]) -> set[tuple[str, str]]:

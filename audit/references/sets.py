@@ -319,7 +319,16 @@ class ReferenceSets:
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
         # the set itself last: killed before, it is still there to be removed
-        tables = ("denoised", "latents", "base_losses", "memberships", "chances", "passed_over", "matches", "references")
+        tables = (
+            "denoised",
+            "latents",
+            "base_losses",
+            "memberships",
+            "chances",
+            "passed_over",
+            "matches",
+            "references",
+        )
         self.workspace.erase("reference_set", name, *tables)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 

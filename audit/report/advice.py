@@ -1,4 +1,4 @@
-"""What a report advises: what would change what it says, and what to do next. Plain words that follow from its facts."""
+"""What a report advises: what would change what it says, and what to do next, in words that follow from its facts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def would_change(facts: AuditFacts) -> list[str]:
 def next_steps(facts: AuditFacts) -> list[str]:
     """What to do next, the most useful first."""
     if facts.tells_nothing and facts.row["images"]:
-        return ["Find the base model that the file was trained on and audit it again with it: of this one nothing holds."]
+        return ["Find the base model that the file was trained on, and audit it again with it: nothing here holds."]
     found = []
     if facts.matched or _matches(facts):
         found.append(
@@ -44,7 +44,7 @@ def next_steps(facts: AuditFacts) -> list[str]:
     found += _more_evidence(facts)
     found += _better_sampling(facts)
     if not found:
-        found.append("Nothing that is set here stands in the way of finding more. That is no proof that nothing is there.")
+        found.append("Nothing that is set stands in the way of finding more. That is no proof that nothing is there.")
     return found
 
 
@@ -85,7 +85,7 @@ def _more_evidence(facts: AuditFacts) -> list[str]:
     asked_for = facts.settings.get("evidence")
     found = [f"Measure what the model knows of {one.reference_set}: {one.reason}." for one in facts.unmeasured]
     if asked_for == Evidence.membership:
-        found.append("Sample the model, too (--evidence both): a picture that comes out of it convinces more than a score.")
+        found.append("Sample the model, too (--evidence both): a picture that comes out of it says more than a score.")
     if facts.reference_sets and not facts.decoys:
         found.append(
             "Gather decoys: pictures of the same hand, subject or source that are newer than the checkpoint, a hundred "
@@ -109,10 +109,11 @@ def _better_sampling(facts: AuditFacts) -> list[str]:
             f"Say how many pictures it was trained on, if that is known (--n0): {row['training_images']} are assumed."
         )
     usual = Settings()
-    for name, what in (("images_per_training_image", "images a training picture"), ("steps", "solver steps")):
+    for name, what in (("images_per_training_image", "images of a training picture"), ("steps", "solver steps")):
         value, default = settings.get(name), getattr(usual, name)
         if isinstance(value, int) and value < default:
-            found.append(f"Sample more: {value} {what} were drawn with, {default} are usual (--{name.replace('_', '-')}).")
+            option = "--" + name.replace("_", "-")
+            found.append(f"Sample more: {value} {what} are few, {default} are usual ({option}).")
     if row["prediction_change"] < GENTLE and not facts.matched:
         found.append(
             f"Go by membership rather than by what was drawn: fine-tuning has changed the answers by "

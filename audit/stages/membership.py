@@ -192,13 +192,12 @@ def _measured(
         about = {"audit_id": job.id, "reference_set": name, "question": question.of(name)}
         mine = [one for one in pictures if one.reference_id in rows]
         written[name] = [{**about, **_with_caveat(rows[one.reference_id], one)} for one in mine]
-    shown = denoised_of(job, both, {name: some for name, some in written.items() if name in references})
-    for name, some in written.items():  # pictures first: a set with its memberships is done
+    shown, spent = denoised_of(job, both, {name: some for name, some in written.items() if name in references})
+    for name, rows_of_it in written.items():  # pictures first: a set with its memberships is done
         if name in shown:
             workspace.write("denoised", f"{job.id}.{name}", shown[name])
-        workspace.write("memberships", f"{job.id}.{name}", some)
+        workspace.write("memberships", f"{job.id}.{name}", rows_of_it)
     tell("membership", len(items), len(items))
-    spent = sum(one["evaluations"] for some in shown.values() for one in some)
     return Remembered(0.0, len(ids), both.base.evaluations, both.tuned.evaluations, spent)
 
 

@@ -279,6 +279,7 @@ def test_hashes_only_keeps_latents_where_that_is_allowed(
     assert len(result.facts.members) == kept
     assert len(workspace.rows("SELECT DISTINCT reference_id FROM latents")) == kept
     assert workspace.rows('SELECT 1 FROM "references" WHERE thumbnail IS NOT NULL') == []
+    assert workspace.rows("SELECT 1 FROM denoised") == []
     page = render(collect(workspace, result.audit_id))
     assert ("no latents of its pictures are kept" in page) == (kept == 0)
 
@@ -328,8 +329,11 @@ def test_both_engines_measure_the_same(tmp_path: Path) -> None:
         assert list((workspace.root / "spool").glob("*")) == []
         assert (
             state.evaluations
-            == sum(row["evaluations"] for row in workspace.rows("SELECT evaluations FROM audits")) + 3 * 10 * VIEWS * 12
-        )  # the base's once, the fine-tuned model's of both
+            == sum(row["evaluations"] for row in workspace.rows("SELECT evaluations FROM audits"))
+            + 3 * 10 * VIEWS * 12  # the base's once, the fine-tuned model's of both
+            + sum(row["evaluations"] for row in workspace.rows("SELECT evaluations FROM denoised"))
+        )
+        assert len(workspace.rows("SELECT 1 FROM denoised")) == 20
     local, ray = found
     assert len(local) == 20
     for ours, theirs in zip(local, ray, strict=True):
