@@ -182,7 +182,7 @@ def test_advice_follows_from_the_facts(workspace: Workspace) -> None:
     )  # fmt: skip
     text = " ".join(next_steps(asked))
     for part in ("(--caption)", "(--n0): 10 are assumed", "3 solver steps are few, 15 are usual (--steps)",
-                 "different families", "by 1.0% only",                 "Gather decoys"):  # fmt: skip
+                 "different families", "by 1.0% only", "Gather decoys"):  # fmt: skip
         assert part in text
     nothing = replace(facts, row=facts.row | {"tells_nothing": "noise"})
     [only] = next_steps(nothing)
