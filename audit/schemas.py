@@ -269,7 +269,7 @@ MEMBERSHIPS = _schema(
 
 DENOISED = _schema(
     "Pictures of membership: the references with the highest scores under noise, each set's lowest beside them, and "
-    "what either model makes of that noise. None with images = hashes-only, and none of references without a thumbnail.",
+    "what either model makes of that noise. None with images = hashes-only, nor of references without a thumbnail.",
     ("audit_id", pa.string(), "the audit"),
     ("reference_set", pa.string(), "joins references"),
     ("reference_id", pa.string(), "joins references"),

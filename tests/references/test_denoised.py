@@ -26,7 +26,6 @@ from audit.stages import Membership, Remembered
 from audit.workspace import Workspace
 from tests.conftest import BASE, KOHYA
 
-FOLDER = set_folder("fluent-animals", "train").parent
 ROWS = """SELECT d.*, m.score, r.name, r.thumbnail FROM denoised AS d
 JOIN memberships AS m USING (audit_id, reference_set, reference_id)
 JOIN "references" AS r USING (reference_set, reference_id) ORDER BY m.score DESC"""
@@ -39,30 +38,17 @@ def bench() -> Bench:
 
 
 @pytest.fixture
-def animals(workspace: Workspace, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def animals(workspace: Workspace, bench: Bench, animal_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace with the set "animals", ten training pictures and ten others, and their latents."""
     monkeypatch.setattr(effort, "NOISES", 1)
-    add(workspace, bench)
+    add(workspace, bench, "animals", animal_pictures)
     return workspace
 
 
-def add(workspace: Workspace, bench: Bench, thumbnails: bool = True, part: str = "") -> None:
+def add(workspace: Workspace, bench: Bench, name: str, folder: Path, thumbnails: bool = True) -> None:
     api.add_references(
-        f"animals{part}", (FOLDER / part) if part else two_parts(workspace), descriptor="nano", workspace=workspace,
-        bases=[str(BASE)], bench=bench, thumbnails=thumbnails,
-    )  # fmt: skip
-
-
-def two_parts(workspace: Workspace) -> Path:
-    """The training pictures and the others, without the decoys that lie beside them."""
-    found = workspace.root.parent / "two-parts"
-    for part in ("train", "control"):
-        if not (found / part).exists():
-            found.mkdir(exist_ok=True)
-            (found / part).mkdir()
-            for file in (FOLDER / part).glob("*.png"):
-                (found / part / file.name).write_bytes(file.read_bytes())
-    return found
+        name, folder, descriptor="nano", workspace=workspace, bases=[str(BASE)], bench=bench, thumbnails=thumbnails
+    )
 
 
 def job_of(bench: Bench, **settings: Any) -> Job:
@@ -121,8 +107,8 @@ def test_what_the_pictures_cost_is_counted(animals: Workspace, bench: Bench, mon
 
 
 def test_all_sets_have_their_turn_and_a_short_budget_has_fewer(animals: Workspace, bench: Bench) -> None:
-    add(animals, bench, part="train")
-    measure(animals, bench, job_of(bench, membership_evaluations=10 * 5 * EACH), "animals", "animalstrain")
+    add(animals, bench, "few", set_folder("fluent-animals", "train"))
+    measure(animals, bench, job_of(bench, membership_evaluations=10 * 5 * EACH), "animals", "few")
     sql = "SELECT reference_set, count(*) AS n FROM denoised WHERE audit_id = ? GROUP BY ALL ORDER BY ALL"
     job = job_of(bench, membership_evaluations=10 * 5 * EACH)
     assert [row["n"] for row in animals.rows(sql, [job.id])] == [3, 2]
@@ -131,13 +117,15 @@ def test_all_sets_have_their_turn_and_a_short_budget_has_fewer(animals: Workspac
     assert animals.rows(sql, [few.id]) == []
 
 
-def test_hashes_only_and_pictures_that_are_not_kept_have_none(animals: Workspace, bench: Bench) -> None:
+def test_hashes_only_and_pictures_that_are_not_kept_have_none(
+    animals: Workspace, bench: Bench, animal_pictures: Path
+) -> None:
     found = measure(animals, bench, job_of(bench, stored_images=StoredImages.hashes_only))
     assert (found.references, found.picture_evaluations) == (20, 0)
     assert animals.rows("SELECT 1 FROM denoised") == []
     measure(animals, bench, job_of(bench))
     assert len(animals.rows("SELECT 1 FROM denoised")) == 10
-    add(animals, bench, thumbnails=False)
+    add(animals, bench, "animals", animal_pictures, thumbnails=False)
     assert_gone(animals)
     assert measure(animals, bench, job_of(bench, seed=1)).picture_evaluations == 0
 
