@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from html import unescape
 from typing import Any
 from xml.etree import ElementTree
 
@@ -62,7 +63,7 @@ def shown(workspace: Workspace, decoys: int, others: int = 8) -> AuditFacts:
 
 
 def words(html: str) -> str:
-    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
 
 
 def test_a_reference_is_shown_with_what_both_models_make_of_it(workspace: Workspace) -> None:
