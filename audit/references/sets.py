@@ -320,15 +320,8 @@ class ReferenceSets:
             remove_page(self.workspace, page)
         # the set itself last: killed before, it is still there to be removed
         tables = (
-            "denoised",
-            "latents",
-            "base_losses",
-            "memberships",
-            "chances",
-            "passed_over",
-            "matches",
-            "references",
-        )
+            "denoised", "latents", "base_losses", "memberships", "chances", "passed_over", "matches", "references",
+        )  # fmt: skip
         self.workspace.erase("reference_set", name, *tables)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 

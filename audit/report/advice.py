@@ -70,7 +70,7 @@ def _decoys_lacking(facts: AuditFacts) -> list[str]:
 
 def _why_uncalibrated(facts: AuditFacts) -> list[str]:
     why = {one.reference_set: one.uncalibrated for one in facts.chances if one.uncalibrated}
-    return [f"Decoys for {name}, with which it would have an error rate. Now {one}." for name, one in why.items()]
+    return [f"An error rate for {name}: {one}." for name, one in why.items()]
 
 
 def _pictures_lacking(facts: AuditFacts) -> list[str]:

@@ -67,8 +67,9 @@ class Places:
         if not len(others):
             return None
         both = np.concatenate([mine, others])
-        why = one.uncalibrated if len(decoys) else None
-        return Place(value, others, (float(both.min()), float(both.max())), bool(len(decoys)), p, why)
+        why = (one.caveat or one.uncalibrated) if len(decoys) else None
+        span = float(both.min()), float(both.max())
+        return Place(value, others, span, bool(len(decoys)), p if why is None else None, why)
 
 
 def histogram(place: Place, title: str, description: str) -> Markup:

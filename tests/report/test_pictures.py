@@ -127,6 +127,15 @@ def test_copies_of_a_reference_are_among_no_decoys(workspace: Workspace) -> None
     assert (place.above, len(place.others), place.are_decoys) == (30, 30, True)
 
 
+def test_a_picture_that_does_not_count_has_no_p(workspace: Workspace) -> None:
+    facts = shown(workspace, 30)
+    small = [replace(one, caveat="it is too small") for one in facts.chances]
+    assert "p\u00a0=\u00a0" in unescape(render(facts))
+    html = unescape(render(replace(facts, chances=small)))
+    assert "p\u00a0=\u00a0" not in html
+    assert "of 30 decoys. No p: <bdi>it is too small</bdi>" in html
+
+
 def test_decoys_are_shown_by_their_scores_alone(workspace: Workspace) -> None:
     html = render(shown(workspace, 30))
     assert "decoys0" not in html
@@ -205,4 +214,4 @@ def test_strangers_names_in_advice_are_escaped(workspace: Workspace) -> None:
     named = [replace(one, reference_set=HOSTILE) for one in facts.chances]
     html = render(replace(facts, chances=named))
     assert "<script>" not in html
-    assert "Decoys for &lt;script&gt;" in html
+    assert "An error rate for &lt;script&gt;" in html
