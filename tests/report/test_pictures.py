@@ -119,6 +119,7 @@ def test_copies_of_a_reference_are_among_no_decoys(workspace: Workspace) -> None
             "descriptor": [1.0, 0.0], "kind": "background", "added_at": datetime.now(UTC)}  # fmt: skip
     workspace.append("references", [copy])
     workspace.append("memberships", [member("decoys", "9" * 64, 0.99)])
+    match_audit(workspace, ID, ["mine"])
     again = collect(workspace, ID, ["mine"])
     assert again.decoys == facts.decoys
     assert max(again.decoys["mine"][1]) < 0.9
