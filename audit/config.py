@@ -105,7 +105,7 @@ class Settings(_Checked):
         "each reference; nothing is sampled), or both.",
     )
     membership_evaluations: int = _setting(
-        2500, "Network evaluations that membership may take an audit; the likeliest references get most.", min=6
+        2500, "Evaluations that membership may take (pictures of it: a tenth more); the likeliest get most.", min=6
     )
 
     def as_dict(self) -> dict[str, Any]:

@@ -269,6 +269,24 @@ MEMBERSHIPS = _schema(
     ("question", pa.string(), "hash of the pictures and settings of the measurement: another one is measured again"),
 )
 
+DENOISED = _schema(
+    "Pictures of membership: the references with the highest scores under noise, each set's lowest beside them, and "
+    "what either model makes of that noise. None with images = hashes-only, nor of references without a thumbnail.",
+    ("audit_id", pa.string(), "the audit"),
+    ("reference_set", pa.string(), "joins references"),
+    ("reference_id", pa.string(), "joins references"),
+    ("view", pa.string(), "the view of the picture that it shows: that of its score"),
+    ("timestep", pa.int32(), "how much noise, in thousandths of the schedule"),
+    ("steps", pa.int32(), "steps of the replays"),
+    ("w", pa.float64(), "the guidance weight of the fine-tuned model's replay"),
+    ("noised", pa.binary(), "the reference under noise, decoded; WebP of at most 256 pixels, as all of these"),
+    ("base_estimate", pa.binary(), "the base's estimate of the picture, at once"),
+    ("tuned_estimate", pa.binary(), "the fine-tuned model's, from the same noise"),
+    ("base_replay", pa.binary(), "what the base makes of that noise step by step"),
+    ("tuned_replay", pa.binary(), "what the fine-tuned model makes of it step by step, under model guidance"),
+    ("evaluations", pa.int32(), "network evaluations that the pictures took, of both models"),
+)
+
 CHANCES = _schema(
     "One row a reference: how likely what speaks for it is, had the checkpoint not been trained on it.",
     ("audit_id", pa.string(), "the audit"),
@@ -357,6 +375,7 @@ TABLES: dict[str, pa.Schema] = {
     "latents": LATENTS,
     "base_losses": BASE_LOSSES,
     "memberships": MEMBERSHIPS,
+    "denoised": DENOISED,
     "chances": CHANCES,
     "set_chances": SET_CHANCES,
     "failures": FAILURES,
@@ -370,6 +389,7 @@ KEY_COLUMNS = {
     "matches": ("audit_id", "reference_set"),
     "evaluations": ("audit_id", "kind"),
     "memberships": ("audit_id", "reference_set"),
+    "denoised": ("audit_id", "reference_set"),
     "chances": ("audit_id", "reference_set"),
     "set_chances": ("audit_id", "reference_set"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from hypothesis import settings
 from pytest_httpserver import HTTPServer
 
-from audit.demo import ASSETS
+from audit.demo import ASSETS, set_folder
 from audit.descriptors import Descriptor, load_descriptor
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
@@ -40,6 +41,7 @@ SLOW = (
     "engine/test_run.py",
     "engine/test_stages.py",
     "engine/test_tokens.py",
+    "references/test_denoised.py",
     "sampling/test_compile.py",
     "sampling/test_memory.py",
     "sampling/test_waits.py",
@@ -141,6 +143,15 @@ def _shared_is_left_alone() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def kohya_pair(base: BaseModel) -> ModelPair:
     return ModelPair(base, open_checkpoint(KOHYA))
+
+
+@pytest.fixture(scope="session")
+def animal_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder: in ``train`` the ten pictures that KOHYA was trained on, in ``control`` ten others of their kind."""
+    place = tmp_path_factory.mktemp("animals")
+    for part in ("train", "control"):
+        shutil.copytree(set_folder("fluent-animals", part), place / part)
+    return place
 
 
 @pytest.fixture(scope="session")

@@ -334,7 +334,7 @@ class Run:
             return {}
         tables = (
             "audits", "generations", "extractions", "matches", "memberships", "chances", "set_chances",
-            "evaluations", "base_losses", "latents", "failures", "references",
+            "evaluations", "base_losses", "latents", "denoised", "failures", "references",
         )  # fmt: skip
         return {table: self.workspace.compact(table) for table in tables}
 

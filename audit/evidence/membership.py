@@ -64,6 +64,23 @@ class Level:
             return self.alpha * noise - self.sigma * latents
         return noise - latents if self.kind == "flow_prediction" else latents
 
+    def estimate(self, x: torch.Tensor, prediction: torch.Tensor) -> torch.Tensor:
+        """The x_0 that a ``prediction`` at ``x``, which is x_t, stands for: what ``target`` says, solved for x_0.
+
+        eps: (x_t - sigma eps) / alpha (arXiv 2006.11239, equation 15); v: alpha x_t - sigma v (arXiv 2202.00512); a
+        flow's velocity: x_t - t u (arXiv 2210.02747).
+        """
+        if self.kind == "epsilon":
+            return (x - self.sigma * prediction) / self.alpha
+        if self.kind == "v_prediction":
+            return self.alpha * x - self.sigma * prediction
+        return x - self.sigma * prediction if self.kind == "flow_prediction" else prediction
+
+    def asked(self, device: torch.device) -> torch.Tensor:
+        """The timestep as the network takes it, 0-dim on ``device``: whole numbers as such."""
+        found = torch.tensor(self.timestep, device=device)
+        return found.long() if self.timestep == int(self.timestep) else found
+
 
 def level_of(t: int, prediction_type: str, scheduler: Any) -> Level:
     """The level ``t`` (thousandths of the schedule) of a model that predicts ``prediction_type``.
@@ -111,9 +128,7 @@ def losses(
     """
     found = np.empty((len(latents), len(levels), len(noises)))
     for at, level in enumerate(levels):
-        timestep = torch.tensor(level.timestep, device=latents.device)
-        if level.timestep == int(level.timestep):
-            timestep = timestep.long()
+        timestep = level.asked(latents.device)
         drawn = [noise_of(latents.shape[1:], level.t, number) for number in noises]
         noise = torch.cat(drawn).to(latents.device, torch.float32)
         items = list(product(range(len(latents)), range(len(noises))))
@@ -132,6 +147,22 @@ def losses(
             rows, numbers = zip(*some, strict=True)
             found[list(rows), at, list(numbers)] = values
     return found
+
+
+@torch.inference_mode()
+def replay(predict: Predict, x: torch.Tensor, levels: Sequence[Level]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first estimate of x_0 from ``x`` [N, ...], at the first of ``levels``, and the one at the end of them all.
+
+    Between levels the noise that a prediction stands for is kept and made less: DDIM without chance in it (arXiv
+    2010.02502, equation 12), which for a flow is Euler's step. float32; ``predict`` sees and gives what it will.
+    """
+    first = estimate = x
+    for number, level in enumerate(levels):
+        estimate = level.estimate(x, predict(x, level.asked(x.device)).float())
+        first = estimate if number == 0 else first
+        if number + 1 < len(levels):
+            x = levels[number + 1].noised(estimate, (x - level.alpha * estimate) / level.sigma)
+    return first, estimate
 
 
 def scores(base: np.ndarray, tuned: np.ndarray) -> np.ndarray:

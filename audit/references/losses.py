@@ -45,6 +45,7 @@ class Side:
         self.known: defaultdict[Item, dict[Spot, float]] = defaultdict(dict)
         self.evaluations = 0
         self.condition = pair.encode([_caption(pair) if tuned else ""], tuned)
+        self.kind = "losses", pair.architecture.name, pair.latent_shape, pair.dtype  # of batches, for what fits
         self._repeated: dict[int, Any] = {}
 
     def take(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -62,9 +63,8 @@ class Side:
         """The losses of ``items`` as rows, whose ``latents`` [N, ...] are on the device."""
         pair = self.pair
         levels = [level_of(t, pair.prediction_type, pair.scheduler) for t in timesteps]
-        kind = "losses", pair.architecture.name, pair.latent_shape, pair.dtype
         with pair.text_once():
-            found = losses(self._predict, latents, levels, noises, pair.fits, kind, self.batch)
+            found = losses(self.predict, latents, levels, noises, pair.fits, self.kind, self.batch)
         self.evaluations += found.size
         rows = [
             {"reference_id": one, "view": view, "timestep": t, "noise": number, "loss": float(found[row, at, on])}
@@ -82,7 +82,8 @@ class Side:
             count += 1
         return np.array([[known[t, number] for number in range(count)] for t in timesteps])
 
-    def _predict(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """The model's prediction at ``latents`` [N, ...], in its precision, without a caption."""
         count = len(latents)
         if count not in self._repeated:  # the same tensor for every batch of a size: what is made of it is kept
             rows = torch.zeros(count, dtype=torch.long, device=self.pair.device)
@@ -136,14 +137,15 @@ class Both:
         for start in range(0, len(lacking), SLICE):
             self.tell("membership", len(items) - len(lacking) + start, len(items))
             part = lacking[start : start + SLICE]
-            latents = self._latents(part)
+            latents = self.latents(part)
             for side in sides:
                 rows = [row for row, item in enumerate(part) if side.lacks(item, spots)]
                 if rows:
                     some = latents[rows].to(self.pair.device, self.pair.dtype)
                     self._keep(side, side.measure([part[row] for row in rows], some, self.timesteps, noises))
 
-    def _latents(self, items: Sequence[Item]) -> torch.Tensor:
+    def latents(self, items: Sequence[Item]) -> torch.Tensor:
+        """The kept latents float32 [N, ...] of ``items``, on the CPU."""
         ids = sorted({one for one, _ in items})
         found = {(one.reference_id, one.view): one.latents for one in self._read(ids)}
         return torch.from_numpy(np.stack([found[item] for item in items]))

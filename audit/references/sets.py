@@ -228,6 +228,8 @@ class ReferenceSets:
         self.workspace.write("passed_over", key, _passed_rows(name, descriptor.name, now, passed))
         self.workspace.write("references", key, list(rows.values()))
         self._forget_others(name)
+        if not thumbnails:
+            self._forget_pictures(name)
         return Added(name, len(rows), passed)
 
     def _forget_others(self, name: str) -> None:
@@ -238,8 +240,13 @@ class ReferenceSets:
             [name, name],
         )
         if stale:
-            for table in ("latents", "base_losses"):
+            for table in ("latents", "base_losses", "denoised"):
                 self.workspace.remove_where(table, "reference_set", name)
+
+    def _forget_pictures(self, name: str) -> None:
+        """Erase what models have made of the set's pictures: no picture of it is to be kept any more."""
+        if self.workspace.rows("SELECT 1 FROM denoised WHERE reference_set = ? LIMIT 1", [name]):
+            self.workspace.erase("reference_set", name, "denoised")
 
     @staticmethod
     def _opened(
@@ -326,7 +333,8 @@ class ReferenceSets:
         ):  # they name the background, and have to be weighed again without it
             self.workspace.erase("reference_set", row["reference_set"], "set_chances")
         tables = (
-            "latents", "base_losses", "memberships", "chances", "set_chances", "passed_over", "matches", "references",
+            "denoised", "latents", "base_losses", "memberships", "chances", "set_chances", "passed_over", "matches",
+            "references",
         )  # fmt: skip
         self.workspace.erase("reference_set", name, *tables)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)

@@ -36,9 +36,18 @@ class Weighed:
     set_chances: list[dict[str, Any]] = field(default_factory=list)
 
 
-def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> Weighed:
-    """Weigh the references of ``sets``, over a connection that sees the tables of ``WEIGHED``."""
+@dataclass(frozen=True)
+class _Question:
+    """What is weighed of an audit: its row, its extractions, and each set's references with their decoys."""
 
+    audit: dict[str, Any]
+    seen: np.ndarray
+    ranks: list[int]
+    hashes: dict[str, str]
+    sets: list[tuple[str, pa.Table, Paired]]
+
+
+def _question(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> _Question:
     def table(sql: str, *values: Any) -> pa.Table:
         return connection.sql(sql, params=list(values)).to_arrow_table()
 
@@ -51,29 +60,58 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
     references = table(asked, audit_id, name_of, list(sets))
     backgrounds = table(_REFERENCES + "r.kind = 'background'" + order, audit_id, name_of)
     seen = vectors_of(extractions) if extractions.num_rows else np.empty((0, 0), np.float32)
-    ranks = extractions["rank"].to_pylist()
     on_offer = _decoys(backgrounds, seen, audit["size"])
     serves = backgrounds["decoys_of"].to_pylist()
     questions = questions_of(lambda sql, values: table(sql, *values).to_pylist(), name_of, sets)
-    found = Weighed()
+    found = []
     for name in sets:
         mine = references.filter(pc.equal(references["reference_set"], name))
         if not mine.num_rows:
             continue
         here = [is_for(one, name) and other != name for one, other in zip(serves, on_offer.backgrounds, strict=True)]
-        counts = _counting(mine, audit["size"])
-        pairing = paired(
-            vectors_of(mine), _looks(mine)[counts], on_offer.where(np.array(here, bool)), audit["threshold"]
-        )
+        looks = _looks(mine)[_counting(mine, audit["size"])]
+        pairing = paired(vectors_of(mine), looks, on_offer.where(np.array(here, bool)), audit["threshold"])
+        found.append((name, mine, pairing))
+    return _Question(audit, seen, extractions["rank"].to_pylist(), questions.of, found)
+
+
+def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> Weighed:
+    """Weigh the references of ``sets``, over a connection that sees the tables of ``WEIGHED``."""
+    asked, found = _question(connection, audit_id, sets), Weighed()
+    for name, mine, pairing in asked.sets:
+        size = asked.audit["size"]
         rows = [
             row
             for start in range(0, mine.num_rows, BLOCK)
-            for row in _rows(mine.slice(start, BLOCK), seen, ranks, pairing, audit["size"])
+            for row in _rows(mine.slice(start, BLOCK), asked.seen, asked.ranks, pairing, size)
         ]
         about = {"audit_id": audit_id, "reference_set": name}
         found.chances.extend({**about, **row} for row in rows)
-        whole = _whole(_cosines(mine, seen)[counts], _scores(mine)[counts], pairing, rows)
-        found.set_chances.append({**about, "question": questions.of[name], **whole, "backgrounds": pairing.backgrounds})
+        counts = _counting(mine, size)
+        whole = _whole(_cosines(mine, asked.seen)[counts], _scores(mine)[counts], pairing, rows)
+        found.set_chances.append(
+            {**about, "question": asked.hashes[name], **whole, "backgrounds": pairing.backgrounds}
+        )  # fmt: skip
+    return found
+
+
+def values_of_decoys(
+    connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]
+) -> dict[str, tuple[list[float], list[float]]]:
+    """What the decoys of each of ``sets`` have: cosines to the nearest extraction, and membership scores.
+
+    They are those that chances are taken among; what is not finite is left out.
+    """
+    if not connection.sql("SELECT 1 FROM \"references\" WHERE kind = 'background' LIMIT 1").to_arrow_table().num_rows:
+        return {}
+    return {
+        name: (_finite(pairing.decoys.cosines), _finite(pairing.decoys.scores))
+        for name, _, pairing in _question(connection, audit_id, sets).sets
+    }
+
+
+def _finite(values: np.ndarray) -> list[float]:
+    found: list[float] = values[np.isfinite(values)].astype(float).tolist()
     return found
 
 

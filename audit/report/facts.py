@@ -13,8 +13,9 @@ import duckdb
 from audit.config import VerdictSettings
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
+from audit.references.weigh import values_of_decoys
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, set_chances_of
-from audit.report.membership import Member, Unmeasured, members_of, unmeasured_of
+from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
 from audit.workspace import Workspace
@@ -22,7 +23,7 @@ from audit.workspace import Workspace
 WHOLE_ID = 32  # hex digits
 _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
-    "chances set_chances"
+    "chances set_chances denoised"
 )
 
 
@@ -86,7 +87,8 @@ class AuditFacts:
     the references with their membership scores, ``unmeasured`` the sets that have none; ``chances`` are the
     references with their error rates, ``set_chances`` whole sets, ``pairings`` the backgrounds that decoys are of.
     ``verdict`` is what follows by the rule and at the rate that were ``asked`` for; ``questions`` tell the sets and
-    decoys that it is about from others under the same names.
+    decoys that it is about from others under the same names. ``denoised`` are pictures of membership, and ``decoys``
+    what the decoys of each set have: cosines to the nearest extraction, and membership scores.
     """
 
     row: dict[str, Any]
@@ -106,6 +108,8 @@ class AuditFacts:
     chances: list[Chance] = field(default_factory=list)
     set_chances: list[SetChance] = field(default_factory=list)
     pairings: list[Pairing] = field(default_factory=list)
+    denoised: list[Denoised] = field(default_factory=list)
+    decoys: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -277,5 +281,6 @@ def _collected(
         [Reference(**one) for one in references], [PassedOver(**one) for one in passed], questions, asked,
         verdict, [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
-        chances, set_chances, pairings,
+        chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
+        values_of_decoys(connection, audit_id, weighed),
     )  # fmt: skip

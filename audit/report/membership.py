@@ -30,6 +30,25 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Denoised:
+    """What the models make of one reference under noise, as pictures in WebP; ``thumbnail`` is the reference, a PNG."""
+
+    reference_set: str
+    reference_id: str
+    view: str
+    timestep: int
+    steps: int
+    w: float
+    noised: bytes
+    base_estimate: bytes
+    tuned_estimate: bytes
+    base_replay: bytes
+    tuned_replay: bytes
+    evaluations: int
+    thumbnail: bytes
+
+
+@dataclass(frozen=True)
 class Unmeasured:
     """A set of which no reference has a score, and why."""
 
@@ -52,6 +71,18 @@ def members_of(ask: Ask, audit_id: str, descriptor: str, sets: Sequence[str]) ->
         [audit_id, descriptor, list(sets)],
     )
     return [Member(**row) for row in rows]
+
+
+def denoised_of(ask: Ask, audit_id: str, descriptor: str, sets: Sequence[str]) -> list[Denoised]:
+    """The pictures that were made of references of ``sets``; none of a reference of which no picture is kept now."""
+    rows = ask(
+        """SELECT d.* EXCLUDE (audit_id), r.thumbnail
+        FROM denoised AS d JOIN "references" AS r USING (reference_set, reference_id)
+        WHERE d.audit_id = ? AND r.descriptor_name = ? AND list_contains(?::VARCHAR[], d.reference_set)
+        AND r.thumbnail IS NOT NULL""",
+        [audit_id, descriptor, list(sets)],
+    )
+    return [Denoised(**row) for row in rows]
 
 
 def unmeasured_of(

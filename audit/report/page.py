@@ -9,15 +9,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audit import __version__
 from audit.descriptors.facts import in_words
+from audit.report.advice import next_steps, would_change
 from audit.report.facts import AuditFacts
+from audit.report.histogram import Places, histogram
 from audit.report.pages import PageFacts, page_key, write_page_with
 from audit.text import printable
 from audit.workspace import Workspace
 
 
-def data_url(png: bytes) -> str:
-    """A PNG as a data: URL."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+def data_url(picture: bytes) -> str:
+    """A PNG or WebP as a data: URL."""
+    kind = "webp" if picture[:4] == b"RIFF" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def environment() -> Environment:
@@ -31,6 +34,7 @@ def environment() -> Environment:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     found.filters["data_url"] = data_url
+    found.globals["histogram"] = histogram
     return found
 
 
@@ -46,6 +50,10 @@ def render(facts: AuditFacts) -> str:
             versions=json.loads(facts.row["versions"]),
             claimed=json.loads(facts.checkpoint["claimed_metadata"]),
             judge=in_words(facts.row["descriptor"]),
+            places=Places(facts),
+            denoised={(one.reference_set, one.reference_id): one for one in facts.denoised},
+            would_change=would_change(facts),
+            next_steps=next_steps(facts),
             version=__version__,
         )
     )

@@ -30,17 +30,21 @@ VERSION = 1  # raised when the same pictures and settings come to give other sco
 
 @dataclass(frozen=True)
 class Remembered:
-    """How many references have a score, the seconds it took, and network evaluations of either model."""
+    """How many references have a score, the seconds it took, and network evaluations of either model.
+
+    ``picture_evaluations`` of both were spent on pictures of what they make of references.
+    """
 
     seconds: float
     references: int
     base_evaluations: int
     tuned_evaluations: int
+    picture_evaluations: int = 0
 
     @property
     def evaluations(self) -> int:
         """Of both models; those of the base that were kept are not among them."""
-        return self.base_evaluations + self.tuned_evaluations
+        return self.base_evaluations + self.tuned_evaluations + self.picture_evaluations
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class Membership:
         spool.begin()
 
         def work(precision: Precision, _: list[str]) -> Remembered:
-            return _measured(job, workspace, bench, question, precision, tell)
+            return _measured(job, workspace, bench, question, self.references, precision, tell)
 
         try:
             found = widening(job, workspace, bench, work, lambda precision: None)
@@ -157,9 +161,11 @@ def _answered(job: Job, workspace: Workspace, question: Question) -> bool:
 
 
 def _measured(
-    job: Job, workspace: Workspace, bench: Bench, question: Question, precision: Precision, tell: Tell
-) -> Remembered:
+    job: Job, workspace: Workspace, bench: Bench, question: Question, references: Sequence[str],
+    precision: Precision, tell: Tell,
+) -> Remembered:  # fmt: skip
     from audit.evidence.effort import FIRST, nearest_and_sample
+    from audit.references.denoised import denoised_of
     from audit.references.latents import VIEWS
     from audit.references.losses import Both
 
@@ -181,14 +187,19 @@ def _measured(
     if first < effort.noises:
         likeliest = sorted(items, key=lambda item: (-both.rank(item), item))
         both.fill(sorted(likeliest[: effort.looked_closer(len(ids))]), range(first, effort.noises))
-    tell("membership", len(items), len(items))
     rows = {one: both.row(one) for one in ids}
+    written: dict[str, list[dict[str, Any]]] = {}
     for name, pictures in question.sets.items():
         about = {"audit_id": job.id, "reference_set": name, "question": question.of(name)}
         mine = [one for one in pictures if one.reference_id in rows]
-        written = [{**about, **_with_caveat(rows[one.reference_id], one)} for one in mine]
-        workspace.write("memberships", f"{job.id}.{name}", written)
-    return Remembered(0.0, len(ids), both.base.evaluations, both.tuned.evaluations)
+        written[name] = [{**about, **_with_caveat(rows[one.reference_id], one)} for one in mine]
+    shown, spent = denoised_of(job, both, {name: some for name, some in written.items() if name in references})
+    for name, rows_of_it in written.items():  # pictures first: a set with its memberships is done
+        if name in shown:
+            workspace.write("denoised", f"{job.id}.{name}", shown[name])
+        workspace.write("memberships", f"{job.id}.{name}", rows_of_it)
+    tell("membership", len(items), len(items))
+    return Remembered(0.0, len(ids), both.base.evaluations, both.tuned.evaluations, spent)
 
 
 def _with_caveat(row: dict[str, Any], picture: Picture) -> dict[str, Any]:

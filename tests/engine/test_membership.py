@@ -45,11 +45,12 @@ def bench() -> Bench:
 
 
 @pytest.fixture
-def animals(workspace: Workspace, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+def animals(workspace: Workspace, bench: Bench, animal_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     """A workspace with the set "animals", ten training pictures and ten others, and their latents."""
     monkeypatch.setattr(effort, "NOISES", NOISES)
-    folder = set_folder("fluent-animals", "train").parent
-    api.add_references("animals", folder, descriptor="nano", workspace=workspace, bases=[str(BASE)], bench=bench)
+    api.add_references(
+        "animals", animal_pictures, descriptor="nano", workspace=workspace, bases=[str(BASE)], bench=bench
+    )
     return workspace
 
 
@@ -141,7 +142,8 @@ def test_a_short_budget_looks_closer_at_the_likeliest(
     monkeypatch.setattr(effort, "NOISES", 4)
     budget = 500
     [found] = measure(animals, bench, job_of(bench, membership_evaluations=budget))
-    assert 480 < found.evaluations <= budget
+    assert 480 < found.base_evaluations + found.tuned_evaluations <= budget
+    assert 0 < found.picture_evaluations <= budget / 10
     rows = animals.rows(f"{ROWS[: ROWS.index('ORDER')]} ORDER BY score DESC")
     assert [row["evaluations"] for row in rows[:5]] == [36, 36, 36, 36, 36]
     assert [row["evaluations"] for row in rows[-5:]] == [18, 18, 18, 18, 18]
@@ -235,8 +237,10 @@ def scan(workspace: Workspace, bench: Bench, *references: str | Path, **settings
     return api.scan(request, references=references, descriptor="nano", workspace=workspace, bench=bench)
 
 
-def test_a_scan_with_a_folder_shows_scores_and_no_verdict_from_them(workspace: Workspace, bench: Bench) -> None:
-    result = scan(workspace, bench, set_folder("fluent-animals", "train").parent)
+def test_a_scan_with_a_folder_shows_scores_and_no_verdict_from_them(
+    workspace: Workspace, bench: Bench, animal_pictures: Path
+) -> None:
+    result = scan(workspace, bench, animal_pictures)
     shown = result.as_dict()["memberships"]
     assert len(shown) == PICTURES
     assert [one["above"] for one in shown] == list(range(19, -1, -1))
@@ -246,7 +250,7 @@ def test_a_scan_with_a_folder_shows_scores_and_no_verdict_from_them(workspace: W
     assert "How well the model knows each reference" in html
     assert f"{shown[0]['score']:+.2f}" in html
     assert result.as_dict()["unmeasured"] == []
-    again = scan(workspace, bench, set_folder("fluent-animals", "train").parent)
+    again = scan(workspace, bench, animal_pictures)
     assert again.was_known
     assert again.as_dict()["memberships"] == shown
 
@@ -281,6 +285,7 @@ def test_hashes_only_keeps_latents_where_that_is_allowed(
     assert len(result.facts.members) == kept
     assert len(workspace.rows("SELECT DISTINCT reference_id FROM latents")) == kept
     assert workspace.rows('SELECT 1 FROM "references" WHERE thumbnail IS NOT NULL') == []
+    assert workspace.rows("SELECT 1 FROM denoised") == []
     page = render(collect(workspace, result.audit_id))
     assert ("no latents of its pictures are kept" in page) == (kept == 0)
 
@@ -330,8 +335,11 @@ def test_both_engines_measure_the_same(tmp_path: Path) -> None:
         assert list((workspace.root / "spool").glob("*")) == []
         assert (
             state.evaluations
-            == sum(row["evaluations"] for row in workspace.rows("SELECT evaluations FROM audits")) + 3 * 10 * VIEWS * 12
-        )  # the base's once, the fine-tuned model's of both
+            == sum(row["evaluations"] for row in workspace.rows("SELECT evaluations FROM audits"))
+            + 3 * 10 * VIEWS * 12  # the base's once, the fine-tuned model's of both
+            + sum(row["evaluations"] for row in workspace.rows("SELECT evaluations FROM denoised"))
+        )
+        assert len(workspace.rows("SELECT 1 FROM denoised")) == 20
     local, ray = found
     assert len(local) == 20
     for ours, theirs in zip(local, ray, strict=True):

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from safetensors.torch import save_file
 
 from audit.demo import load_set
 from audit.evidence.effort import TIMESTEPS, Effort, nearest_and_sample
-from audit.evidence.membership import Level, Predict, level_of, losses, noise_of, scores
+from audit.evidence.membership import Level, Predict, level_of, losses, noise_of, replay, scores
 from audit.fits import Fits
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
@@ -110,6 +110,49 @@ def test_the_loss_is_that_of_the_noise_whatever_a_model_predicts(kind: str) -> N
         level = level_of(t, kind, scheduler)
         found = losses(oracle(level, latents), latents, [level], [0], Fits(), "k", 8)
         np.testing.assert_allclose(found[:, 0, 0], [0.01, 0.04, 0.16], rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_picture_behind_noise_is_exact_where_the_prediction_is(kind: str) -> None:
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+    latents = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    levels = [level_of(t, kind, scheduler) for t in (900, 500, 300, 100)]
+    noise = noise_of((4, 8, 8), 500, 0)
+    for level in levels:
+        found = level.estimate(level.noised(latents, noise), level.target(latents, noise.expand_as(latents)))
+        torch.testing.assert_close(found, latents, rtol=0, atol=1e-4)
+
+    def exact(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        [level] = [one for one in levels if abs(one.timestep - float(timestep)) < 1e-3]
+        torch.testing.assert_close(x, level.noised(latents, noise), rtol=0, atol=1e-4)  # of the same noise, less of it
+        return level.target(latents, noise.expand_as(latents))
+
+    for found in replay(exact, levels[0].noised(latents, noise), levels):
+        torch.testing.assert_close(found, latents, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_step_by_step_is_what_diffusers_does(kind: str) -> None:
+    """DDIM without chance, and Euler's steps for a flow, of a prediction that is no straight line in x."""
+    flow = kind == "flow_prediction"
+    ddim = DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False,
+        prediction_type="epsilon" if flow else kind,
+    )  # fmt: skip
+    levels = [level_of(t, kind, ddim) for t in (500, 375, 250, 125, 0)]
+    scheduler, ts = ddim, [500, 375, 250, 125, 0]
+    if flow:
+        scheduler = FlowMatchEulerDiscreteScheduler()
+        scheduler.set_timesteps(sigmas=[level.sigma for level in levels])
+        ts = scheduler.timesteps
+    else:
+        ddim.set_timesteps(8)  # 125 thousandths apart
+    x = start = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    for t in ts:
+        x = scheduler.step(torch.tanh(x) + float(t) / 1000, t, x).prev_sample
+    first, found = replay(lambda x, t: torch.tanh(x) + t / 1000, start, levels)
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(first, found, atol=1e-2)
 
 
 def test_a_flow_is_asked_at_the_noise_levels_of_a_schedule() -> None:
