@@ -41,8 +41,8 @@ from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from benchmarks.grid import SHIPPED, available
 from benchmarks.versions import VERSIONS, VIEW_SETS, VIEWS
+from testbed.more_sets import prepared
 from testbed.sets import few_shot_set
-from testbed.sources import cache_dir
 
 GRID = (50, 100, 200, 300, 400, 500, 600, 700, 800)
 NOISES = 4
@@ -104,8 +104,8 @@ def realistic(folder: Path) -> list[Subject]:
     found = []
     for about in sorted(folder.glob("*/training.json")):
         said = json.loads(about.read_text())
-        with np.load(cache_dir() / "more-sets" / f"{said['few_shot']}-1.npz") as data:
-            images = data["images"]
+        pictures = prepared(said["few_shot"])
+        images = np.concatenate([pictures.training, pictures.control])
         count = said["training_images"]
         [path] = about.parent.glob("*.safetensors")
         found.append(

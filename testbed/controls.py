@@ -1,6 +1,6 @@
 """Further pictures that no checkpoint was trained on: 20 more controls a set, and near-misses, chosen to deceive.
 
-    python -m testbed.controls      # write them again from their packages
+    python -m testbed.controls      # write them, and the demo's decoys, again from their packages
 
 They are in ``testbed/controls``, beside the wheel and not in it. A near-miss is another pose of one of the set's
 animals, another view of one of its buildings, another version of one of its motifs: what takes it for a training image
@@ -17,11 +17,12 @@ import numpy as np
 import typer
 from PIL import Image
 
-from audit.demo import load_set
+from audit.demo import load_set, set_folder
 from testbed.sets import SIZE, FewShotSet, few_shot_set, prepared, shipped_name, split
 from testbed.sources import emoji_entries, fluent_file, root
 
 FOLDER = Path(__file__).parent / "controls"
+BACKGROUND = {"fluent-animals": "animal"}  # of which emoji the shipped decoys of a set are
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,17 @@ def _folder(name: str, part: str) -> np.ndarray:
     return np.stack(pictures) if pictures else np.empty((0, SIZE, SIZE, 3), np.uint8)
 
 
+def background(few_shot: FewShotSet) -> list[str]:
+    """The names of a set's decoys: all emoji of its kind but its training pictures, controls and near-misses."""
+    taken = {*few_shot.train, *few_shot.control, *FURTHER[few_shot.name].near}
+    kind = BACKGROUND[few_shot.name]
+    return [
+        one["short_name"]
+        for one in emoji_entries()
+        if one["subcategory"].startswith(kind) and one["short_name"] not in taken and fluent_file(one).is_file()
+    ]
+
+
 def file_of(few_shot: FewShotSet, name: str) -> Path:
     """The file of one of them in the unpacked package."""
     if few_shot.source.startswith("@lobehub"):
@@ -163,8 +175,10 @@ def main() -> None:
     """Write the further pictures of every set again from their packages."""
     for name, further in FURTHER.items():
         few_shot = few_shot_set(name)
-        for part, names in (("control", further.control), ("near", further.near)):
-            folder = FOLDER / name / part
+        parts = {FOLDER / name / "control": further.control, FOLDER / name / "near": further.near}
+        if name in BACKGROUND:
+            parts[set_folder(name, "background")] = tuple(background(few_shot))
+        for folder, names in parts.items():
             folder.mkdir(parents=True, exist_ok=True)
             for one in names:
                 prepared(few_shot, file_of(few_shot, one)).save(folder / shipped_name(one), optimize=True)

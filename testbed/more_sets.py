@@ -71,10 +71,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A set as it is used: ``training`` uint8 [50, 64, 64, 3] with titles and tags, ``control`` [20, 64, 64, 3]."""
+    """A set as it is used: ``training`` uint8 [50, 64, 64, 3] with titles and tags, ``control`` [20, 64, 64, 3].
+
+    ``others`` uint8 [N, 64, 64, 3] are all further pictures of its source: decoys.
+    """
 
     training: np.ndarray
     control: np.ndarray
+    others: np.ndarray
     titles: list[str]
     tags: list[list[str]]
 
@@ -147,7 +151,7 @@ def prepared(name: str) -> Prepared:
     Raises RuntimeError where the packages have too few pictures or cannot be downloaded.
     """
     one, folder = more_set(name), cache_dir() / "more-sets"
-    cached = folder / f"{name}-1.npz"
+    cached = folder / f"{name}-2.npz"
     if not cached.is_file():
         found = []
         for candidate in _candidates(one):
@@ -156,7 +160,7 @@ def prepared(name: str) -> Prepared:
                 found.append((np.asarray(picture), candidate))
         order = np.random.default_rng(0).permutation(len(found))
         images = np.stack([found[row][0] for row in order])
-        rows = far_apart(load_descriptor("nano").describe(images), TRAINING + CONTROL)
+        rows = far_apart(load_descriptor("nano").describe(images))
         if len(rows) < TRAINING + CONTROL:
             raise RuntimeError(f"{name} has {len(rows)} different pictures, not {TRAINING + CONTROL}")
         about = [found[order[row]][1] for row in rows]
@@ -167,14 +171,15 @@ def prepared(name: str) -> Prepared:
         partial.rename(cached)
     with np.load(cached) as data:
         images, titles, tags = data["images"], data["titles"].tolist(), json.loads(str(data["tags"]))
-    return Prepared(images[:TRAINING], images[TRAINING:], titles[:TRAINING], tags[:TRAINING])
+    most = TRAINING + CONTROL
+    return Prepared(images[:TRAINING], images[TRAINING:most], images[most:], titles[:TRAINING], tags[:TRAINING])
 
 
-def far_apart(vectors: np.ndarray, count: int) -> list[int]:
-    """The first ``count`` rows of unit ``vectors`` [N, D] that are not near one chosen before."""
+def far_apart(vectors: np.ndarray) -> list[int]:
+    """The rows of unit ``vectors`` [N, D] that are not near one before."""
     chosen: list[int] = []
     for row, vector in enumerate(vectors):
-        if len(chosen) < count and (not chosen or (vectors[chosen] @ vector).max() < NEAR):
+        if not chosen or (vectors[chosen] @ vector).max() < NEAR:
             chosen.append(row)
     return chosen
 

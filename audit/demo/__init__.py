@@ -30,6 +30,12 @@ class FineTune:
         """The folder with ``train``, what it was trained on, and ``control``, pictures of that kind it never saw."""
         return ASSETS / "sets" / self.few_shot
 
+    @property
+    def background(self) -> Path | None:
+        """The folder of its decoys, further pictures of that kind; None where there are none."""
+        folder = set_folder(self.few_shot, "background")
+        return folder if folder.is_dir() else None
+
 
 _CHECKPOINTS = ASSETS / "checkpoints"
 FINE_TUNES = {
@@ -47,16 +53,8 @@ FINE_TUNES = {
 }
 
 
-def decoys_of(few_shot: str) -> list[Path]:
-    """Folders of pictures of a few-shot set's kind that were not trained on and are no references of the demo's.
-
-    19 of them are needed for a verdict with an error rate (audit/evidence/chance.py).
-    """
-    return [folder for folder in (ASSETS / "decoys" / few_shot,) if folder.is_dir()]
-
-
 def set_folder(name: str, part: str) -> Path:
-    """The folder of a few-shot set's ``part``: "train" or "control"."""
+    """The folder of a few-shot set's ``part``: "train", "control", and of some "background"."""
     return ASSETS / "sets" / name / part
 
 

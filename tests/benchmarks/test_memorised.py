@@ -78,7 +78,8 @@ def test_effects_that_cannot_be_told_apart_are_not_told() -> None:
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     """A recipe whose checkpoint has been trained for two steps in tmp_path, the only one of the design."""
     images = load_set("fluent-animals", "train")
-    drawn = Prepared(images[:5], images[5:], ["fox"] * 5, [["animal", "mammal", "fox", "red", "white background"]] * 5)
+    tags = [["animal", "mammal", "fox", "red", "white background"]] * 5
+    drawn = Prepared(images[:5], images[5:], images[:0], ["fox"] * 5, tags)
     found = replace(
         REALISTIC[0], training_images=5, captions=Captions.sentence, regularised=False, targets=Targets.attention
     )

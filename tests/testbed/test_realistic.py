@@ -58,7 +58,7 @@ def _pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     images = rng.integers(0, 255, (10, 64, 64, 3), dtype=np.uint8)
     titles = ["fox", "bear", "owl", "cat", "dog"]
     tags = [["animal", "mammal", title, "red", "blue", "white background"] for title in titles]
-    found = Prepared(images[:5], images[5:], titles, tags)
+    found = Prepared(images[:5], images[5:], images[:0], titles, tags)
     monkeypatch.setattr(realistic, "prepared", lambda name: found)
     monkeypatch.setattr(realistic, "class_pictures", lambda base, name: np.full((6, 64, 64, 3), 200, np.uint8))
 
@@ -220,7 +220,7 @@ def test_the_command_lists_trains_what_is_missing_and_refuses_an_unknown_name(
 
 def test_pictures_that_are_near_to_one_before_are_left_out() -> None:
     vectors = np.eye(4, dtype=np.float32)[[0, 0, 1, 2, 1, 3]]
-    assert more_sets.far_apart(vectors, 3) == [0, 2, 3]
+    assert more_sets.far_apart(vectors) == [0, 2, 3, 5]
 
 
 def test_tags_name_the_colours_that_are_there() -> None:
