@@ -32,7 +32,7 @@ from scipy import stats
 
 import audit
 from audit.config import VerdictSettings
-from audit.demo import ASSETS, decoys_of, load_folder, load_set
+from audit.demo import ASSETS, DECOYS, load_folder, load_set
 from audit.evidence.chance import agreed_p, either_p, false_discovery_rates
 from audit.states import Verdict
 from benchmarks.grid import SHIPPED, available
@@ -81,8 +81,8 @@ def shipped(folder: Path) -> Iterator[Subject]:
         captions = list(dict.fromkeys(training_captions(recipe.few_shot)))
         trained, near = load_set(recipe.few_shot, "train"), near_misses(recipe.few_shot)
         unseen = load_set(recipe.few_shot, "control")
-        folders = decoys_of(recipe.few_shot) or [CONTROLS / recipe.few_shot / "control"]
-        decoys = np.concatenate([load_folder(folder) for folder in folders])
+        bank = DECOYS / recipe.few_shot
+        decoys = load_folder(bank if bank.is_dir() else CONTROLS / recipe.few_shot / "control")
         file = recipe.file(folder)
         yield Subject(
             recipe.name, "testbed", few_shot.holdout, file, captions, trained, unseen, near, decoys, recipe.few_shot,

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from audit.config import Config, EngineName, Method, leaves, load_config
+from audit.api import verdict_settings
+from audit.config import Config, EngineName, Method, Rule, VerdictSettings, leaves, load_config
 from audit.errors import ConfigError
 
 TOML = """
@@ -101,3 +102,15 @@ def test_credentials_of_a_workspace_are_not_shown() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "SECRET" not in done.stdout
     assert json.loads(done.stdout)["workspace"] == "s3://bucket/x"
+
+
+def test_a_rate_of_errors_and_a_rule_are_refused_where_they_mean_nothing() -> None:
+    assert load_config(None, {"LORA_AUDIT_VERDICT__FDR": "0.5"}).verdict.fdr == 0.5
+    for rate in (0, 0.51, -1, float("nan")):
+        with pytest.raises(ConfigError, match="fdr"):
+            load_config(None, {}, {"verdict.fdr": rate})
+    with pytest.raises(ConfigError, match=r"verdict\.rule"):
+        load_config(None, {}, {"verdict.rule": "calibrate"})
+    with pytest.raises(ConfigError, match="one of calibrated, fixed"):
+        verdict_settings("calibrate", 0.05)
+    assert verdict_settings("fixed", 0.05) == VerdictSettings(Rule.fixed)

@@ -11,7 +11,7 @@ import typer
 from audit.cli.common import JsonOption, console, progress_display
 from audit.cli.options import configured
 from audit.config import Config, Rule
-from audit.demo import BASE, FINE_TUNES, decoys_of
+from audit.demo import BASE, FINE_TUNES
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ def demo(
 ) -> None:
     """Audit a checkpoint of the embedded model and open the evidence: recovered training images beside the originals.
 
-    The reference set holds the ten or so training pictures among pictures of the same kind that were not trained on,
-    so that a false match would show. Takes a minute or two on two cores.
+    It is asked about the ten or so training pictures, and about pictures of the same kind that were not trained on, so
+    that a false match would show. Takes a minute or two on two cores.
     """
     from audit import api
     from audit.cli.scan import finish
@@ -56,12 +56,12 @@ def demo(
     control = pictures / "control"
     if not as_json:
         log.info("which pictures are alike is judged by %s", in_words(descriptor_facts("nano").name))
-    decoys = decoys_of(shipped.few_shot)
+    decoys = [shipped.background] if shipped.background else []
     if not decoys:
         log.warning("no decoys of its kind come along: what follows is by the fixed threshold, without an error rate")
     with progress_display(console()) as progress:
         result = api.scan(
-            request, references=[pictures], background=decoys, descriptor="nano", workspace=config.workspace,
+            request, references=[training, control], background=decoys, descriptor="nano", workspace=config.workspace,
             rule=Rule.calibrated if decoys else Rule.fixed, training_images=training, control=control,
             progress=progress,
         )  # fmt: skip

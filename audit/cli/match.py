@@ -9,6 +9,7 @@ import typer
 
 from audit.cli.common import (
     EXIT_MATCHES_FOUND,
+    EXIT_TELLS_NOTHING,
     EXIT_UNCALIBRATED,
     JsonOption,
     console,
@@ -36,8 +37,8 @@ def match(
 
     [bold]Example[/bold]: lora-audit references add portfolio paintings/ && lora-audit match --references portfolio
 
-    A match is one at the rate over all audits that are compared. Exit codes: 0 no match, 10 a match, 12 no match, and
-    no verdict of an audit (too few decoys), 2 bad input.
+    A match is one at the rate over all audits that are compared. Exit codes: 0 no match, 10 a match, 11 every
+    audit tells nothing, 12 no match, and no verdict of an audit (too few decoys), 2 bad input.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -71,5 +72,7 @@ def match(
             log.warning("%d left out: %s", count, reason)
     if matched:
         raise typer.Exit(EXIT_MATCHES_FOUND)
+    if found.answers and all(one.tells_nothing for one in found.answers):
+        raise typer.Exit(EXIT_TELLS_NOTHING)
     if found.those(Verdict.uncalibrated):
         raise typer.Exit(EXIT_UNCALIBRATED)

@@ -143,7 +143,7 @@ def show_chances(facts: AuditFacts) -> None:
 
 def said_of(facts: AuditFacts, extraction: Extraction, best: Match) -> str:
     """What is said of an extraction and the reference nearest to it, in rich's markup."""
-    label = facts.verdict.label(best.reference_id, extraction.rank, best.is_match)
+    label = facts.verdict.label(best.reference_id, extraction.rank, best.verdict != Verdict.none)
     return VERDICTS.get(label, label)
 
 

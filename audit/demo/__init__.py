@@ -31,6 +31,12 @@ class FineTune:
         """The folder with ``train``, what it was trained on, and ``control``, pictures of that kind it never saw."""
         return ASSETS / "sets" / self.few_shot
 
+    @property
+    def background(self) -> Path | None:
+        """The folder of its decoys, further pictures of that kind; None where there are none."""
+        folder = DECOYS / self.few_shot
+        return folder if folder.is_dir() else None
+
 
 _CHECKPOINTS = ASSETS / "checkpoints"
 FINE_TUNES = {
@@ -46,14 +52,6 @@ FINE_TUNES = {
     ),
     "dreambooth": FineTune(_CHECKPOINTS / "stamps-birds-dreambooth", "stamps-birds", "sks photo of a bird"),
 }
-
-
-def decoys_of(few_shot: str) -> list[Path]:
-    """Folders of pictures of a few-shot set's kind that were not trained on and are no references of the demo's.
-
-    19 of them are needed for a verdict with an error rate (audit/evidence/chance.py).
-    """
-    return [folder for folder in (DECOYS / few_shot,) if folder.is_dir()]
 
 
 def set_folder(name: str, part: str) -> Path:

@@ -327,8 +327,8 @@ class ReferenceSets:
             remove_page(self.workspace, page)
         # the set itself last: killed before, it is still there to be removed
         for row in self.workspace.rows(
-            "SELECT DISTINCT reference_set FROM set_chances "
-            "WHERE list_contains(list_transform(backgrounds, one -> one.background), ?)",
+            "SELECT DISTINCT reference_set FROM (SELECT reference_set, unnest(backgrounds) AS one FROM set_chances) "
+            "WHERE one.background = ?",
             [name],
         ):  # they name the background, and have to be weighed again without it
             self.workspace.erase("reference_set", row["reference_set"], "set_chances")
