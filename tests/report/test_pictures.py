@@ -19,6 +19,7 @@ from audit.report import collect
 from audit.report.advice import next_steps, would_change
 from audit.report.facts import AuditFacts
 from audit.report.histogram import Place, Places, histogram
+from audit.report.membership import Unmeasured
 from audit.report.page import render
 from audit.workspace import Workspace
 from tests.report.test_report import HOSTILE, ID, RED, fill, tags_of
@@ -195,7 +196,8 @@ def test_advice_follows_from_the_facts(workspace: Workspace) -> None:
     for part in ("(--caption)", "(--n0): 10 are assumed", "3 solver steps are few, 15 are usual (--steps)",
                  "different families", "by 1.0% only", "Gather decoys"):  # fmt: skip
         assert part in text
-    nothing = replace(facts, row=facts.row | {"tells_nothing": "noise"})
+    noise = replace(facts.verdict, said=None, tells_nothing="noise")
+    nothing = replace(facts, verdict=noise)
     [only] = next_steps(nothing)
     assert "base model" in only
     assert not any("would speak for a match" in one for one in would_change(nothing))
@@ -212,7 +214,6 @@ def test_advice_never_calls_a_model_clean(workspace: Workspace) -> None:
 
 def test_strangers_names_in_advice_are_escaped(workspace: Workspace) -> None:
     facts = shown(workspace, 0)
-    named = [replace(one, reference_set=HOSTILE) for one in facts.chances]
-    html = render(replace(facts, chances=named))
+    html = render(replace(facts, unmeasured=[Unmeasured(HOSTILE, "there are no latents")]))
     assert "<script>" not in html
-    assert "An error rate for &lt;script&gt;" in html
+    assert "Measure what the model knows of &lt;script&gt;" in html
