@@ -19,6 +19,7 @@ from typing import Any
 
 from audit import metrics
 from audit.config import Config, EngineName
+from audit.custody.keep import NOBODY, Custody, sign_written
 from audit.engine.due import Due, Skipped
 from audit.engine.local import LocalEngine
 from audit.engine.places import OpenWorkspace
@@ -28,7 +29,7 @@ from audit.files import shown
 from audit.job import Job
 from audit.locations import plain_without_credentials
 from audit.report.index import Answer, write_index
-from audit.stages import Clustered, Matched, Membership, Remembered, Reported, Sampled, is_ours, stages_for
+from audit.stages import Clustered, Matched, Membership, Remembered, Report, Reported, Sampled, is_ours, stages_for
 from audit.states import Attempt, Happening, Needs, RunStatus
 from audit.workspace import Workspace
 from audit.workspace.leases import LATEST, STALE, Holder, Leases, is_recent
@@ -97,15 +98,19 @@ def is_alive(run: RunState) -> bool:
 
 
 class Run:
-    """One run. ``tell`` hears of its state at every event; setting ``stop`` lets it drain and end."""
+    """One run. ``tell`` hears of its state at every event; setting ``stop`` lets it drain and end.
+
+    ``custody`` says whose run it is; pages are signed here, as they come, and no worker sees the key.
+    """
 
     def __init__(
         self,
         config: Config,
         tell: Callable[[RunState], None] | None = None,
         stop: threading.Event | None = None,
+        custody: Custody = NOBODY,
     ) -> None:
-        self.config, self.tell = config, tell or (lambda state: None)
+        self.config, self.tell, self.custody = config, tell or (lambda state: None), custody
         self.workspace = Workspace(config.workspace)
         self.stop = stop or threading.Event()
         self.skipped = Skipped({})
@@ -192,7 +197,8 @@ class Run:
         self._failed_before = set(failed_before)
         open_place = self._open_place()
         bench = open_place(Needs.gpu).bench if config.run.engine is EngineName.local else None
-        stages = stages_for(config.references)
+        report = Report(config.references, self.custody.without_key())
+        stages = [report if isinstance(stage, Report) else stage for stage in stages_for(config.references)]
         others = [stage for stage in stages if not is_ours(stage.name) or stage.name == Membership.name]
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench, others)
         engine = self._engine()
@@ -331,6 +337,7 @@ class Run:
         """Keep what the audit found, for the list at the end; an earlier failure of it is no news any more."""
         state, job = self.state, event.job
         matched, reported = event.record(Matched), event.record(Reported)
+        sign_written(self.workspace, reported.page if reported else "", self.custody)
         answer = Answer(
             job.id, job.name, job.item_id, matched.pictures if matched else 0, reported.page if reported else "",
             reported is not None and reported.tells_nothing,

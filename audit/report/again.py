@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from audit.custody.keep import NOBODY, Custody, sign_written
 from audit.references.audits import match_audit
 from audit.report.facts import collect
 from audit.report.index import Answer
@@ -17,6 +18,7 @@ def match_again(
     sets: Sequence[str],
     audits: Sequence[str] | None = None,
     tell: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    custody: Custody = NOBODY,
 ) -> tuple[list[Answer], dict[str, int]]:
     """Match finished ``audits``, or all, with ``sets`` and write their pages; those with most matches first.
 
@@ -38,7 +40,8 @@ def match_again(
         tell("matching", number, len(rows))
         found = match_audit(workspace, row["audit_id"], sets)
         facts = collect(workspace, row["audit_id"], sets)
-        page = write_page(facts, workspace)
+        page = write_page(facts, workspace, custody)
+        sign_written(workspace, page, custody)
         name = row["checkpoint_name"]
         answers.append(Answer(row["audit_id"], name, "", found, page, facts.tells_nothing is not None))
     tell("matching", len(rows), len(rows))

@@ -10,6 +10,7 @@ from typing import Any
 
 import duckdb
 
+from audit.custody.record import Record, record_of
 from audit.errors import WorkspaceError
 from audit.report.chance import Chance, SetChance, chances_of, set_chances_of
 from audit.report.membership import Member, Unmeasured, members_of, unmeasured_of
@@ -81,7 +82,7 @@ class AuditFacts:
     ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once;
     ``guidance_weights`` are those that its images were sampled with, none where sampling was direct. ``members`` are
     the references with their membership scores, ``unmeasured`` the sets that have none; ``chances`` are the
-    references with their error rates, ``set_chances`` whole sets.
+    references with their error rates, ``set_chances`` whole sets. ``record`` has the hashes of all of it.
     """
 
     row: dict[str, Any]
@@ -97,6 +98,7 @@ class AuditFacts:
     unmeasured: list[Unmeasured] = field(default_factory=list)
     chances: list[Chance] = field(default_factory=list)
     set_chances: list[SetChance] = field(default_factory=list)
+    record: Record = field(default_factory=lambda: Record({}, {}, []))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -265,4 +267,5 @@ def _collected(
         [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], resolution),
         chances_of(ask, audit_id, row["descriptor"], names), set_chances_of(ask, audit_id, names),
+        record_of(connection, audit_id, names),
     )  # fmt: skip

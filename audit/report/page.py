@@ -8,6 +8,7 @@ import json
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audit import __version__
+from audit.custody.keep import NOBODY, Custody, keep_manifest
 from audit.descriptors.facts import in_words
 from audit.report.facts import AuditFacts
 from audit.report.pages import PageFacts, page_key, write_page_with
@@ -51,12 +52,17 @@ def render(facts: AuditFacts) -> str:
     )
 
 
-def write_page(facts: AuditFacts, workspace: Workspace) -> str:
-    """Write the page into the workspace, whole or not at all; where it is. Another question has another page."""
+def write_page(facts: AuditFacts, workspace: Workspace, custody: Custody = NOBODY) -> str:
+    """Write the page into the workspace, whole or not at all; where it is. Another question has another page.
+
+    Its manifest comes first, and is not signed here (audit/custody/keep.py).
+    """
     row = facts.row
     key = page_key(row["audit_id"], facts.reference_sets, [one.reference_id for one in facts.references])
     said = PageFacts(
         row["audit_id"], row["checkpoint_name"], facts.reference_sets, len(facts.references), len(facts.matched),
         len(facts.possible), facts.tells_nothing, row["finished_at"].isoformat(),
     )  # fmt: skip
-    return write_page_with(workspace, key, render(facts), said)
+    html = render(facts)
+    keep_manifest(workspace, key, html.encode(), row["audit_id"], facts.reference_sets, facts.record, custody)
+    return write_page_with(workspace, key, html, said)

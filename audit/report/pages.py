@@ -91,9 +91,11 @@ def pages_with(workspace: Workspace, name: str) -> list[str]:
 
 
 def remove_page(workspace: Workspace, key: str) -> None:
-    """Remove a page and the document beside it."""
-    workspace.files.remove(key)
-    workspace.files.remove(_document(key))
+    """Remove a page, its manifest, and the document beside it."""
+    from audit.custody.statement import documents_of
+
+    for one in (key, *documents_of(key), _document(key)):
+        workspace.files.remove(one)
 
 
 def keep_sets(workspace: Workspace, key: str, sets: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from audit.states import Needs
 
 if TYPE_CHECKING:
     from audit.bench import Bench
+    from audit.custody.keep import Custody
     from audit.job import Job
     from audit.workspace import Workspace
 
@@ -27,13 +28,16 @@ class Reported:
 
 
 class Report:
-    """Write the page about ``references``; it is never done, as what it shows may be others now."""
+    """Write the page about ``references``; it is never done, as what it shows may be others now.
+
+    ``custody`` says whose command it is, for the page's manifest; it has no key: workers sign nothing.
+    """
 
     name = "report"
     needs = Needs.cpu
 
-    def __init__(self, references: Sequence[str]) -> None:
-        self.references = tuple(references)
+    def __init__(self, references: Sequence[str], custody: Custody | None = None) -> None:
+        self.references, self.custody = tuple(references), custody
 
     def done(self, job: Job, workspace: Workspace) -> bool:
         """Never: the sets may be others now."""
@@ -41,11 +45,12 @@ class Report:
 
     def run(self, job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> Reported:
         """Write the page. Raises WorkspaceError."""
+        from audit.custody.keep import NOBODY
         from audit.report import collect, write_page
 
         started = time.monotonic()
         facts = collect(workspace, job.id, self.references)
-        page = write_page(facts, workspace)
+        page = write_page(facts, workspace, self.custody or NOBODY)
         return Reported(time.monotonic() - started, page, facts.tells_nothing is not None)
 
 

@@ -1,0 +1,127 @@
+"""The manifest written beside its page, and its signature."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from audit.custody.record import Record, sha256_of_lines
+from audit.custody.statement import (
+    MOST_BYTES,
+    Command,
+    Statement,
+    documents_of,
+    entry_of,
+    read_statement,
+    statement_of,
+)
+from audit.errors import CustodyError
+from audit.report.pages import FOLDER
+from audit.workspace import Workspace
+
+if TYPE_CHECKING:
+    from audit.custody.signing import SigningKey
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Custody:
+    """Who makes reports and by which command, for their manifests; with a ``key`` they are signed.
+
+    Without the key it is plain data and travels to workers.
+    """
+
+    operator: str | None = None
+    command: Command | None = None
+    key: SigningKey | None = None
+
+    def without_key(self) -> Custody:
+        """The part that travels."""
+        return Custody(self.operator, self.command)
+
+
+NOBODY = Custody()
+
+
+def keep_manifest(workspace: Workspace, page: str, html: bytes, audit_id: str, sets: list[str], record: Record,
+                  custody: Custody = NOBODY) -> None:  # fmt: skip
+    """Write the manifest of ``page`` before the page itself: a page that is there has one.
+
+    Where the manifest there says the same already, it is left, with who made it when and its signature. Raises
+    WorkspaceError.
+    """
+    lines = record.lines
+    rows_key, manifest_key, envelope_key = documents_of(page)
+    subjects = [
+        (page.rpartition("/")[2], hashlib.sha256(html).hexdigest()),
+        (rows_key.rpartition("/")[2], sha256_of_lines(lines)),
+    ]
+    new = statement_of(audit_id, sets, record, subjects[0], subjects[1], custody.operator, custody.command)
+    if _there(workspace, manifest_key, new):
+        return
+    for one in record.sets:
+        key = entry_of(one, one.name in sets).key
+        if not workspace.files.exists(key):
+            workspace.files.write(key, _document(one.lines))
+    if workspace.files.exists(envelope_key):
+        log.warning("%s says something else now: its earlier signature is taken away, sign it again", page)
+        workspace.files.remove(envelope_key)
+    workspace.files.write(rows_key, _document(lines))
+    workspace.files.write(manifest_key, new.to_bytes())
+
+
+def _there(workspace: Workspace, key: str, new: Statement) -> bool:
+    """Whether the manifest ``key`` says what ``new`` says."""
+    content = workspace.files.read(key)
+    # its own process writes it, so most that differ do so in length or by their first bytes: these cost no parsing
+    if content is None or len(content) > MOST_BYTES:
+        return False
+    if any(sha256.encode() not in content for _, sha256 in (new.page, new.rows)):
+        return False
+    try:
+        return read_statement(content).says_as(new)
+    except CustodyError:
+        return False
+
+
+def _document(lines: list[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def sign_page(workspace: Workspace, page: str, key: SigningKey) -> bool:
+    """Sign the manifest of the page ``page`` unless ``key`` has signed it; whether it did so now.
+
+    A signature by another key gives way. Raises CustodyError where there is no manifest of ours.
+    """
+    from audit.custody.signing import read_envelope
+
+    _, manifest_key, envelope_key = documents_of(page)
+    content = workspace.files.read(manifest_key)
+    if content is None:
+        raise CustodyError(f"{workspace.files}/{page} has no manifest: write it with 'lora-audit report'")
+    try:
+        said = read_statement(content)
+    except CustodyError as error:
+        raise CustodyError(f"{workspace.files}/{manifest_key} cannot be signed: {error}") from error
+    there = workspace.files.read(page)
+    if there is None or hashlib.sha256(there).hexdigest() != said.page[1]:
+        raise CustodyError(f"{workspace.files}/{page} is not the page of its manifest: 'lora-audit report' writes both")
+    known = workspace.files.read(envelope_key)
+    if known is not None:
+        try:
+            signed = read_envelope(known)
+            if signed.payload == content and key.key_id in signed.key_ids:
+                return False
+        except CustodyError:
+            pass
+    workspace.files.write(envelope_key, key.sign(content))
+    return True
+
+
+def sign_written(workspace: Workspace, written: str, custody: Custody) -> None:
+    """Sign the page at ``written``, where a page was said to be, if there is a key."""
+    if custody.key is not None and written:
+        sign_page(workspace, f"{FOLDER}/{written.rpartition('/')[2]}", custody.key)
