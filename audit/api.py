@@ -145,8 +145,8 @@ def scan(
     ``training_images`` and ``control`` folders of pictures that it is scored against. ``latents`` says whether those of
     folders' pictures are kept, which membership is measured on. ``background`` are decoys in the same form, pictures
     of the references' kind that cannot have been trained on; the workspace's sets of that kind count too. ``progress``
-    is told (what, done, of how many). ``custody`` says who asks, for the page's manifest, and signs it. A ``bench`` keeps models in memory from call to call; it has the device, and
-    serves one at a time.
+    is told (what, done, of how many). ``custody`` says who asks, for the page's manifest, and signs it. A ``bench``
+    keeps models in memory from call to call; it has the device, and serves one at a time.
 
     A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
     """
@@ -324,8 +324,9 @@ def run(
 ) -> RunState:  # fmt: skip
     """Audit what the catalog of a workspace holds and has no result yet; the final state.
 
-    ``tell`` hears of the state at every event; ``custody`` is for the pages' manifests, as in ``scan``. It can be stopped at any time, at best by setting ``stop``, and goes on
-    where it was. Raises AuditError where it cannot begin, and where results cannot be kept.
+    ``tell`` hears of the state at every event; ``custody`` is for the pages' manifests, as in ``scan``. It can be
+    stopped at any time, at best by setting ``stop``, and goes on where it was. Raises AuditError where it cannot
+    begin, and where results cannot be kept.
     """
     if not config.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")

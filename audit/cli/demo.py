@@ -36,11 +36,13 @@ def demo(
     so that a false match would show. Takes a minute or two on two cores.
     """
     from audit import api
+    from audit.cli.custody import custody_of
     from audit.cli.scan import finish
     from audit.descriptors.facts import in_words
     from audit.descriptors.registry import descriptor_facts
     from audit.job import Request
 
+    custody = custody_of(config)
     shipped = FINE_TUNES[checkpoint]
     pictures = shipped.pictures
     training = pictures / "train"
@@ -59,6 +61,6 @@ def demo(
     with progress_display(console()) as progress:
         result = api.scan(
             request, references=[pictures], descriptor="nano", workspace=config.workspace, training_images=training,
-            control=control, progress=progress,
+            control=control, custody=custody, progress=progress,
         )  # fmt: skip
     finish(result, as_json)

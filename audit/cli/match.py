@@ -21,7 +21,7 @@ from audit.config import Config
 log = logging.getLogger(__name__)
 
 
-@configured("references", "workspace")
+@configured("references", "workspace", "operator", "signing_key")
 def match(
     config: Config,
     audits: Annotated[
@@ -41,13 +41,14 @@ def match(
     from rich.table import Table
 
     from audit import api
+    from audit.cli.custody import custody_of
     from audit.errors import ConfigError
 
     if not config.references:
         raise ConfigError("no reference set is named: give --references NAME, or references in the configuration")
-    out = console()
+    out, custody = console(), custody_of(config)
     with progress_display(out) as progress:
-        compared = api.match(config.references, audits, workspace=config.workspace, progress=progress)
+        compared = api.match(config.references, audits, workspace=config.workspace, custody=custody, progress=progress)
     answers = compared.answers
     if as_json:
         print_json(compared.as_dict())

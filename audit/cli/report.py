@@ -13,7 +13,7 @@ from audit.cli.text import say
 from audit.config import Config
 
 
-@configured("references", "workspace")
+@configured("references", "workspace", "operator", "signing_key")
 def report(
     config: Config,
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's id, or its beginning.")],
@@ -27,6 +27,8 @@ def report(
     It is about the reference sets that are named; without one, about all that the audit was matched with. Named sets,
     and those of a page in reports/, are compared as they are now: nothing is sampled.
     """
+    from audit.cli.custody import custody_of
+    from audit.custody.keep import sign_written
     from audit.files import whole_file
     from audit.report import collect, write_page
     from audit.report.again import compare_again
@@ -34,6 +36,7 @@ def report(
     from audit.report.page import render
     from audit.workspace import Workspace
 
+    custody = custody_of(config)
     reading = not config.references and (as_json or output is not None)
     opened = Workspace(config.workspace, reading=reading, create=False)
     if not reading:  # a set that was never compared, or has changed since, would pass for one without a match
@@ -43,7 +46,9 @@ def report(
         print_json(facts.as_json())
         return
     if output is None:
-        say(write_page(facts, opened))
+        written = write_page(facts, opened, custody)
+        sign_written(opened, written, custody)
+        say(written)
         return
     with whole_file(output) as file:
         file.write(render(facts).encode())

@@ -29,10 +29,10 @@ from audit.custody.statement import (
 from audit.errors import CustodyError
 from audit.progress import Tell, quiet
 from audit.report.facts import find_audit
-from audit.report.pages import FOLDER
 from audit.schemas import KEY_COLUMNS
 from audit.states import Agreement
 from audit.workspace import Workspace
+from audit.workspace.names import REPORTS
 
 AGREES, DIFFERS, REMOVED, UNCHECKED = Agreement.agrees, Agreement.differs, Agreement.removed, Agreement.unchecked
 READ = " ".join((*KEY_COLUMNS, "checkpoints", "references", "passed_over"))
@@ -48,29 +48,40 @@ def verify_report(
     checkpoint: Path | None = None,
     tell: Tell = quiet,
 ) -> Verified:
-    """Compare the report pages of the audit whose id begins with ``audit`` with their manifests, and these with tables.
+    """Compare the report pages of the audit that begins with ``audit`` with their manifests, and these with tables.
 
-    ``public_key`` is a PEM file: only with it a signature counts. ``references`` are folders with the original pictures,
-    ``checkpoint`` the file or folder that was audited. Nothing is written. Raises WorkspaceError for no audit or several,
-    and CustodyError where it has no page, or a file given cannot be read.
+    ``public_key`` is a PEM file: only with it a signature counts. ``references`` are folders with the original
+    pictures, ``checkpoint`` the file or folder that was audited. Nothing is written. Raises WorkspaceError for no audit
+    or several, and CustodyError where it has no page, or a file given cannot be read.
     """
-    sizes = {entry.key: entry.size for folder in (FOLDER, PICTURES) for entry in workspace.files.list(folder)}
+    sizes = {entry.key: entry.size for folder in (REPORTS, PICTURES) for entry in workspace.files.list(folder)}
+    audit_id, pages = _pages_of(workspace, audit, sizes)
+    originals = Originals.below(references, tell) if references else None
+    check = _Check(workspace, audit_id, sizes, public_key, originals, checkpoint)
+    return Verified(audit_id, [check.page(page) for page in pages])
+
+
+def pages_of(workspace: Workspace, audit: str) -> list[str]:
+    """The keys of the report pages of the audit that begins with ``audit``. Raises as ``verify_report`` does."""
+    return _pages_of(workspace, audit, {entry.key: entry.size for entry in workspace.files.list(REPORTS)})[1]
+
+
+def _pages_of(workspace: Workspace, audit: str, sizes: dict[str, int]) -> tuple[str, list[str]]:
+    """The audit's id, and its pages: also those of which only a manifest is there."""
     audit_id = _audit_of(workspace, audit, sizes)
     stems = {key.removesuffix(ending) for key in sizes for ending in (".html", ".manifest.json", ".dsse.json")
-             if key.startswith(f"{FOLDER}/{audit_id}.") and key.endswith(ending)}  # fmt: skip
+             if key.startswith(f"{REPORTS}/{audit_id}.") and key.endswith(ending)}  # fmt: skip
     if not stems:
         raise CustodyError(
             f"audit {audit_id} has no report page: none was written, or its reference sets were removed since, which "
             f"takes their pages away; 'lora-audit report {audit_id[:8]}' writes one"
         )
-    originals = Originals.below(references, tell) if references else None
-    check = _Check(workspace, audit_id, sizes, public_key, originals, checkpoint)
-    return Verified(audit_id, [check.page(f"{stem}.html") for stem in sorted(stems)])
+    return audit_id, [f"{stem}.html" for stem in sorted(stems)]
 
 
 def _audit_of(workspace: Workspace, beginning: str, sizes: dict[str, int]) -> str:
     """The audit's id by its pages: its row may be what somebody took away."""
-    names = {key.removeprefix(f"{FOLDER}/").partition(".")[0] for key in sizes if not key.startswith(f"{PICTURES}/")}
+    names = {key.removeprefix(f"{REPORTS}/").partition(".")[0] for key in sizes if not key.startswith(f"{PICTURES}/")}
     found = [name for name in names if name.startswith(beginning) and beginning]
     return found[0] if len(found) == 1 else find_audit(workspace, beginning)
 
@@ -125,7 +136,7 @@ class _Check:
             if self.public_key is not None:
                 found.append(Finding(key, DIFFERS, "there is no signature"))
             elif key not in self.sizes:
-                told = "unsigned: whoever can write the workspace could have changed the page, the rows and the manifest"
+                told = "unsigned: whoever can write to the workspace could have changed page, rows and manifest alike"
                 found.append(Finding("signature", UNCHECKED, told))
             return None
         try:
@@ -134,7 +145,9 @@ class _Check:
             found.append(Finding(key, DIFFERS, str(error)))
             return None
         if manifest is not None and signed.payload != manifest:
-            found.append(Finding(key.replace(".dsse.", ".manifest."), DIFFERS, "it is not the manifest that was signed"))
+            found.append(
+                Finding(key.replace(".dsse.", ".manifest."), DIFFERS, "it is not the manifest that was signed")
+            )
         if self.public_key is None:
             by = ", ".join(signed.key_ids) or "nobody"
             told = f"said to be signed by the key {by}, not checked: give --public-key"
@@ -175,7 +188,7 @@ class _Check:
             return record_of(connection, self.audit_id, predicate.reference_sets), {one for (one,) in rows}
 
         now, there = self.workspace.asked(ask, READ)
-        removed = {name for name in (*predicate.reference_sets, *(one.name for one in predicate.sets))} - there
+        removed = {*predicate.reference_sets, *(one.name for one in predicate.sets)} - there
         found = self._inputs(predicate, now)
         lines = self._lines(rows_key, said.rows[1], found)
         of_rows = [one for name in sorted({*predicate.tables, *now.tables}) for one in self._table(
@@ -203,7 +216,10 @@ class _Check:
                 found.append(Finding("checkpoint", REMOVED, "its row of the catalog was taken away since"))
             then = then | {"checkpoint": {k: value for k, value in checkpoint.items() if k not in OF_CATALOG}}
         changed = list(differences(then, now.inputs, "inputs"))
-        return [*found, *(changed or [Finding("inputs", AGREES, "checkpoint, base, captions and settings are as then")])]
+        return [
+            *found,
+            *(changed or [Finding("inputs", AGREES, "checkpoint, base, captions and settings are as then")]),
+        ]
 
     def _table(
         self, name: str, then: Counted | None, now: Rows, lines: list[str] | None, removed: set[str]
@@ -215,7 +231,8 @@ class _Check:
         if lines is not None:
             mine = [line for line in lines if _is_of(line, name)]
             kept = [line for line in mine if _set_of(line) not in removed]
-            named = changed_lines(kept, now.lines, name)
+            there = [line for line in now.lines if _set_of(line) not in removed]
+            named = changed_lines(kept, there, name)
             if named or len(kept) < len(mine):
                 return named
         return [Finding(name, DIFFERS, f"its {len(now.lines)} rows are not the {then.rows if then else 0} of then")]
@@ -257,5 +274,3 @@ def _set_of(line: str) -> Any:
     [(key, _)] = keys_of([line])
     naming = NAMING.get(str(key[0]), OTHERS)
     return key[1] if naming[:1] == ("reference_set",) and len(key) > 1 else None
-
-

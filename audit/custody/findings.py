@@ -25,7 +25,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class PageCheck:
-    """What was found of one page. ``signed_by`` are key ids as the envelope says them: a claim, unless it was checked."""
+    """What was found of one page. ``signed_by`` are the key ids that its envelope claims."""
 
     page: str
     made: dict[str, Any] | None

@@ -18,8 +18,8 @@ from audit.custody.statement import (
     statement_of,
 )
 from audit.errors import CustodyError
-from audit.report.pages import FOLDER
 from audit.workspace import Workspace
+from audit.workspace.names import REPORTS
 
 if TYPE_CHECKING:
     from audit.custody.signing import SigningKey
@@ -124,4 +124,4 @@ def sign_page(workspace: Workspace, page: str, key: SigningKey) -> bool:
 def sign_written(workspace: Workspace, written: str, custody: Custody) -> None:
     """Sign the page at ``written``, where a page was said to be, if there is a key."""
     if custody.key is not None and written:
-        sign_page(workspace, f"{FOLDER}/{written.rpartition('/')[2]}", custody.key)
+        sign_page(workspace, f"{REPORTS}/{written.rpartition('/')[2]}", custody.key)

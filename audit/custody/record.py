@@ -15,6 +15,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -155,8 +156,8 @@ Asked = Callable[[str, list[Any]], list[dict[str, Any]]]
 def record_of(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> Record:
     """All that a report of ``audit_id`` about ``sets`` rests on, over a connection that sees the tables it names.
 
-    Those are the tables of KEY_COLUMNS, checkpoints, references and passed_over. Decoys are the background sets that the
-    audit's descriptor has described.
+    Those are the tables of KEY_COLUMNS, checkpoints, references and passed_over. Decoys are the background sets that
+    the audit's descriptor has described.
     """
 
     def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
@@ -229,14 +230,22 @@ def _text_hash(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()
 
 
+@cache
 def descriptor_sha256(name: str) -> str | None:
-    """The SHA256 of the file of a pinned descriptor; of others the name has the first 12 digits, and this is None."""
+    """The SHA256 of the file of a descriptor that is pinned or comes with this package; None for others.
+
+    The first 12 digits are in the name of every network.
+    """
     from audit.descriptors.kinds import NetworkKind
+    from audit.descriptors.networks import file_sha256
     from audit.descriptors.registry import DESCRIPTORS
 
-    kinds = [kind for kind in DESCRIPTORS.values() if isinstance(kind, NetworkKind)]
-    pinned = [kind.spec for kind in kinds if kind.spec.sha256]
-    return next((spec.sha256 for spec in pinned if spec.sha256 and spec.name(spec.sha256) == name), None)
+    for source, kind in DESCRIPTORS.items():
+        if isinstance(kind, NetworkKind) and (kind.spec.sha256 or source in DESCRIPTORS.ours):
+            digest = kind.spec.sha256 or file_sha256(kind.path())
+            if kind.spec.name(digest) == name:
+                return digest
+    return None
 
 
 def keys_of(lines: Iterable[str]) -> Iterator[tuple[tuple[Any, ...], str]]:

@@ -1,9 +1,9 @@
 """The manifest of a report page: an in-toto Statement about the page and its rows, with all that they rest on.
 
-Beside ``reports/PAGE.html`` are ``PAGE.rows.jsonl`` (a line a row, audit/custody/record.py), ``PAGE.manifest.json`` (the
-statement) and, once it is signed, ``PAGE.dsse.json``. ``reports/pictures/SET.SHA256.jsonl`` has the lines of one state
-of a reference set, which the manifests of many pages name by its hash. Removing a set removes them with its pages; of
-decoys, which no page shows, the statement itself has no more than a name, a number and hashes.
+Beside ``reports/PAGE.html`` are ``PAGE.rows.jsonl`` (a line a row, audit/custody/record.py), ``PAGE.manifest.json``
+(the statement) and, once it is signed, ``PAGE.dsse.json``. ``reports/pictures/SET.SHA256.jsonl`` has the lines of one
+state of a reference set, which the manifests of many pages name by its hash. Removing a set removes them with its
+pages; of decoys, which no page shows, the statement itself has no more than a name, a number and hashes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from typing import Any
 
 from audit.custody.record import Record, SetRecord, canonical_json
 from audit.errors import CustodyError
-from audit.report.pages import FOLDER
 from audit.workspace import Workspace
+from audit.workspace.names import REPORTS
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:lora-audit:report:v1"
-PICTURES = f"{FOLDER}/pictures"
+PICTURES = f"{REPORTS}/pictures"
 MOST_BYTES = 8 << 20  # of a manifest or an envelope
 MOST_ROWS_BYTES = 1 << 30  # of a document of rows
 PACKAGES = ("duckdb", "jinja2", "lora-audit", "numpy", "pyarrow")
@@ -165,15 +165,15 @@ def read_statement(content: bytes) -> Statement:
     if document.get("predicateType") != PREDICATE:
         raise CustodyError(f"its predicate is not of the type {PREDICATE}: it says nothing of a report of ours")
     try:
-        page, rows = (_subject(one) for one in document.get("subject"))
-        predicate = TypeAdapter(Predicate).validate_python(document.get("predicate"))
+        page, rows = (_subject(one) for one in document["subject"])
+        predicate = TypeAdapter(Predicate).validate_json(json.dumps(document["predicate"]))
         found = Statement(page, rows, predicate)
         _check(found)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise CustodyError(f"its predicate is none of ours: {where[:200]}: {first['msg'][:200]}") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise CustodyError(f"it is no manifest of ours: {str(error)[:200]}") from error
     return found
 

@@ -295,7 +295,8 @@ class ReferenceSets:
     def remove(self, name: str) -> Removed:
         """Remove the set ``name`` under every descriptor, all matches with it, and the pages that speak of it.
 
-        No table file, no page and no list of a manifest holds anything of it afterwards. Raises ReferenceSetError where there is none.
+        No table file, no page and no list of a manifest holds anything of it afterwards. Raises ReferenceSetError where
+        there is none.
         """
         from audit.custody.statement import remove_pictures
         from audit.report.pages import pages_with, remove_page

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 
 from audit.errors import WorkspaceError
 from audit.workspace import Workspace
-from audit.workspace.names import KEY
+from audit.workspace.names import KEY, REPORTS
 
-FOLDER = "reports"
+FOLDER = REPORTS
 MOST_NAME = 40  # letters of a set's name in a page's
 
 
