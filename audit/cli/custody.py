@@ -19,6 +19,7 @@ from audit.locations import is_remote, without_credentials
 from audit.states import Agreement
 
 if TYPE_CHECKING:
+    from audit.custody.again import Reproduced
     from audit.custody.keep import Custody
     from audit.custody.signing import SigningKey
     from audit.custody.statement import Command
@@ -155,3 +156,60 @@ def verify(
         say(f"{differing} things differ" if differing else "nothing that was checked differs")
     if not found.agrees:
         raise typer.Exit(EXIT_DAMAGED)
+
+
+@configured("run.device", "run.batch_size", "workspace")
+def reproduce(
+    config: Config,
+    audit: AuditArgument,
+    checkpoint: Annotated[Path, typer.Option(help="The file or folder that was audited.")],
+    base: Annotated[str, typer.Option(help="The base model of the audit, as for scan.")],
+    base_config: Annotated[str | None, typer.Option(help="For a single-file base: its configuration.")] = None,
+    references: Annotated[
+        list[Path] | None,
+        typer.Option(help="A folder with original pictures of the audit's sets and decoys. Repeat for several."),
+    ] = None,
+    descriptor: Annotated[str | None, typer.Option(help="The descriptor, where it is a file of your own.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run an audit again from what is recorded of it, in a temporary workspace, and say what agrees.
+
+    The same seed, settings and captions. On the same device with the same versions everything agrees to the last bit;
+    else small differences are to be expected, and the largest is told. Files that are not those of the audit are
+    refused, and so are other versions of the method.
+
+    Exit codes: 0 every verdict is the same, 1 one is another, 2 bad input.
+    """
+    from audit.custody.again import reproduce as again
+    from audit.workspace import Workspace
+
+    opened = Workspace(config.workspace, reading=True, create=False)
+    with progress_display(console()) as progress:
+        found = again(
+            opened, audit, checkpoint, base, base_config=base_config, references=references or (),
+            descriptor=descriptor, device=config.run.device, batch_size=config.run.batch_size, tell=progress,
+        )  # fmt: skip
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        _show(found)
+    if not found.agrees:
+        raise typer.Exit(EXIT_DAMAGED)
+
+
+def _show(found: Reproduced) -> None:
+    """What agrees, a line a table or, where it is not equal, a column."""
+    for table in dict.fromkeys(part.table for part in found.parts):
+        parts = [part for part in found.parts if part.table == table]
+        apart = [part for part in parts if not part.exact]
+        if not apart:
+            say(f"{table}: all {max(part.rows for part in parts)} are equal to the last bit")
+        for part in apart:
+            largest = "" if part.largest is None else f", the largest difference is {part.largest:.2g}"
+            say(f"{table}, {part.column}: {part.equal} of {part.rows} are equal{largest}")
+    for one in found.left_out:
+        say(f"not compared: {one}")
+    for name, (then, now) in found.others.items():
+        say(f"{name} was {then} and is {now}: small differences are to be expected")
+    same = "every verdict is the same" if found.agrees else "VERDICTS DIFFER"
+    say("everything that was compared is equal to the last bit" if found.exact else same)

@@ -81,7 +81,7 @@ def check_pictures(name: str, lines: Iterable[str], originals: Originals) -> lis
 def check_checkpoint(path: Path, then: Any) -> Finding:
     """How a checkpoint's file or folder stands to ``then``, what the manifest says of it."""
     sha256 = then.get("sha256") if isinstance(then, dict) else None
-    if path.is_file():
+    if not path.is_dir():
         now = file_hash(path)
     else:
         from audit.models.checkpoint import open_checkpoint
