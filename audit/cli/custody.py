@@ -91,8 +91,7 @@ def sign(config: Config, audit: AuditArgument, as_json: JsonOption = False) -> N
     The key is a PEM file of mode 0600: openssl genpkey -algorithm ed25519. The password of an encrypted one is in
     LORA_AUDIT_SIGNING_KEY_PASSWORD, or is asked for.
     """
-    from audit.custody.check import pages_of
-    from audit.custody.keep import sign_page
+    from audit.custody.keep import sign_report
     from audit.errors import ConfigError
     from audit.workspace import Workspace
 
@@ -100,7 +99,7 @@ def sign(config: Config, audit: AuditArgument, as_json: JsonOption = False) -> N
         raise ConfigError("say which key signs: --signing-key FILE, or LORA_AUDIT_SIGNING_KEY")
     opened = Workspace(config.workspace, create=False)
     key = _key(config.signing_key)
-    signed = {page: sign_page(opened, page, key) for page in pages_of(opened, audit)}
+    signed = sign_report(opened, audit, key)
     if as_json:
         print_json({"key_id": key.key_id, "pages": [{"page": page, "signed_now": now} for page, now in signed.items()]})
         return

@@ -125,10 +125,10 @@ def reproduce(
             now = _scan(request, sets, group, source, again, bench, tell)
             facts = collect(workspace, audit_id, group)
             found.append((facts, now))
-        known = [name for group in sets.groups for name in group]
+        asked = {made: name for made, name in sets.names.items() if name not in sets.background}
         for table in KEY_COLUMNS:
-            parts += compared(table, _rows(workspace, audit_id, table, known),
-                              _rows(again, audit_id, table, list(sets.names), sets.names))  # fmt: skip
+            then = _rows(workspace, audit_id, table, list(asked.values()))
+            parts += compared(table, then, _rows(again, audit_id, table, list(asked), asked))
         parts += [part for then, now in found for part in _verdicts(then, now)]
         return Reproduced(audit_id, parts, _others(row, found[0][1].row), sets.left_out)
 

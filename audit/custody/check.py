@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 
 from audit.custody.findings import Finding, PageCheck, Verified, changed_lines, differences
+from audit.custody.keep import pages_of
 from audit.custody.originals import Originals, check_checkpoint, check_pictures
 from audit.custody.record import NAMING, OTHERS, Record, Rows, keys_of, record_of
 from audit.custody.signing import MOST_ENVELOPE_BYTES, Signed, read_envelope
@@ -28,7 +29,6 @@ from audit.custody.statement import (
 )
 from audit.errors import CustodyError
 from audit.progress import Tell, quiet
-from audit.report.facts import find_audit
 from audit.schemas import KEY_COLUMNS
 from audit.states import Agreement
 from audit.workspace import Workspace
@@ -55,35 +55,10 @@ def verify_report(
     or several, and CustodyError where it has no page, or a file given cannot be read.
     """
     sizes = {entry.key: entry.size for folder in (REPORTS, PICTURES) for entry in workspace.files.list(folder)}
-    audit_id, pages = _pages_of(workspace, audit, sizes)
+    audit_id, pages = pages_of(workspace, audit, sizes)
     originals = Originals.below(references, tell) if references else None
     check = _Check(workspace, audit_id, sizes, public_key, originals, checkpoint)
     return Verified(audit_id, [check.page(page) for page in pages])
-
-
-def pages_of(workspace: Workspace, audit: str) -> list[str]:
-    """The keys of the report pages of the audit that begins with ``audit``. Raises as ``verify_report`` does."""
-    return _pages_of(workspace, audit, {entry.key: entry.size for entry in workspace.files.list(REPORTS)})[1]
-
-
-def _pages_of(workspace: Workspace, audit: str, sizes: dict[str, int]) -> tuple[str, list[str]]:
-    """The audit's id, and its pages: also those of which only a manifest is there."""
-    audit_id = _audit_of(workspace, audit, sizes)
-    stems = {key.removesuffix(ending) for key in sizes for ending in (".html", ".manifest.json", ".dsse.json")
-             if key.startswith(f"{REPORTS}/{audit_id}.") and key.endswith(ending)}  # fmt: skip
-    if not stems:
-        raise CustodyError(
-            f"audit {audit_id} has no report page: none was written, or its reference sets were removed since, which "
-            f"takes their pages away; 'lora-audit report {audit_id[:8]}' writes one"
-        )
-    return audit_id, [f"{stem}.html" for stem in sorted(stems)]
-
-
-def _audit_of(workspace: Workspace, beginning: str, sizes: dict[str, int]) -> str:
-    """The audit's id by its pages: its row may be what somebody took away."""
-    names = {key.removeprefix(f"{REPORTS}/").partition(".")[0] for key in sizes if not key.startswith(f"{PICTURES}/")}
-    found = [name for name in names if name.startswith(beginning) and beginning]
-    return found[0] if len(found) == 1 else find_audit(workspace, beginning)
 
 
 class _Check:
@@ -266,7 +241,7 @@ class _Check:
 
 
 def _known_descriptor(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    """``now`` with the SHA256 of its descriptor as it was then, if its name bears it out: not every version knows it."""
+    """``now`` with its descriptor's SHA256 as of then, if the name bears it out: not every version knows it."""
     said, name = then.get("descriptor"), now["descriptor"]["name"]
     sha256 = said.get("sha256") if isinstance(said, dict) else None
     fits = sha256 is None or (isinstance(sha256, str) and f"@{sha256[:12]}/" in name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ from audit.workspace.names import REPORTS
 if TYPE_CHECKING:
     from audit.custody.signing import SigningKey
 
+WHOLE_ID = re.compile(r"[0-9a-f]{32}")
 log = logging.getLogger(__name__)
 
 
@@ -125,3 +128,38 @@ def sign_written(workspace: Workspace, written: str, custody: Custody) -> None:
     """Sign the page at ``written``, where a page was said to be, if there is a key."""
     if custody.key is not None and written:
         sign_page(workspace, f"{REPORTS}/{written.rpartition('/')[2]}", custody.key)
+
+
+def sign_report(workspace: Workspace, audit: str, key: SigningKey) -> dict[str, bool]:
+    """Sign the manifests of all pages of the audit that begins with ``audit``: by page, whether it was done now.
+
+    Raises WorkspaceError for no audit or several, and CustodyError for a page without a manifest of its own.
+    """
+    _, pages = pages_of(workspace, audit, [entry.key for entry in workspace.files.list(REPORTS)])
+    return {page: sign_page(workspace, page, key) for page in pages}
+
+
+def pages_of(workspace: Workspace, audit: str, keys: Iterable[str]) -> tuple[str, list[str]]:
+    """The id of the audit that begins with ``audit``, and the keys of its pages among those of the reports' files.
+
+    A page counts also where its manifest alone is there. Raises WorkspaceError for no audit or several, and
+    CustodyError for one without a page.
+    """
+    audit_id = _audit_of(workspace, audit, keys)
+    stems = {key.removesuffix(ending) for key in keys for ending in (".html", ".manifest.json", ".dsse.json")
+             if key.startswith(f"{REPORTS}/{audit_id}.") and key.endswith(ending)}  # fmt: skip
+    if not stems:
+        raise CustodyError(
+            f"audit {audit_id} has no report page: none was written, or its reference sets were removed since, which "
+            f"takes their pages away; 'lora-audit report {audit_id[:8]}' writes one"
+        )
+    return audit_id, [f"{stem}.html" for stem in sorted(stems)]
+
+
+def _audit_of(workspace: Workspace, beginning: str, keys: Iterable[str]) -> str:
+    """The audit's id by its pages: its row may be what somebody took away."""
+    from audit.report.facts import find_audit
+
+    names = {key.removeprefix(f"{REPORTS}/").partition(".")[0] for key in keys}
+    found = [name for name in names if WHOLE_ID.fullmatch(name) and name.startswith(beginning) and beginning]
+    return found[0] if len(found) == 1 else find_audit(workspace, beginning)

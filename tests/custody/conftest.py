@@ -98,7 +98,8 @@ def rows_of(pictures: Path, now: datetime) -> list[tuple[str, str, list[dict[str
     sampled = [{"audit_id": ID, "index": n, "seed": n, "caption": "a cat", "w": 5.0, "descriptor": [0.1 * n, 0.3]}
                for n in range(3)]  # fmt: skip
     found = [{"audit_id": ID, "rank": 1, "index": 0, "confidence": 0.8, "size": 3, "tightness": 0.9,
-              "members": [0, 1, 2], "descriptor": [1.0, 0.0], "image": to_png(Image.new("RGB", (8, 8), "red"))}]  # fmt: skip
+              "members": [0, 1, 2], "descriptor": [1.0, 0.0],
+              "image": to_png(Image.new("RGB", (8, 8), "red"))}]  # fmt: skip
     of = {"audit_id": ID, "reference_set": "mine", "reference_id": made[0]["reference_id"]}
     match = {**of, "rank": 1, "position": 1, "similarity": 0.91, "is_match": True, "evidence": "both",
              "verdict": "match"}  # fmt: skip

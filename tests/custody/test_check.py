@@ -131,7 +131,7 @@ def test_a_changed_picture_is_named_and_a_missing_one_is_not_called_changed(made
 def test_a_changed_checkpoint_is_named(made: Report) -> None:
     made.checkpoint.write_bytes(b"checkpoinT")
     assert parts(made, checkpoint=made.checkpoint) == ["checkpoint"]
-    with pytest.raises(CustodyError, match="no.safetensors cannot be read"):
+    with pytest.raises(CustodyError, match=r"no\.safetensors cannot be read"):
         made.verify(checkpoint=made.checkpoint.with_name("no.safetensors"))
 
 
