@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from audit.cli.common import JsonOption, console, print_json, progress_display
+from audit.cli.common import EXIT_DAMAGED, JsonOption, console, print_json, progress_display
 from audit.cli.options import GIVEN, configured
 from audit.cli.text import say
 from audit.config import Config
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from audit.custody.statement import Command
 
 log = logging.getLogger(__name__)
-EXIT_DAMAGED = 1
 # Of no weight for a result, or about this machine alone.
 UNTOLD = {
     "workspace", "operator", "signing_key", "output", "as_json", "metrics_port", "metrics_address", "address",

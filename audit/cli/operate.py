@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audit.cli.common import (
+    EXIT_DAMAGED,
     JsonOption,
     console,
     print_json,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     pass
 
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
-EXIT_DAMAGED = 1
 
 
 @configured("workspace")
