@@ -90,11 +90,11 @@ VERDICTS = "verdicts"
 def reproduce(
     workspace: Workspace,
     audit: str,
-    checkpoint: Path,
+    checkpoint: str | Path,
     base: str,
     *,
     base_config: str | None = None,
-    references: Sequence[Path] = (),
+    references: Sequence[str | Path] = (),
     descriptor: str | None = None,
     device: str | None = None,
     batch_size: int = 0,
@@ -112,12 +112,12 @@ def reproduce(
     audit_id = find_audit(workspace, audit)
     [row] = workspace.rows("SELECT * FROM audits WHERE audit_id = ?", [audit_id])
     bench = Bench(device or default_device(), batch_size)
-    request = _request(row, checkpoint, base, base_config, bench)
+    request = _request(row, Path(checkpoint), base, base_config, bench)
     source = descriptor or _descriptor_of(row["descriptor"])
     _same_audit(request, source, bench, row)
     with tempfile.TemporaryDirectory(prefix="lora-audit-reproduce-") as name:
         folder = Path(name)
-        sets = _Sets(workspace, row, Originals.below(references, tell) if references else Originals({}, {}), folder)
+        sets = _Sets(workspace, row, Originals.below([Path(one) for one in references], tell), folder)
         again = Workspace(folder / "workspace")
         parts: list[Part] = []
         found: list[tuple[AuditFacts, AuditFacts]] = []

@@ -43,9 +43,9 @@ def verify_report(
     workspace: Workspace,
     audit: str,
     *,
-    public_key: Path | None = None,
-    references: Sequence[Path] = (),
-    checkpoint: Path | None = None,
+    public_key: str | Path | None = None,
+    references: Sequence[str | Path] = (),
+    checkpoint: str | Path | None = None,
     tell: Tell = quiet,
 ) -> Verified:
     """Compare the report pages of the audit that begins with ``audit`` with their manifests, and these with tables.
@@ -56,8 +56,9 @@ def verify_report(
     """
     sizes = {entry.key: entry.size for folder in (REPORTS, PICTURES) for entry in workspace.files.list(folder)}
     audit_id, pages = pages_of(workspace, audit, sizes)
-    originals = Originals.below(references, tell) if references else None
-    check = _Check(workspace, audit_id, sizes, public_key, originals, checkpoint)
+    originals = Originals.below([Path(one) for one in references], tell) if references else None
+    key, file = (None if one is None else Path(one) for one in (public_key, checkpoint))
+    check = _Check(workspace, audit_id, sizes, key, originals, file)
     return Verified(audit_id, [check.page(page) for page in pages])
 
 

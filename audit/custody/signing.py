@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from audit.errors import CustodyError
+from audit.tokens import SIGNING_PASSWORD
 from audit.untrusted.documents import parse_json
 
 PAYLOAD = "application/vnd.in-toto+json"
-PASSWORD = "LORA_AUDIT_SIGNING_KEY_PASSWORD"
 MOST_KEY_BYTES = 64 << 10
 MOST_ENVELOPE_BYTES = 16 << 20
 MOST_SIGNATURES = 16
@@ -56,7 +56,7 @@ def _library() -> None:
         ) from error
 
 
-def load_key(file: Path, password: str | None = None) -> SigningKey:
+def load_key(file: str | Path, password: str | None = None) -> SigningKey:
     """The private key in the PEM file ``file``; ``password`` opens an encrypted one, else the environment's does.
 
     Raises CustodyError where others than its owner can read it, or it is no key that signs here, and
@@ -66,12 +66,12 @@ def load_key(file: Path, password: str | None = None) -> SigningKey:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.signer import CryptoSigner
 
-    content = _private(file)
-    secret = (password or os.environ.get(PASSWORD) or "").encode() or None
+    content = _private(Path(file))
+    secret = (password or os.environ.get(SIGNING_PASSWORD) or "").encode() or None
     try:
         private = load_pem_private_key(content, secret if b"ENCRYPTED" in content else None)
     except TypeError:
-        raise PasswordNeededError(f"the key {file} is encrypted: give its password in {PASSWORD}") from None
+        raise PasswordNeededError(f"the key {file} is encrypted: give its password in {SIGNING_PASSWORD}") from None
     except Exception:  # of many kinds; what it says may be of the content
         what = "the password is wrong, or it is damaged" if b"ENCRYPTED" in content else "it is no PEM private key"
         raise CustodyError(f"the key {file} cannot be read: {what}") from None

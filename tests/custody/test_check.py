@@ -14,8 +14,10 @@ from audit.custody.check import verify_report
 from audit.custody.statement import PICTURES
 from audit.errors import CustodyError, WorkspaceError
 from audit.references import ReferenceSets
+from audit.report import collect, write_page
 from audit.schemas import KEY_COLUMNS, TABLES
 from audit.states import Agreement
+from benchmarks.counts import counting
 from tests.custody.conftest import ID, Report
 
 
@@ -265,3 +267,16 @@ def test_a_manifest_has_no_place_of_this_machine(made: Report, tmp_path: Path) -
     texts = [path.read_text() for path in (made.workspace.root / "reports").rglob("*.json*")]
     assert texts
     assert not any(str(tmp_path) in text for text in texts)
+
+
+def test_a_manifest_costs_no_question_and_no_listing(made: Report) -> None:
+    """What it needs is read with the facts of the page; a run makes thousands of them."""
+    with counting() as found:
+        facts = collect(made.workspace, ID, ["mine"])
+    reading = dict(found)
+    made.manifest.unlink()
+    with counting() as found:
+        write_page(facts, made.workspace)
+    assert reading["DuckDB connections"] == 1
+    assert not found
+    assert made.verify().agrees

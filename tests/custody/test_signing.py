@@ -15,9 +15,10 @@ import pytest
 
 from audit.custody import signing
 from audit.custody.keep import Custody, sign_page
-from audit.custody.signing import PASSWORD, PasswordNeededError, load_key, read_envelope
+from audit.custody.signing import PasswordNeededError, load_key, read_envelope
 from audit.errors import CustodyError
 from audit.states import Agreement
+from audit.tokens import SIGNING_PASSWORD
 from tests.custody.conftest import OPERATOR, Keys, Report, keys_made
 
 P256 = ("-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256")
@@ -171,13 +172,13 @@ def test_an_encrypted_key_takes_its_password_from_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = keys_made(tmp_path, "locked", "-algorithm", "ed25519", "-aes256", "-pass", "pass:secret")
-    with pytest.raises(PasswordNeededError, match=PASSWORD):
+    with pytest.raises(PasswordNeededError, match=SIGNING_PASSWORD):
         load_key(keys.private)
-    monkeypatch.setenv(PASSWORD, "wrong")
+    monkeypatch.setenv(SIGNING_PASSWORD, "wrong")
     with pytest.raises(CustodyError, match="password is wrong") as caught:
         load_key(keys.private)
     assert caught.value.__cause__ is None
-    monkeypatch.setenv(PASSWORD, "secret")
+    monkeypatch.setenv(SIGNING_PASSWORD, "secret")
     assert load_key(keys.private).key_id == signing.key_id_of(keys.public)
 
 
