@@ -176,7 +176,7 @@ def reproduce(
     else small differences are to be expected, and the largest is told. Files that are not those of the audit are
     refused, and so are other versions of the method.
 
-    Exit codes: 0 every verdict is the same, 1 one is another, 2 bad input.
+    Exit codes: 0 every verdict that was compared is the same, 1 one is another, 2 bad input.
     """
     from audit.custody.again import reproduce as again
     from audit.workspace import Workspace
@@ -209,5 +209,5 @@ def _show(found: Reproduced) -> None:
         say(f"not compared: {one}")
     for name, (then, now) in found.others.items():
         say(f"{name} was {then} and is {now}: small differences are to be expected")
-    same = "every verdict is the same" if found.agrees else "VERDICTS DIFFER"
+    same = "every verdict that was compared is the same" if found.agrees else "VERDICTS DIFFER"
     say("everything that was compared is equal to the last bit" if found.exact else same)

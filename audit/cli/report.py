@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ from audit.cli.common import JsonOption, print_json
 from audit.cli.options import configured
 from audit.cli.text import say
 from audit.config import Config
+
+log = logging.getLogger(__name__)
 
 
 @configured("references", "workspace", "operator", "signing_key")
@@ -50,6 +53,8 @@ def report(
         sign_written(opened, written, custody)
         say(written)
         return
+    if custody.key is not None:
+        log.warning("%s has no manifest and is not signed: leave --output away for a page in the workspace", output)
     with whole_file(output) as file:
         file.write(render(facts).encode())
     say(output)

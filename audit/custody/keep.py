@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from audit.custody.record import Record, sha256_of_lines
+from audit.custody.record import Record
 from audit.custody.statement import (
     MOST_BYTES,
     Command,
@@ -56,34 +56,35 @@ def keep_manifest(workspace: Workspace, page: str, html: bytes, audit_id: str, s
     Where the manifest there says the same already, it is left, with who made it when and its signature. Raises
     WorkspaceError.
     """
-    lines = record.lines
+    rows = _document(record.lines)
     rows_key, manifest_key, envelope_key = documents_of(page)
     subjects = [
         (page.rpartition("/")[2], hashlib.sha256(html).hexdigest()),
-        (rows_key.rpartition("/")[2], sha256_of_lines(lines)),
+        (rows_key.rpartition("/")[2], hashlib.sha256(rows).hexdigest()),
     ]
     new = statement_of(audit_id, sets, record, subjects[0], subjects[1], custody.operator, custody.command)
-    if _there(workspace, manifest_key, new):
-        return
     for one in record.sets:
         key = entry_of(one, one.name in sets).key
         if not workspace.files.exists(key):
             workspace.files.write(key, _document(one.lines))
+    if _there(workspace, manifest_key, new):
+        if workspace.files.read(rows_key) != rows:
+            workspace.files.write(rows_key, rows)
+        return
     if workspace.files.exists(envelope_key):
         log.warning("%s says something else now: its earlier signature is taken away, sign it again", page)
         workspace.files.remove(envelope_key)
-    workspace.files.write(rows_key, _document(lines))
+    workspace.files.write(rows_key, rows)
     workspace.files.write(manifest_key, new.to_bytes())
 
 
 def _there(workspace: Workspace, key: str, new: Statement) -> bool:
     """Whether the manifest ``key`` says what ``new`` says."""
     content = workspace.files.read(key)
-    # its own process writes it, so most that differ do so in length or by their first bytes: these cost no parsing
     if content is None or len(content) > MOST_BYTES:
         return False
     if any(sha256.encode() not in content for _, sha256 in (new.page, new.rows)):
-        return False
+        return False  # most that say something else: without parsing, which is done in another process
     try:
         return read_statement(content).says_as(new)
     except CustodyError:
@@ -125,9 +126,17 @@ def sign_page(workspace: Workspace, page: str, key: SigningKey) -> bool:
 
 
 def sign_written(workspace: Workspace, written: str, custody: Custody) -> None:
-    """Sign the page at ``written``, where a page was said to be, if there is a key."""
+    """Sign the page at ``written``, where one was written to, if there is a key. Raises as ``sign_page`` does."""
     if custody.key is not None and written:
         sign_page(workspace, f"{REPORTS}/{written.rpartition('/')[2]}", custody.key)
+
+
+def sign_one_of_many(workspace: Workspace, written: str, custody: Custody) -> None:
+    """The same for a page of a run: one that cannot be signed, as another process writes it, is named and stops nothing."""
+    try:
+        sign_written(workspace, written, custody)
+    except CustodyError as error:
+        log.warning("not signed: %s", error)
 
 
 def sign_report(workspace: Workspace, audit: str, key: SigningKey) -> dict[str, bool]:

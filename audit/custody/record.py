@@ -26,7 +26,7 @@ from audit.schemas import KEY_COLUMNS, TABLES
 from audit.states import SetKind
 
 BATCH = 4096  # rows in memory
-# What names a row within its audit or set: the first of these that its table has.
+# What names a row within its audit or set; in tables that are not here those columns of OTHERS that they have.
 NAMING = {
     "audits": (), "generations": ("index",), "extractions": ("rank",),
     "matches": ("reference_set", "reference_id", "rank"), "chances": ("reference_set", "reference_id"),
@@ -34,7 +34,7 @@ NAMING = {
 }  # fmt: skip
 OTHERS = ("reference_set", "reference_id", "kind", "rank", "index", "position")
 OF_SETS = ("references", "passed_over")
-# When a set was described: again, from the same pictures, is no change.
+# When a set was described: doing it again, from the same pictures, is no change.
 LEFT_OUT = {"references": ("added_at",), "passed_over": ("added_at",)}
 
 
@@ -111,11 +111,6 @@ def canonical(value: Any) -> Any:
 def canonical_json(value: Any) -> str:
     """Canonical JSON of plain values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def row_hash(row: dict[str, Any]) -> str:
-    """The SHA256 of a row of plain values."""
-    return _hash({name: canonical(value) for name, value in row.items()})
 
 
 def _hash(cells: dict[str, Any]) -> str:

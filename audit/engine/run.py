@@ -19,7 +19,7 @@ from typing import Any
 
 from audit import metrics
 from audit.config import Config, EngineName
-from audit.custody.keep import NOBODY, Custody, sign_written
+from audit.custody.keep import NOBODY, Custody, sign_one_of_many
 from audit.engine.due import Due, Skipped
 from audit.engine.local import LocalEngine
 from audit.engine.places import OpenWorkspace
@@ -337,7 +337,7 @@ class Run:
         """Keep what the audit found, for the list at the end; an earlier failure of it is no news any more."""
         state, job = self.state, event.job
         matched, reported = event.record(Matched), event.record(Reported)
-        sign_written(self.workspace, reported.page if reported else "", self.custody)
+        sign_one_of_many(self.workspace, reported.page if reported else "", self.custody)
         answer = Answer(
             job.id, job.name, job.item_id, matched.pictures if matched else 0, reported.page if reported else "",
             reported is not None and reported.tells_nothing,

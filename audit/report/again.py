@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from audit.custody.keep import NOBODY, Custody, sign_written
+from audit.custody.keep import NOBODY, Custody, sign_one_of_many
 from audit.references.audits import match_audit
 from audit.report.facts import collect
 from audit.report.index import Answer
@@ -41,7 +41,7 @@ def match_again(
         found = match_audit(workspace, row["audit_id"], sets)
         facts = collect(workspace, row["audit_id"], sets)
         page = write_page(facts, workspace, custody)
-        sign_written(workspace, page, custody)
+        sign_one_of_many(workspace, page, custody)
         name = row["checkpoint_name"]
         answers.append(Answer(row["audit_id"], name, "", found, page, facts.tells_nothing is not None))
     tell("matching", len(rows), len(rows))

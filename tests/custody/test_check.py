@@ -280,3 +280,14 @@ def test_a_manifest_costs_no_question_and_no_listing(made: Report) -> None:
     assert reading["DuckDB connections"] == 1
     assert not found
     assert made.verify().agrees
+
+
+def test_writing_the_page_again_mends_the_documents_beside_it(made: Report) -> None:
+    made.rows.write_text("")
+    [listed] = (made.workspace.root / PICTURES).glob("mine.*")
+    listed.unlink()
+    assert not made.verify(references=[made.pictures]).agrees
+    before = made.manifest.read_bytes()
+    made.write()
+    assert made.verify(references=[made.pictures]).agrees
+    assert made.manifest.read_bytes() == before

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from audit.custody import signing
-from audit.custody.keep import Custody, sign_page
+from audit.custody.keep import Custody, sign_one_of_many, sign_page
 from audit.custody.signing import PasswordNeededError, load_key, read_envelope
 from audit.errors import CustodyError
 from audit.states import Agreement
@@ -265,3 +265,16 @@ def test_an_expert_checks_it_with_securesystemslib_alone(made: Report, keys: Key
     other = keys_made(tmp_path, "other", "-algorithm", "ed25519")
     program = program.replace(str(keys.public), str(other.public))
     assert subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True).returncode != 0
+
+
+def test_a_page_of_many_that_cannot_be_signed_stops_nothing(
+    made: Report, keys: Keys, caplog: pytest.LogCaptureFixture
+) -> None:
+    made.path(made.page).write_text("<html>")
+    custody = Custody(key=load_key(keys.private))
+    with caplog.at_level(logging.WARNING):
+        sign_one_of_many(made.workspace, f"somewhere/{made.page}", custody)
+    assert "not the page of its manifest" in caplog.text
+    made.write(custody)
+    sign_one_of_many(made.workspace, f"somewhere/{made.page}", custody)
+    assert made.verify(public_key=keys.public).agrees
