@@ -224,6 +224,9 @@ class _Check:
             found += changed_lines(kept, lines, part) if kept is not None else []
             if not found:
                 found.append(Finding(part, DIFFERS, "it is not the set of then"))
+        elif then.question != now.question and then.kind == now.kind:
+            told = "its pictures are as they were; their membership was measured again since, for another question"
+            found.append(Finding(part, UNCHECKED, told))
         elif then != now:
             told = "what it is, or the membership scores of its decoys, are others than then"
             found.append(Finding(part, DIFFERS, told))

@@ -132,7 +132,7 @@ def sign_written(workspace: Workspace, written: str, custody: Custody) -> None:
 
 
 def sign_one_of_many(workspace: Workspace, written: str, custody: Custody) -> None:
-    """The same for a page of a run: one that cannot be signed, as another process writes it, is named and stops nothing."""
+    """The same for a page of a run: one that cannot be signed, as others write it too, is named and stops nothing."""
     try:
         sign_written(workspace, written, custody)
     except CustodyError as error:

@@ -54,7 +54,8 @@ class Rows:
 class SetRecord:
     """A reference set as an audit met it: the lines of its rows in the tables ``OF_SETS``.
 
-    ``scores`` are the membership scores that the audit gave its pictures, where they are decoys.
+    Where they are decoys, ``scores`` are the membership scores that the audit gave its pictures, and ``question`` is
+    what they were measured for: another question measures decoys again.
     """
 
     name: str
@@ -62,6 +63,7 @@ class SetRecord:
     pictures: int
     lines: list[str]
     scores: Rows = field(default_factory=lambda: Rows([]))
+    question: str | None = None
 
     @property
     def sha256(self) -> str:
@@ -171,10 +173,13 @@ def record_of(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequen
     for one in known:
         where, values = "descriptor_name = ? AND reference_set = ?", [descriptor, one["name"]]
         lines = [line for table in OF_SETS for line in _lines(connection, table, where, values)]
-        scored = "audit_id = ? AND reference_set = ?"
-        asked_about = one["name"] in sets
-        scores = [] if asked_about else _lines(connection, "memberships", scored, [audit_id, one["name"]])
-        found.append(SetRecord(**one, lines=lines, scores=Rows(scores)))
+        if one["name"] in sets:
+            found.append(SetRecord(**one, lines=lines))
+            continue
+        where, values = "audit_id = ? AND reference_set = ?", [audit_id, one["name"]]
+        [asked] = ask(f"SELECT max(question) AS question FROM memberships WHERE {where}", values)
+        scores = Rows(_lines(connection, "memberships", where, values))
+        found.append(SetRecord(**one, lines=lines, scores=scores, **asked))
     return Record(_inputs(ask, audits[0]) if audits else {}, tables, found)
 
 

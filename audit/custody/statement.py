@@ -67,7 +67,9 @@ class Counted:
 
 @dataclass(frozen=True)
 class SetEntry:
-    """A reference set: its kind, how many pictures, the hash of its lines, and the membership scores of decoys."""
+    """A reference set: its kind, how many pictures, the hash of its lines; of decoys also their membership scores, and
+    the question that these were measured for.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -76,6 +78,7 @@ class SetEntry:
     pictures: int
     sha256: str
     scores: Counted | None = None
+    question: str | None = None
 
     @property
     def key(self) -> str:
@@ -133,7 +136,7 @@ def versions() -> dict[str, str]:
 def entry_of(one: SetRecord, asked_about: bool) -> SetEntry:
     """What a statement says of a set."""
     scores = None if asked_about else Counted(len(one.scores.lines), one.scores.sha256)
-    return SetEntry(one.name, one.kind, one.pictures, one.sha256, scores)
+    return SetEntry(one.name, one.kind, one.pictures, one.sha256, scores, one.question)
 
 
 def statement_of(

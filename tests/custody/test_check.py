@@ -94,6 +94,16 @@ def test_scores_of_decoys_count_though_none_of_them_is_named(made: Report) -> No
     assert decoy not in made.manifest.read_text() + made.rows.read_text()
 
 
+def test_scores_of_decoys_that_were_measured_for_another_question_are_not_called_changed(made: Report) -> None:
+    made.rewrite("memberships", lambda row: row | (
+        {"score": 0.02, "question": "another"} if row["reference_set"] == "decoys" else {}
+    ))  # fmt: skip
+    found = made.verify()
+    assert found.agrees
+    [said] = [one.said for one in found.of(Agreement.unchecked) if one.part == "reference set decoys"]
+    assert "for another question" in said
+
+
 def test_rows_that_come_and_go_are_named(made: Report) -> None:
     rows = made.workspace.rows("SELECT * FROM generations WHERE index < 2")
     made.workspace.write("generations", ID, [*rows, rows[0] | {"index": 9}])
@@ -291,3 +301,18 @@ def test_writing_the_page_again_mends_the_documents_beside_it(made: Report) -> N
     made.write()
     assert made.verify(references=[made.pictures]).agrees
     assert made.manifest.read_bytes() == before
+
+
+def test_scores_that_came_after_the_page_are_no_difference_and_changed_ones_are(made: Report) -> None:
+    score = {"audit_id": ID, "kind": "control", "images": 2, "average_similarity": 0.5, "extraction_rate_07": 0.0,
+             "extraction_rate_06": 0.0, "ceiling": 0.9}  # fmt: skip
+    made.workspace.write("evaluations", f"{ID}.control", [score])
+    found = made.verify()
+    assert found.agrees
+    assert "evaluations control" in {one.part for one in found.of(Agreement.unchecked)}
+    made.write()
+    assert made.verify().agrees
+    made.workspace.write("evaluations", f"{ID}.control", [score | {"images": 3}])
+    assert parts(made) == ["evaluations control"]
+    made.workspace.remove("evaluations", f"{ID}.control")
+    assert parts(made) == ["evaluations control"]
