@@ -2,9 +2,9 @@
 
 A row's hash is the SHA256 of its canonical JSON: an object of its columns without those that are null, names sorted, no
 spaces, what is not ASCII escaped. In it a number with a fraction is its exact hexadecimal form (``float.hex``), a list
-of such numbers the hexadecimal digits of its little-endian 64-bit floats, bytes are their SHA256, and a time is ISO
-8601 in UTC. A table's hash is the SHA256 of its rows' lines, sorted, each with an end of line: ["table", key..., hash].
-Columns that a later version adds are null in older rows, and so leave their hashes as they are.
+of such numbers the SHA256 of its little-endian 64-bit floats, bytes are their SHA256, and a time is ISO 8601 in UTC,
+with microseconds. A table's hash is the SHA256 of its rows' lines, sorted, each with an end of line: ["table", key...,
+hash]. Columns that a later version adds are null in older rows, and so leave their hashes as they are.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def canonical(value: Any) -> Any:
         return value.astimezone(UTC).isoformat(timespec="microseconds")
     if isinstance(value, list):
         if value and all(isinstance(one, float) for one in value):
-            return struct.pack(f"<{len(value)}d", *value).hex()
+            return hashlib.sha256(struct.pack(f"<{len(value)}d", *value)).hexdigest()
         return [canonical(one) for one in value]
     if isinstance(value, dict):
         return {name: canonical(one) for name, one in value.items() if one is not None}
@@ -127,7 +127,8 @@ def _cells(column: pa.Array) -> list[Any]:
         numbers = column.flatten().to_numpy().astype("<f8")
         lengths = column.value_lengths().fill_null(0).to_numpy()
         ends = np.cumsum(lengths)
-        vectors = [numbers[end - size : end].tobytes().hex() or [] for end, size in zip(ends, lengths, strict=True)]
+        vectors = [hashlib.sha256(numbers[end - size : end]).hexdigest() if size else []
+                   for end, size in zip(ends, lengths, strict=True)]  # fmt: skip
         return [vector if there else None for vector, there in zip(vectors, column.is_valid().to_pylist(), strict=True)]
     return [canonical(value) for value in column.to_pylist()]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,18 @@ import pytest
 from PIL import Image
 
 from audit.custody.check import verify_report
+from audit.custody.keep import Custody, sign_written
+from audit.custody.signing import load_key
 from audit.custody.statement import PICTURES
 from audit.errors import CustodyError, WorkspaceError
 from audit.references import ReferenceSets
 from audit.report import collect, write_page
 from audit.schemas import KEY_COLUMNS, TABLES
 from audit.states import Agreement
+from audit.workspace import Workspace
 from benchmarks.counts import counting
-from tests.custody.conftest import ID, Report
+from tests.custody.conftest import ID, Keys, Report, rows_of
+from tests.test_files import s3 as s3
 
 
 def parts(report: Report, **given: Any) -> list[str]:
@@ -316,3 +321,16 @@ def test_scores_that_came_after_the_page_are_no_difference_and_changed_ones_are(
     assert parts(made) == ["evaluations control"]
     made.workspace.remove("evaluations", f"{ID}.control")
     assert parts(made) == ["evaluations control"]
+
+
+def test_a_report_on_object_storage_is_signed_and_verified(made: Report, keys: Keys, s3: str) -> None:
+    workspace = Workspace(f"s3://bucket/custody?{s3}")
+    for table, key, rows in rows_of(made.pictures, datetime.now(UTC)):
+        workspace.write(table, key, rows)
+    custody = Custody(key=load_key(keys.private))
+    for _ in range(2):
+        sign_written(workspace, write_page(collect(workspace, ID, ["mine"]), workspace, custody), custody)
+    found = verify_report(workspace, ID, public_key=keys.public, references=[made.pictures], checkpoint=made.checkpoint)
+    assert {one.state for page in found.pages for one in page.findings} == {Agreement.agrees}
+    ReferenceSets(workspace).remove("decoys")
+    assert len(verify_report(workspace, ID, public_key=keys.public).of(Agreement.removed)) == 1
