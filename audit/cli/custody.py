@@ -151,7 +151,7 @@ def verify(
             for one in page.findings:
                 say(f"  {SIGNS[one.state]}: {one.part}: {one.said}")
         differing = len(found.of(Agreement.differs))
-        say(f"{differing} things differ" if differing else "nothing that was checked differs")
+        say(f"differing: {differing}" if differing else "nothing that was checked differs")
     if not found.agrees:
         raise typer.Exit(EXIT_DAMAGED)
 

@@ -13,7 +13,7 @@ import duckdb
 from audit.custody.findings import Finding, PageCheck, Verified, changed_lines, differences
 from audit.custody.keep import pages_of
 from audit.custody.originals import Originals, check_checkpoint, check_pictures
-from audit.custody.record import NAMING, OTHERS, Record, Rows, keys_of, record_of
+from audit.custody.record import Record, Rows, record_of
 from audit.custody.signing import MOST_ENVELOPE_BYTES, Signed, read_envelope
 from audit.custody.statement import (
     MOST_BYTES,
@@ -164,21 +164,21 @@ class _Check:
             return record_of(connection, self.audit_id, predicate.reference_sets), {one for (one,) in rows}
 
         now, there = self.workspace.asked(ask, READ)
-        removed = {*predicate.reference_sets, *(one.name for one in predicate.sets)} - there
         found = self._inputs(predicate, now)
         lines = self._lines(rows_key, said.rows[1], found)
         of_rows = [one for name in sorted({*predicate.tables, *now.tables}) for one in self._table(
-            name, predicate.tables.get(name), now.tables.get(name, Rows([])), lines, removed)]  # fmt: skip
+            name, predicate.tables.get(name), now.tables.get(name, Rows([])), lines)]  # fmt: skip
         if not of_rows:
             of_rows = [Finding("tables", AGREES, f"{len(now.lines)} rows are as they were")]
         found += of_rows
         states = {one.name: one for one in now.sets}
         for entry in predicate.sets:
             current = states.get(entry.name)
+            if entry.name not in there:
+                found.append(_gone(entry, entry.name in predicate.reference_sets))
+                continue
             now_entry = entry_of(current, entry.scores is None) if current else None
-            found += self._set(entry, now_entry, current.lines if current else [], entry.name in removed)
-        for name in sorted(removed - {one.name for one in predicate.sets}):
-            found.append(Finding(f"reference set {name}", REMOVED, "the set was removed since"))
+            found += self._set(entry, now_entry, current.lines if current else [])
         return found
 
     def _inputs(self, predicate: Predicate, now: Record) -> list[Finding]:
@@ -197,26 +197,19 @@ class _Check:
             *(changed or [Finding("inputs", AGREES, "checkpoint, base, captions and settings are as then")]),
         ]
 
-    def _table(
-        self, name: str, then: Counted | None, now: Rows, lines: list[str] | None, removed: set[str]
-    ) -> list[Finding]:
+    def _table(self, name: str, then: Counted | None, now: Rows, lines: list[str] | None) -> list[Finding]:
         if then is None and not now.lines:
             return []  # a table of a later version, in which the audit has nothing
         if then is not None and (then.rows, then.sha256) == (len(now.lines), now.sha256):
             return []
         if lines is not None:
-            mine = [line for line in lines if _is_of(line, name)]
-            kept = [line for line in mine if _set_of(line) not in removed]
-            there = [line for line in now.lines if _set_of(line) not in removed]
-            named = changed_lines(kept, there, name)
-            if named or len(kept) < len(mine):
+            named = changed_lines([line for line in lines if line.startswith(f'["{name}",')], now.lines, name)
+            if named:
                 return named
         return [Finding(name, DIFFERS, f"its {len(now.lines)} rows are not the {then.rows if then else 0} of then")]
 
-    def _set(self, then: SetEntry, now: SetEntry | None, lines: list[str], removed: bool) -> list[Finding]:
+    def _set(self, then: SetEntry, now: SetEntry | None, lines: list[str]) -> list[Finding]:
         part = f"reference set {then.name}"
-        if removed:
-            return [Finding(part, REMOVED, f"the set of {then.pictures} pictures was removed since")]
         found: list[Finding] = []
         kept: list[str] | None = lines
         if now is None or then.sha256 != now.sha256:
@@ -252,12 +245,9 @@ def _known_descriptor(then: dict[str, Any], now: dict[str, Any]) -> dict[str, An
     return now | {"descriptor": now["descriptor"] | {"sha256": sha256}} if fits else now
 
 
-def _is_of(line: str, table: str) -> bool:
-    return line.startswith(f'["{table}",')
-
-
-def _set_of(line: str) -> Any:
-    """The reference set that a row is of, None for none."""
-    [(key, _)] = keys_of([line])
-    naming = NAMING.get(str(key[0]), OTHERS)
-    return key[1] if naming[:1] == ("reference_set",) and len(key) > 1 else None
+def _gone(entry: SetEntry, shown: bool) -> Finding:
+    """What is said of a set that is not there; removing one that a page shows takes the page away, too."""
+    part = f"reference set {entry.name}"
+    if shown:
+        return Finding(part, DIFFERS, "the set is not there, and its page is: removing a set takes its pages away")
+    return Finding(part, REMOVED, f"the set of {entry.pictures} pictures was removed since")

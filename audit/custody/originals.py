@@ -28,24 +28,35 @@ def file_hash(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Originals:
-    """The pictures below some folders: a path for every SHA256, and the SHA256 of every name within its folder."""
+    """The pictures below some folders: the path of every SHA256, and the SHA256 of every name, folder by folder."""
 
     by_hash: dict[str, Path]
-    by_name: dict[str, str]
+    folders: list[dict[str, str]]
 
     @staticmethod
     def below(folders: Sequence[Path], tell: Tell = quiet) -> Originals:
         """Read every picture below ``folders`` once. Raises ReferenceSetError as adding them as a set does."""
-        by_hash: dict[str, Path] = {}
-        by_name: dict[str, str] = {}
-        files = [(path, folder.resolve()) for folder in folders for path in image_files(folder)]
-        for number, (path, root) in enumerate(files):
-            tell("hashing", number, len(files))
-            digest = file_hash(path)
-            by_hash.setdefault(digest, path)
-            by_name[path_as_text(str(path.relative_to(root)))] = digest
-        tell("hashing", len(files), len(files))
-        return Originals(by_hash, by_name)
+        files = [image_files(folder) for folder in folders]
+        found = Originals({}, [{} for _ in folders])
+        done, total = 0, sum(map(len, files))
+        for paths, folder, names in zip(files, folders, found.folders, strict=True):
+            for path in paths:
+                tell("hashing", done, total)
+                digest = file_hash(path)
+                found.by_hash.setdefault(digest, path)
+                names[path_as_text(str(path.relative_to(folder.resolve())))] = digest
+                done += 1
+        tell("hashing", done, total)
+        return found
+
+    def instead(self, digest: str, name: str, others: set[str]) -> str | None:
+        """The SHA256 of the file called ``name`` in a folder that holds some of ``others``, the set's pictures.
+
+        In other folders a file of that name is another picture, not a changed one.
+        """
+        there = [names for names in self.folders if not others.isdisjoint(names.values())]
+        found = [names[name] for names in there if name in names and names[name] not in others]
+        return None if digest in self.by_hash or not found else found[0]
 
 
 def pictures_of(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -58,14 +69,14 @@ def pictures_of(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
 def check_pictures(name: str, lines: Iterable[str], originals: Originals) -> list[Finding]:
     """How the originals of the set ``name`` stand to what was compared."""
     pictures = list(pictures_of(lines))
+    known = {digest for digest, _ in pictures}
     changed, missing = [], 0
     for digest, label in pictures:
-        if digest in originals.by_hash:
-            continue
-        if label in originals.by_name:
-            said = f"it is another file than the one compared: SHA256 {originals.by_name[label]} now, {digest} then"
+        other = originals.instead(digest, label, known)
+        if other is not None:
+            said = f"it is another file than the one compared: SHA256 {other} now, {digest} then"
             changed.append(Finding(f"picture {label} of {name}", Agreement.differs, said))
-        else:
+        elif digest not in originals.by_hash:
             missing += 1
     found = cut(changed, f"pictures of {name}")
     there = len(pictures) - len(changed) - missing

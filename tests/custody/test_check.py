@@ -145,6 +145,22 @@ def test_a_changed_picture_is_named_and_a_missing_one_is_not_called_changed(made
     assert said == ["1 of 2 originals are not in the folders given"]
 
 
+def test_pictures_of_one_name_in_two_folders_are_not_taken_for_each_other(made: Report) -> None:
+    """The folder of one set has a file that is called as one of the decoys is, which are not given."""
+    Image.new("RGB", (32, 32), "white").save(made.pictures / "mine" / "blue.png")
+    found = made.verify(references=[made.pictures / "mine"])
+    assert found.agrees
+    said = {one.part: one.said for one in found.of(Agreement.unchecked)}
+    assert said["pictures of decoys"] == "2 of 2 originals are not in the folders given"
+
+
+def test_a_set_that_is_gone_while_its_page_is_there_is_a_difference(made: Report) -> None:
+    """Whoever takes away a set's rows alone does not hide what became of its matches."""
+    made.workspace.remove("references", "mine.1")
+    made.workspace.remove("matches", f"{ID}.mine")
+    assert {one.partition(" ")[0] for one in parts(made)} == {"reference", "matches"}
+
+
 def test_a_changed_checkpoint_is_named(made: Report) -> None:
     made.checkpoint.write_bytes(b"checkpoinT")
     assert parts(made, checkpoint=made.checkpoint) == ["checkpoint"]
