@@ -21,10 +21,19 @@ if TYPE_CHECKING:
     from audit.config import Config as Config
     from audit.config import Settings as Settings
     from audit.config import load_config as load_config
+    from audit.custody.again import Reproduced as Reproduced
+    from audit.custody.again import reproduce as reproduce
+    from audit.custody.check import verify_report as verify_report
+    from audit.custody.findings import Verified as Verified
+    from audit.custody.keep import Custody as Custody
+    from audit.custody.keep import sign_report as sign_report
+    from audit.custody.signing import SigningKey as SigningKey
+    from audit.custody.signing import load_key as load_key
     from audit.engine.state import RunState as RunState
     from audit.errors import AuditError as AuditError
     from audit.errors import CheckpointError as CheckpointError
     from audit.errors import ConfigError as ConfigError
+    from audit.errors import CustodyError as CustodyError
     from audit.errors import DescriptorError as DescriptorError
     from audit.errors import DeviceLostError as DeviceLostError
     from audit.errors import DeviceMemoryError as DeviceMemoryError
@@ -51,10 +60,15 @@ _FROM = {
     "audit.api": ("Compared", "Result", "add_references", "inspect", "match", "run", "scan"),
     "audit.bench": ("Bench",),
     "audit.config": ("Config", "Settings", "load_config"),
+    "audit.custody.again": ("Reproduced", "reproduce"),
+    "audit.custody.check": ("verify_report",),
+    "audit.custody.findings": ("Verified",),
+    "audit.custody.keep": ("Custody", "sign_report"),
+    "audit.custody.signing": ("SigningKey", "load_key"),
     "audit.engine.state": ("RunState",),
     "audit.errors": (
-        "AuditError", "CheckpointError", "ConfigError", "DescriptorError", "DeviceLostError", "DeviceMemoryError",
-        "NoEffectError", "NotFiniteError", "ReferenceSetError", "SamplingError", "WorkspaceError",
+        "AuditError", "CheckpointError", "ConfigError", "CustodyError", "DescriptorError", "DeviceLostError",
+        "DeviceMemoryError", "NoEffectError", "NotFiniteError", "ReferenceSetError", "SamplingError", "WorkspaceError",
     ),
     "audit.job": ("Job", "Request"),
     "audit.upkeep": ("failures", "status", "verify"),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit.bench import Bench
 from audit.config import Compile, Config, Evidence, Latents, Rule, Settings, StoredImages, VerdictSettings
+from audit.custody.keep import NOBODY, Custody, sign_written
 from audit.devices import default_device
 from audit.engine.local import run_stages
 from audit.engine.run import Run
@@ -154,6 +155,7 @@ def scan(
     latents: Latents = Latents.auto,
     rule: Rule | str = Rule.calibrated,
     fdr: float = VerdictSettings.fdr,
+    custody: Custody = NOBODY,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Result:
@@ -164,7 +166,8 @@ def scan(
     ``training_images`` and ``control`` folders of pictures that it is scored against. ``latents`` says whether those of
     folders' pictures are kept, which membership is measured on. ``background`` are decoys in the same form, pictures
     of the references' kind that cannot have been trained on; the workspace's sets of that kind count too. ``rule`` and
-    ``fdr`` say what counts as a match (VerdictSettings). ``progress`` is told (what, done, of how many). A ``bench``
+    ``fdr`` say what counts as a match (VerdictSettings). ``progress`` is told (what, done, of how many). ``custody``
+    says who asks, for the page's manifest, and signs it. A ``bench``
     keeps models in memory from call to call; it has the device, and serves one at a time.
 
     A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
@@ -201,7 +204,8 @@ def scan(
     records = run_stages(stages[:page], job, place, tell)
     run_stages([Scores(kind, pictures) for kind, pictures in known.items()], job, place, tell)
     facts = collect(opened, job.id, names, asked)  # once: for the page and for the caller
-    written = write_page(facts, opened)
+    written = write_page(facts, opened, custody)
+    sign_written(opened, written, custody)
     run_stages(stages[page + 1 :], job, place, tell)
     was_known = not any(isinstance(record, Sampled | Clustered) for record in records)
     return Result(job, facts, written, skipped, was_known)
@@ -347,17 +351,19 @@ def add_references(
 
 
 def run(
-    config: Config, tell: Callable[[RunState], None] | None = None, stop: threading.Event | None = None
-) -> RunState:
+    config: Config, tell: Callable[[RunState], None] | None = None, stop: threading.Event | None = None,
+    custody: Custody = NOBODY,
+) -> RunState:  # fmt: skip
     """Audit what the catalog of a workspace holds and has no result yet; the final state.
 
-    ``tell`` hears of the state at every event. It can be stopped at any time, at best by setting ``stop``, and goes on
-    where it was. Raises AuditError where it cannot begin, and where results cannot be kept.
+    ``tell`` hears of the state at every event; ``custody`` is for the pages' manifests, as in ``scan``. It can be
+    stopped at any time, at best by setting ``stop``, and goes on where it was. Raises AuditError where it cannot
+    begin, and where results cannot be kept.
     """
     if not config.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
     require_references(config.settings, config.references)
-    return Run(config, tell, stop).run()
+    return Run(config, tell, stop, custody).run()
 
 
 def inspect(
@@ -381,6 +387,7 @@ def match(
     workspace: Workspace | str | Path = DEFAULT_WORKSPACE,
     rule: Rule | str = Rule.calibrated,
     fdr: float = VerdictSettings.fdr,
+    custody: Custody = NOBODY,
     progress: Tell | None = None,
 ) -> Compared:
     """Compare finished audits with reference sets that came later, and write their pages. No model is needed.
@@ -392,4 +399,4 @@ def match(
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
     ReferenceSets(opened).require_any(references)
     chosen = [find_audit(opened, one) for one in audits] if audits else None
-    return Compared(*match_again(opened, references, chosen, progress or quiet, asked))
+    return Compared(*match_again(opened, references, chosen, progress or quiet, asked, custody))

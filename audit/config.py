@@ -222,6 +222,12 @@ class Config:
         None, "For single-file bases: the folder or owner/name@COMMIT of its configuration.",
         default_factory=dict, option="base-config", metavar="FAMILY=SOURCE",
     )  # fmt: skip
+    operator: str | None = _setting(
+        None, "Who makes the report, for its manifest: as you want to be named there, or not at all.", metavar="NAME"
+    )
+    signing_key: Path | None = _setting(
+        None, "A PEM file (mode 0600) with the private key that signs manifests: Ed25519 or ECDSA.", metavar="FILE"
+    )
     settings: Settings = _setting(None, "What changes the result of an audit.", default_factory=Settings)
     verdict: VerdictSettings = _setting(None, "What counts as a match.", default_factory=VerdictSettings)
     run: RunSettings = _setting(None, "How audits are gone about.", default_factory=RunSettings)

@@ -42,6 +42,10 @@ class WorkspaceError(AuditError):
     """A workspace that cannot be opened, written or understood."""
 
 
+class CustodyError(AuditError):
+    """A manifest, a signature or a key that cannot be read, or is not what it has to be."""
+
+
 class SamplingError(AuditError):
     """Sampling that cannot go on."""
 

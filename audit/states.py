@@ -90,3 +90,12 @@ class Known(StrEnum):
 
     training = "training"
     control = "control"
+
+
+class Agreement(StrEnum):
+    """How a part of a report stands to its manifest; ``removed``: taken away since, with the set that it is of."""
+
+    agrees = "agrees"
+    differs = "differs"
+    removed = "removed"
+    unchecked = "unchecked"

@@ -1,4 +1,7 @@
-"""Who holds the tokens of sources: crawls, and the fetching of base models. Nobody else, workers least of all."""
+"""Who holds the tokens of sources: crawls, and the fetching of base models. Nobody else, workers least of all.
+
+The same holds for the password of a signing key, which the process that was started reads.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+SIGNING_PASSWORD = "LORA_AUDIT_SIGNING_KEY_PASSWORD"
 # As lora-audit and the libraries beneath it read them from the environment.
 TOKENS = (
     "HF_TOKEN",
@@ -14,6 +18,7 @@ TOKENS = (
     "HUGGINGFACE_HUB_TOKEN",
     "CIVITAI_TOKEN",
     "CIVITAI_API_TOKEN",
+    SIGNING_PASSWORD,
 )
 
 

@@ -31,6 +31,7 @@ SLOW = (
     "benchmarks/",
     "crawlers/test_civitai.py",
     "crawlers/test_commands.py",
+    "custody/test_again.py",
     "deploy/test_dashboards.py",
     "engine/test_auditor.py",
     "engine/test_chaos.py",

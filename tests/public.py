@@ -34,6 +34,8 @@ BY_DATA = {
     "run": ("skipped",),
     "status": ("runs[].skipped",),
     "export": ("",),
+    "verify AUDIT": ("pages[].made.command.options", "pages[].made.versions"),
+    "reproduce": ("others",),
     "estimate": ("devices", "backlog.hours", "backlog.hours.*"),
     "config show": ("bases", "base_configs"),
 }
@@ -156,11 +158,32 @@ def _run_all(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "failures", call("failures", *where)
     yield "query", call("query", "SELECT audit_id FROM audits", *where)
     yield "verify", call("verify", *where)
+    audit_id = scanned["audit"]["audit_id"]
+    yield "sign", call("sign", audit_id, "--signing-key", _key(folder), *where)
+    yield "verify AUDIT", call("verify", audit_id, *where)
+    again = ("--checkpoint", lora, "--base", BASE, "--references", pictures)
+    yield "reproduce", call("reproduce", audit_id, *again, *where)
     yield "compact", call("compact", *where)
     yield "migrate", call("migrate", *where)
     yield "export", call("export", folder / "out", "--format", "csv", "--table", "audits", *where)
     yield "config show", call("config", "show")
     yield "references remove", call("references", "remove", "own", *where)
+
+
+def _key(folder: Path) -> Path:
+    """A private key in a file of its owner's alone."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from audit.files import private_file
+
+    with private_file(folder / "key.pem") as file:
+        file.write(
+            Ed25519PrivateKey.generate().private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+    return folder / "key.pem"
 
 
 def call(*arguments: object) -> Any:

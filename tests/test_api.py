@@ -45,7 +45,7 @@ def test_the_page_of_the_library_runs_and_prints_nothing_of_its_own(
     shutil.copy(KOHYA, "animals.safetensors")
     shutil.copytree(set_folder("fluent-animals", "train"), "paintings")
     blocks = BLOCK.findall((ROOT / "docs/api.md").read_text())
-    assert len(blocks) == 9
+    assert len(blocks) == 10
     names: dict[str, object] = {}
     said = []
     for block in blocks:
@@ -66,9 +66,10 @@ def test_the_page_of_the_library_runs_and_prints_nothing_of_its_own(
     assert isinstance(bench, audit.Bench)
     assert bench.loaded_base() is None
     assert "does not exist" in said[-1]
-    rows = json.loads(said[-3].replace("'", '"').replace("None", "null"))
+    rows = json.loads(said[-4].replace("'", '"').replace("None", "null"))
     assert [one["pictures"] for one in rows] == [10, 10]  # of both sets
-    assert said[-2] == "1 []\n"  # one audit, no failure, and everything is as recorded
+    assert said[-2] == "True []\n"  # the pages are as they were written
+    assert said[-3] == "1 []\n"  # one audit, no failure, and everything is as recorded
 
 
 def test_a_request_and_arguments_for_it_are_not_mixed() -> None:

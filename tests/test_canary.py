@@ -25,6 +25,13 @@ import duckdb
 import prometheus_client
 import pytest
 import typer.main
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    PublicFormat,
+)
 from moto.server import ThreadedMotoServer
 from werkzeug import Request, Response
 
@@ -53,6 +60,7 @@ CANARIES = {
     "AWS_SESSION_TOKEN": "CanaryOfTheSession/+0123456789==",
     "proxy": "CanaryOfTheProxy0123456789",
     "RAY_AUTH_TOKEN": "CanaryOfRay0123456789",
+    "LORA_AUDIT_SIGNING_KEY_PASSWORD": "CanaryOfTheSigningKey0123456789",
     "config": "CanaryOf/the+Configuration0123456789",
 }
 
@@ -182,7 +190,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 def _set_secrets(patch: pytest.MonkeyPatch, folder: Path, proxy: str, host: str) -> None:
-    for name in ("HF_TOKEN", "CIVITAI_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN"):
+    for name in ("HF_TOKEN", "CIVITAI_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN",
+                 "LORA_AUDIT_SIGNING_KEY_PASSWORD"):  # fmt: skip
         patch.setenv(name, CANARIES[name])
     patch.setenv("AWS_ACCESS_KEY_ID", "test")
     patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -196,6 +205,7 @@ def _set_secrets(patch: pytest.MonkeyPatch, folder: Path, proxy: str, host: str)
     token = folder / "token"
     token.write_text(CANARIES["token file"])
     token.chmod(0o600)
+    _write_key(folder / "key.pem")
     (folder / "open-token").write_text(CANARIES["token file"])
     (folder / "open-token").chmod(0o644)
     (folder / "config.toml").write_text(f'workspace = "s3://key:{CANARIES["config"]}@bucket/c"\n')
@@ -205,6 +215,19 @@ def _set_secrets(patch: pytest.MonkeyPatch, folder: Path, proxy: str, host: str)
     (folder / "broken.safetensors").write_bytes(b"<html>")
     (folder / "uploads").mkdir()
     (folder / "uploads/a.safetensors").write_bytes(tiny_lora(60))
+
+
+def _write_key(file: Path) -> None:
+    """An encrypted signing key, the same for all to read, and its public half."""
+    private = Ed25519PrivateKey.generate()
+    password = BestAvailableEncryption(CANARIES["LORA_AUDIT_SIGNING_KEY_PASSWORD"].encode())
+    content = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, password)
+    file.write_bytes(content)
+    file.chmod(0o600)
+    file.with_name("open.pem").write_bytes(content)
+    file.with_name("public.pem").write_bytes(
+        private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
 
 
 def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
@@ -361,7 +384,21 @@ def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
             ["status", *gone],
         ],
         ("failures",): [["failures", "--json", *where]],
-        ("verify",): [["verify", "--json", *where], ["verify", "--workspace", s.remote]],
+        ("sign",): [
+            ["--verbose", "sign", "", "--signing-key", s.folder / "key.pem", "--json", *where],
+            ["--verbose", "sign", "", "--signing-key", s.folder / "open.pem", *where],
+            ["sign", "", "--signing-key", s.folder / "token", *where],
+        ],
+        ("verify",): [
+            ["verify", "--json", *where],
+            ["verify", "--workspace", s.remote],
+            ["verify", "", "--public-key", s.folder / "public.pem", "--json", *where],
+            ["verify", "", "--public-key", s.folder / "token", *where],
+        ],
+        ("reproduce",): [
+            ["--verbose", "reproduce", "", "--checkpoint", KOHYA, "--base", BASE, *where],
+            ["reproduce", "", "--checkpoint", KOHYA, "--base", secret_base, *where],
+        ],
         ("compact",): [["compact", "--json", *where], ["compact", *gone]],
         ("export",): [["export", s.folder / "out", "--format", "csv", *where], ["export", s.folder / "out", *where]],
         ("migrate",): [["migrate", *where], ["migrate", *wrong]],

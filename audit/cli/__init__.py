@@ -12,6 +12,7 @@ import typer
 from audit.cli import (
     catalog,
     crawl,
+    custody,
     demo,
     estimate,
     inspect,
@@ -80,7 +81,9 @@ app.command("run")(run.run)
 app.command("estimate")(estimate.estimate)
 app.command("status")(operate.status)
 app.command("failures")(operate.failures)
-app.command("verify")(operate.verify)
+app.command("verify")(custody.verify)
+app.command("sign")(custody.sign)
+app.command("reproduce")(custody.reproduce)
 app.command("compact")(operate.compact)
 app.command("export")(tables.export)
 app.command("migrate")(tables.migrate)

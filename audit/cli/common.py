@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from audit.references import SkippedImage
 
 log = logging.getLogger(__name__)
+EXIT_DAMAGED = 1
 EXIT_BAD_INPUT = 2
 EXIT_ALL_FAILED = 3
 EXIT_MATCHES_FOUND = 10

@@ -36,11 +36,13 @@ def demo(
     that a false match would show. Takes a minute or two on two cores.
     """
     from audit import api
+    from audit.cli.custody import custody_of
     from audit.cli.scan import finish
     from audit.descriptors.facts import in_words
     from audit.descriptors.registry import descriptor_facts
     from audit.job import Request
 
+    custody = custody_of(config)
     shipped = FINE_TUNES[checkpoint]
     pictures = shipped.pictures
     training = pictures / "train"
@@ -63,6 +65,6 @@ def demo(
         result = api.scan(
             request, references=[training, control], background=decoys, descriptor="nano", workspace=config.workspace,
             rule=Rule.calibrated if decoys else Rule.fixed, training_images=training, control=control,
-            progress=progress,
+            custody=custody, progress=progress,
         )  # fmt: skip
     finish(result, as_json)

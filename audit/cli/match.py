@@ -23,7 +23,7 @@ from audit.config import Config
 log = logging.getLogger(__name__)
 
 
-@configured("references", "verdict.*", "workspace")
+@configured("references", "verdict.*", "workspace", "operator", "signing_key")
 def match(
     config: Config,
     audits: Annotated[
@@ -44,17 +44,18 @@ def match(
     from rich.table import Table
 
     from audit import api
+    from audit.cli.custody import custody_of
     from audit.errors import ConfigError
     from audit.report.index import in_words
     from audit.states import Verdict
 
     if not config.references:
         raise ConfigError("no reference set is named: give --references NAME, or references in the configuration")
-    out = console()
+    out, custody = console(), custody_of(config)
     with progress_display(out) as progress:
         compared = api.match(
             config.references, audits, workspace=config.workspace, rule=config.verdict.rule, fdr=config.verdict.fdr,
-            progress=progress,
+            custody=custody, progress=progress,
         )  # fmt: skip
     found = compared.found
     matched = found.those(Verdict.match)

@@ -1,4 +1,4 @@
-"""`lora-audit status`, `failures`, `verify`, `compact` and `config show`: what an operator asks of a workspace."""
+"""`lora-audit status`, `failures`, `compact` and `config show`: what an operator asks of a workspace."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audit.cli.common import (
+    EXIT_DAMAGED,
     JsonOption,
     console,
     print_json,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     pass
 
 config_app = typer.Typer(no_args_is_help=True, help="The configuration.")
-EXIT_DAMAGED = 1
 
 
 @configured("workspace")
@@ -124,12 +124,8 @@ def compact(
         say(f"{table}: {merged[table]} files merged, {files[table]} now")
 
 
-@configured("workspace")
-def verify(config: Config, as_json: JsonOption = False) -> None:
-    """Check every stored file against its recorded hash, every row against what it refers to. Exit code 1: damage.
-
-    Table files, manifests and the states of runs that cannot be read are named; all else passes them over.
-    """
+def verify_workspace(config: Config, as_json: bool) -> None:
+    """Print what is damaged in the workspace; exit code 1 where something is."""
     from audit import upkeep
     from audit.workspace import Workspace
 

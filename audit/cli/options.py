@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import Field, fields
 from datetime import UTC, datetime
 from enum import Enum
@@ -28,6 +29,8 @@ PANELS = {
     "run": "How it goes about the work",
     "crawl": "How the source is asked",
 }
+# The command at work, and the options and arguments that it was given, those left at their defaults among them not.
+GIVEN: ContextVar[tuple[str, dict[str, Any]]] = ContextVar("GIVEN")
 ConfigFile = Annotated[
     Path | None,
     typer.Option("--config", envvar="LORA_AUDIT_CONFIG", help="A TOML or YAML file (see 'lora-audit config show')."),
@@ -64,6 +67,9 @@ def configured(
 
         @wraps(command)
         def run(**given: Any) -> None:
+            defaults = {one.name: one.default for one in every}
+            told = {name: value for name, value in given.items() if value not in (None, [], defaults.get(name))}
+            GIVEN.set((command.__name__, {name.removeprefix("option_"): value for name, value in told.items()}))
             file, sets = given.pop("config_file", None), given.pop("sets", None)
             overrides = overrides_of(sets)
             for option, dotted in chosen:

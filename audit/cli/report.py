@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -12,8 +13,10 @@ from audit.cli.options import configured
 from audit.cli.text import say
 from audit.config import Config
 
+log = logging.getLogger(__name__)
 
-@configured("references", "verdict.*", "workspace")
+
+@configured("references", "verdict.*", "workspace", "operator", "signing_key")
 def report(
     config: Config,
     audit: Annotated[str, typer.Argument(metavar="AUDIT", help="The audit's id, or its beginning.")],
@@ -27,6 +30,8 @@ def report(
     It is about the reference sets that are named; without one, about all that the audit was matched with. Named sets,
     and those of a page in reports/, are compared as they are now: nothing is sampled.
     """
+    from audit.cli.custody import custody_of
+    from audit.custody.keep import sign_written
     from audit.files import whole_file
     from audit.report import collect, write_page
     from audit.report.again import compare_again
@@ -34,6 +39,7 @@ def report(
     from audit.report.page import render
     from audit.workspace import Workspace
 
+    custody = custody_of(config)
     reading = not config.references and (as_json or output is not None)
     opened = Workspace(config.workspace, reading=reading, create=False)
     if not reading:  # a set that was never compared, or has changed since, would pass for one without a match
@@ -43,8 +49,12 @@ def report(
         print_json(facts.as_json())
         return
     if output is None:
-        say(write_page(facts, opened))
+        written = write_page(facts, opened, custody)
+        sign_written(opened, written, custody)
+        say(written)
         return
+    if custody.key is not None:
+        log.warning("%s has no manifest and is not signed: leave --output away for a page in the workspace", output)
     with whole_file(output) as file:
         file.write(render(facts).encode())
     say(output)

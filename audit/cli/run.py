@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-@configured("references", "bases", "base_configs", "descriptor", "settings.*", "verdict.*", "run.*", "workspace")
+@configured(
+    "references", "bases", "base_configs", "descriptor", "settings.*", "verdict.*", "run.*", "workspace", "operator",
+    "signing_key",
+)  # fmt: skip
 def run(config: Config, as_json: JsonOption = False) -> None:
     """Audit everything in the catalog that has no result yet under the configuration.
 
@@ -52,7 +55,9 @@ def run(config: Config, as_json: JsonOption = False) -> None:
     """
     from audit import api
     from audit.cli.crawl import serve_metrics
+    from audit.cli.custody import custody_of
 
+    custody = custody_of(config)
     serve_metrics(config.run.metrics_port, config.run.metrics_address)
     out = console()
     display = _Display(out)
@@ -60,7 +65,7 @@ def run(config: Config, as_json: JsonOption = False) -> None:
     handlers = _drain_on_signals(stop)
     try:
         with display, redirect_stdout(sys.stderr):  # Ray prints to stdout, which is for --json
-            state = api.run(config, display.tell, stop)
+            state = api.run(config, display.tell, stop, custody)
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -174,7 +174,7 @@ def finish(result: Result, as_json: bool) -> None:
 
 @configured(
     "references", "descriptor", "settings.*", "verdict.*", "run.device", "run.batch_size", "run.compile", "run.latents",
-    "workspace",
+    "workspace", "operator", "signing_key",
 )  # fmt: skip
 def scan(
     config: Config,
@@ -227,14 +227,16 @@ def scan(
     tells nothing (what was sampled are no pictures), 12 no verdict (too few decoys), 2 bad input.
     """
     from audit import api
+    from audit.cli.custody import custody_of
     from audit.job import Request
 
+    custody = custody_of(config)
     request = Request(Path(file), base, base_config, caption or [], caption_file, n0, config.settings)
     with progress_display(console()) as progress:
         result = api.scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
             device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
             control=control, compile=config.run.compile, latents=config.run.latents, background=background or (),
-            rule=config.verdict.rule, fdr=config.verdict.fdr, progress=progress,
+            rule=config.verdict.rule, fdr=config.verdict.fdr, custody=custody, progress=progress,
         )  # fmt: skip
     finish(result, as_json)

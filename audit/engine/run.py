@@ -19,6 +19,7 @@ from typing import Any
 
 from audit import metrics
 from audit.config import Config, EngineName
+from audit.custody.keep import NOBODY, Custody, sign_one_of_many
 from audit.engine.due import Due, Skipped
 from audit.engine.local import LocalEngine
 from audit.engine.places import OpenWorkspace
@@ -42,15 +43,19 @@ MOST_LISTED = 1000  # matched audits that a run's state names; its index page ha
 
 
 class Run:
-    """One run. ``tell`` hears of its state at every event; setting ``stop`` lets it drain and end."""
+    """One run. ``tell`` hears of its state at every event; setting ``stop`` lets it drain and end.
+
+    ``custody`` says whose run it is; pages are signed here, as they come, and no worker sees the key.
+    """
 
     def __init__(
         self,
         config: Config,
         tell: Callable[[RunState], None] | None = None,
         stop: threading.Event | None = None,
+        custody: Custody = NOBODY,
     ) -> None:
-        self.config, self.tell = config, tell or (lambda state: None)
+        self.config, self.tell, self.custody = config, tell or (lambda state: None), custody
         self.workspace = Workspace(config.workspace)
         self.stop = stop or threading.Event()
         self.skipped = Skipped({})
@@ -137,10 +142,8 @@ class Run:
         self._failed_before = set(failed_before)
         open_place = self._open_place()
         bench = open_place(Needs.gpu).bench if config.run.engine is EngineName.local else None
-        stages = [
-            Report(config.references, config.verdict) if stage.name == Report.name else stage
-            for stage in stages_for(config.references)
-        ]
+        report = Report(config.references, config.verdict, self.custody.without_key())
+        stages = [report if isinstance(stage, Report) else stage for stage in stages_for(config.references)]
         others = [stage for stage in stages if not is_ours(stage.name) or stage.name == Membership.name]
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench, others)
         engine = self._engine()
@@ -281,6 +284,7 @@ class Run:
         """Keep what the audit found, for the list at the end; an earlier failure of it is no news any more."""
         state, job = self.state, event.job
         said = event.record(Reported) or Reported(0.0, "", None, 0, 0, False)
+        sign_one_of_many(self.workspace, said.page, self.custody)
         answer = Answer(
             job.id, job.name, job.item_id, said.verdict, said.matches, said.matched_sets, said.page, said.tells_nothing
         )

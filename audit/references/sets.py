@@ -309,8 +309,10 @@ class ReferenceSets:
     def remove(self, name: str) -> Removed:
         """Remove the set ``name`` under every descriptor, all matches with it, and the pages that speak of it.
 
-        No table file and no page holds anything of it afterwards. Raises ReferenceSetError where there is none.
+        No table file, no page and no list of a manifest holds anything of it afterwards. Raises ReferenceSetError where
+        there is none.
         """
+        from audit.custody.statement import remove_pictures
         from audit.report.pages import pages_with, remove_page
 
         rows = self.workspace.rows(
@@ -325,6 +327,7 @@ class ReferenceSets:
             raise ReferenceSetError(f"there is no reference set {name!r} (there are: {known})")
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
+        remove_pictures(self.workspace, name)
         # the set itself last: killed before, it is still there to be removed
         for row in self.workspace.rows(
             "SELECT DISTINCT reference_set FROM (SELECT reference_set, unnest(backgrounds) AS one FROM set_chances) "

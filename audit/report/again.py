@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from audit.config import VerdictSettings
+from audit.custody.keep import NOBODY, Custody, sign_one_of_many
 from audit.references.audits import match_audit
 from audit.report.facts import collect
 from audit.report.index import Answer, Together, together
@@ -19,6 +20,7 @@ def match_again(
     audits: Sequence[str] | None = None,
     tell: Callable[[str, int, int], None] = lambda stage, done, total: None,
     asked: VerdictSettings | None = None,
+    custody: Custody = NOBODY,
 ) -> tuple[Together, dict[str, int]]:
     """Match finished ``audits``, or all, with ``sets`` and write their pages; what matches over all of them.
 
@@ -40,7 +42,8 @@ def match_again(
         tell("matching", number, len(rows))
         match_audit(workspace, row["audit_id"], sets)
         facts = collect(workspace, row["audit_id"], sets, asked)
-        page, said = write_page(facts, workspace), facts.verdict
+        page, said = write_page(facts, workspace, custody), facts.verdict
+        sign_one_of_many(workspace, page, custody)
         answers.append(
             Answer(
                 row["audit_id"], row["checkpoint_name"], "", said.said, len(said.matched), len(said.matched_sets), page,

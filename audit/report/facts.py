@@ -11,6 +11,7 @@ from typing import Any
 import duckdb
 
 from audit.config import VerdictSettings
+from audit.custody.record import Record, record_of
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
 from audit.references.weigh import values_of_decoys
@@ -88,7 +89,8 @@ class AuditFacts:
     references with their error rates, ``set_chances`` whole sets, ``pairings`` the backgrounds that decoys are of.
     ``verdict`` is what follows by the rule and at the rate that were ``asked`` for; ``questions`` tell the sets and
     decoys that it is about from others under the same names. ``denoised`` are pictures of membership, and ``decoys``
-    what the decoys of each set have: cosines to the nearest extraction, and membership scores.
+    what the decoys of each set have: cosines to the nearest extraction, and membership scores. ``record`` has the
+    hashes of all of it.
     """
 
     row: dict[str, Any]
@@ -110,6 +112,7 @@ class AuditFacts:
     pairings: list[Pairing] = field(default_factory=list)
     denoised: list[Denoised] = field(default_factory=list)
     decoys: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    record: Record = field(default_factory=lambda: Record({}, {}, []))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -282,5 +285,5 @@ def _collected(
         verdict, [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
-        values_of_decoys(connection, audit_id, weighed),
+        values_of_decoys(connection, audit_id, weighed), record_of(connection, audit_id, names),
     )  # fmt: skip

@@ -8,6 +8,7 @@ import json
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from audit import __version__
+from audit.custody.keep import NOBODY, Custody, keep_manifest
 from audit.descriptors.facts import in_words
 from audit.report.advice import next_steps, would_change
 from audit.report.facts import AuditFacts
@@ -59,8 +60,11 @@ def render(facts: AuditFacts) -> str:
     )
 
 
-def write_page(facts: AuditFacts, workspace: Workspace) -> str:
-    """Write the page into the workspace, whole or not at all; where it is. Another question has another page."""
+def write_page(facts: AuditFacts, workspace: Workspace, custody: Custody = NOBODY) -> str:
+    """Write the page into the workspace, whole or not at all; where it is. Another question has another page.
+
+    Its manifest comes first, and is not signed here (audit/custody/keep.py).
+    """
     row, verdict = facts.row, facts.verdict
     references = [one.reference_id for one in facts.references]
     key = page_key(row["audit_id"], facts.reference_sets, references, facts.questions, facts.asked)
@@ -69,4 +73,6 @@ def write_page(facts: AuditFacts, workspace: Workspace) -> str:
         len(verdict.possible), verdict.tells_nothing, row["finished_at"].isoformat(), verdict.said, verdict.rule,
         verdict.rate, sorted({one.background for one in facts.pairings}),
     )  # fmt: skip
-    return write_page_with(workspace, key, render(facts), said)
+    html = render(facts)
+    keep_manifest(workspace, key, html.encode(), row["audit_id"], facts.reference_sets, facts.record, custody)
+    return write_page_with(workspace, key, html, said)

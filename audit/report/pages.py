@@ -18,9 +18,9 @@ from audit.config import Rule, VerdictSettings
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
 from audit.workspace import Workspace
-from audit.workspace.names import KEY
+from audit.workspace.names import KEY, REPORTS
 
-FOLDER = "reports"
+FOLDER = REPORTS
 MOST_NAME = 40  # letters of a set's name in a page's
 
 
@@ -126,9 +126,11 @@ def pages_with(workspace: Workspace, name: str) -> list[str]:
 
 
 def remove_page(workspace: Workspace, key: str) -> None:
-    """Remove a page and the document beside it."""
-    workspace.files.remove(key)
-    workspace.files.remove(_document(key))
+    """Remove a page, its manifest, and the document beside it."""
+    from audit.custody.statement import documents_of
+
+    for one in (key, *documents_of(key), _document(key)):
+        workspace.files.remove(one)
 
 
 def keep_sets(workspace: Workspace, key: str, sets: Sequence[str]) -> None:

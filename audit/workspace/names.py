@@ -12,6 +12,7 @@ from audit.files import Files
 from audit.schemas import TABLES
 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+REPORTS = "reports"  # the folder of pages, their manifests and signatures
 LOOSE_NAME = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})~(\d{20})-([0-9a-f]{8})\.(parquet|gone|where)")
 MERGED_NAME = re.compile(r"(\d{12,18})-[0-9a-f]{8}\.parquet")
 ROWS = "rows-"  # how the keys of appended files begin; no two files have the same
