@@ -106,10 +106,14 @@ def rows_of(pictures: Path, now: datetime) -> list[tuple[str, str, list[dict[str
     member = {**of, "score": 0.25, "view": "whole", "base_loss": 1.0, "tuned_loss": 0.75, "timesteps": [100, 500],
               "by_timestep": [0.2, 0.3], "evaluations": 8, "question": "q"}  # fmt: skip
     decoy = {**member, "reference_set": "decoys", "reference_id": made[-1]["reference_id"], "score": 0.01}
+    whole = {"audit_id": ID, "reference_set": "mine", "pictures": 2, "decoys": 2, "uncalibrated": "2 are too few",
+             "backgrounds": [{"background": "decoys", "pictures": 2, "suspects": []}]}  # fmt: skip
+    denoised = {**of, "view": "whole", "timestep": 500, "steps": 8, "w": 2.0, "noised": b"n", "tuned_estimate": b"t"}
     return [
         ("checkpoints", "k", [checkpoint]), ("audits", ID, [audit]), ("generations", ID, sampled),
         ("extractions", ID, found), ("matches", f"{ID}.mine", [match]), ("memberships", f"{ID}.mine", [member]),
         ("memberships", f"{ID}.decoys", [decoy]), ("chances", f"{ID}.mine", [{**of, "similarity": 0.91, "rank": 1}]),
+        ("set_chances", f"{ID}.mine", [whole]), ("denoised", f"{ID}.mine", [denoised]),
         ("references", "mine.1", [one for one in made if one["reference_set"] == "mine"]),
         ("references", "decoys.1", [one for one in made if one["reference_set"] == "decoys"]),
         ("passed_over", "mine.1", [{"reference_set": "mine", "descriptor_name": "nano@1", "name": "notes.txt",
