@@ -10,7 +10,7 @@ from typing import Any
 
 import duckdb
 
-from audit.custody.findings import Finding, PageCheck, Verified, changed_lines, differences
+from audit.custody.findings import GONE, Finding, PageCheck, Verified, changed_lines, differences
 from audit.custody.keep import pages_of
 from audit.custody.originals import Originals, check_checkpoint, check_pictures
 from audit.custody.record import Record, Rows, record_of
@@ -168,6 +168,12 @@ class _Check:
         lines = self._lines(rows_key, said.rows[1], found)
         of_rows = [one for name in sorted({*predicate.tables, *now.tables}) for one in self._table(
             name, predicate.tables.get(name), now.tables.get(name, Rows([])), lines)]  # fmt: skip
+        if any(entry.name not in there for entry in predicate.sets):  # what was weighed with decoys goes with them
+            of_rows = [
+                Finding(one.part, REMOVED, "it rested on a set that was removed since")
+                if one.said == GONE and one.part.startswith("set_chances ") else one
+                for one in of_rows
+            ]  # fmt: skip
         if not of_rows:
             of_rows = [Finding("tables", AGREES, f"{len(now.lines)} rows are as they were")]
         found += of_rows

@@ -14,6 +14,8 @@ MOST_NAMED = 100  # rows of a table, or pictures of a set, that are named one by
 LATER = ("evaluations",)  # tables to which another question adds rows that this page does not speak of
 MOST_SHOWN = 120  # letters of a value
 
+GONE = "this row is not there any more"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -73,7 +75,7 @@ def changed_lines(then: Iterable[str], now: Iterable[str], whole: str) -> list[F
     gone, come = gone - come, come - gone
     old, new = dict(keys_of(sorted(gone.elements()))), dict(keys_of(sorted(come.elements())))
     found = [Finding(named(key), Agreement.differs, "this row was changed since") for key in old if key in new]
-    found += [Finding(named(key), Agreement.differs, "this row is not there any more") for key in old if key not in new]
+    found += [Finding(named(key), Agreement.differs, GONE) for key in old if key not in new]
     for key in [key for key in new if key not in old]:
         if key[0] in LATER:
             found.append(Finding(named(key), Agreement.unchecked, "added since: the page does not speak of it"))

@@ -265,7 +265,7 @@ def test_a_set_that_was_removed_is_said_to_be_and_nothing_of_it_is_left(made: Re
     ReferenceSets(made.workspace).remove("decoys")
     found = made.verify()
     assert found.agrees
-    assert [one.part for one in found.of(Agreement.removed)] == ["reference set decoys"]
+    assert [one.part for one in found.of(Agreement.removed)] == ["set_chances mine", "reference set decoys"]
     files = [path for path in (made.workspace.root / "reports").rglob("*") if path.is_file()]
     assert len(files) == 5  # page, document, rows, manifest, and the pictures of the other set
     assert not any("blue.png" in path.read_text() for path in files)
@@ -349,4 +349,4 @@ def test_a_report_on_object_storage_is_signed_and_verified(made: Report, keys: K
     found = verify_report(workspace, ID, public_key=keys.public, references=[made.pictures], checkpoint=made.checkpoint)
     assert {one.state for page in found.pages for one in page.findings} == {Agreement.agrees}
     ReferenceSets(workspace).remove("decoys")
-    assert len(verify_report(workspace, ID, public_key=keys.public).of(Agreement.removed)) == 1
+    assert len(verify_report(workspace, ID, public_key=keys.public).of(Agreement.removed)) == 2
