@@ -22,7 +22,7 @@ from testbed.sets import SIZE, FewShotSet, few_shot_set, prepared, shipped_name,
 from testbed.sources import emoji_entries, fluent_file, root
 
 FOLDER = Path(__file__).parent / "controls"
-DECOY_KINDS = {"fluent-animals": "animal"}  # of which emoji the shipped decoys of a set are
+DECOY_KINDS = {"fluent-animals": "animal-mammal"}  # of which emoji the shipped decoys of a set are: its subject
 
 
 @dataclass(frozen=True)

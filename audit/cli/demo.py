@@ -32,8 +32,8 @@ def demo(
 ) -> None:
     """Audit a checkpoint of the embedded model and open the evidence: recovered training images beside the originals.
 
-    It is asked about the ten or so training pictures, and about pictures of the same kind that were not trained on, so
-    that a false match would show. Takes a minute or two on two cores.
+    It is asked about the ten or so training pictures, with pictures of the same kind that were not trained on as
+    decoys; where none come along, among such pictures, so that a false match would show. A minute or two on two cores.
     """
     from audit import api
     from audit.cli.custody import custody_of
@@ -63,7 +63,8 @@ def demo(
         log.warning("no decoys of its kind come along: what follows is by the fixed threshold, without an error rate")
     with progress_display(console()) as progress:
         result = api.scan(
-            request, references=[training, control], background=decoys, descriptor="nano", workspace=config.workspace,
+            request, references=[training] if decoys else [training, control], background=decoys,
+            descriptor="nano", workspace=config.workspace,
             rule=Rule.calibrated if decoys else Rule.fixed, training_images=training, control=control,
             custody=custody, progress=progress,
         )  # fmt: skip
