@@ -204,7 +204,7 @@ def _headline(verdict: QuestionVerdict) -> str:
     if pictures:
         told = "match" if many else "matches"
         what = f"{_of(pictures, verdict.references, 'reference picture')} {told}"
-        return f"{what}: by all evidence the model was trained on {'them' if many else 'it'}, or on near copies."
+        return f"{what}: the evidence says the model was trained on {'them' if many else 'it'}, or on near copies."
     if verdict.matched_sets:
         names = ", ".join(one.reference_set for one in verdict.matched_sets)
         many, p = len(verdict.matched_sets) != 1, ", ".join(f"{one.p:.2g}" for one in verdict.matched_sets)
