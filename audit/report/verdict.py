@@ -211,7 +211,8 @@ def _headline(verdict: QuestionVerdict) -> str:
         return f"{_of(pictures, verdict.references, 'reference picture')} {told}, by a fixed threshold."
     if pictures:
         told = "match" if many else "matches"
-        return f"{_of(pictures, verdict.references, 'reference picture')} {told}: this model was trained on them."
+        what = f"{_of(pictures, verdict.references, 'reference picture')} {told}"
+        return f"{what}: the evidence says the model was trained on {'them' if many else 'it'}, or on near copies."
     if verdict.matched_sets:
         names = ", ".join(one.reference_set for one in verdict.matched_sets)
         many, p = len(verdict.matched_sets) != 1, ", ".join(f"{one.p:.2g}" for one in verdict.matched_sets)
