@@ -50,7 +50,7 @@ MOST_UNSEEN = 20  # of a realistic fine-tune's pictures that it never saw; the o
 PDQ_NEAR = 31  # bits of 256
 OWN_SOURCE = {"animals-3d": "@lobehub/fluent-emoji-3d", "transport-3d": "@lobehub/fluent-emoji-3d"}
 GROWTH, GROWTH_DECOYS = (100, 1_000, 5_000), 200
-FOREIGN = 12  # pictures of a set that had no part
+FOREIGN_SETS, FOREIGN = 4, 12  # for each checkpoint, and pictures of a set that had no part
 GROUPS = ("trained", "unseen", "near")
 LEVELS = (0.05, 0.01, 0.001)
 RULES = ("fixed", "pdq", "extraction", "membership", "either", "combined")
@@ -139,13 +139,18 @@ def scanned(one: Subject, base: Path, workspace: Path, place: Path, bench: audit
     )  # fmt: skip
 
 
-def foreign_rows(one: Subject, base: Path, workspace: Path, place: Path, bench: audit.Bench) -> list[dict[str, Any]]:
-    """Scans of ``one`` for every few-shot set that had no part in it, nor another of its source: what is matched."""
+def foreign_rows(
+    one: Subject, number: int, base: Path, workspace: Path, place: Path, bench: audit.Bench
+) -> list[dict[str, Any]]:
+    """Scans of ``one``, the ``number``-th, for few-shot sets that had no part in it, nor any of their source.
+
+    Of the sets there are, FOREIGN_SETS for each checkpoint, in turn.
+    """
     of = next((item for item in SETS if item.name == one.of), None)
-    rows = []
-    for other in SETS:
-        if other.source == (of.source if of else OWN_SOURCE.get(one.of)):
-            continue
+    own = of.source if of else OWN_SOURCE.get(one.of)
+    others, rows = [item for item in SETS if item.source != own], []
+    for turn in range(FOREIGN_SETS):
+        other = others[(number * FOREIGN_SETS + turn) % len(others)]
         chances = scanned(foreign(one, other.name), base, workspace, place, bench).facts
         rows.append(
             {
@@ -358,8 +363,10 @@ def main(
             row = row_of(one, result) | {"seconds": round(time.monotonic() - started, 1)}
             print(json.dumps({key: value for key, value in row.items() if key not in P_VALUES}), flush=True)
             found["rows"].append(row)
-            if no_part_of:
-                found["foreign"] += foreign_rows(one, base, workspace, Path(place), bench)
+            _keep(found, json_file)
+        for number, one in enumerate(subjects if no_part_of else []):
+            found["foreign"] += foreign_rows(one, number, base, workspace, Path(place), bench)
+            print(json.dumps(found["foreign"][-FOREIGN_SETS:]), flush=True)
             _keep(found, json_file)
         if no_part_of and not quick:
             found["growth"] = growth_rows(subjects[0], base, workspace, Path(place), bench)
