@@ -47,7 +47,7 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     app(["catalog", "add", str(KOHYA), "--workspace", folder], standalone_mode=False)
     code = app(
         ["scan", str(KOHYA), "--base", str(BASE), "--workspace", folder, "--steps", "8", "--descriptor", "nano",
-         "--images-per-training-image", "4", "--device", "cpu", "--references",
+         "--images-per-training-image", "4", "--device", "cpu", "--rule", "fixed", "--references",
          str(set_folder("fluent-animals", "train"))],
         standalone_mode=False,
     )  # fmt: skip

@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from audit.config import VerdictSettings
 from audit.errors import WorkspaceError
 from audit.files import whole_file
+from audit.references.decoys import Questions
 from audit.report.pages import page_key
 from audit.schemas import TABLES
 from audit.workspace import Workspace
@@ -61,7 +63,7 @@ def test_keys_cannot_leave_the_workspace(workspace: Workspace, key: str) -> None
     with pytest.raises(WorkspaceError):
         workspace.spool(key)
     with pytest.raises(WorkspaceError):
-        page_key(key, [], [])
+        page_key(key, [], [], Questions({}, False), VerdictSettings())
 
 
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:

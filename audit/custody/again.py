@@ -128,8 +128,8 @@ def reproduce(
         asked = {made: name for made, name in sets.names.items() if name not in sets.background}
         for table in KEY_COLUMNS:
             then = _rows(workspace, audit_id, table, list(asked.values()))
-            parts += compared(table, then, _rows(again, audit_id, table, list(asked), asked))
-        parts += [part for then, now in found for part in _verdicts(then, now)]
+            parts += compared(table, then, _rows(again, audit_id, table, list(asked), sets.names))
+        parts += [part for then, now in found for part in _verdicts(then, now, sets.names)]
         return Reproduced(audit_id, parts, _others(row, found[0][1].row), sets.left_out)
 
 
@@ -279,7 +279,16 @@ def _rows(
     rows = workspace.rows(
         f"SELECT * FROM {table} WHERE audit_id = ?{where}", [audit_id, sets] if by_set else [audit_id]
     )
-    return [row | {"reference_set": names[row["reference_set"]]} if names and by_set else row for row in rows]
+    return [_renamed(row, names) if names and by_set else row for row in rows]
+
+
+def _renamed(row: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """A row with the names that its sets had."""
+    found = row | {"reference_set": names[row["reference_set"]]}
+    if row.get("backgrounds"):
+        named = [one | {"background": names[one["background"]]} for one in row["backgrounds"]]
+        found["backgrounds"] = sorted(named, key=lambda one: str(one["background"]))
+    return found
 
 
 def compared(table: str, then: list[dict[str, Any]], now: list[dict[str, Any]]) -> Iterator[Part]:
@@ -313,24 +322,25 @@ def _distance(one: Any, other: Any) -> float | None:
     return None
 
 
-def _verdicts(then: AuditFacts, now: AuditFacts) -> Iterator[Part]:
-    """The verdicts of both as parts, by what they rest on."""
+def _verdicts(then: AuditFacts, now: AuditFacts, names: dict[str, str]) -> Iterator[Part]:
+    """The verdicts of both as parts, by what they rest on; ``names`` has those of the sets now, and of then."""
     for name, of in (("matches", _matched), ("with an error rate", _told)):
-        first, second = of(then), of(now)
+        first, second = of(then, {}), of(now, names)
         keys = {*first, *second}
         yield Part(VERDICTS, name, len(keys), sum(first.get(key) == second.get(key) for key in keys), None)
     same = then.verdict.said == now.verdict.said
     yield Part(VERDICTS, "what is said", 1, int(same), None)
 
 
-def _matched(facts: AuditFacts) -> dict[str, str]:
-    found = {one.reference_id: "possible" for one in facts.verdict.possible}
+def _matched(facts: AuditFacts, names: dict[str, str]) -> dict[str, str]:
+    found = {one.reference_id: "looks alike" for one in facts.verdict.alike}
+    found |= {one.reference_id: "possible" for one in facts.verdict.possible}
     return found | {one.reference_id: "match" for one in facts.verdict.matched}
 
 
-def _told(facts: AuditFacts) -> dict[tuple[str, str], str]:
-    found = {(one.reference_id, "chance"): str(one.verdict) for one in facts.chances}
-    return found | {(one.reference_set, "whole"): str(one.verdict) for one in facts.set_chances}
+def _told(facts: AuditFacts, names: dict[str, str]) -> dict[str, str]:
+    found = {one.reference_id: str(one.verdict) for one in facts.chances}
+    return found | {names.get(one.reference_set, one.reference_set): str(one.verdict) for one in facts.set_chances}
 
 
 def _others(then: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[str, str]]:
