@@ -34,7 +34,9 @@ import audit
 from audit.config import VerdictSettings
 from audit.demo import ASSETS, DECOYS, load_folder, load_set
 from audit.evidence.chance import agreed_p, either_p, false_discovery_rates
+from audit.references.sets import ReferenceSets
 from audit.states import Verdict
+from audit.workspace import Workspace
 from benchmarks.grid import SHIPPED, available
 from benchmarks.tables import table
 from testbed.controls import FOLDER as CONTROLS
@@ -132,11 +134,15 @@ def scanned(one: Subject, base: Path, workspace: Path, place: Path, bench: audit
     }  # fmt: skip
     background = [folders.pop("decoys")]
     settings = audit.Settings(images_per_training_image=IMAGES)
-    return audit.scan(
+    result = audit.scan(
         one.file, str(base), references=list(folders.values()), background=background,
         descriptor="nano", captions=one.captions, n0=one.n0, settings=settings, bench=bench,
         workspace=workspace / one.name,
     )  # fmt: skip
+    sets = ReferenceSets(Workspace(workspace / one.name))
+    for row in sets.list():  # the next scan of this checkpoint has no decoys but its own
+        sets.remove(row["reference_set"])
+    return result
 
 
 def foreign_rows(
