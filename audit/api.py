@@ -90,10 +90,7 @@ class Result:
         return {**self.facts.as_json(), "report": self.page, "skipped_images": skipped}
 
     def to_arrow(self) -> pa.Table:
-        """A row an extraction and reference near it: rank, confidence, size, and the columns of matches.
-
-        Its verdict is by the fixed threshold; ``verdict`` has the one with an error rate.
-        """
+        """A row an extraction and reference near it, with the verdict of the fixed threshold: see ``verdict``."""
         import pyarrow as pa
 
         rows = [
@@ -129,10 +126,9 @@ class Compared:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``lora-audit match --json`` prints them."""
-        found = self.found
         return {
-            "audits": [asdict(one) for one in self.answers], "compared": found.compared, "expected": found.expected,
-            "left_out": self.left_out,
+            "audits": [asdict(one) for one in self.answers], "compared": self.found.compared,
+            "expected": self.found.expected, "left_out": self.left_out,
         }  # fmt: skip
 
 

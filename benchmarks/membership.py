@@ -104,9 +104,8 @@ def realistic(folder: Path) -> list[Subject]:
     found = []
     for about in sorted(folder.glob("*/training.json")):
         said = json.loads(about.read_text())
-        pictures = prepared(said["few_shot"])
+        pictures, count = prepared(said["few_shot"]), said["training_images"]
         images = np.concatenate([pictures.training, pictures.control])
-        count = said["training_images"]
         [path] = about.parent.glob("*.safetensors")
         found.append(
             Subject(about.parent.name, path, said["training_captions"][0], said["holdout"],
