@@ -18,6 +18,7 @@ from audit.evidence.chance import FEWEST, standing_out
 from audit.evidence.kind import kind_problem, of_their_kind
 
 BLOCK = 1024  # references at a time
+VERSION = 1  # raised when the same pictures and decoys come to have other chances
 ANOTHER_LOOK = "its pictures are of another look than the references"
 UNCLEAR = "several backgrounds could be of the references' look, and are of different looks themselves"
 MOST_SUSPECTS = 20  # that are named
@@ -140,7 +141,7 @@ def questions_of(ask: Ask, descriptor: str, sets: Sequence[str]) -> Questions:
             if row["kind"] == "background" and row["reference_set"] != name and is_for(row["decoys_of"], name)
         ]
         has_decoys |= bool(decoys)
-        found[name] = hashlib.sha256(repr([own, decoys]).encode()).hexdigest()[:16]
+        found[name] = hashlib.sha256(repr([VERSION, own, decoys]).encode()).hexdigest()[:16]
     return Questions(found, has_decoys)
 
 
