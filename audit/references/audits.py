@@ -2,58 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from audit.errors import WorkspaceError
+from audit.references.index import open_bank
 from audit.references.match import match_extractions
 from audit.references.weigh import WEIGHED, Weighed, weigh_in
 from audit.workspace import Workspace
 
+BLOCK = 256  # audits that are matched together: what is read of the references is read once for all of them
+
 
 def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> None:
-    """Match a finished audit with reference sets, and weigh it; a file a set, replaced when it is matched again.
+    """Match a finished audit with reference sets, and weigh it; see match_audits."""
+    match_audits(workspace, [audit_id], sets)
+
+
+def match_audits(workspace: Workspace, audits: Sequence[str], sets: Sequence[str]) -> None:
+    """Match finished audits with reference sets, and weigh them; a file an audit and set, replaced when done again.
 
     Raises WorkspaceError where a set is not there any more: an audit without its matches would pass for one that found
     nothing.
     """
-    if not sets:
+    if not sets or not audits:
         return
 
-    def ask(connection: duckdb.DuckDBPyConnection) -> tuple[dict[str, list[dict[str, Any]]], Weighed]:
-        return _found(connection, workspace, audit_id, sets), weigh_in(connection, audit_id, sets)
+    def ask(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, list[Weighed]]:
+        found = pa.concat_tables(_found(connection, workspace, audits, sets))
+        return found, [weigh_in(connection, one, sets) for one in audits]
 
-    rows_of, weighed = workspace.asked(ask, WEIGHED)
-    for name, rows in rows_of.items():
-        workspace.write("matches", f"{audit_id}.{name}", rows)
-        for table in ("chances", "set_chances"):  # the last has the question: what is there is whole
-            mine = [row for row in getattr(weighed, table) if row["reference_set"] == name]
-            workspace.write(table, f"{audit_id}.{name}", mine)
+    found, weighed = workspace.asked(ask, WEIGHED)
+    for audit_id, chances in zip(audits, weighed, strict=True):
+        mine = found.filter(pc.equal(found["audit_id"], audit_id))
+        for name in sets:
+            workspace.write("matches", f"{audit_id}.{name}", mine.filter(pc.equal(mine["reference_set"], name)))
+            for table in ("chances", "set_chances"):  # the last has the question: what is there is whole
+                rows = [row for row in getattr(chances, table) if row["reference_set"] == name]
+                workspace.write(table, f"{audit_id}.{name}", rows)
 
 
 def _found(
-    connection: duckdb.DuckDBPyConnection, workspace: Workspace, audit_id: str, sets: Sequence[str]
-) -> dict[str, list[dict[str, Any]]]:
-    """Rows of matches by set, all from one view of the tables."""
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, audits: Sequence[str], sets: Sequence[str]
+) -> Iterable[pa.Table]:
+    """Rows of matches, all from one view of the tables."""
 
-    def table(sql: str, value: str) -> pa.Table:
-        return connection.sql(sql, params=[value]).to_arrow_table()
+    def table(sql: str, *values: object) -> pa.Table:
+        return connection.sql(sql, params=list(values)).to_arrow_table()
 
-    sql = "SELECT descriptor, threshold, descriptor_size FROM audits WHERE audit_id = ?"
-    [audit] = table(sql, audit_id).to_pylist()
-    there = table('SELECT DISTINCT reference_set FROM "references" WHERE descriptor_name = ?', audit["descriptor"])
-    missing = [name for name in sets if name not in there["reference_set"].to_pylist()]
-    if missing:
-        raise WorkspaceError(
-            f"the reference set {missing[0]!r} is not in {workspace.files} any more, described by "
-            f"{audit['descriptor']}: add it again, or leave it out"
+    sql = """SELECT descriptor, threshold, coalesce(descriptor_size, 0) AS size, list(audit_id) AS audits FROM audits
+        WHERE list_contains(?::VARCHAR[], audit_id) GROUP BY ALL ORDER BY ALL"""
+    for alike in table(sql, list(audits)).to_pylist():
+        described_by = alike["descriptor"]
+        there = table('SELECT DISTINCT reference_set FROM "references" WHERE descriptor_name = ?', described_by)
+        missing = [name for name in sets if name not in there["reference_set"].to_pylist()]
+        if missing:
+            raise WorkspaceError(
+                f"the reference set {missing[0]!r} is not in {workspace.files} any more, described by "
+                f"{described_by}: add it again, or leave it out"
+            )
+        extractions = table(
+            """SELECT * EXCLUDE (image) FROM extractions WHERE list_contains(?::VARCHAR[], audit_id)
+            ORDER BY audit_id, rank""",
+            alike["audits"],
         )
-    extractions = table("SELECT * EXCLUDE (image) FROM extractions WHERE audit_id = ?", audit_id)
-    size = audit["descriptor_size"] or 0
-    return {
-        name: match_extractions(connection, extractions, [name], audit["descriptor"], audit["threshold"], size)
-        for name in sets
-    }
+        banks = {name: open_bank(connection, workspace.files.scratch, name, described_by) for name in sets}
+        yield match_extractions(connection, extractions, banks, alike["threshold"], alike["size"])

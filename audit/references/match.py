@@ -1,30 +1,28 @@
-"""Match extractions with reference sets: one SQL statement with both similarities."""
+"""Match extractions with reference sets: the index finds candidates, one SQL statement judges them."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from audit.descriptors.pdq import MATCH_DISTANCE, MIN_QUALITY
+from audit.references.index import Bank
+from audit.references.index.bank import unit_vectors
+from audit.references.index.hashes import packed
+from audit.sampling.spooled import vectors_of
 from audit.schemas import MATCHES
+
+TOP = 3  # references that are kept of each extraction
+AT_ONCE = 8192  # extractions: each block of references is read once for all of them
 
 # A match needs the descriptor; PDQ corroborates it. PDQ alone is shown to a reviewer and never counts. An extraction
 # speaks for its nearest reference only: a picture that looks like the one that was copied is not accused with it.
 _SQL = """
-WITH pairs AS (
-    SELECT e.audit_id, e.rank, r.reference_set, r.reference_id,
-        list_cosine_similarity(e.descriptor, r.descriptor) AS similarity,
-        coalesce(least(r.width, r.height) < $smallest, false) AS is_small,
-        CASE WHEN e.pdq_quality >= $quality AND r.pdq_quality >= $quality
-            THEN bit_count(xor(e.pdq::BIT, r.pdq::BIT)) END AS pdq_distance
-    FROM extracted AS e CROSS JOIN "references" AS r
-    WHERE r.descriptor_name = $descriptor AND list_contains($sets, r.reference_set)
-), placed AS (
+WITH placed AS (
     SELECT *, row_number() OVER (
-        PARTITION BY rank, reference_set ORDER BY similarity DESC, reference_id
-    ) AS position FROM pairs
+        PARTITION BY audit_id, rank, reference_set ORDER BY similarity DESC, reference_id
+    ) AS position FROM candidates
 ), judged AS (
     SELECT *, CASE WHEN similarity < $threshold OR position > 1 THEN 'none'
         WHEN is_small THEN 'possible' ELSE 'match' END AS verdict FROM placed
@@ -36,34 +34,65 @@ SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_di
         WHEN coalesce(pdq_distance <= $distance, false) THEN 'pdq'
         ELSE 'none' END AS evidence
 FROM judged WHERE position <= $top OR coalesce(pdq_distance <= $distance, false)
-ORDER BY rank, position
+ORDER BY audit_id, rank, position
 """
+_CANDIDATES = pa.schema(
+    [
+        ("audit_id", pa.string()), ("rank", pa.int32()), ("reference_set", pa.string()), ("reference_id", pa.string()),
+        ("similarity", pa.float64()), ("pdq_distance", pa.int32()), ("is_small", pa.bool_()),
+    ]
+)  # fmt: skip
 
 
 def match_extractions(
     connection: duckdb.DuckDBPyConnection,
     extractions: pa.Table,
-    sets: list[str],
-    descriptor_name: str,
+    banks: dict[str, Bank],
     threshold: float,
     input_size: int = 0,
-    top: int = 3,
-) -> list[dict[str, Any]]:
-    """Rows of the matches table: the ``top`` nearest references of each extraction and set, and every PDQ match.
+    top: int = TOP,
+) -> pa.Table:
+    """The matches table's rows: the ``top`` nearest references of each extraction and set, and every PDQ match.
 
-    ``connection`` sees the references, ``extractions`` has the schema of that table. Compared are the references of
-    ``sets`` described by ``descriptor_name``. Those with a side below ``input_size`` pixels, the descriptor's own, have
-    been enlarged to be described, which makes small pictures alike: they are possible at most.
+    ``extractions`` has the schema of that table, and may be those of many audits; ``banks`` are the references of each
+    set, by the extractions' descriptor. References with a side below ``input_size`` pixels, the descriptor's own, have
+    been enlarged to be described, which makes small pictures alike: they are possible at most. Raises ReferenceSetError
+    for vectors of another width.
     """
-    parameters = {
-        "quality": MIN_QUALITY,
-        "descriptor": descriptor_name,
-        "sets": sets,
-        "threshold": threshold,
-        "distance": MATCH_DISTANCE,
-        "smallest": input_size,
-        "top": top,
-    }
-    kept = [name for name in extractions.schema.names if name != "image"]
-    connection.register("extracted", extractions.select(kept))
-    return connection.sql(_SQL, params=parameters).to_arrow_table().cast(MATCHES).to_pylist()
+    parts = [
+        candidates(extractions.slice(start, AT_ONCE), name, bank, input_size, top)
+        for name, bank in banks.items()
+        for start in range(0, extractions.num_rows, AT_ONCE)
+    ]
+    parameters = {"threshold": threshold, "distance": MATCH_DISTANCE, "top": top}
+    connection.register("candidates", pa.concat_tables(parts or [_CANDIDATES.empty_table()]))
+    return connection.sql(_SQL, params=parameters).to_arrow_table().cast(MATCHES)
+
+
+def candidates(extractions: pa.Table, name: str, bank: Bank, input_size: int, top: int) -> pa.Table:
+    """The references of a set that can be rows of matches, with what is known of each pair."""
+    unit = unit_vectors(vectors_of(extractions), [f"extraction {rank}" for rank in extractions["rank"].to_pylist()])
+    nearest = bank.nearest(unit, top)
+    quality = np.array(extractions["pdq_quality"].fill_null(-1).to_pylist(), np.int64)
+    given = [one if one is not None else bytes(32) for one in extractions["pdq"].to_pylist()]
+    quality[extractions["pdq"].is_null().to_numpy()] = -1
+    hashes = np.frombuffer(b"".join(given), np.uint8).reshape(-1, 32)
+    telling = np.flatnonzero(quality >= MIN_QUALITY)
+    hashed, alike, _ = bank.within(hashes[telling], MATCH_DISTANCE)
+    pairs = dict(zip(zip(nearest.query.tolist(), nearest.row.tolist(), strict=True), nearest.similarity, strict=True))
+    for query, row in zip(telling[hashed].tolist(), alike.tolist(), strict=True):
+        if (query, row) not in pairs:
+            pairs[query, row] = bank.cosines(unit[query], np.array([row]))[0]
+    queries, rows = np.array(list(pairs), np.int64).reshape(-1, 2).T
+    distance = np.bitwise_count(packed(hashes)[queries] ^ bank.hashes[rows]).sum(axis=1, dtype=np.int32)
+    unknown = (quality[queries] < MIN_QUALITY) | (bank.quality[rows] < MIN_QUALITY)
+    side = bank.side[rows]
+    return pa.table(
+        [
+            extractions["audit_id"].take(pa.array(queries)), extractions["rank"].take(pa.array(queries)),
+            pa.array([name] * len(rows), pa.string()), bank.ids.take(pa.array(rows)),
+            pa.array(list(pairs.values()), pa.float64()), pa.array(distance, mask=unknown),
+            pa.array((side >= 0) & (side < input_size)),
+        ],
+        schema=_CANDIDATES,
+    )  # fmt: skip

@@ -22,6 +22,7 @@ from audit.descriptors.pictures import SUFFIXES, opened_ahead
 from audit.errors import ReferenceSetError
 from audit.evidence.kind import look_of
 from audit.faults import reason_of_fault
+from audit.references.index import forget
 from audit.states import SetKind
 from audit.storable import path_as_text
 from audit.workspace import Workspace
@@ -340,6 +341,7 @@ class ReferenceSets:
             "references",
         )  # fmt: skip
         self.workspace.erase("reference_set", name, *tables)
+        forget(self.workspace.files.scratch, name)
         return Removed(name, rows[0]["pictures"], matches[0]["n"], pages)
 
     def require_any(self, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from audit.config import VerdictSettings
 from audit.custody.keep import NOBODY, Custody, sign_one_of_many
-from audit.references.audits import match_audit
+from audit.references.audits import BLOCK, match_audit, match_audits
 from audit.report.facts import collect
 from audit.report.index import Answer, Together, together
 from audit.report.page import write_page
@@ -40,7 +40,8 @@ def match_again(
     answers = []
     for number, row in enumerate(rows):
         tell("matching", number, len(rows))
-        match_audit(workspace, row["audit_id"], sets)
+        if number % BLOCK == 0:
+            match_audits(workspace, [one["audit_id"] for one in rows[number : number + BLOCK]], sets)
         facts = collect(workspace, row["audit_id"], sets, asked)
         page, said = write_page(facts, workspace, custody), facts.verdict
         sign_one_of_many(workspace, page, custody)

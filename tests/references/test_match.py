@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -21,6 +22,8 @@ from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import ReferenceSetError
 from audit.references import ReferenceSets
 from audit.references import match_extractions as match_in
+from audit.references.index import open_bank
+from audit.references.index.store import LARGE
 from audit.references.sets import known_pictures
 from audit.schemas import EXTRACTIONS
 from audit.workspace import Workspace
@@ -42,8 +45,17 @@ def extractions_of(images: np.ndarray, descriptor: Descriptor) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=EXTRACTIONS)
 
 
-def match_extractions(workspace: Workspace, *asked: Any, **more: Any) -> list[dict[str, Any]]:
-    return workspace.asked(lambda connection: match_in(connection, *asked, **more), '"references"')
+def match_extractions(
+    workspace: Workspace, extractions: pa.Table, sets: list[str], descriptor: str, threshold: float, top: int = 3,
+    large: int = LARGE,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows of matches; sets of ``large`` pictures or more are searched by their index."""
+
+    def ask(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
+        banks = {name: open_bank(connection, workspace.files.scratch, name, descriptor, large=large) for name in sets}
+        return match_in(connection, extractions, banks, threshold, top=top).to_pylist()
+
+    return workspace.asked(ask, '"references"')
 
 
 def test_a_set_is_added_listed_and_removed(sets: ReferenceSets, nano: Descriptor) -> None:
