@@ -11,6 +11,9 @@ products read a quarter of the memory, and processors have instructions for them
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
 import numba
 import numpy as np
 import torch
@@ -19,8 +22,11 @@ from audit.references.index.quantized import Quantized, quantized
 
 BLOCK = 4096  # rows of a product, which then stays in the cache with the queries
 QUERIES = 1024  # of a product
-BUFFER = 1024  # rows that a query may have in hand
-LEAST_QUERIES = 16  # fewer are filled up: products of fewer are no faster
+BUFFER = 2048  # rows that a query may have in hand
+FIRST = 64  # and that it takes before it lets go of some
+FEWEST = 16  # queries of a product: products of fewer are no faster
+STEP = 64  # queries that are looked at together
+NO_WAY = 4.0  # a floor that no cosine reaches
 
 
 def can_be_nearest(rows: Quantized, queries: np.ndarray, top: int) -> tuple[list[np.ndarray], np.ndarray]:
@@ -40,18 +46,22 @@ def can_be_nearest(rows: Quantized, queries: np.ndarray, top: int) -> tuple[list
 
 def _first_pass(rows: Quantized, queries: Quantized, top: int) -> tuple[list[np.ndarray], np.ndarray]:
     number = len(queries.numbers)
-    padded = np.zeros((max(number, LEAST_QUERIES), rows.numbers.shape[1]), np.int8)
-    padded[:number] = queries.numbers
-    turned = torch.from_numpy(padded).T
     state = _State(number, top, queries)
-    for start in range(0, len(rows.numbers), BLOCK):
-        block = np.ascontiguousarray(rows.numbers[start : start + BLOCK])
-        products = torch._int_mm(torch.from_numpy(block), turned).numpy()
-        end = start + len(block)
-        _scan(
-            products, start, rows.scales[start:end], rows.errors[start:end], queries.scales, state.margins, top,
-            state.floors, state.lower, state.upper, state.rows, state.counts, state.full,
-        )  # fmt: skip
+    filled = np.zeros((len(state.scales), rows.numbers.shape[1]), np.int8)
+    filled[:number] = queries.numbers
+    turned = torch.from_numpy(filled).T
+    share = -(-len(state.scales) // (state.step * torch.get_num_threads())) * state.step
+    shares = [(begin, min(begin + share, len(state.scales))) for begin in range(0, len(state.scales), share)]
+    with ThreadPoolExecutor(len(shares)) as threads:
+        for start in range(0, len(rows.numbers), BLOCK):
+            block = np.ascontiguousarray(rows.numbers[start : start + BLOCK])
+            products = torch._int_mm(torch.from_numpy(block), turned).numpy()
+            end = start + len(block)
+            scan = partial(
+                _scan, products, start, rows.scales[start:end], rows.errors[start:end], state.scales, state.margins,
+                top, state.floors, state.lower, state.upper, state.rows, state.counts, state.limits, state.full,
+            )  # fmt: skip
+            list(threads.map(lambda those, scan=scan: scan(*those), shares))
     return [state.those(one) for one in range(number)], state.full
 
 
@@ -60,13 +70,19 @@ class _State:
 
     def __init__(self, queries: int, top: int, quantized: Quantized) -> None:
         self.top = top
-        self.margins = (quantized.errors * 1.1).astype(np.float32)  # |x'| is at most 1 + e_x, and e_x below 0.09
-        self.floors = np.full(queries, -np.inf, np.float32)
+        self.step = STEP if queries > FEWEST else FEWEST
+        filled = -(-queries // self.step) * self.step
+        self.scales, self.margins = np.zeros(filled, np.float32), np.zeros(filled, np.float32)
+        self.scales[:queries] = quantized.scales
+        self.margins[:queries] = quantized.errors * 1.1  # |x'| is at most 1 + e_x, and e_x below 0.1
+        self.floors = np.full(filled, NO_WAY, np.float32)  # that of an upper bound less the margin
+        self.floors[:queries] = -NO_WAY
         self.lower = np.empty((queries, BUFFER), np.float32)
         self.upper = np.empty((queries, BUFFER), np.float32)
         self.rows = np.empty((queries, BUFFER), np.int64)
         self.counts = np.zeros(queries, np.int64)
-        self.full = np.zeros(queries, bool)
+        self.limits = np.full(queries, min(self.top + FIRST, BUFFER))  # of counts, at which some are let go of
+        self.full = np.zeros(queries, np.bool_)
 
     def those(self, query: int) -> np.ndarray:
         """The rows that can be among the nearest of ``query``."""
@@ -80,53 +96,72 @@ class _State:
 
 @numba.njit(nogil=True, cache=True, fastmath={"nnan", "ninf", "nsz", "reassoc", "contract"})
 def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    products, first, scales, errors, query_scales, margins, top, floors, lower, upper, rows, counts, full
+    products,
+    first,
+    scales,
+    errors,
+    query_scales,
+    margins,
+    top,
+    floors,
+    lower,
+    upper,
+    rows,
+    counts,
+    limits,
+    full,
+    begin,
+    stop,
 ):
-    """Take the rows of a block, ``products`` int32 [B, Q], whose upper bound reaches a query's floor."""
-    step = 64
-    number = len(query_scales)
+    """Take the rows of a block, ``products`` int32 [B, Q], whose upper bound reaches the floor of a query from ``begin`` to ``stop``."""
+    step = min(STEP, products.shape[1])
     for row in range(products.shape[0]):
-        scale, error = scales[row], errors[row]
-        for start in range(0, number, step):
-            end = min(start + step, number)
-            above = np.float32(-2.0)
-            for query in range(start, end):
-                over = products[row, query] * scale * query_scales[query] + error + margins[query] - floors[query]
-                above = max(above, over)
-            if above < 0:
+        scale, error, mine = scales[row], errors[row], products[row]
+        for start in range(begin, stop, step):
+            end = start + step
+            if not _any(mine[start:end], scale, error, query_scales[start:end], floors[start:end]):
                 continue
-            for query in range(start, end):
-                about = products[row, query] * scale * query_scales[query]
-                most = about + error + margins[query]
-                if most < floors[query] or full[query]:
+            for one in range(step):
+                query = start + one
+                about = np.float32(mine[query]) * (scale * query_scales[query])
+                if about + error < floors[query]:
                     continue
                 held = counts[query]
-                if held == lower.shape[1]:
-                    held = _let_go(query, top, floors, lower, upper, rows)
-                    if held > lower.shape[1] // 2:
+                if held == limits[query]:
+                    held = _let_go(query, held, top, floors, margins, lower, upper, rows)
+                    counts[query] = held
+                    limits[query] = min(2 * held + FIRST, lower.shape[1])
+                    if held == lower.shape[1]:
                         full[query] = True
-                        floors[query] = np.float32(3.0)
+                        floors[query] = np.float32(NO_WAY)
                         continue
-                    if most < floors[query]:
-                        counts[query] = held
+                    if about + error < floors[query]:
                         continue
                 lower[query, held] = about - error - margins[query]
-                upper[query, held] = most
+                upper[query, held] = about + error + margins[query]
                 rows[query, held] = first + row
                 counts[query] = held + 1
 
 
+@numba.njit(nogil=True, cache=True, fastmath=True)
+def _any(products, scale, error, factors, floors):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Whether an upper bound reaches its floor: counted, not looked for, which is done for many at once."""
+    reach = 0
+    for one in range(len(products)):
+        reach += np.float32(products[one]) * (scale * factors[one]) + error >= floors[one]
+    return reach > 0
+
+
 @numba.njit(nogil=True, cache=True)
-def _let_go(query, top, floors, lower, upper, rows):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _let_go(query, held, top, floors, margins, lower, upper, rows):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Let go of the rows that cannot be among the ``top`` nearest any more; how many are left."""
-    size = lower.shape[1]
-    floor = np.partition(lower[query], size - top)[size - top]
+    floor = np.partition(lower[query, :held], held - top)[held - top]
     kept = 0
-    for one in range(size):
+    for one in range(held):
         if upper[query, one] >= floor:
             lower[query, kept] = lower[query, one]
             upper[query, kept] = upper[query, one]
             rows[query, kept] = rows[query, one]
             kept += 1
-    floors[query] = floor
+    floors[query] = floor - margins[query]
     return kept
