@@ -14,6 +14,7 @@ from audit.sampling.spooled import vectors_of
 from audit.schemas import MATCHES
 
 TOP = 3  # references that are kept of each extraction
+MOST_HASHES = 100  # beside, of those whose hash is alike: the nearest
 AT_ONCE = 8192  # extractions: each block of references is read once for all of them
 
 # A match needs the descriptor; PDQ corroborates it. PDQ alone is shown to a reviewer and never counts. An extraction
@@ -22,7 +23,9 @@ _SQL = """
 WITH placed AS (
     SELECT *, row_number() OVER (
         PARTITION BY audit_id, rank, reference_set ORDER BY similarity DESC, reference_id
-    ) AS position FROM candidates
+    ) AS position, row_number() OVER (
+        PARTITION BY audit_id, rank, reference_set ORDER BY pdq_distance NULLS LAST, reference_id
+    ) AS hash_position FROM candidates
 ), judged AS (
     SELECT *, CASE WHEN similarity < $threshold OR position > 1 THEN 'none'
         WHEN is_small THEN 'possible' ELSE 'match' END AS verdict FROM placed
@@ -33,7 +36,7 @@ SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_di
         WHEN similarity >= $threshold THEN 'descriptor'
         WHEN coalesce(pdq_distance <= $distance, false) THEN 'pdq'
         ELSE 'none' END AS evidence
-FROM judged WHERE position <= $top OR coalesce(pdq_distance <= $distance, false)
+FROM judged WHERE position <= $top OR (hash_position <= $most AND coalesce(pdq_distance <= $distance, false))
 ORDER BY audit_id, rank, position
 """
 _CANDIDATES = pa.schema(
@@ -52,7 +55,8 @@ def match_extractions(
     input_size: int = 0,
     top: int = TOP,
 ) -> pa.Table:
-    """The matches table's rows: the ``top`` nearest references of each extraction and set, and every PDQ match.
+    """The matches table's rows: the ``top`` nearest references of each extraction and set, and PDQ matches: the
+    MOST_HASHES nearest.
 
     ``extractions`` has the schema of that table, and may be those of many audits; ``banks`` are the references of each
     set, by the extractions' descriptor. References with a side below ``input_size`` pixels, the descriptor's own, have
@@ -64,7 +68,7 @@ def match_extractions(
         for name, bank in banks.items()
         for start in range(0, extractions.num_rows, AT_ONCE)
     ]
-    parameters = {"threshold": threshold, "distance": MATCH_DISTANCE, "top": top}
+    parameters = {"threshold": threshold, "distance": MATCH_DISTANCE, "top": top, "most": MOST_HASHES}
     connection.register("candidates", pa.concat_tables(parts or [_CANDIDATES.empty_table()]))
     return connection.sql(_SQL, params=parameters).to_arrow_table().cast(MATCHES)
 

@@ -113,7 +113,10 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     begin,
     stop,
 ):
-    """Take the rows of a block, ``products`` int32 [B, Q], whose upper bound reaches the floor of a query from ``begin`` to ``stop``."""
+    """Of a block, ``products`` int32 [B, Q], take the rows whose upper bound reaches the floor of a query.
+
+    Only queries from ``begin`` to ``stop`` are looked at.
+    """
     step = min(STEP, products.shape[1])
     for row in range(products.shape[0]):
         scale, error, mine = scales[row], errors[row], products[row]

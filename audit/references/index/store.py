@@ -24,6 +24,7 @@ from typing import Any, Literal
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from audit.descriptors.pdq import MIN_QUALITY
 from audit.errors import ReferenceSetError
@@ -44,11 +45,13 @@ Shapes = dict[str, tuple[type[np.generic], tuple[int, ...]]]  # of the files: wh
 _opened: OrderedDict[Path, Bank] = OrderedDict()
 _one_opens = threading.Lock()
 
-_STAMP = """SELECT count(*) AS n, min(len(descriptor)) AS narrow, max(len(descriptor)) AS wide,
-    CAST(sum(hash(reference_id, added_at, pdq_quality)) % 18446744073709551557 AS VARCHAR) AS content
+# Who adds, replaces or removes a reference changes how many there are, or the sum of when they were added.
+_STAMP = """SELECT count(*) AS n, max(added_at) AS newest, sum(epoch_us(added_at)) AS added
 FROM "references" WHERE reference_set = ? AND descriptor_name = ?"""
 _ROWS = """SELECT reference_id, descriptor, pdq, pdq_quality, least(width, height) AS side
 FROM "references" WHERE reference_set = ? AND descriptor_name = ?"""
+
+_WIDTH = 'SELECT len(descriptor) FROM "references" WHERE reference_set = ? AND descriptor_name = ? LIMIT 1'
 
 
 def open_bank(
@@ -62,17 +65,12 @@ def open_bank(
     """
     about = [name, descriptor_name]
     [stamp] = connection.sql(_STAMP, params=about).to_arrow_table().to_pylist()
-    if stamp["narrow"] != stamp["wide"]:
-        raise ReferenceSetError(
-            f"the reference set {name!r} holds vectors of {stamp['narrow']} and of {stamp['wide']} numbers by "
-            f"{descriptor_name}: add it again"
-        )
     if stamp["n"] < large:
-        return _in_memory(connection, about, stamp["n"], stamp["wide"] or 0)
-    folder = scratch / FOLDER / f"{_set_key(name)}-{_key(descriptor_name)}-{_key(json.dumps([FORMAT, stamp]))}"
+        return _in_memory(connection, about)
+    folder = scratch / FOLDER / f"{_set_key(name)}-{_key(descriptor_name)}-{_key(str([FORMAT, *stamp.values()]))}"
     with _one_opens:
         if folder not in _opened:
-            _opened[folder] = _mapped(folder) or _made(connection, folder, about, stamp["n"], stamp["wide"], tell)
+            _opened[folder] = _mapped(folder) or _made(connection, folder, about, stamp["n"], tell)
         _opened.move_to_end(folder)
         while len(_opened) > KEPT_OPEN:
             _opened.popitem(last=False)
@@ -102,6 +100,12 @@ def _batches(connection: duckdb.DuckDBPyConnection, about: list[str]) -> Iterato
 def _arrays(batch: pa.RecordBatch, width: int, about: list[str]) -> dict[str, np.ndarray]:
     """The arrays of some rows, by name."""
     ids = batch["reference_id"].to_pylist()
+    for given in pc.unique(pc.list_value_length(batch["descriptor"])).to_pylist():
+        if given != width:
+            raise ReferenceSetError(
+                f"the reference set {about[0]!r} holds vectors of {width} and of {given} numbers by {about[1]}: add it "
+                "again"
+            )
     flat = batch["descriptor"].flatten().to_numpy(zero_copy_only=False)
     vectors = unit_vectors(flat.reshape(-1, width), [f"{one} in the set {about[0]!r}" for one in ids])
     hashes = b"".join(one if one is not None else bytes(32) for one in batch["pdq"].to_pylist())
@@ -113,9 +117,10 @@ def _arrays(batch: pa.RecordBatch, width: int, about: list[str]) -> dict[str, np
     }  # fmt: skip
 
 
-def _in_memory(connection: duckdb.DuckDBPyConnection, about: list[str], number: int, width: int) -> Bank:
-    parts, ids = [], []
+def _in_memory(connection: duckdb.DuckDBPyConnection, about: list[str]) -> Bank:
+    parts, ids, width = [], [], 0
     for batch in _batches(connection, about):
+        width = width or len(batch["descriptor"][0])
         ids += batch["reference_id"].to_pylist()
         parts.append(_arrays(batch, width, about))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else _none(width)
@@ -143,14 +148,13 @@ def _shapes(number: int, width: int, hashed: int) -> Shapes:
     return found
 
 
-def _made(
-    connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str], number: int, width: int, tell: Tell
-) -> Bank:
+def _made(connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str], number: int, tell: Tell) -> Bank:
     """The arrays made of the table, and kept in ``folder``."""
     started = time.monotonic()
     _tidy(folder.parent)
     making = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
     making.mkdir(parents=True)
+    [[width]] = connection.sql(_WIDTH, params=about).fetchall()
     try:
         hashed = _write_rows(connection, making, about, number, width, tell)
         shapes = _shapes(number, width, hashed)
