@@ -216,6 +216,14 @@ def scan(
             "at least. What they score is what chance scores: without them there is no verdict."
         ),
     ] = None,
+    drawn: Annotated[
+        bool,
+        typer.Option(
+            "--drawn",
+            help="Declare that the folders of --background and the references are a random split of one collection, "
+            "drawn by lot. --rule either asks for it, and accuses wrongly where it is not so.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
@@ -237,6 +245,6 @@ def scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
             device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
             control=control, compile=config.run.compile, latents=config.run.latents, background=background or (),
-            rule=config.verdict.rule, fdr=config.verdict.fdr, custody=custody, progress=progress,
+            drawn=drawn, rule=config.verdict.rule, fdr=config.verdict.fdr, custody=custody, progress=progress,
         )  # fmt: skip
     finish(result, as_json)
