@@ -256,7 +256,12 @@ MEMBERSHIPS = _schema(
     ("by_timestep", pa.list_(pa.float64()), "the score at each of them"),
     ("evaluations", pa.int32(), "network evaluations that the row rests on, of both models and all views"),
     ("caveat", pa.string(), "why the score says little or is missing; null where nothing speaks against it"),
-    ("question", pa.string(), "hash of the pictures and settings of the measurement: another one is measured again"),
+    (
+        "question",
+        pa.string(),
+        "hash of the pictures and settings of the measurement: another one is measured again; after whole- where the "
+        "budget covered all noises of all pictures",
+    ),
 )
 
 DENOISED = _schema(

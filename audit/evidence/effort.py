@@ -9,6 +9,7 @@ import numpy as np
 TIMESTEPS = (100, 300, 500)  # thousandths of the schedule
 NOISES = 4
 FIRST = 1  # noises of a first look
+WHOLE = "whole-"  # how the question of a measurement begins for which the budget covers all noises of all pictures
 
 
 @dataclass(frozen=True)

@@ -233,6 +233,25 @@ def test_scores_of_another_audit_are_not_taken(weighed: Workspace) -> None:
     assert told(weighed)["learnt0"].verdict is Verdict.match
 
 
+@pytest.mark.parametrize(
+    ("mine", "decoys", "compare"),
+    [("a1", "a1", True), ("a1", "b2", False), ("whole-a1", "whole-b2", True), ("whole-a1", "b2", False),
+     ("a1", "whole-b2", False)],
+)  # fmt: skip
+def test_scores_compare_where_both_were_measured_alike(
+    weighed: Workspace, mine: str, decoys: str, compare: bool
+) -> None:
+    """A decoy that was measured for another question, with fewer noises, has another score."""
+    rows = weighed.rows("SELECT * FROM memberships")
+    for name in ("mine", "others"):
+        weighed.erase("reference_set", name, "memberships")
+    asked = {"mine": mine, "others": decoys}
+    weighed.append("memberships", [row | {"question": asked[row["reference_set"]]} for row in rows])
+    one = told(weighed)["learnt0"]
+    assert one.membership_decoys == (60 if compare else 0)
+    assert (one.membership_p is not None) is compare
+
+
 def test_a_copy_of_a_reference_among_the_decoys_is_none(weighed: Workspace) -> None:
     alone = told(weighed)["learnt1"]
     [row] = weighed.rows('SELECT descriptor FROM "references" WHERE name = ?', ["learnt1"])
