@@ -329,6 +329,12 @@ SET_CHANCES = _schema(
         "reference, or too small or with too little in them (trivial), which are left out; how many decoys were taken, "
         "the problem where none was; and names of suspects, which score as if they had been trained on, 20 at most",
     ),
+    (
+        "decoy_similarities",
+        pa.list_(pa.float64()),
+        "the decoys' similarities to the nearest extractions, without names",
+    ),
+    ("decoy_scores", pa.list_(pa.float64()), "membership scores of those decoys that have one that counts"),
 )
 
 EVALUATIONS = _schema(

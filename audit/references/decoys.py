@@ -18,7 +18,7 @@ from audit.evidence.chance import FEWEST, standing_out
 from audit.evidence.kind import kind_problem, of_their_kind
 
 BLOCK = 1024  # references at a time
-VERSION = 2  # raised when the same pictures and decoys come to have other chances
+VERSION = 3  # raised when the same pictures and decoys come to have other chances, or more is kept of them
 ANOTHER_LOOK = "its pictures are of another look than the references"
 UNCLEAR = "several backgrounds could be of the references' look, and are of different looks themselves"
 MOST_SUSPECTS = 20  # that are named

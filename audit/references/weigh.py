@@ -89,24 +89,10 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
         counts = counting(mine, size)
         whole = _whole(_cosines(mine, asked.seen)[counts], _scores(mine)[counts], pairing, rows)
         found.set_chances.append(
-            {**about, "question": asked.hashes[name], **whole, "backgrounds": pairing.backgrounds}
+            {**about, "question": asked.hashes[name], **whole, "backgrounds": pairing.backgrounds,
+             "decoy_similarities": _finite(pairing.decoys.cosines), "decoy_scores": _finite(pairing.decoys.scores)}
         )  # fmt: skip
     return found
-
-
-def values_of_decoys(
-    connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]
-) -> dict[str, tuple[list[float], list[float]]]:
-    """What the decoys of each of ``sets`` have: cosines to the nearest extraction, and membership scores.
-
-    They are those that chances are taken among; what is not finite is left out.
-    """
-    if not connection.sql("SELECT 1 FROM \"references\" WHERE kind = 'background' LIMIT 1").to_arrow_table().num_rows:
-        return {}
-    return {
-        name: (_finite(pairing.decoys.cosines), _finite(pairing.decoys.scores))
-        for name, _, pairing in _question(connection, audit_id, sets).sets
-    }
 
 
 def _finite(values: np.ndarray) -> list[float]:

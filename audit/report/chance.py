@@ -48,7 +48,8 @@ class Chance:
 class SetChance:
     """A whole set: how likely what speaks for it is, had it had no part (Mann and Whitney).
 
-    ``fdr`` is the smallest rate of wrong ones among such sets at which it is one.
+    ``fdr`` is the smallest rate of wrong ones among such sets at which it is one. ``decoy_similarities`` to the nearest
+    extractions and ``decoy_scores`` are those that the references' are taken among.
     """
 
     reference_set: str
@@ -59,12 +60,15 @@ class SetChance:
     p: float | None
     uncalibrated: str | None
     backgrounds: list[dict[str, Any]] = field(default_factory=list)
+    decoy_similarities: list[float] = field(default_factory=list)
+    decoy_scores: list[float] = field(default_factory=list)
     fdr: float | None = None
     verdict: Verdict = Verdict.uncalibrated
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values, without the backgrounds."""
-        return {name: value for name, value in vars(self).items() if name != "backgrounds"}
+        """Plain values, without the backgrounds and what their pictures have."""
+        left_out = ("backgrounds", "decoy_similarities", "decoy_scores")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
 
 
 @dataclass(frozen=True)
