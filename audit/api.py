@@ -5,9 +5,7 @@ Nothing here prints. Progress goes to a callback, results are plain objects, and
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import re
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +26,9 @@ from audit.job import Job, Request, resolve
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
 from audit.references import ReferenceSets, SkippedImage
-from audit.references.sets import Added, image_files, known_pictures
+from audit.references.asked import described_sets, keep_latents_of, require_decoys
+from audit.references.folder import image_files, known_pictures
+from audit.references.sets import Added
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit
@@ -148,6 +148,7 @@ def scan(
     batch_size: int = 0,
     compile: Compile = Compile.off,
     background: Iterable[str | Path] = (),
+    drawn: bool = False,
     latents: Latents = Latents.auto,
     rule: Rule | str = Rule.calibrated,
     fdr: float = VerdictSettings.fdr,
@@ -161,17 +162,19 @@ def scan(
     captions, N0 and settings itself. ``references`` are names of reference sets or folders of pictures;
     ``training_images`` and ``control`` folders of pictures that it is scored against. ``latents`` says whether those of
     folders' pictures are kept, which membership is measured on. ``background`` are decoys in the same form, pictures
-    of the references' kind that cannot have been trained on; the workspace's sets of that kind count too. ``rule`` and
-    ``fdr`` say what counts as a match (VerdictSettings). ``progress`` is told (what, done, of how many). ``custody``
-    says who asks, for the page's manifest, and signs it. A ``bench``
-    keeps models in memory from call to call; it has the device, and serves one at a time.
+    of the references' kind that cannot have been trained on; the workspace's sets of that kind count too. ``drawn``
+    declares that these folders and the references are a random split of one collection, which ``rule`` "either" asks
+    for. ``rule`` and ``fdr`` say what counts as a match (VerdictSettings). ``progress`` is told (what, done, of how
+    many). ``custody`` says who asks, for the page's manifest, and signs it. A ``bench`` keeps models in memory from
+    call to call; it has the device, and serves one at a time.
 
     A stopped scan goes on where it was. Raises AuditError; what can be refused is refused before sampling starts.
     """
     tell, asked = progress or quiet, verdict_settings(rule, fdr)
     request = _request(checkpoint, base, captions, n0, settings)
-    references = list(references)
+    references, decoys = list(references), list(background)
     require_references(request.settings, references)
+    require_decoys(references, decoys, drawn)
     bench = _bench(bench, device, batch_size, compile)
     if _is_item(Path(request.checkpoint)):
         workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
@@ -189,11 +192,10 @@ def scan(
     }
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     thumbnails = request.settings.stored_images is not StoredImages.hashes_only
-    decoys = list(background)
-    reference_sets(opened, decoys, bench, job, thumbnails, tell, SetKind.background)
-    names, skipped = reference_sets(opened, references, bench, job, thumbnails, tell)
+    names, skipped = described_sets(opened, references, bench, job, thumbnails, tell)
+    described_sets(opened, decoys, bench, job, thumbnails, tell, SetKind.background, names if drawn else ())
     if latents is Latents.always or (latents is Latents.auto and thumbnails):
-        _keep_latents(opened, [*references, *decoys], bench, job, tell)
+        keep_latents_of(opened, [*references, *decoys], bench, job, tell)
     place = Place(opened, bench)
     stages = stages_for(names)
     page = next(number for number, stage in enumerate(stages) if stage.name == Report.name)
@@ -267,49 +269,6 @@ def from_catalog(request: Request, workspace: Workspace) -> tuple[Request, Path 
     return known, entry.ground_truth
 
 
-def folder_set_name(folder: Path) -> str:
-    """The name of the reference set made of a folder: its own name and a hash of where it is."""
-    resolved = folder.resolve()
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", resolved.name).strip("-._")[:48] or "folder"
-    return f"{stem}-{hashlib.sha256(str(resolved).encode()).hexdigest()[:8]}"
-
-
-def reference_sets(
-    workspace: Workspace, references: Iterable[str | Path], bench: Bench, job: Job, thumbnails: bool, tell: Tell,
-    kind: SetKind = SetKind.reference,
-) -> tuple[list[str], list[SkippedImage]]:  # fmt: skip
-    """The names of the sets, those of folders described now as of ``kind``, and the pictures that were passed over.
-
-    Raises ReferenceSetError for what is neither a folder nor a set that the job's descriptor has described.
-    """
-    sets = ReferenceSets(workspace)
-    names: list[str] = []
-    skipped: list[SkippedImage] = []
-    for reference in references:
-        if Path(reference).is_dir():
-            names.append(folder_set_name(Path(reference)))
-            added = sets.add(
-                names[-1], Path(reference), bench.descriptor(job), thumbnails,
-                lambda done, total: tell("describing", done, total), kind,
-            )  # fmt: skip
-            skipped += added.skipped
-        else:
-            names.append(str(reference))
-            sets.require(str(reference), job.descriptor)
-    return names, skipped
-
-
-def _keep_latents(workspace: Workspace, references: Sequence[str | Path], bench: Bench, job: Job, tell: Tell) -> None:
-    """Keep the latents of the pictures in folders, where the audit measures membership."""
-    from audit.references.latents import codec_id, keep_latents
-
-    if job.settings.evidence is Evidence.extraction:
-        return
-    key = codec_id(job.base.revision, job.settings.resolution)
-    for folder in (Path(one) for one in references if Path(one).is_dir()):
-        keep_latents(workspace, folder_set_name(folder), image_files(folder), lambda: bench.codec(job), key, tell)
-
-
 def add_references(
     name: str,
     folder: str | Path,
@@ -321,24 +280,28 @@ def add_references(
     resolution: int | None = None,
     kind: SetKind = SetKind.reference,
     decoys_of: Sequence[str] = (),
+    drawn: bool = False,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Added:
     """Describe the pictures below ``folder`` and keep them as the reference set ``name``, in place of one so called.
 
     Latents of the pictures under each of ``bases``, in ``resolution`` or the base's own, are kept too: membership is
-    measured on them. ``kind`` background makes them decoys, of the reference sets ``decoys_of``, or of any. What is
-    passed over is listed with its reason. Raises ReferenceSetError where nothing can be read, or one of those sets is
-    not there.
+    measured on them. ``kind`` background makes them decoys, of the reference sets ``decoys_of``, or of any; ``drawn``
+    declares that they and these sets, as they are now, are a random split of one collection. What is passed over is
+    listed with its reason. Raises ReferenceSetError where nothing can be read, or one of those sets is not there.
     """
     from audit.references.latents import codec_id, keep_latents
 
+    if drawn and not decoys_of:
+        raise ConfigError(f"{name}: say with which set the decoys are a random split of one collection: --of SET")
     bench, tell = bench or Bench(default_device()), progress or quiet
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     located = [bench.locate(base) for base in bases]
     added = ReferenceSets(opened).add(
         name, Path(folder), bench.load_descriptor(descriptor), thumbnails,
         lambda done, total: tell("describing", done, total), kind, decoys_of,
+        decoys_of if drawn else (),
     )  # fmt: skip
     for one in located:
         codec = partial(bench.codec_of, one, resolution)

@@ -68,9 +68,13 @@ class Precision(StrEnum):
 
 
 class Rule(StrEnum):
-    """What a match is decided by: decoys, at an error rate, or the descriptor's fixed threshold."""
+    """What a match is decided by: decoys, at an error rate, or the descriptor's fixed threshold.
+
+    ``calibrated`` asks for both kinds of evidence, ``either`` for one, of decoys that were declared a random split.
+    """
 
     calibrated = "calibrated"
+    either = "either"
     fixed = "fixed"
 
 

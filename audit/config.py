@@ -128,8 +128,10 @@ class VerdictSettings(_Checked):
 
     rule: Rule = _setting(
         Rule.calibrated,
-        "calibrated: a match is what decoys hardly ever reach, at the rate --fdr; without decoys there is no verdict. "
-        "fixed: what reaches the descriptor's threshold, whose error rate is not known.",
+        "calibrated: a match is what decoys hardly ever reach by both kinds of evidence, at the rate --fdr; without "
+        "decoys there is no verdict. either: by one kind of evidence, among decoys that are a random split of one "
+        "collection with the references (--drawn). fixed: what reaches the descriptor's threshold, whose error rate is "
+        "not known.",
     )
     fdr: float = _setting(0.05, "Of what is called a match, the share that may be wrong on average.", min=1e-6, max=0.5)
 

@@ -2,6 +2,9 @@
 
     seconds an image = (steps x evaluations x operations of one + operations of decoding) / (peak x utilisation)
 
+Membership takes the evaluations of its budget, and of its pictures, at most: they are less where there are few
+references and decoys, and where the base's losses are kept; without references with latents there is none.
+
 Operations and memory are counted (audit/models/cost.py), the peak is the maker's, and the utilisation is an assumption:
 40 to 60 % of the peak. Encoding of captions, once an audit, and loading and merging are not in it.
 """
@@ -12,7 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from audit.config import Method, Settings
+from audit.config import Evidence, Method, Settings
+from audit.evidence.effort import BASE_PICTURES, DECODED, TUNED_PICTURES, references_shown
 
 if TYPE_CHECKING:
     from audit.models.sizing import Sizing
@@ -57,17 +61,35 @@ DEVICES: dict[str, Device] = {
 
 @dataclass(frozen=True)
 class Work:
-    """How an audit samples: what ``Settings`` say, and N0."""
+    """How an audit samples and measures: what ``Settings`` say, and N0."""
 
     method: Method = Settings.method
     steps: int = Settings.steps
     images_per_training_image: int = Settings.images_per_training_image
     n0: int = 10
+    evidence: Evidence = Settings.evidence
+    membership_evaluations: int = Settings.membership_evaluations
 
     @property
     def images(self) -> int:
-        """Images of an audit."""
-        return self.n0 * self.images_per_training_image
+        """Images of an audit; none where membership alone is asked for."""
+        return self.images_of(self.n0)
+
+    def images_of(self, training_images: int) -> int:
+        """Images that are sampled for so many training images."""
+        return 0 if self.evidence is Evidence.membership else training_images * self.images_per_training_image
+
+    @property
+    def shown(self) -> int:
+        """References of which membership makes pictures."""
+        return 0 if self.evidence is Evidence.extraction else references_shown(self.membership_evaluations)
+
+    @property
+    def membership(self) -> int:
+        """Evaluations that membership takes at most, of both models, its pictures among them."""
+        if self.evidence is Evidence.extraction:
+            return 0
+        return self.membership_evaluations + self.shown * (BASE_PICTURES + TUNED_PICTURES)
 
     @property
     def evaluations(self) -> int:
@@ -91,10 +113,14 @@ class Span:
         """Both ends times ``factor``."""
         return Span(self.low * factor, self.high * factor)
 
+    def plus(self, other: Span) -> Span:
+        """Both ends added."""
+        return Span(self.low + other.low, self.high + other.high)
+
 
 @dataclass(frozen=True)
 class Estimate:
-    """One model on one device.
+    """One model on one device. The seconds of membership are among those of an audit.
 
     Bytes are those of the device with one image in the batch, of which ``batch`` ones fit (64 at most, 0: it does not
     fit): for a LoRA on everything, and for one on the denoiser's attention alone.
@@ -103,6 +129,7 @@ class Estimate:
     family: str
     device: str
     seconds_an_image: Span
+    seconds_of_membership: Span
     seconds_an_audit: Span
     bytes_everything: int
     bytes_attention: int
@@ -123,8 +150,11 @@ def seconds_an_image(
     utilisation: tuple[float, float] = UTILISATION,
 ) -> Span:
     """Seconds for an image: ``evaluations`` of ``evaluation`` operations, and one decoding of ``decoding``."""
+    return _seconds(evaluations * evaluation + decoding, teraflops, utilisation)
+
+
+def _seconds(operations: float, teraflops: float, utilisation: tuple[float, float] = UTILISATION) -> Span:
     worst, best = (teraflops * 1e12 * share for share in utilisation)
-    operations = evaluations * evaluation + decoding
     return Span(operations / best, operations / worst)
 
 
@@ -133,13 +163,16 @@ def estimate(sizing: Sizing, name: str, work: Work) -> Estimate:
     device = device_named(name)
     sampling, weights = sizing.sampling, sizing.footprint
     image = seconds_an_image(sampling.evaluation.flops, work.evaluations, sampling.decoding.flops, device.teraflops)
+    measured = work.membership * sampling.evaluation.flops + work.shown * DECODED * sampling.decoding.flops
+    membership = _seconds(measured, device.teraflops)
     memory = int(device.gib * 2**30)
     changes = weights.everything, weights.attention
     return Estimate(
         sizing.name,
         name,
         image,
-        image.times(work.images),
+        membership,
+        image.times(work.images).plus(membership),
         *(sizing.device_bytes(changed, rows=work.rows) for changed in changes),
         *(sizing.batch(changed, memory, CEILING, work.rows) for changed in changes),
     )
@@ -221,8 +254,8 @@ def hours(backlog: Iterable[Backlog], estimates: dict[str, Estimate], work: Work
     for one in backlog:
         if one.model is None or one.model not in estimates:
             continue
-        images = one.training_images * work.images_per_training_image
-        span = estimates[one.model].seconds_an_image.times(images / 3600)
-        before = total.get(one.model, Span(0.0, 0.0))
-        total[one.model] = Span(before.low + span.low, before.high + span.high)
+        found = estimates[one.model]
+        seconds = found.seconds_an_image.times(work.images_of(one.training_images))
+        span = seconds.plus(found.seconds_of_membership.times(one.networks)).times(1 / 3600)
+        total[one.model] = total.get(one.model, Span(0.0, 0.0)).plus(span)
     return total

@@ -18,11 +18,7 @@ def _schema(doc: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
 
 CHECKPOINTS = _schema(
     "The catalog: one row a place where a checkpoint file was seen. The newest row of an item is the one that holds.",
-    (
-        "item_id",
-        pa.string(),
-        "the place: civitai:MODEL:VERSION:FILE, huggingface:OWNER/NAME:PATH, folder:, file:",
-    ),
+    ("item_id", pa.string(), "the place: civitai:MODEL:VERSION:FILE, huggingface:OWNER/NAME:PATH, folder:, file:"),
     ("source", pa.string(), "civitai, huggingface, folder, or file for one that was scanned from disk"),
     ("model_id", pa.string(), "the source's id of the model"),
     ("version_id", pa.string(), "the source's id of the version; the commit on Hugging Face"),
@@ -39,11 +35,7 @@ CHECKPOINTS = _schema(
     ("published_at", pa.timestamp("us", "UTC"), "when the source published this version"),
     ("base_model", pa.string(), "the likeliest claim of what it was trained on"),
     ("base_model_source", pa.string(), "which field claims it"),
-    (
-        "family",
-        pa.string(),
-        "sd1, sd2, sdxl, sd3, flux or other; by the tensors' shapes where they tell, else claimed",
-    ),
+    ("family", pa.string(), "sd1, sd2, sdxl, sd3, flux or other; by the tensors' shapes where they tell, else claimed"),
     ("family_source", pa.string(), "shapes, or the claiming field"),
     ("training_images", pa.int32(), "N0, the likeliest claim of how many images it was trained on"),
     ("training_images_source", pa.string(), "which field claims it"),
@@ -78,11 +70,7 @@ CHECKPOINTS = _schema(
     ),
     ("claimed_metadata", pa.string(), "the header's metadata as JSON; written by the uploader: a claim, not a proof"),
     ("first_seen_at", pa.timestamp("us", "UTC"), "when the item was first seen here"),
-    (
-        "seen_at",
-        pa.timestamp("us", "UTC"),
-        "when this row was written; the newest of an item holds",
-    ),
+    ("seen_at", pa.timestamp("us", "UTC"), "when this row was written; the newest of an item holds"),
 )
 
 CAPTIONS = _schema(
@@ -186,12 +174,14 @@ REFERENCES = _schema(
     ("pdq_quality", pa.int32(), "0 to 100"),
     ("thumbnail", pa.binary(), "PNG of at most 256 pixels; null where none was to be stored"),
     ("kind", pa.string(), "reference (as null is), or background: decoys, which cannot have been trained on"),
-    (
-        "look",
-        pa.list_(pa.float32()),
-        "17 numbers of its colours, border and detail, which decoys have to share",
-    ),
+    ("look", pa.list_(pa.float32()), "17 numbers of its colours, border and detail, which decoys have to share"),
     ("decoys_of", pa.list_(pa.string()), "of a background: the reference sets that it is for; null for any"),
+    (
+        "drawn_with",
+        pa.list_(pa.string()),
+        "of a background that was declared a random split of one collection with reference sets: the SHA256 of the "
+        "pictures of each (their ids, sorted, with commas between), so that it holds for just these; null for none",
+    ),
     ("added_at", pa.timestamp("us", "UTC"), "when"),
 )
 
@@ -266,7 +256,12 @@ MEMBERSHIPS = _schema(
     ("by_timestep", pa.list_(pa.float64()), "the score at each of them"),
     ("evaluations", pa.int32(), "network evaluations that the row rests on, of both models and all views"),
     ("caveat", pa.string(), "why the score says little or is missing; null where nothing speaks against it"),
-    ("question", pa.string(), "hash of the pictures and settings of the measurement: another one is measured again"),
+    (
+        "question",
+        pa.string(),
+        "hash of the pictures and settings of the measurement: another one is measured again; after whole- where the "
+        "budget covered all noises of all pictures",
+    ),
 )
 
 DENOISED = _schema(
@@ -334,6 +329,12 @@ SET_CHANCES = _schema(
         "reference, or too small or with too little in them (trivial), which are left out; how many decoys were taken, "
         "the problem where none was; and names of suspects, which score as if they had been trained on, 20 at most",
     ),
+    (
+        "decoy_similarities",
+        pa.list_(pa.float64()),
+        "the decoys' similarities to the nearest extractions, without names",
+    ),
+    ("decoy_scores", pa.list_(pa.float64()), "membership scores of those decoys that have one that counts"),
 )
 
 EVALUATIONS = _schema(

@@ -7,8 +7,9 @@ Every checkpoint is scanned as a user would: its training pictures, unseen pictu
 are reference sets, other unseen pictures of it are decoys. The unseen pictures and decoys of realistic fine-tunes are
 a random split; those of the testbed's were chosen by hand, and are more like the training pictures than the decoys
 are. Rules: fixed (the descriptor's threshold), pdq (31 bits of 256 or fewer differ), and at an error rate of 5 %
-extraction (p of what was drawn), membership (p of what the model knows), either (the smaller of both, twice) and
-combined (the product's: the larger of both). A wrong match is one of an unseen picture or a near-miss. A whole set has
+extraction (p of what was drawn), membership (p of what the model knows), either (`--rule either`: the smaller of both,
+twice, of decoys declared a random split, which those of the testbed are not) and combined (`--rule calibrated`: the
+larger of both). A wrong match is one of an unseen picture or a near-miss. A whole set has
 one p by the same rule; with --quick only the shipped checkpoints are scanned.
 
 Exit code 1 where the combined rule is wrong in more cases than its rate allows (95 % interval), or an unseen set is
@@ -31,10 +32,11 @@ from PIL import Image
 from scipy import stats
 
 import audit
-from audit.config import VerdictSettings
+from audit.config import Rule, VerdictSettings
 from audit.demo import ASSETS, DECOYS, load_folder, load_set
-from audit.evidence.chance import agreed_p, either_p, false_discovery_rates
+from audit.evidence.chance import false_discovery_rates
 from audit.references.sets import ReferenceSets
+from audit.report.facts import AuditFacts, collect
 from audit.states import Verdict
 from audit.workspace import Workspace
 from benchmarks.grid import SHIPPED, available
@@ -126,8 +128,13 @@ def folder_of(pictures: np.ndarray, folder: Path) -> Path:
     return folder
 
 
-def scanned(one: Subject, base: Path, workspace: Path, place: Path, bench: audit.Bench) -> audit.Result:
-    """Scan ``one`` with its training pictures, unseen pictures and near-misses, and its decoys."""
+def scanned(
+    one: Subject, base: Path, workspace: Path, place: Path, bench: audit.Bench
+) -> tuple[AuditFacts, AuditFacts]:
+    """Scan ``one`` with its training pictures, unseen pictures and near-misses, and its decoys.
+
+    What is said by the rule "calibrated", and by the rule "either".
+    """
     folders = {
         name: folder_of(getattr(one, name), place / one.name / one.of / name)
         for name in ("trained", "unseen", "near", "decoys") if len(getattr(one, name))
@@ -135,14 +142,16 @@ def scanned(one: Subject, base: Path, workspace: Path, place: Path, bench: audit
     background = [folders.pop("decoys")]
     settings = audit.Settings(images_per_training_image=IMAGES)
     result = audit.scan(
-        one.file, str(base), references=list(folders.values()), background=background,
+        one.file, str(base), references=list(folders.values()), background=background, drawn=True,
         descriptor="nano", captions=one.captions, n0=one.n0, settings=settings, bench=bench,
         workspace=workspace / one.name,
     )  # fmt: skip
-    sets = ReferenceSets(Workspace(workspace / one.name))
+    kept = Workspace(workspace / one.name)
+    either = collect(kept, result.audit_id, result.facts.reference_sets, VerdictSettings(Rule.either, RATE))
+    sets = ReferenceSets(kept)
     for row in sets.list():  # the next scan of this checkpoint has no decoys but its own
         sets.remove(row["reference_set"])
-    return result
+    return result.facts, either
 
 
 def foreign_rows(
@@ -157,7 +166,7 @@ def foreign_rows(
     others, rows = [item for item in SETS if item.source != own], []
     for turn in range(FOREIGN_SETS):
         other = others[(number * FOREIGN_SETS + turn) % len(others)]
-        chances = scanned(foreign(one, other.name), base, workspace, place, bench).facts
+        chances, _ = scanned(foreign(one, other.name), base, workspace, place, bench)
         rows.append(
             {
                 "checkpoint": one.name, "kind": one.kind, "foreign": other.name,
@@ -169,9 +178,9 @@ def foreign_rows(
     return rows
 
 
-def row_of(one: Subject, result: audit.Result) -> dict[str, Any]:
+def row_of(one: Subject, facts: AuditFacts, either: AuditFacts) -> dict[str, Any]:
     """What each rule says of the references, and the p of the sets."""
-    facts = result.facts
+    by_either = {item.reference_id: item.p for item in either.chances}
     chances = [item for item in facts.chances if item.caveat is None]
     group = np.array([item.reference_set.split("-")[0] for item in chances], dtype=object)
     spent = [item.evaluations for item in facts.members]
@@ -183,7 +192,7 @@ def row_of(one: Subject, result: audit.Result) -> dict[str, Any]:
         "uncalibrated": sorted({item.uncalibrated for item in chances if item.uncalibrated}),
         "set_p": {item.reference_set.split("-")[0]: item.p for item in facts.set_chances},
     }  # fmt: skip
-    rules = {name: _values(chances, name) for name in RULES[2:]}
+    rules = {name: _values(chances, name, by_either) for name in RULES[2:]}
     called = {"fixed": _near(facts, chances, by_hash=False), "pdq": _near(facts, chances, by_hash=True)}
     for name, values in rules.items():
         called[name] = np.zeros(len(chances), bool)
@@ -204,13 +213,13 @@ def _near(facts: Any, chances: Sequence[Any], by_hash: bool) -> np.ndarray:
     return np.array([item.reference_id in near for item in chances], bool)
 
 
-def _values(chances: Sequence[Any], rule: str) -> np.ndarray:
-    """The p [N] by which a rule goes; NaN where there is none."""
+def _values(chances: Sequence[Any], rule: str, by_either: dict[str, float | None]) -> np.ndarray:
+    """The p [N] by which a rule goes; NaN where there is none, and of both kinds together where one has none."""
     both = np.array([[item.extraction_p, item.membership_p] for item in chances], float).reshape(-1, 2)
     if rule in ("extraction", "membership"):
         return both[:, 0 if rule == "extraction" else 1]
-    one_of = agreed_p if rule == "combined" else either_p
-    return np.array([one_of(pair) if np.isfinite(pair).all() else np.nan for pair in both])
+    p = [item.p if rule == "combined" else by_either.get(item.reference_id) for item in chances]
+    return np.where(np.isfinite(both).all(axis=1), np.array(p, float), np.nan)
 
 
 def _by_group(values: np.ndarray, group: np.ndarray) -> dict[str, list[float]]:
@@ -332,7 +341,7 @@ def growth_rows(one: Subject, base: Path, workspace: Path, place: Path, bench: a
         asked = replace(
             one, trained=none, unseen=pictures[GROWTH_DECOYS:][:count], near=none, decoys=decoys, of=f"{count}"
         )
-        facts = scanned(asked, base, workspace, place, bench).facts
+        facts, _ = scanned(asked, base, workspace, place, bench)
         rows.append(
             {
                 "checkpoint": one.name, "references": len(asked.unseen), "fixed": len(facts.verdict.alike),
@@ -365,8 +374,9 @@ def main(
     with TemporaryDirectory() as place:
         for one in subjects:
             started = time.monotonic()
-            result = scanned(one, base, workspace, Path(place), bench)
-            row = row_of(one, result) | {"seconds": round(time.monotonic() - started, 1)}
+            row = row_of(one, *scanned(one, base, workspace, Path(place), bench)) | {
+                "seconds": round(time.monotonic() - started, 1)
+            }
             print(json.dumps({key: value for key, value in row.items() if key not in P_VALUES}), flush=True)
             found["rows"].append(row)
             _keep(found, json_file)

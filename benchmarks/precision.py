@@ -24,7 +24,7 @@ from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.models.placement import NAMES, place
-from audit.references.sets import known_pictures
+from audit.references.folder import known_pictures
 from audit.sampling.guidance import ModelGuidance, auto_weight
 from audit.sampling.sampler import Sampler
 

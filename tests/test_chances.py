@@ -39,16 +39,18 @@ def scanned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, audit.Result]
     trained = set_folder("fluent-animals", "train")
     bench = audit.Bench("cpu")
 
-    def scan(references: Path, background: Path, workspace: str) -> audit.Result:
+    def scan(references: Path, background: Path, workspace: str, **more: Any) -> audit.Result:
         return audit.scan(
             KOHYA, "nano", references=[references], background=[background], descriptor="nano", captions=[CAPTION],
-            n0=10, settings=SETTINGS, workspace=place / workspace, bench=bench,
+            n0=10, settings=SETTINGS, workspace=place / workspace, bench=bench, **more,
         )  # fmt: skip
 
     return {
         "trained": scan(trained, own, "one"),
         "unseen": scan(unseen, own, "one"),
         "others": scan(trained, others, "two"),
+        "undeclared": scan(trained, own, "one", rule="either"),
+        "either": scan(trained, own, "one", rule="either", drawn=True),
     }
 
 
@@ -81,3 +83,30 @@ def test_page_and_json_say_it(scanned: dict[str, audit.Result]) -> None:
     assert len(plain["chances"]) == 10
     assert {one["verdict"] for one in plain["chances"]} <= {"match", "possible", "none"}
     assert plain["set_chances"][0]["p"] < 0.02
+
+
+def test_by_either_decoys_have_to_be_declared_and_the_page_says_what_it_rests_on(
+    scanned: dict[str, audit.Result],
+) -> None:
+    refused, either = scanned["undeclared"], scanned["either"]
+    assert (refused.verdict.said, refused.matched, refused.verdict.matched_sets) == (Verdict.uncalibrated, [], [])
+    assert "if it is so, say it with &#39;scan --background FOLDER --drawn&#39;" in Path(refused.page).read_text()
+    [calibrated], [whole] = scanned["trained"].facts.set_chances, either.facts.set_chances
+    assert whole.p == 2 * min(calibrated.extraction_p, calibrated.membership_p) < calibrated.p
+    assert either.verdict.said is Verdict.match
+    page = " ".join(Path(either.page).read_text().split())
+    assert "One kind of evidence is enough by the rule that was asked for (--rule either)" in page
+    assert "which were declared a random split of one collection with" in page
+    plain = either.as_dict()
+    assert (plain["verdict"]["rule"], plain["pairings"][0]["drawn"]) == ("either", True)
+
+
+def test_decoys_are_declared_where_they_are_folders_alone(tmp_path: Path) -> None:
+    trained = set_folder("fluent-animals", "train")
+    for background, said in (([], "name them with --background"), (["later"], "later is no folder")):
+        with pytest.raises(audit.ConfigError, match=said):
+            audit.scan(KOHYA, "nano", references=[trained], background=background, drawn=True, workspace=tmp_path)
+    with pytest.raises(audit.ConfigError, match="named as references and as decoys"):
+        audit.scan(KOHYA, "nano", references=[trained], background=[trained], workspace=tmp_path)
+    with pytest.raises(audit.ConfigError, match="with which set the decoys are a random split"):
+        audit.add_references("later", trained, kind="background", drawn=True, workspace=tmp_path)

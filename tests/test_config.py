@@ -111,6 +111,6 @@ def test_a_rate_of_errors_and_a_rule_are_refused_where_they_mean_nothing() -> No
             load_config(None, {}, {"verdict.fdr": rate})
     with pytest.raises(ConfigError, match=r"verdict\.rule"):
         load_config(None, {}, {"verdict.rule": "calibrate"})
-    with pytest.raises(ConfigError, match="one of calibrated, fixed"):
+    with pytest.raises(ConfigError, match="one of calibrated, either, fixed"):
         verdict_settings("calibrate", 0.05)
     assert verdict_settings("fixed", 0.05) == VerdictSettings(Rule.fixed)

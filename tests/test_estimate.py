@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from audit.claims.captions import DEFAULT_TRAINING_IMAGES
 from audit.cli.estimate import estimate_row, model_row
-from audit.config import Method
+from audit.config import Evidence, Method
 from audit.estimate import (
     CEILING,
     DEVICES,
@@ -73,9 +74,22 @@ def test_the_settings_decide_how_much_is_evaluated(sizings: dict[str, Sizing]) -
     sdxl = sizings["sdxl"]
     whole, direct = (estimate(sdxl, "h100", work) for work in (Work(), Work(Method.direct)))
     assert direct.seconds_an_image.low < whole.seconds_an_image.low < 2 * direct.seconds_an_image.low
-    assert whole.seconds_an_audit.high == pytest.approx(500 * whole.seconds_an_image.high)
+    assert whole.seconds_an_audit.high == pytest.approx(
+        500 * whole.seconds_an_image.high + whole.seconds_of_membership.high
+    )
     assert whole.hours_an_audit.high == pytest.approx(whole.seconds_an_audit.high / 3600)
     assert Work.n0 == DEFAULT_TRAINING_IMAGES
+    assert (Work().membership, Work(membership_evaluations=700).membership) == (2500 + 10 * 25, 700 + 2 * 25)
+    assert Work(evidence=Evidence.extraction).membership == Work(evidence=Evidence.membership).images == 0
+    extraction, alone = (
+        estimate(sdxl, "h100", Work(evidence=one)) for one in (Evidence.extraction, Evidence.membership)
+    )
+    assert extraction.seconds_of_membership == Span(0.0, 0.0)
+    assert alone.seconds_an_audit == alone.seconds_of_membership == whole.seconds_of_membership
+    assert whole.seconds_an_audit.low == pytest.approx(extraction.seconds_an_audit.low + alone.seconds_an_audit.low)
+    evaluation, decoding = sdxl.sampling.evaluation.flops, sdxl.sampling.decoding.flops
+    at_best = 0.6 * DEVICES["h100"].teraflops * 1e12
+    assert alone.seconds_an_audit.low == pytest.approx((2750 * evaluation + 50 * decoding) / at_best)
     assert CEILING == GPU_BATCH
 
 
@@ -145,9 +159,13 @@ def test_every_family_has_a_cost_or_none() -> None:
 
 
 def test_hours_of_a_backlog_add_up() -> None:
-    one = Estimate("sd15", "h100", Span(1.0, 2.0), Span(0, 0), 0, 0, 0, 0)
+    one = Estimate("sd15", "h100", Span(1.0, 2.0), Span(0, 0), Span(0, 0), 0, 0, 0, 0)
     backlog = [Backlog("sd1", "sd15", 2, 36), Backlog("altdiffusion", "sd15", 1, 36), Backlog("other", None, 5, 50)]
     assert hours(backlog, {"sd15": one}, Work(images_per_training_image=100)) == {"sd15": Span(2.0, 4.0)}
+    measured = replace(one, seconds_of_membership=Span(1200.0, 2400.0))
+    assert hours(backlog, {"sd15": measured}, Work(images_per_training_image=100)) == {"sd15": Span(3.0, 6.0)}
+    alone = hours(backlog, {"sd15": measured}, Work(evidence=Evidence.membership))
+    assert alone == {"sd15": Span(1.0, 2.0)}
 
 
 def test_the_command_estimates_a_backlog_and_leaves_nothing_out(tmp_path: Path) -> None:
@@ -160,7 +178,12 @@ def test_the_command_estimates_a_backlog_and_leaves_nothing_out(tmp_path: Path) 
     assert one["usd_an_audit"]["high"] == pytest.approx(3 * one["seconds_an_audit"]["high"] / 3600)
     total = found["backlog"]["hours"]["h100"]
     assert total["all"] == total["sd15"]
-    assert total["all"]["high"] == pytest.approx(21 * 50 * one["seconds_an_image"]["high"] / 3600)
+    assert total["all"]["high"] == pytest.approx(
+        (21 * 50 * one["seconds_an_image"]["high"] + 3 * one["seconds_of_membership"]["high"]) / 3600
+    )
+    assert found["work"]["evaluations_of_membership"] == 2750
+    alone = json.loads(run(*options, "--json", "--evidence", "membership", "--membership-evaluations", "1000").stdout)
+    assert (alone["work"]["images"], alone["work"]["evaluations_of_membership"]) == (0, 1100)
     assert found["backlog"]["not_estimated"] == 6
     assert found["models"][0]["evaluation"]["flops"] == pytest.approx(0.803e12, rel=1e-3)
     text = run(*options).stdout
@@ -204,5 +227,5 @@ def test_the_examples_of_the_documentation_are_what_is_printed(sizings: dict[str
     rows = [row for row in cells if row[0] in PUBLISHED]
     assert len(rows) > 5
     for row in rows:
-        device, image, _, *rest = estimate_row(estimate(sizings[row[0]], by_title[row[1]], Work()))
+        device, image, _, _, *rest = estimate_row(estimate(sizings[row[0]], by_title[row[1]], Work()))
         assert row == [row[0], device, image, *rest]

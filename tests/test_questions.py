@@ -130,7 +130,10 @@ def test_a_reference_below_the_descriptors_size_is_possible_at_most(
     for path in TRAIN.iterdir():
         with Image.open(path) as picture:
             picture.convert("RGB").resize((48, 48)).save(tmp_path / "small" / path.name)
-    found = scan(place, tmp_path / "small", codes=(0,))
+    found = scan(place, tmp_path / "small", codes=(13,))
+    about = ("--references", found["reference_sets"][0], "--workspace", place)
+    call("report", found["audit"]["audit_id"], "--rule", "fixed", *about, codes=(13,))
+    call("match", "--rule", "fixed", *about, codes=(13,))
     assert found["matched_references"] == []
     assert found["possible_references"]
     assert "reference pictures possible, none a match" in " ".join(Path(found["report"]).read_text().split())

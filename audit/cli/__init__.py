@@ -40,8 +40,8 @@ app = typer.Typer(
     [bold]lora-audit demo[/bold] shows it on the small model that comes along; [bold]lora-audit scan[/bold] audits a
     file of yours.
 
-    Exit codes: 0 no match, 10 a match, 11 the audit tells nothing, 12 no verdict (too few decoys), 2 bad input, 130
-    stopped (the same command goes on where it was).
+    Exit codes: 0 no match, 10 a match, 11 the audit tells nothing, 12 no verdict (too few decoys), 13 possible: no
+    match, and something stands out, 2 bad input, 130 stopped (the same command goes on where it was).
     """,
 )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from audit.cli.logs import Seldom, is_quiet, is_structured, tell
+from audit.states import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -27,7 +28,17 @@ EXIT_ALL_FAILED = 3
 EXIT_MATCHES_FOUND = 10
 EXIT_TELLS_NOTHING = 11
 EXIT_UNCALIBRATED = 12  # no match, and of a set that was asked about there is no verdict
+EXIT_POSSIBLE = 13  # no match, and something stands out
 EXIT_STOPPED = 130
+
+
+def leave(said: Verdict | None, tells_nothing: bool) -> None:
+    """End with the exit code that a verdict calls for: what is not known of one set comes before what is possible."""
+    codes: dict[Verdict | None, int] = {Verdict.uncalibrated: EXIT_UNCALIBRATED, Verdict.possible: EXIT_POSSIBLE}
+    code = EXIT_MATCHES_FOUND if said is Verdict.match else EXIT_TELLS_NOTHING if tells_nothing else codes.get(said, 0)
+    if code:
+        raise typer.Exit(code)
+
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout instead of text.")]
 

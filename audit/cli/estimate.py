@@ -23,13 +23,17 @@ AUDITS = 1000  # for which GPU hours and costs are said
 ASSUMPTIONS = (
     "Operations and memory are counted on shapes, not measured on a card. Assumed: 40 to 60 % of the maker's dense "
     "half-precision peak; 1 GiB for the CUDA context and 15 % of the free memory for kernels' workspaces; loading, "
-    "merging and captions cost nothing. The host holds the base as stored (* as published), the changed weights in "
-    "half precision and one tensor in float32; the device the base and the changed weights in half precision, and "
-    "activations."
+    "merging, captions and latents of references cost nothing; membership takes all of its budget, for which there "
+    "have to be references (--evidence extraction leaves it out). The host holds the base as stored (* as published), "
+    "the changed weights in half precision and one tensor in float32; the device the base and the changed weights in "
+    "half precision, and activations."
 )
 
 
-@configured("settings.method", "settings.steps", "settings.images_per_training_image", "settings.resolution")
+@configured(
+    "settings.method", "settings.steps", "settings.images_per_training_image", "settings.resolution",
+    "settings.evidence", "settings.membership_evaluations",
+)  # fmt: skip
 def estimate(
     config: Config,
     family: Annotated[
@@ -78,7 +82,10 @@ def estimate(
     from audit.models.sizing import size  # torch: after what can be refused without it
 
     asked = config.settings
-    work = Work(asked.method, asked.steps, asked.images_per_training_image, n0 or DEFAULT_TRAINING_IMAGES)
+    work = Work(
+        asked.method, asked.steps, asked.images_per_training_image, n0 or DEFAULT_TRAINING_IMAGES, asked.evidence,
+        asked.membership_evaluations,
+    )  # fmt: skip
     backlog, unseen = _backlog(workspace, n0)
     sizings = [size(name, asked.resolution) for name in families]
     estimates = [compute(one, name, work) for one in sizings for name in devices]
@@ -121,7 +128,12 @@ def _document(
 
     found: dict[str, Any] = {
         "assumptions": {"text": ASSUMPTIONS, "utilisation": UTILISATION, "usd_per_hour": usd_per_hour},
-        "work": {**asdict(work), "images": work.images, "evaluations_an_image": work.evaluations},
+        "work": {
+            **asdict(work),
+            "images": work.images,
+            "evaluations_an_image": work.evaluations,
+            "evaluations_of_membership": work.membership,
+        },
         "models": [_model(one) for one in sizings],
         "estimates": [
             {**asdict(one), "hours_an_audit": asdict(one.hours_an_audit), "usd_an_audit": _usd(one, usd_per_hour)}
@@ -212,6 +224,7 @@ def estimate_row(one: Estimate, usd_per_hour: float | None = None) -> tuple[str,
     return (
         DEVICES[one.device].title,
         _span(one.seconds_an_image),
+        _span(one.seconds_of_membership),
         _span(one.seconds_an_audit),
         _span(hours),
         *money,
@@ -227,9 +240,10 @@ def _show_estimates(
 
     title = (
         f"{sizing.model.title}, {sizing.resolution} pixels: {work.images} images an audit, "
-        f"{work.evaluations} evaluations an image (LoRA on everything / on attention)"
+        f"{work.evaluations} evaluations an image, {work.membership:,} of membership "
+        "(LoRA on everything / on attention)"
     )
-    table = Table("device", "s an image", "GPU s an audit", f"GPU h, {AUDITS:,} audits", title=title)
+    table = Table("device", "s an image", "s of membership", "GPU s an audit", f"GPU h, {AUDITS:,} audits", title=title)
     if usd_per_hour is not None:
         table.add_column(f"USD, {AUDITS:,} audits")
     table.add_column("GiB at batch 1")

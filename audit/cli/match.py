@@ -8,11 +8,9 @@ from typing import Annotated
 import typer
 
 from audit.cli.common import (
-    EXIT_MATCHES_FOUND,
-    EXIT_TELLS_NOTHING,
-    EXIT_UNCALIBRATED,
     JsonOption,
     console,
+    leave,
     print_json,
     progress_display,
 )
@@ -38,7 +36,8 @@ def match(
     [bold]Example[/bold]: lora-audit references add portfolio paintings/ && lora-audit match --references portfolio
 
     A match is one at the rate over all audits that are compared. Exit codes: 0 no match, 10 a match, 11 every
-    audit tells nothing, 12 no match, and no verdict of an audit (too few decoys), 2 bad input.
+    audit tells nothing, 12 no match, and no verdict of an audit (too few decoys), 13 no match, and something stands out
+    in an audit (possible), 2 bad input.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -67,13 +66,9 @@ def match(
             table.add_row(escape(one.name), str(one.matches), str(one.matched_sets), escape(one.page))
         if table.row_count and not is_structured():
             out.print(table)
-        said = {one.page: one.verdict for one in found.answers}
-        tell(log, "%s", in_words(found), verdicts=said, compared=found.compared, expected=found.expected)
+        verdicts = {one.page: one.verdict for one in found.answers}
+        tell(log, "%s", in_words(found), verdicts=verdicts, compared=found.compared, expected=found.expected)
         for reason, count in compared.left_out.items():
             log.warning("%d left out: %s", count, reason)
-    if matched:
-        raise typer.Exit(EXIT_MATCHES_FOUND)
-    if found.answers and all(one.tells_nothing for one in found.answers):
-        raise typer.Exit(EXIT_TELLS_NOTHING)
-    if found.those(Verdict.uncalibrated):
-        raise typer.Exit(EXIT_UNCALIBRATED)
+    said = next((one for one in (Verdict.match, Verdict.uncalibrated, Verdict.possible) if found.those(one)), None)
+    leave(said, bool(found.answers) and all(one.tells_nothing for one in found.answers))

@@ -59,6 +59,14 @@ def add(
             help="With --kind background: the set that they are decoys of. Repeat for several. \\[default: any]",
         ),
     ] = None,
+    drawn: Annotated[
+        bool,
+        typer.Option(
+            "--drawn",
+            help="With --of SET: declare that these decoys and that set, as it is now, are a random split of one "
+            "collection, drawn by lot. --rule either asks for it, and accuses wrongly where it is not so.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
@@ -74,7 +82,7 @@ def add(
         added = api.add_references(
             name, folder, descriptor=config.descriptor, workspace=config.workspace, thumbnails=thumbnails,
             bases=base or (), resolution=resolution, kind=kind, decoys_of=of or (),
-            progress=progress, bench=bench,
+            drawn=drawn, progress=progress, bench=bench,
         )  # fmt: skip
     loaded = bench.load_descriptor(config.descriptor)
     if as_json:
@@ -101,12 +109,12 @@ def list_sets(config: Config, as_json: JsonOption = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("reference set", "kind", "of", "pictures", "descriptor", "added (UTC)")
+    table = Table("reference set", "kind", "of", "drawn", "pictures", "descriptor", "added (UTC)")
     for row in rows:
         added = f"{row['added_at']:%Y-%m-%d %H:%M}"
         table.add_row(
-            escape(row["reference_set"]), row["kind"], escape(", ".join(row["decoys_of"] or [])), str(row["images"]),
-            escape(row["descriptor_name"]), added,
+            escape(row["reference_set"]), row["kind"], escape(", ".join(row["decoys_of"] or [])),
+            "yes" if row["drawn"] else "", str(row["images"]), escape(row["descriptor_name"]), added,
         )  # fmt: skip
     result_console().print(table)
 

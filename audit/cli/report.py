@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from audit.cli.common import JsonOption, print_json
+from audit.cli.common import JsonOption, leave, print_json
 from audit.cli.options import configured
 from audit.cli.text import say
 from audit.config import Config
@@ -29,6 +29,9 @@ def report(
 
     It is about the reference sets that are named; without one, about all that the audit was matched with. Named sets,
     and those of a page in reports/, are compared as they are now: nothing is sampled.
+
+    Exit codes: those of scan, 0 no match, 10 a match, 11 the audit tells nothing, 12 no verdict on a set (too few
+    decoys), 13 possible: no match, and something stands out, 2 bad input.
     """
     from audit.cli.custody import custody_of
     from audit.custody.keep import sign_written
@@ -47,14 +50,14 @@ def report(
     facts = collect(opened, audit, list(config.references) or None, config.verdict)
     if as_json:
         print_json(facts.as_json())
-        return
-    if output is None:
+    elif output is None:
         written = write_page(facts, opened, custody)
         sign_written(opened, written, custody)
         say(written)
-        return
-    if custody.key is not None:
-        log.warning("%s has no manifest and is not signed: leave --output away for a page in the workspace", output)
-    with whole_file(output) as file:
-        file.write(render(facts).encode())
-    say(output)
+    else:
+        if custody.key is not None:
+            log.warning("%s has no manifest and is not signed: leave --output away for a page in the workspace", output)
+        with whole_file(output) as file:
+            file.write(render(facts).encode())
+        say(output)
+    leave(facts.verdict.said, facts.verdict.tells_nothing is not None)

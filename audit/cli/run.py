@@ -17,15 +17,15 @@ import typer
 from audit.cli.common import (
     EXIT_ALL_FAILED,
     EXIT_MATCHES_FOUND,
-    EXIT_TELLS_NOTHING,
-    EXIT_UNCALIBRATED,
     JsonOption,
     console,
+    leave,
     print_json,
 )
 from audit.cli.logs import Seldom, is_quiet, is_structured, tell
 from audit.cli.options import configured
 from audit.config import Config
+from audit.states import Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +49,7 @@ def run(config: Config, as_json: JsonOption = False) -> None:
     audit alone.
 
     Exit codes: 0 no match, 10 a match, 11 every audit tells nothing, 12 no match, and no verdict of an audit (too few
-    decoys), 3 every audit failed, 2 bad input.
+    decoys), 13 no match, and something stands out in an audit (possible), 3 every audit failed, 2 bad input.
 
     [bold]Example[/bold]: lora-audit run --engine ray --base sd1=sd15 --references portfolio --where "source = 'folder'"
     """
@@ -77,10 +77,8 @@ def run(config: Config, as_json: JsonOption = False) -> None:
         raise typer.Exit(EXIT_MATCHES_FOUND)
     if (state.failed or state.quarantined) and not state.finished:
         raise typer.Exit(EXIT_ALL_FAILED)
-    if state.finished and state.told_nothing == state.finished:
-        raise typer.Exit(EXIT_TELLS_NOTHING)
-    if state.uncalibrated:
-        raise typer.Exit(EXIT_UNCALIBRATED)
+    said = Verdict.uncalibrated if state.uncalibrated else Verdict.possible if state.possible else None
+    leave(said, bool(state.finished) and state.told_nothing == state.finished)
 
 
 def _drain_on_signals(stop: threading.Event) -> dict[int, Any]:
@@ -162,7 +160,8 @@ def show_state(state: RunState) -> None:
         f"{state.failed} failed, {state.quarantined} quarantined, {state.retries} tried again; "
         f"{state.images} images, {state.gpu_hours:.2f} worker hours",
         run_id=state.run_id, finished=state.finished, matched_audits=state.matched_audits, failed=state.failed,
-        quarantined=state.quarantined, uncalibrated=state.uncalibrated, expected=state.expected,
+        quarantined=state.quarantined, uncalibrated=state.uncalibrated, possible=state.possible,
+        expected=state.expected,
     )  # fmt: skip
     if state.matched and not is_structured():
         table = Table("checkpoint", "pictures", "sets", "page", title="with matches")
@@ -175,6 +174,8 @@ def show_state(state: RunState) -> None:
         log.warning("%d audits tell nothing: what they sampled are no pictures", state.told_nothing)
     if state.uncalibrated:
         log.warning("%d audits have no verdict: their pages say what decoys they lack", state.uncalibrated)
+    if state.possible:
+        log.info("%d audits have no match, and something that stands out: possible", state.possible)
     if state.index:
         log.info("all of them: %s", state.index)
     for reason, count in state.skipped.items():

@@ -8,16 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from audit.cli.common import (
-    EXIT_MATCHES_FOUND,
-    EXIT_TELLS_NOTHING,
-    EXIT_UNCALIBRATED,
-    JsonOption,
-    console,
-    print_json,
-    progress_display,
-    tell_skipped,
-)
+from audit.cli.common import JsonOption, console, leave, print_json, progress_display, tell_skipped
 from audit.cli.logs import is_structured, tell
 from audit.cli.options import configured
 from audit.config import Config
@@ -164,12 +155,7 @@ def finish(result: Result, as_json: bool) -> None:
         print_json(result.as_dict())
     else:
         show(result)
-    if result.verdict.said is Verdict.match:
-        raise typer.Exit(EXIT_MATCHES_FOUND)
-    if result.tells_nothing:
-        raise typer.Exit(EXIT_TELLS_NOTHING)
-    if result.verdict.said is Verdict.uncalibrated:
-        raise typer.Exit(EXIT_UNCALIBRATED)
+    leave(result.verdict.said, result.tells_nothing is not None)
 
 
 @configured(
@@ -216,6 +202,14 @@ def scan(
             "at least. What they score is what chance scores: without them there is no verdict."
         ),
     ] = None,
+    drawn: Annotated[
+        bool,
+        typer.Option(
+            "--drawn",
+            help="Declare that the folders of --background and the references are a random split of one collection, "
+            "drawn by lot. --rule either asks for it, and accuses wrongly where it is not so.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Audit one checkpoint: sample it, cluster, match with references, and write a report page.
@@ -224,7 +218,8 @@ def scan(
     --background later-paintings/ --caption "art style of claude monet" --n0 10
 
     Stopping it loses nothing: the same command goes on where it was. Exit codes: 0 no match, 10 a match, 11 the audit
-    tells nothing (what was sampled are no pictures), 12 no verdict (too few decoys), 2 bad input.
+    tells nothing (what was sampled are no pictures), 12 no verdict on a set (too few decoys), 13 possible: no match,
+    and something stands out, 2 bad input.
     """
     from audit import api
     from audit.cli.custody import custody_of
@@ -237,6 +232,6 @@ def scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,
             device=config.run.device, batch_size=config.run.batch_size, training_images=training_images,
             control=control, compile=config.run.compile, latents=config.run.latents, background=background or (),
-            rule=config.verdict.rule, fdr=config.verdict.fdr, custody=custody, progress=progress,
+            drawn=drawn, rule=config.verdict.rule, fdr=config.verdict.fdr, custody=custody, progress=progress,
         )  # fmt: skip
     finish(result, as_json)

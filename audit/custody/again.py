@@ -238,7 +238,7 @@ class _Sets:
                 why = f"{len(missing)} of its {len(mine)} originals are not in --references, such as {missing[0]}"
             self.left_out.append(f"reference set {name}: {why}")
             return False
-        from audit.api import folder_set_name
+        from audit.references.asked import folder_set_name
 
         place = self._folder / str(len(self.folders))
         place.mkdir(parents=True)

@@ -12,7 +12,7 @@ from audit.custody.findings import Finding, cut
 from audit.custody.record import keys_of
 from audit.errors import CheckpointError, CustodyError
 from audit.progress import Tell, quiet
-from audit.references.sets import image_files
+from audit.references.folder import image_files
 from audit.states import Agreement
 from audit.storable import path_as_text
 

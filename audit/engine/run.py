@@ -173,6 +173,7 @@ class Run:
         state.matches, state.matched_audits = sum(one.matches for one in matched), len(matched)
         state.matched = [asdict(one) for one in matched[:MOST_LISTED]]
         state.uncalibrated = len(found.those(Verdict.uncalibrated))
+        state.possible = len(found.those(Verdict.possible))
         state.told_nothing = sum(one.tells_nothing for one in found.answers)
 
     def _count(self, due: Due) -> None:
@@ -294,6 +295,7 @@ class Run:
         metrics.matches.inc(answer.matches)
         metrics.verdicts.labels(answer.verdict or metrics.NOTHING).inc()
         state.uncalibrated += answer.verdict is Verdict.uncalibrated
+        state.possible += answer.verdict is Verdict.possible
         self._answers.append(answer)
         if answer.verdict is Verdict.match and len(state.matched) < MOST_LISTED:
             state.matched.append(asdict(answer))

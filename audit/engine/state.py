@@ -42,6 +42,7 @@ class RunState:
     skipped: dict[str, int] = field(default_factory=dict)
     told_nothing: int = 0
     uncalibrated: int = 0
+    possible: int = 0
     compared: int = 0
     expected: float = 0.0
     matched: list[dict[str, Any]] = field(default_factory=list)

@@ -13,8 +13,9 @@ generalised Pareto distribution does (Pickands 1975; peaks over a threshold), ne
 Kinds of evidence on one reference depend on each other. A match has to be one by each: its p is the largest, which
 holds under any dependence, and holds where the decoys are not quite of the reference's kind, as long as one kind of
 evidence does (a picture of the same pattern as a training picture is known better than all decoys, but it is not what
-comes out). Where one speaks and the other does not, p is twice the smaller (Bonferroni). Of many references, those are
-matches whose expected share of wrong ones is at most the rate asked for (Benjamini and Hochberg 1995).
+comes out). Where one kind is to be enough, p is twice the smaller (Bonferroni), which holds under any dependence too,
+but only where the decoys are exchangeable with the references by both kinds. Of many references, those are matches
+whose expected share of wrong ones is at most the rate asked for (Benjamini and Hochberg 1995).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ TAIL_FEWEST = 100  # decoys from which a tail is fitted
 TAIL_SHARE = 0.1  # of the decoys, the highest: the tail
 MOST_SHAPE = 0.5  # of the tail: beyond it the variance is infinite, and a fit says no more than that
 BEYOND = 50  # times below the smallest rank's p the tail is trusted at most
+KINDS = 2  # of evidence: what was drawn, and what the model knows
 POSSIBLE = 0.05  # p from which a reference is worth a look
 SUSPICION = 0.01  # share of decoys that are suspected wrongly, of those that are
 FIT_DOUBT = 0.05  # of Kolmogorov and Smirnov: a tail that fits worse is not used
@@ -78,8 +80,11 @@ def agreed_p(values: Sequence[float]) -> float:
 
 
 def either_p(values: Sequence[float]) -> float:
-    """One p of several kinds of evidence on the same thing, one of which has to speak for it (Bonferroni)."""
-    return float(min(1.0, len(values) * np.min(values)))
+    """One p of the kinds of evidence on the same thing, one of which has to speak for it (Bonferroni).
+
+    Twice the smallest, also where only one is there: which of them there is can depend on what was found.
+    """
+    return float(min(1.0, KINDS * np.min(values)))
 
 
 def false_discovery_rates(values: np.ndarray) -> np.ndarray:

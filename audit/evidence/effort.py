@@ -9,6 +9,16 @@ import numpy as np
 TIMESTEPS = (100, 300, 500)  # thousandths of the schedule
 NOISES = 4
 FIRST = 1  # noises of a first look
+REPLAY = 8  # steps of what either model samples on from a reference under noise
+BASE_PICTURES, TUNED_PICTURES = 2 * REPLAY, 1 + REPLAY  # evaluations of a reference's pictures: guidance asks both
+SHARE = 10  # of the budget, one part in so many is spent on pictures, beside it
+DECODED = 5  # pictures that are made of a reference
+WHOLE = "whole-"  # how the question of a measurement begins for which the budget covers all noises of all pictures
+
+
+def references_shown(budget: int) -> int:
+    """Of how many references pictures are made at most, where membership may take ``budget`` evaluations."""
+    return budget // SHARE // (BASE_PICTURES + TUNED_PICTURES)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from audit.evidence.chance import FEWEST, standing_out
 from audit.evidence.kind import kind_problem, of_their_kind
 
 BLOCK = 1024  # references at a time
-VERSION = 1  # raised when the same pictures and decoys come to have other chances
+VERSION = 3  # raised when the same pictures and decoys come to have other chances, or more is kept of them
 ANOTHER_LOOK = "its pictures are of another look than the references"
 UNCLEAR = "several backgrounds could be of the references' look, and are of different looks themselves"
 MOST_SUSPECTS = 20  # that are named
@@ -115,34 +115,38 @@ def caveat_of(row: dict[str, Any], input_size: int) -> str | None:
 class Questions:
     """What the chances of sets depend on, beside the audit: ``of`` has a hash a set, of its pictures and decoys.
 
-    ``has_decoys`` says whether there is any background for one of them.
+    ``has_decoys`` says whether there is any background for one of them, ``drawn`` which backgrounds were declared a
+    random split of one collection with the pictures of a set.
     """
 
     of: dict[str, str]
     has_decoys: bool
+    drawn: dict[str, frozenset[str]] = field(default_factory=dict)
 
 
 def questions_of(ask: Ask, descriptor: str, sets: Sequence[str]) -> Questions:
     """The questions of ``sets`` as the tables are now."""
     rows = ask(
         """SELECT reference_set, coalesce(any_value(kind), 'reference') AS kind, any_value(decoys_of) AS decoys_of,
-            md5(string_agg(reference_id, ',' ORDER BY reference_id)) AS pictures
+            any_value(drawn_with) AS drawn_with, sha256(string_agg(reference_id, ',' ORDER BY reference_id)) AS pictures
         FROM "references"
         WHERE descriptor_name = ? AND (kind = 'background' OR list_contains(?::VARCHAR[], reference_set))
         GROUP BY reference_set ORDER BY reference_set""",
         [descriptor, list(sets)],
     )
-    found, has_decoys = {}, False
+    found, drawn, has_decoys = {}, {}, False
     for name in sets:
         own = [row["pictures"] for row in rows if row["reference_set"] == name]
-        decoys = [
-            [row["reference_set"], row["pictures"]]
-            for row in rows
+        serving = [
+            row for row in rows
             if row["kind"] == "background" and row["reference_set"] != name and is_for(row["decoys_of"], name)
-        ]
+        ]  # fmt: skip
+        declared = [row["reference_set"] for row in serving if not set(own).isdisjoint(row["drawn_with"] or ())]
+        decoys = [[row["reference_set"], row["pictures"], row["reference_set"] in declared] for row in serving]
         has_decoys |= bool(decoys)
+        drawn[name] = frozenset(declared)
         found[name] = hashlib.sha256(repr([VERSION, own, decoys]).encode()).hexdigest()[:16]
-    return Questions(found, has_decoys)
+    return Questions(found, has_decoys, drawn)
 
 
 def is_for(decoys_of: Sequence[str] | None, name: str) -> bool:

@@ -21,6 +21,7 @@ from PIL import Image
 
 from audit.config import Method, StoredImages
 from audit.errors import NotFiniteError
+from audit.evidence.effort import BASE_PICTURES, REPLAY, TUNED_PICTURES, references_shown
 from audit.evidence.membership import Level, level_of, noise_of, replay
 from audit.sampling.guidance import extrapolate, weight_of
 
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 AT, NOISE = 500, 0  # thousandths of the schedule, and the number of the noise
-STEPS = 8
-BASE_EVALUATIONS, TUNED_EVALUATIONS = 2 * STEPS, 1 + STEPS  # of a picture: guidance asks both
-SHARE = 10  # one part in so many of the budget
+STEPS = REPLAY
 MOST = 12  # references of a set
 SIDE = 256  # pixels of a stored picture, at most
 QUALITY = 90  # of WebP
@@ -50,8 +49,8 @@ def denoised_of(
     """
     if job.settings.stored_images is StoredImages.hashes_only:
         return {}, 0
-    each = BASE_EVALUATIONS + TUNED_EVALUATIONS
-    most = job.settings.membership_evaluations // SHARE // each
+    each = BASE_PICTURES + TUNED_PICTURES
+    most = references_shown(job.settings.membership_evaluations)
     allowed = _with_thumbnails(both, list(rows))
     chosen = _chosen(rows, most, allowed)
     if not chosen:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from PIL import Image
 from audit.descriptors import Descriptor, pdq_hash
 from audit.descriptors.base import to_png
 from audit.descriptors.facts import DescriptorFacts
-from audit.descriptors.pictures import SUFFIXES, opened_ahead
+from audit.descriptors.pictures import opened_ahead
 from audit.errors import ReferenceSetError
 from audit.evidence.kind import look_of
 from audit.faults import reason_of_fault
+from audit.references.folder import SkippedImage, survey
 from audit.references.index import forget
 from audit.states import SetKind
 from audit.storable import path_as_text
@@ -37,86 +37,12 @@ CHUNK = 64  # pictures that are described together; of each no more is kept than
 
 
 @dataclass(frozen=True)
-class SkippedImage:
-    """A file that was passed over, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
 class Added:
     """What `add` did: the set's name, how many images it now has, and what was passed over."""
 
     name: str
     images: int
     skipped: list[SkippedImage]
-
-
-def survey(folder: Path) -> tuple[list[Path], list[SkippedImage]]:
-    """The pictures below ``folder`` by suffix, sorted, and every other file with the reason why it is none.
-
-    Links that lead out of the folder are passed over. Raises ReferenceSetError where it is missing, unreadable, or
-    holds no picture.
-    """
-    if not folder.is_dir():
-        raise ReferenceSetError(f"{folder} is not a folder: give a folder of pictures")
-    root = folder.resolve()
-    errors: list[OSError] = []
-    found, passed = [], []
-    for parent, folders, names in os.walk(root, onerror=errors.append):
-        folders.sort()
-        passed += [
-            SkippedImage(
-                path_as_text(str((Path(parent) / name).relative_to(root))), "a link to a folder is not followed"
-            )
-            for name in folders
-            if (Path(parent) / name).is_symlink()
-        ]
-        for name in sorted(names):
-            path = Path(parent) / name
-            reason = _passed_over(path, root)
-            if reason is None:
-                found.append(path)
-            else:
-                passed.append(SkippedImage(path_as_text(str(path.relative_to(root))), reason))
-    if errors and not found:
-        raise ReferenceSetError(f"{folder} cannot be read: {errors[0].strerror}")
-    if not found:
-        raise ReferenceSetError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
-    passed += [SkippedImage(path_as_text(os.path.relpath(one.filename, root)), f"{one.strerror}") for one in errors]
-    return found, passed
-
-
-def _passed_over(path: Path, root: Path) -> str | None:
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        return f"the ending {suffix} is no picture's" if suffix else "it has no ending"
-    try:
-        if not path.resolve().is_relative_to(root):
-            return "a link that leads out of the folder"
-        return None if path.is_file() else "not a file"
-    except (OSError, RuntimeError) as error:  # links in a circle
-        return f"not a readable picture ({getattr(error, 'strerror', None) or error})"
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The pictures below ``folder`` by suffix, sorted. Raises ReferenceSetError as ``survey`` does."""
-    return survey(folder)[0]
-
-
-def known_pictures(folder: Path) -> list[Image.Image]:
-    """All pictures below ``folder``, for scoring. Raises ReferenceSetError where one cannot be read: a score over the
-    rest would be another score.
-    """
-    pictures = []
-    for one in opened_ahead(image_files(folder)):
-        if isinstance(one.picture, ValueError):
-            raise ReferenceSetError(
-                f"{one.path} cannot be scored against: {one.picture}; remove or replace it"
-            ) from one.picture
-        pictures.append(one.picture)
-    return pictures
 
 
 @dataclass(frozen=True)
@@ -182,10 +108,12 @@ class ReferenceSets:
         progress: Callable[[int, int], None] | None = None,
         kind: SetKind = SetKind.reference,
         decoys_of: Sequence[str] = (),
+        drawn_with: Sequence[str] = (),
     ) -> Added:
         """Describe the pictures below ``folder`` and keep them as the set ``name``, to be found or to be decoys.
 
-        Decoys are for the sets ``decoys_of``, or for any. Raises ReferenceSetError where one of these is not there.
+        Decoys are for the sets ``decoys_of``, or for any, and are declared a random split of one collection with each
+        of ``drawn_with``, as these are now. Raises ReferenceSetError where one of these is not there.
 
         Every file that is passed over is listed with its reason: what cannot be read or described, is too small, is
         no picture by its ending, or is the same file again. Raises ReferenceSetError where nothing can be read.
@@ -194,6 +122,7 @@ class ReferenceSets:
         if decoys_of and kind is not SetKind.background:
             raise ReferenceSetError(f"{name}: only decoys (--kind background) are for other sets (--of)")
         self.require_any(decoys_of)
+        declared = self._declared(name, kind, drawn_with, descriptor)
         paths, others = survey(folder)
         skipped: list[SkippedImage] = []
         rows: dict[str, dict[str, Any]] = {}
@@ -218,6 +147,7 @@ class ReferenceSets:
                     "added_at": now,
                     "kind": kind,
                     "decoys_of": sorted(set(decoys_of)) or None,
+                    "drawn_with": declared,
                 }
             done += len(chunk)
             if progress:
@@ -232,6 +162,21 @@ class ReferenceSets:
         if not thumbnails:
             self._forget_pictures(name)
         return Added(name, len(rows), passed)
+
+    def _declared(
+        self, name: str, kind: SetKind, drawn_with: Sequence[str], descriptor: Descriptor
+    ) -> list[str] | None:
+        """The hashes of the pictures of the sets ``drawn_with`` as they are now; None for none."""
+        if drawn_with and (kind is not SetKind.background or name in drawn_with):
+            raise ReferenceSetError(f"{name}: only decoys (--kind background) are a random split with other sets")
+        for one in drawn_with:
+            self.require(one, descriptor)
+        rows = self.workspace.rows(
+            """SELECT sha256(string_agg(reference_id, ',' ORDER BY reference_id)) AS pictures FROM "references"
+            WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set) GROUP BY reference_set""",
+            [descriptor.name, list(drawn_with)],
+        )
+        return sorted({row["pictures"] for row in rows}) or None
 
     def _forget_others(self, name: str) -> None:
         """Let go of latents where some are of pictures that the set does not have any more."""
@@ -300,10 +245,11 @@ class ReferenceSets:
             yield digest, {**good[digest].row, "descriptor": vector}
 
     def list(self) -> list[dict[str, Any]]:
-        """A row a set and descriptor: reference_set, descriptor_name, kind, decoys_of, images, added_at."""
+        """A row a set and descriptor: reference_set, descriptor_name, kind, decoys_of, drawn, images, added_at."""
         return self.workspace.rows(
             "SELECT reference_set, descriptor_name, coalesce(any_value(kind), 'reference') AS kind, "
-            'any_value(decoys_of) AS decoys_of, count(*) AS images, max(added_at) AS added_at FROM "references" '
+            "any_value(decoys_of) AS decoys_of, any_value(drawn_with) IS NOT NULL AS drawn, count(*) AS images, "
+            'max(added_at) AS added_at FROM "references" '
             "GROUP BY reference_set, descriptor_name ORDER BY ALL"
         )
 

@@ -7,7 +7,7 @@ Decoys are the pictures of the workspace's backgrounds that are of the kind of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import duckdb
@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from audit.evidence.chance import FEWEST, TAIL_SHARE, agreed_p, rank_p, set_p, tail_p
-from audit.evidence.kind import FEATURES
-from audit.references.decoys import BLOCK, Decoys, Paired, caveat_of, is_for, paired, questions_of
+from audit.evidence.effort import WHOLE
+from audit.references.decoys import BLOCK, Paired, caveat_of, questions_of
+from audit.references.offer import ORDER, PICTURE, counting, on_offer, pairing_of
 from audit.sampling.spooled import vectors_of
 
 WEIGHED = 'audits extractions "references" memberships'
-_REFERENCES = """SELECT r.reference_set, r.reference_id, r.name, r.descriptor, r.look, r.pdq_quality, r.width, r.height,
-    r.decoys_of, m.score, m.caveat AS score_caveat
+_REFERENCES = f"""SELECT {PICTURE}, m.score, m.caveat AS score_caveat, m.question
 FROM "references" AS r LEFT JOIN memberships AS m
 ON m.audit_id = ? AND m.reference_set = r.reference_set AND m.reference_id = r.reference_id
 WHERE r.descriptor_name = ? AND """
@@ -55,12 +55,12 @@ def _question(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequen
     [audit] = table(sql, audit_id).to_pylist()
     name_of = audit["descriptor"]
     extractions = table("SELECT rank, descriptor FROM extractions WHERE audit_id = ? ORDER BY rank", audit_id)
-    order = " ORDER BY r.reference_set, r.reference_id"
-    asked = _REFERENCES + "list_contains(?::VARCHAR[], r.reference_set)" + order
+    asked = _REFERENCES + "list_contains(?::VARCHAR[], r.reference_set)" + ORDER
     references = table(asked, audit_id, name_of, list(sets))
-    backgrounds = table(_REFERENCES + "r.kind = 'background'" + order, audit_id, name_of)
+    backgrounds = table(_REFERENCES + "r.kind = 'background'" + ORDER, audit_id, name_of)
     seen = vectors_of(extractions) if extractions.num_rows else np.empty((0, 0), np.float32)
-    on_offer = _decoys(backgrounds, seen, audit["size"])
+    scores = _scores(backgrounds)
+    offer = on_offer(backgrounds, audit["size"], _cosines(backgrounds, seen), scores)
     serves = backgrounds["decoys_of"].to_pylist()
     questions = questions_of(lambda sql, values: table(sql, *values).to_pylist(), name_of, sets)
     found = []
@@ -68,9 +68,8 @@ def _question(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequen
         mine = references.filter(pc.equal(references["reference_set"], name))
         if not mine.num_rows:
             continue
-        here = [is_for(one, name) and other != name for one, other in zip(serves, on_offer.backgrounds, strict=True)]
-        looks = _looks(mine)[_counting(mine, audit["size"])]
-        pairing = paired(vectors_of(mine), looks, on_offer.where(np.array(here, bool)), audit["threshold"])
+        alike = replace(offer, scores=np.where(_measured_alike(backgrounds, mine), scores, np.nan))
+        pairing = pairing_of(name, mine, alike, serves, audit["threshold"], audit["size"])
         found.append((name, mine, pairing))
     return _Question(audit, seen, extractions["rank"].to_pylist(), questions.of, found)
 
@@ -87,41 +86,18 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
         ]
         about = {"audit_id": audit_id, "reference_set": name}
         found.chances.extend({**about, **row} for row in rows)
-        counts = _counting(mine, size)
+        counts = counting(mine, size)
         whole = _whole(_cosines(mine, asked.seen)[counts], _scores(mine)[counts], pairing, rows)
         found.set_chances.append(
-            {**about, "question": asked.hashes[name], **whole, "backgrounds": pairing.backgrounds}
+            {**about, "question": asked.hashes[name], **whole, "backgrounds": pairing.backgrounds,
+             "decoy_similarities": _finite(pairing.decoys.cosines), "decoy_scores": _finite(pairing.decoys.scores)}
         )  # fmt: skip
     return found
-
-
-def values_of_decoys(
-    connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]
-) -> dict[str, tuple[list[float], list[float]]]:
-    """What the decoys of each of ``sets`` have: cosines to the nearest extraction, and membership scores.
-
-    They are those that chances are taken among; what is not finite is left out.
-    """
-    if not connection.sql("SELECT 1 FROM \"references\" WHERE kind = 'background' LIMIT 1").to_arrow_table().num_rows:
-        return {}
-    return {
-        name: (_finite(pairing.decoys.cosines), _finite(pairing.decoys.scores))
-        for name, _, pairing in _question(connection, audit_id, sets).sets
-    }
 
 
 def _finite(values: np.ndarray) -> list[float]:
     found: list[float] = values[np.isfinite(values)].astype(float).tolist()
     return found
-
-
-def _decoys(table: pa.Table, seen: np.ndarray, input_size: int) -> Decoys:
-    names = [np.array(table[name].to_pylist(), object) for name in ("reference_set", "reference_id", "name")]
-    vectors = vectors_of(table) if table.num_rows else np.empty((0, 0), np.float32)
-    return Decoys(
-        names[0], names[1], names[2], vectors, _looks(table), _cosines(table, seen), _scores(table),
-        _counting(table, input_size),
-    )  # fmt: skip
 
 
 def _cosines(table: pa.Table, seen: np.ndarray) -> np.ndarray:
@@ -132,21 +108,24 @@ def _cosines(table: pa.Table, seen: np.ndarray) -> np.ndarray:
     return np.concatenate([part.max(axis=1) for part in parts])
 
 
-def _counting(table: pa.Table, input_size: int) -> np.ndarray:
-    rows = table.select(["pdq_quality", "width", "height"]).to_pylist()
-    return np.array([caveat_of(row, input_size) is None for row in rows], bool)
-
-
 def _scores(table: pa.Table) -> np.ndarray:
     """[N]; NaN for scores that are missing, or that something speaks against."""
     scores = table["score"].to_numpy(zero_copy_only=False).astype(float)
     return np.where(table["score_caveat"].is_null().to_numpy(zero_copy_only=False), scores, np.nan)
 
 
-def _looks(table: pa.Table) -> np.ndarray:
-    """[N, F]; NaN for pictures that were added before looks were taken."""
-    none = [np.nan] * FEATURES
-    return np.array([one or none for one in table["look"].to_pylist()], np.float32).reshape(-1, FEATURES)
+def _measured_alike(backgrounds: pa.Table, mine: pa.Table) -> np.ndarray:
+    """Of which pictures of ``backgrounds`` the scores compare with those of ``mine``, booleans [N].
+
+    Those that were measured for the same question, or with all noises, as ``mine`` were: a score of fewer noises is
+    another one.
+    """
+    known = {_measured(one) for one in mine["question"].to_pylist()}
+    return np.array([_measured(one) in known for one in backgrounds["question"].to_pylist()], bool)
+
+
+def _measured(question: str | None) -> str | None:
+    return WHOLE if question and question.startswith(WHOLE) else question
 
 
 def _rows(part: pa.Table, seen: np.ndarray, ranks: list[int], pairing: Paired, size: int) -> list[dict[str, Any]]:

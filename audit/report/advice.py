@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from audit.config import Evidence, Settings
-from audit.evidence.chance import TAIL_FEWEST
+from audit.config import Evidence, Rule, Settings
+from audit.evidence.chance import KINDS, TAIL_FEWEST
 from audit.report.facts import AuditFacts
 from audit.states import Verdict
 
@@ -52,14 +52,15 @@ def _decoys_lacking(facts: AuditFacts) -> list[str]:
     told = [one for one in facts.chances if one.p is not None]
     if not told or facts.verdict.matched:
         return []
-    rate = facts.asked.fdr
+    rate = facts.asked.fdr / (KINDS if facts.asked.rule is Rule.either else 1)
     asked, decoys = len(told), max(max(one.extraction_decoys, one.membership_decoys) for one in told)
     needed, few = math.ceil(round(asked / rate, 6)) - 1, math.floor(round(rate * (1 + decoys), 6))
     if decoys >= min(needed, TAIL_FEWEST):
         return []
     return [
-        f"More decoys. Among {decoys} no p is below {1 / (1 + decoys):.2g}, and one picture of {asked} is a match by "
-        f"itself from p = {rate / asked:.2g} on: that takes {min(needed, TAIL_FEWEST)} decoys or more."
+        f"More decoys. Among {decoys} no p is below {facts.asked.fdr / rate / (1 + decoys):.2g}, and one picture of "
+        f"{asked} is a match by itself from p = {facts.asked.fdr / asked:.2g} on: that takes "
+        f"{min(needed, TAIL_FEWEST)} decoys or more."
         + (f" Or ask about {few} picture{'s' if few != 1 else ''} at most." if few else "")
     ]
 

@@ -14,8 +14,7 @@ from audit.config import VerdictSettings
 from audit.custody.record import Record, record_of
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
-from audit.references.weigh import values_of_decoys
-from audit.report.chance import Chance, Pairing, SetChance, chances_of, set_chances_of
+from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of
 from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
@@ -270,10 +269,9 @@ def _collected(
     members = members_of(ask, audit_id, row["descriptor"], names)
     settings = json.loads(row["settings"])
     questions = questions_of(ask, row["descriptor"], names)
-    set_chances = set_chances_of(ask, audit_id, questions, asked.fdr)
-    weighed = [one.reference_set for one in set_chances]  # of others nothing is said: their decoys have changed
-    chances = chances_of(ask, audit_id, row["descriptor"], weighed, asked.fdr)
-    pairings = [pairing for one in set_chances for pairing in one.pairings]
+    set_chances = set_chances_of(ask, audit_id, questions, asked)  # of others nothing is said: their decoys changed
+    chances = chances_of(ask, audit_id, row["descriptor"], set_chances, asked)
+    pairings = pairings_of(set_chances, questions)
     verdict = verdict_of(
         Evidenced(names, len(references), row["threshold"], _alike(extractions), chances, set_chances, pairings,
                   row["tells_nothing"]),
@@ -285,5 +283,6 @@ def _collected(
         verdict, [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
-        values_of_decoys(connection, audit_id, weighed), record_of(connection, audit_id, names),
+        {one.reference_set: (one.decoy_similarities or [], one.decoy_scores or []) for one in set_chances},
+        record_of(connection, audit_id, names),
     )  # fmt: skip

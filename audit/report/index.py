@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from audit.config import Rule, VerdictSettings
-from audit.evidence.chance import expected_by_chance, false_discovery_rates
+from audit.evidence.chance import KINDS, expected_by_chance, false_discovery_rates
+from audit.references.decoys import questions_of
+from audit.report.chance import undeclared
 from audit.report.page import environment
 from audit.report.pages import FOLDER, keep_sets
 from audit.states import Verdict
@@ -57,16 +59,7 @@ def together(workspace: Workspace, answers: Sequence[Answer], sets: Sequence[str
     """``answers`` of audits that were just weighed, with matches over all of them; the most matches first."""
     if asked.rule is Rule.fixed or not answers or not sets:
         return Together(asked, _ordered(answers))
-    about = [[one.audit_id for one in answers], list(sets)]
-    where = (
-        "WHERE p IS NOT NULL AND extraction_p IS NOT NULL AND audit_id IN (SELECT unnest(?::VARCHAR[])) "
-        "AND list_contains(?::VARCHAR[], reference_set)"
-    )
-    rows = workspace.rows(
-        f"SELECT audit_id, true AS is_set, p FROM set_chances {where} UNION ALL "
-        f"SELECT audit_id, false, arg_min(p, reference_set) FROM chances {where} GROUP BY audit_id, reference_id",
-        [*about, *about],
-    )
+    rows = _told(workspace, [one.audit_id for one in answers], list(sets), asked.rule)
     pictures, whole = ([row for row in rows if row["is_set"] is is_set] for is_set in (False, True))
     p = np.array([row["p"] for row in pictures])
     counts = false_discovery_rates(p) <= asked.fdr
@@ -75,6 +68,39 @@ def together(workspace: Workspace, answers: Sequence[Answer], sets: Sequence[str
     told = [_with(one, matches.get(one.audit_id, 0), matched_sets.get(one.audit_id, 0)) for one in answers]
     expected = float(expected_by_chance(p)[counts].max()) if counts.any() else 0.0
     return Together(asked, _ordered(told), len(p), expected)
+
+
+def _told(workspace: Workspace, audits: list[str], sets: list[str], rule: Rule) -> list[dict[str, Any]]:
+    """The p by the rule of all pictures, each once for an audit, and of all sets (``is_set``) that can match."""
+    p, counts = "p", "extraction_p IS NOT NULL"
+    refused: list[str] = []
+    if rule is Rule.either:
+        p, counts = f"least(1.0, {KINDS} * list_min([extraction_p, membership_p]))", "true"
+        refused = _refused(workspace, audits, sets)
+    where = (
+        f"WHERE p IS NOT NULL AND {counts} AND audit_id IN (SELECT unnest(?::VARCHAR[])) "
+        "AND list_contains(?::VARCHAR[], reference_set) "
+        "AND audit_id || ' ' || reference_set NOT IN (SELECT unnest(?::VARCHAR[]))"
+    )
+    return workspace.rows(
+        f"SELECT audit_id, true AS is_set, {p} AS p FROM set_chances {where} UNION ALL "
+        f"SELECT audit_id, false, arg_min({p}, reference_set) FROM chances {where} GROUP BY audit_id, reference_id",
+        [audits, sets, refused, audits, sets, refused],
+    )
+
+
+def _refused(workspace: Workspace, audits: list[str], sets: list[str]) -> list[str]:
+    """AUDIT SET of those of which the rule "either" says nothing, for their decoys."""
+    rows = workspace.rows(
+        """SELECT audit_id, descriptor, reference_set, backgrounds FROM set_chances JOIN audits USING (audit_id)
+        WHERE audit_id IN (SELECT unnest(?::VARCHAR[])) AND list_contains(?::VARCHAR[], reference_set)""",
+        [audits, sets],
+    )
+    drawn = {name: questions_of(workspace.rows, name, sets).drawn for name in {row["descriptor"] for row in rows}}
+    return [
+        f"{row['audit_id']} {row['reference_set']}" for row in rows
+        if undeclared(row["backgrounds"] or (), drawn[row["descriptor"]].get(row["reference_set"], ()))
+    ]  # fmt: skip
 
 
 def in_words(found: Together) -> str:

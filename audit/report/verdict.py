@@ -1,6 +1,7 @@
 """The verdict of a question: what is said of the references and sets that were asked about. It is made here alone.
 
-By the rule "calibrated" it follows from decoys, at an error rate; by "fixed" from the descriptor's threshold.
+By the rules "calibrated" and "either" it follows from decoys, at an error rate; by "fixed" from the descriptor's
+threshold.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ from audit.states import Verdict
 NOT_CLEAN = (
     "That does not show that they were not used: most training pictures do not come out of a model, and few are known "
     "by it well enough to be told."
+)
+
+
+ONE_IS_ENOUGH = (
+    "One kind of evidence is enough by the rule that was asked for (--rule either): what was drawn from the model, or "
+    "what it knows. That rests on the declaration that decoys and references are a random split of one collection "
+    "(--drawn). Where they are not, pictures that only look like what the model was trained on are accused."
 )
 
 
@@ -95,7 +103,7 @@ class QuestionVerdict:
         for said, some in ((Verdict.match, self.matched), (Verdict.possible, self.possible)):
             if any(one.reference_id == reference_id and (similar or one.rank == rank) for one in some):
                 return said
-        return "looks alike" if similar and self.rule is Rule.calibrated else "no match"
+        return "looks alike" if similar and self.rule is not Rule.fixed else "no match"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for scripts, without the references themselves."""
@@ -124,7 +132,7 @@ class Evidenced:
 
 def verdict_of(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
     """The verdict of a question by the rule and at the rate that are ``asked`` for."""
-    return (_fixed if asked.rule is Rule.fixed else _calibrated)(found, asked)
+    return (_fixed if asked.rule is Rule.fixed else _among_decoys)(found, asked)
 
 
 def _fixed(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
@@ -141,7 +149,7 @@ def _fixed(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
     )  # fmt: skip
 
 
-def _calibrated(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
+def _among_decoys(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
     told = [one for one in found.chances if one.p is not None]
     matched = [one for one in told if one.verdict is Verdict.match]
     possible = [one for one in told if one.verdict is Verdict.possible]
@@ -190,10 +198,21 @@ def _warnings(pairings: Sequence[Pairing]) -> list[str]:
     ]
 
 
-def _known(one: SetChance) -> str:
-    """What was seen of a set that matches: that it is known by the model can have been measured, or not."""
-    drawn = "are nearer to what was drawn from the model"
-    return drawn if one.membership_p is None else f"{drawn}, and known by it better,"
+def _assumed(rule: Rule) -> str:
+    """What the error rate rests on."""
+    if rule is Rule.either:
+        return "decoys and references are a random split of one collection, as was declared"
+    return "the decoys are of the references' kind"
+
+
+def _known(one: SetChance, rule: Rule) -> str:
+    """What was seen of a set that matches: of either kind of evidence, it can have been measured, or not."""
+    drawn, known = "are nearer to what was drawn from the model", "known by it better"
+    if one.membership_p is None:
+        return drawn
+    if one.extraction_p is None:
+        return f"are {known}"
+    return f"{drawn}, {'or' if rule is Rule.either else 'and'} {known},"
 
 
 def _of(count: int, whole: int, noun: str) -> str:
@@ -257,26 +276,27 @@ def _by_threshold(verdict: QuestionVerdict) -> list[str]:
 
 def _by_decoys(verdict: QuestionVerdict) -> list[str]:
     share = _share(verdict.rate or 0)
-    said: list[str] = []
+    said: list[str] = [ONE_IS_ENOUGH] if verdict.rule is Rule.either and verdict.compared else []
     if verdict.matched:
         said.append(
-            f"Of 100 such matches, at most {share} are wrong on average, if the decoys are of the references' kind; of "
+            f"Of 100 such matches, at most {share} are wrong on average, if {_assumed(verdict.rule)}; of "
             f"the {verdict.compared} references compared, {verdict.expected:.2g} would come out so by chance."
         )
     for one in verdict.matched_sets:
         said.append(
-            f"{one.pictures} pictures of the set {one.reference_set} {_known(one)} than {one.decoys} decoys; so much "
-            f"comes about by chance with p = {one.p:.2g}. Of 100 such verdicts on sets, at most {share} are wrong on "
-            "average. It says of no single picture that it was trained on."
+            f"{one.pictures} pictures of the set {one.reference_set} {_known(one, verdict.rule)} than {one.decoys} "
+            f"decoys; so much comes about by chance with p = {one.p:.2g}. Of 100 such verdicts on sets, at most "
+            f"{share} are wrong on average. It says of no single picture that it was trained on."
         )
     if verdict.possible or verdict.possible_sets:
         count = len(verdict.possible) + len(verdict.possible_sets)
         said.append(
             f"{count} possible: as much comes about by chance in one of 20 cases at most (p of 0.05 or less), which is "
-            "too often for a match among so many; or only one kind of evidence speaks for it."
+            "too often for a match among so many"
+            + ("." if verdict.rule is Rule.either else "; or only one kind of evidence speaks for it.")
         )
     alone = sum(one.alone_fdr is not None and one.alone_fdr <= (verdict.rate or 0) for one in verdict.possible)
-    if alone:
+    if alone and verdict.rule is Rule.calibrated:
         said.append(
             f"{alone} of these would be a match by one kind of evidence alone, at the same error rate. That is not "
             "enough: what the model knows and does not draw may be another version of what it was trained on."

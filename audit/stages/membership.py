@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from audit.job import Job
     from audit.workspace import Workspace
 
+Decoys = dict[Any, tuple[dict[str, str], frozenset[tuple[str, str]]]]  # by what they are of, with its question
 REMEMBERED = 5.0  # s
 MOST_DECOYS = 200  # that are measured for an audit
 VERSION = 1  # raised when the same pictures and settings come to give other scores
@@ -73,12 +74,17 @@ class Question:
         return sorted({one.reference_id for pictures in self.sets.values() for one in pictures})
 
     def of(self, name: str) -> str:
-        """The question as rows of the set ``name`` keep it: it depends on other sets where the budget is short."""
+        """The question as rows of the set ``name`` keep it: it depends on other sets where the budget is short.
+
+        Where the budget covers all, it says so: then scores compare with those of other sets that are so measured.
+        """
+        from audit.evidence.effort import WHOLE
+
         all_of_it = self.effort.covers(len(self.ids))
         ids = sorted(one.reference_id for one in self.sets[name]) if all_of_it else self.ids
         effort = self.effort if not all_of_it else replace(self.effort, budget=0)
         said = [VERSION, self.codec, ids, vars(effort)]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
+        return (WHOLE if all_of_it else "") + hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 class Membership:
@@ -91,6 +97,7 @@ class Membership:
     def __init__(self, references: Sequence[str]) -> None:
         self.references = tuple(references)
         self._asked: dict[Any, tuple[float, Question]] = {}
+        self._decoys: Decoys = {}
 
     def done(self, job: Job, workspace: Workspace) -> bool:
         """Whether nothing is to be measured, or all of it has been, of the sets as they are now."""
@@ -102,13 +109,13 @@ class Membership:
         settings, now = job.settings, time.monotonic()
         key = job.base.revision, job.descriptor.name, settings
         if key not in self._asked or now - self._asked[key][0] > REMEMBERED:
-            self._asked[key] = now, question_of(job, workspace, self.references)
+            self._asked[key] = now, question_of(job, workspace, self.references, self._decoys)
         return self._asked[key][1]
 
     def run(self, job: Job, workspace: Workspace, bench: Bench, tell: Tell = quiet) -> Remembered:
         """Measure what the spool lacks. Raises AuditError; where nothing was measured by then, nothing is left."""
         started = time.monotonic()
-        question = question_of(job, workspace, self.references)
+        question = question_of(job, workspace, self.references, self._decoys)
         spool = workspace.spool(job.id)
         spool.begin()
 
@@ -126,8 +133,12 @@ class Membership:
         return replace(found, seconds=time.monotonic() - started)
 
 
-def question_of(job: Job, workspace: Workspace, references: Sequence[str]) -> Question:
-    """What there is to measure for the ``references``, sets of the workspace, as they are now: they, and decoys."""
+def question_of(job: Job, workspace: Workspace, references: Sequence[str], known: Decoys | None = None) -> Question:
+    """What there is to measure for the ``references``, sets of the workspace, as they are now: they, and their decoys.
+
+    Backgrounds of another look than the references take nothing of the budget. ``known`` keeps which pictures are
+    decoys of which sets, as long as these are the same.
+    """
     from audit.config import Evidence
     from audit.evidence.effort import NOISES, TIMESTEPS, Effort
     from audit.references.latents import VIEWS, codec_id
@@ -140,18 +151,30 @@ def question_of(job: Job, workspace: Workspace, references: Sequence[str]) -> Qu
                 any_value(r.pdq_quality) AS pdq_quality, any_value(least(l.width, l.height)) AS model_size
             FROM "references" AS r JOIN latents AS l USING (reference_set, reference_id)
             WHERE l.codec = $1 AND r.descriptor_name = $2
-            AND (list_contains($3::VARCHAR[], r.reference_set) OR r.kind = 'background' AND
-                (r.decoys_of IS NULL OR list_has_any(r.decoys_of, $3::VARCHAR[])))
+            AND (list_contains($3::VARCHAR[], r.reference_set) OR r.kind = 'background')
             GROUP BY r.reference_set, r.reference_id ORDER BY ALL""",
             [codec, job.descriptor.name, list(references)],
         )
         asked = [Picture(**row) for row in rows if row["reference_set"] in references]
+        paired = _decoys_of(job, workspace, references, {} if known is None else known) if asked else frozenset()
+        background = [Picture(**row) for row in rows if (row["reference_set"], row["reference_id"]) in paired]
         # of many decoys those whose hash is lowest: a choice by what they show would tell them from the references
-        decoys = sorted({row["reference_id"] for row in rows} - {one.reference_id for one in asked})[:MOST_DECOYS]
-        background = [Picture(**row) for row in rows if row["reference_id"] in set(decoys)]
-        for one in [*asked, *(background if asked else [])]:
+        decoys = sorted({one.reference_id for one in background} - {one.reference_id for one in asked})[:MOST_DECOYS]
+        chosen = set(decoys)
+        for one in [*asked, *(one for one in background if one.reference_id in chosen)]:
             sets.setdefault(one.reference_set, []).append(one)
     return Question(codec, sets, Effort(TIMESTEPS, NOISES, len(VIEWS), job.settings.membership_evaluations))
+
+
+def _decoys_of(job: Job, workspace: Workspace, references: Sequence[str], known: Decoys) -> frozenset[tuple[str, str]]:
+    """(background, picture) of the decoys of ``references``; read again where ``known`` has them of other pictures."""
+    from audit.references.decoys import questions_of
+    from audit.references.offer import decoys_of
+
+    about, now = (job.descriptor, *references), questions_of(workspace.rows, job.descriptor.name, references)
+    if about not in known or known[about][0] != now.of:
+        known[about] = now.of, frozenset(decoys_of(workspace, job.descriptor, references) if now.has_decoys else ())
+    return known[about][1]
 
 
 def _answered(job: Job, workspace: Workspace, question: Question) -> bool:

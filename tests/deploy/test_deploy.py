@@ -212,7 +212,7 @@ def test_rayjob() -> None:
     assert containers(group)[0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (10, 0), (12, 0), (2, 2), (130, 130)])
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (10, 0), (12, 0), (13, 0), (2, 2), (130, 130)])
 def test_matches_do_not_fail_the_job(code: int, expected: int, tmp_path: Path) -> None:
     program = tmp_path / "lora-audit"
     program.write_text(f"#!/bin/sh\nexit {code}\n")
@@ -531,7 +531,7 @@ def unit(name: str) -> dict[str, dict[str, list[str]]]:
 def test_service() -> None:
     service = unit("lora-audit.service")["Service"]
     assert service["Type"] == ["oneshot"]
-    assert service["SuccessExitStatus"] == ["10 12"]
+    assert service["SuccessExitStatus"] == ["10 12 13"]
     assert service["KillSignal"] == ["SIGTERM"]
     assert int(service["TimeoutStopSec"][0]) > RunSettings().drain_seconds + 60
     assert service["User"] == ["lora-audit"]

@@ -18,7 +18,7 @@ from audit.errors import AuditError
 from audit.job import Job, Request, resolve
 from audit.progress import Tell, quiet
 from audit.references import ReferenceSets
-from audit.references.sets import known_pictures
+from audit.references.folder import known_pictures
 from audit.sampling.spooled import vectors_of
 from audit.stages import Cluster, Match, Sample, Scores
 from audit.states import Known

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,12 @@ from audit.references import ReferenceSets, latents, losses
 from audit.report import collect
 from audit.report.page import render
 from audit.stages import Membership, Remembered, membership, precision
-from audit.states import Verdict
+from audit.states import SetKind, Verdict
 from audit.workspace import Workspace
 from tests.conftest import BASE, DREAMBOOTH, KOHYA
 from tests.engine.fleet import make_uploads, make_workspace
 
+CONTROLS = Path(__file__).parents[2] / "testbed/controls/fluent-animals"
 ALL_SETTINGS = Settings(evidence=Evidence.membership)
 PICTURES, VIEWS = 20, len(latents.VIEWS)
 NOISES = 2  # in tests of one process
@@ -174,6 +177,41 @@ def test_another_set_of_the_name_is_measured_again(animals: Workspace, bench: Be
     for table in ("latents", "base_losses", "memberships"):
         assert animals.rows(f"SELECT 1 FROM {table}") == []
     assert Membership(["animals"]).done(job, animals)
+
+
+def test_backgrounds_of_another_look_take_nothing_of_the_budget(
+    animals: Workspace, bench: Bench, tmp_path: Path
+) -> None:
+    def add(name: str, folder: Path, **more: Any) -> None:
+        more = {"kind": SetKind.background, "bases": [str(BASE)], **more}
+        api.add_references(name, folder, descriptor="nano", workspace=animals, bench=bench, **more)
+
+    kin = tmp_path / "kin"
+    kin.mkdir()
+    for file in sorted(CONTROLS.glob("*/*.png")):
+        shutil.copy(file, kin)
+    add("photos", set_folder("photo-wildlife", "train"))
+    add("kin", kin)
+    job, known = job_of(bench), {}
+    question = membership.question_of(job, animals, ["animals"], known)
+    assert set(question.sets) == {"animals", "kin"}
+    [(_, paired)] = known.values()
+    assert {(one.reference_set, one.reference_id) for one in question.sets["kin"]} == paired
+    alone = question.of("animals")
+    add("stamps", set_folder("stamps-fruit", "train"))
+    assert membership.question_of(job, animals, ["animals"], known).of("animals") == alone
+    assert set(membership.question_of(job, animals, ["photos"], known).sets) == {"photos"}
+    taken = {one for _, one in paired}
+    next(file for file in kin.iterdir() if hashlib.sha256(file.read_bytes()).hexdigest() in taken).unlink()
+    add("kin", kin)
+    fewer = membership.question_of(job, animals, ["animals"], known)
+    assert len(fewer.sets["kin"]) == len(question.sets["kin"]) - 1
+    assert fewer.of("animals") == alone  # all noises of all pictures are within the budget
+    assert fewer.of("kin") != question.of("kin")
+    short = [replace(one, effort=replace(one.effort, budget=100)) for one in (question, fewer)]
+    assert len({one.of("animals") for one in short}) == 2  # another choice of decoys is measured again
+    assert question.of("animals").startswith("whole-")
+    assert not short[0].of("animals").startswith("whole-")
 
 
 def test_answers_that_are_not_finite_are_no_score(

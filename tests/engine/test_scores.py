@@ -15,7 +15,7 @@ from audit.descriptors import Descriptor
 from audit.descriptors.base import stacked
 from audit.job import Job, Request, resolve
 from audit.models.pair import ModelPair
-from audit.references.sets import known_pictures
+from audit.references.folder import known_pictures
 from audit.stages import Scores
 from audit.states import Known
 from audit.workspace import Workspace

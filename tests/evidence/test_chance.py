@@ -84,7 +84,8 @@ def test_combined_evidence_holds_under_dependence(combined: Callable[..., float]
 def test_all_kinds_of_evidence_have_to_speak_for_a_match_and_one_for_a_second_look() -> None:
     assert agreed_p([0.001, 0.3]) == 0.3
     assert either_p([0.001, 0.3]) == 0.002
-    assert agreed_p([0.02]) == either_p([0.02]) == 0.02
+    assert agreed_p([0.02]) == 0.02
+    assert either_p([0.02]) == 0.04  # which of the two there is may depend on what was found
     assert either_p([0.7, 0.9]) == 1
 
 

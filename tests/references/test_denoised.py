@@ -29,7 +29,7 @@ from tests.conftest import BASE, KOHYA
 ROWS = """SELECT d.*, m.score, r.name, r.thumbnail FROM denoised AS d
 JOIN memberships AS m USING (audit_id, reference_set, reference_id)
 JOIN "references" AS r USING (reference_set, reference_id) ORDER BY m.score DESC"""
-EACH = denoised.BASE_EVALUATIONS + denoised.TUNED_EVALUATIONS
+EACH = effort.BASE_PICTURES + effort.TUNED_PICTURES
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_what_the_pictures_cost_is_counted(animals: Workspace, bench: Bench, mon
     made.clear()
     found = measure(animals, bench, job)
     assert sum(made) == found.evaluations
-    assert found.picture_evaluations == 10 * EACH <= job.settings.membership_evaluations / denoised.SHARE
+    assert found.picture_evaluations == 10 * EACH <= job.settings.membership_evaluations / effort.SHARE
 
 
 def test_all_sets_have_their_turn_and_a_short_budget_has_fewer(animals: Workspace, bench: Bench) -> None:

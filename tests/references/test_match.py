@@ -22,10 +22,12 @@ from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import ReferenceSetError
 from audit.references import ReferenceSets
 from audit.references import match_extractions as match_in
+from audit.references.decoys import questions_of
+from audit.references.folder import known_pictures
 from audit.references.index import open_bank
 from audit.references.index.store import LARGE
-from audit.references.sets import known_pictures
 from audit.schemas import EXTRACTIONS
+from audit.states import SetKind
 from audit.workspace import Workspace
 
 TRAIN = set_folder("fluent-animals", "train")
@@ -69,6 +71,22 @@ def test_a_set_is_added_listed_and_removed(sets: ReferenceSets, nano: Descriptor
     assert sets.list() == []
     with pytest.raises(ReferenceSetError, match="no reference set 'animals'"):
         sets.remove("animals")
+
+
+def test_decoys_are_declared_a_random_split_with_a_set_as_it_is(sets: ReferenceSets, nano: Descriptor) -> None:
+    control = set_folder("fluent-animals", "control")
+    with pytest.raises(ReferenceSetError, match="neither a folder nor a reference set"):
+        sets.add("decoys", control, nano, kind=SetKind.background, drawn_with=["animals"])
+    sets.add("animals", TRAIN, nano)
+    sets.add("decoys", control, nano, kind=SetKind.background, drawn_with=["animals"])
+    assert {row["reference_set"]: row["drawn"] for row in sets.list()} == {"animals": False, "decoys": True}
+    drawn = questions_of(sets.workspace.rows, nano.name, ["animals"]).drawn
+    assert drawn == {"animals": frozenset({"decoys"})}
+    for kind, names in ((SetKind.reference, ["animals"]), (SetKind.background, ["decoys"])):
+        with pytest.raises(ReferenceSetError, match="only decoys"):
+            sets.add("decoys", control, nano, kind=kind, drawn_with=names)
+    sets.add("animals", set_folder("stamps-birds", "train"), nano)
+    assert questions_of(sets.workspace.rows, nano.name, ["animals"]).drawn == {"animals": frozenset()}
 
 
 def test_removing_a_set_removes_the_matches_with_it(

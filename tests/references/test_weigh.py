@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from audit.config import Rule, VerdictSettings
 from audit.evidence.chance import FEWEST
 from audit.evidence.kind import FEATURES
 from audit.references.audits import match_audit
 from audit.references.decoys import questions_of
-from audit.report.chance import chances_of, set_chances_of
+from audit.report.chance import chances_of, pairings_of, set_chances_of
 from audit.schemas import AUDITS
 from audit.states import Verdict
 from audit.workspace import Workspace
 
 NOW = datetime(2026, 5, 1, tzinfo=UTC)
+CALIBRATED, EITHER = VerdictSettings(), VerdictSettings(Rule.either)
 AUDIT, OTHER = "a" * 32, "b" * 32
 WIDTH = 16
 
@@ -74,14 +76,14 @@ def weighed(workspace: Workspace) -> Workspace:
     return workspace
 
 
-def told(workspace: Workspace, audit: str = AUDIT) -> dict[str, Any]:
+def told(workspace: Workspace, audit: str = AUDIT, asked: VerdictSettings = CALIBRATED) -> dict[str, Any]:
     match_audit(workspace, audit, ["mine"])
 
     def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
         return workspace.rows(sql, values)
 
-    found = {one.name: one for one in chances_of(ask, audit, "d", ["mine"], 0.05)}
-    return found | {"mine": set_chances_of(ask, audit, questions_of(ask, "d", ["mine"]), 0.05)}
+    whole = set_chances_of(ask, audit, questions_of(ask, "d", ["mine"]), asked)
+    return {one.name: one for one in chances_of(ask, audit, "d", whole, asked)} | {"mine": whole}
 
 
 def test_what_was_learnt_is_a_match_and_what_was_not_is_none(weighed: Workspace) -> None:
@@ -119,6 +121,100 @@ def test_membership_alone_makes_no_match(weighed: Workspace) -> None:
     assert found["mine"][0].extraction_p is None
 
 
+# The rule "either"
+
+
+def declare(workspace: Workspace, *hashes: str, names: str = "others") -> None:
+    """Declare that a background is a random split with sets of these pictures."""
+    rows = workspace.rows('SELECT * FROM "references" WHERE reference_set = ?', [names])
+    workspace.erase("reference_set", names, "references")
+    workspace.append("references", [row | {"drawn_with": list(hashes)} for row in rows])
+
+
+def hash_of(workspace: Workspace, name: str) -> str:
+    rows = workspace.rows('SELECT reference_id FROM "references" WHERE reference_set = ?', [name])
+    return hashlib.sha256(",".join(sorted(row["reference_id"] for row in rows)).encode()).hexdigest()
+
+
+def more_decoys(workspace: Workspace) -> None:
+    """Ninety more, so that the least p is below what one of seven has to reach at twice its p."""
+    rng = np.random.default_rng(8)
+    rows = [reference("others", f"more{number}", unit(rng.normal(size=WIDTH)), "background") for number in range(90)]
+    workspace.append("references", rows)
+    workspace.append("memberships", [member("others", row["name"], float(rng.normal(0, 0.1))) for row in rows])
+
+
+def test_one_kind_of_evidence_is_enough_where_decoys_are_declared_a_random_split(weighed: Workspace) -> None:
+    weighed.append("references", [reference("mine", "twin", unit(np.random.default_rng(9).normal(size=WIDTH)))])
+    weighed.append("memberships", [member("mine", "twin", 0.6)])
+    more_decoys(weighed)
+    declare(weighed, hash_of(weighed, "mine"))
+    calibrated, either = told(weighed), told(weighed, asked=EITHER)
+    assert (calibrated["twin"].verdict, either["twin"].verdict) == (Verdict.possible, Verdict.match)
+    for name in ("learnt0", "unseen1", "twin"):
+        one = either[name]
+        assert one.p == min(1, 2 * min(one.extraction_p, one.membership_p))
+        assert calibrated[name].p == max(one.extraction_p, one.membership_p)
+    [whole] = either["mine"]
+    assert whole.p == min(1, 2 * min(whole.extraction_p, whole.membership_p))
+    assert [one.drawn for one in pairings_of([whole], questions_of(weighed.rows, "d", ["mine"]))] == [True]
+
+
+def test_membership_alone_matches_by_either_at_twice_its_p(weighed: Workspace) -> None:
+    weighed.erase("audit_id", AUDIT, "extractions")
+    declare(weighed, hash_of(weighed, "mine"))
+    found = told(weighed, asked=EITHER)
+    assert found["learnt0"].p == 2 * found["learnt0"].membership_p
+    assert {found[f"learnt{number}"].verdict for number in range(3)} == {Verdict.possible}  # twice 1 / 61, of six
+    more_decoys(weighed)
+    declare(weighed, hash_of(weighed, "mine"))
+    found = told(weighed, asked=EITHER)
+    assert {found[f"learnt{number}"].verdict for number in range(3)} == {Verdict.match}
+    assert told(weighed)["learnt0"].verdict is Verdict.possible
+
+
+@pytest.mark.parametrize("declared", [[], ["0" * 64]])
+def test_decoys_that_nobody_declared_a_random_split_accuse_nobody_by_either(
+    weighed: Workspace, declared: list[str]
+) -> None:
+    declare(weighed, *declared)
+    found = told(weighed, asked=EITHER)
+    assert {one.verdict for name, one in found.items() if name != "mine"} == {Verdict.uncalibrated}
+    assert found["learnt0"].p is None
+    assert found["mine"][0].verdict is Verdict.uncalibrated
+    for words in ("others is not", "random split", "--drawn", "--rule calibrated"):
+        assert words in found["learnt0"].uncalibrated
+    assert told(weighed)["learnt0"].verdict is Verdict.match
+
+
+def test_what_was_declared_of_other_pictures_holds_no_more(weighed: Workspace) -> None:
+    more_decoys(weighed)
+    declare(weighed, hash_of(weighed, "mine"))
+    before = questions_of(weighed.rows, "d", ["mine"])
+    assert before.drawn == {"mine": frozenset({"others"})}
+    assert told(weighed, asked=EITHER)["learnt0"].verdict is Verdict.match
+    weighed.append("references", [reference("mine", "later", unit(np.ones(WIDTH)))])
+    assert questions_of(weighed.rows, "d", ["mine"]).drawn == {"mine": frozenset()}
+    assert told(weighed, asked=EITHER)["learnt0"].verdict is Verdict.uncalibrated
+
+
+def test_one_undeclared_background_among_the_decoys_is_enough_to_say_nothing(weighed: Workspace) -> None:
+    more_decoys(weighed)
+    declare(weighed, hash_of(weighed, "mine"))
+    weighed.append("references", background("more", 20))
+    assert told(weighed, asked=EITHER)["learnt0"].verdict is Verdict.uncalibrated
+    weighed.append("references", background("photos", 40, shift=3.0))
+    declare(weighed, hash_of(weighed, "mine"), names="more")
+    assert told(weighed, asked=EITHER)["learnt0"].verdict is Verdict.match  # what is not used need not be declared
+
+
+def test_a_declaration_is_weighed_again(weighed: Workspace) -> None:
+    told(weighed)
+    before = questions_of(weighed.rows, "d", ["mine"])
+    declare(weighed, hash_of(weighed, "mine"))
+    assert questions_of(weighed.rows, "d", ["mine"]).of != before.of
+
+
 def test_weighing_again_adds_nothing(weighed: Workspace) -> None:
     told(weighed)
     before = weighed.rows("SELECT * FROM chances ORDER BY reference_id")
@@ -135,6 +231,25 @@ def test_scores_of_another_audit_are_not_taken(weighed: Workspace) -> None:
     assert found["mine"][0].p is None
     assert "neither what was drawn nor membership" in found["mine"][0].uncalibrated
     assert told(weighed)["learnt0"].verdict is Verdict.match
+
+
+@pytest.mark.parametrize(
+    ("mine", "decoys", "compare"),
+    [("a1", "a1", True), ("a1", "b2", False), ("whole-a1", "whole-b2", True), ("whole-a1", "b2", False),
+     ("a1", "whole-b2", False)],
+)  # fmt: skip
+def test_scores_compare_where_both_were_measured_alike(
+    weighed: Workspace, mine: str, decoys: str, compare: bool
+) -> None:
+    """A decoy that was measured for another question, with fewer noises, has another score."""
+    rows = weighed.rows("SELECT * FROM memberships")
+    for name in ("mine", "others"):
+        weighed.erase("reference_set", name, "memberships")
+    asked = {"mine": mine, "others": decoys}
+    weighed.append("memberships", [row | {"question": asked[row["reference_set"]]} for row in rows])
+    one = told(weighed)["learnt0"]
+    assert one.membership_decoys == (60 if compare else 0)
+    assert (one.membership_p is not None) is compare
 
 
 def test_a_copy_of_a_reference_among_the_decoys_is_none(weighed: Workspace) -> None:
@@ -285,10 +400,10 @@ def test_what_was_weighed_with_other_decoys_says_nothing(weighed: Workspace) -> 
     told(weighed)
     before = questions_of(ask, "d", ["mine"])
     assert before.has_decoys
-    [whole] = set_chances_of(ask, AUDIT, before, 0.05)
+    [whole] = set_chances_of(ask, AUDIT, before, CALIBRATED)
     assert whole.verdict is not Verdict.uncalibrated
     weighed.append("references", background("more", 1))
-    assert set_chances_of(ask, AUDIT, questions_of(ask, "d", ["mine"]), 0.05) == []
+    assert set_chances_of(ask, AUDIT, questions_of(ask, "d", ["mine"]), CALIBRATED) == []
     weighed.erase("reference_set", "more", "references")
     assert questions_of(ask, "d", ["mine"]) == before
     weighed.append("references", background("more", 1, decoys_of=["another"]))
@@ -313,6 +428,6 @@ def test_sets_are_corrected_together(weighed: Workspace) -> None:
         [{"audit_id": AUDIT, "reference_set": name, "question": questions.of[name], "pictures": 9, "decoys": 40,
           "p": p[name], "extraction_p": p[name]} for name in names],
     )  # fmt: skip
-    found = {one.reference_set: one for one in set_chances_of(ask, AUDIT, questions, 0.05)}
+    found = {one.reference_set: one for one in set_chances_of(ask, AUDIT, questions, CALIBRATED)}
     assert found["mine"].fdr == pytest.approx(0.15)
     assert (found["mine"].verdict, found["set0"].verdict) == (Verdict.possible, Verdict.none)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 from audit.config import Rule, VerdictSettings
 from audit.report.index import Answer, in_words, together, write_index
+from audit.schemas import AUDITS
 from audit.states import Verdict
 from audit.workspace import Workspace
 
@@ -47,6 +51,34 @@ def test_a_set_as_a_whole_counts_over_all_sets(workspace: Workspace) -> None:
     found = together(workspace, answers, ["mine"], VerdictSettings())
     assert [(one.name, one.matched_sets) for one in found.those(Verdict.match)] == [("lora-0", 1)]
     assert found.answers[0].matches == 0
+
+
+def test_by_either_one_kind_counts_over_all_where_decoys_are_declared(workspace: Workspace) -> None:
+    def background(**more: Any) -> dict[str, Any]:
+        return {"reference_set": "decoys", "reference_id": "d" * 64, "name": "d", "descriptor_name": "nano@1",
+                "kind": "background", **more}  # fmt: skip
+
+    answers = weighed(workspace, 2, 0.5)
+    known = {"audit_id": f"{1:032x}", "reference_set": "mine", "reference_id": "e" * 64, "p": 0.9}
+    workspace.append("chances", [{**known, "extraction_p": 0.9, "membership_p": 0.001}])
+    workspace.erase("reference_set", "mine", "set_chances")
+    used = {"background": "decoys", "decoys": 1, "pictures": 1, "copies": 0, "trivial": 0, "suspects": []}
+    for one in answers:
+        workspace.append("audits", [dict.fromkeys(AUDITS.names) | {"audit_id": one.audit_id, "descriptor": "nano@1"}])
+        about = {"audit_id": one.audit_id, "reference_set": "mine", "backgrounds": [used]}
+        workspace.append("set_chances", [{**about, "p": 0.9, "extraction_p": 0.9, "membership_p": 0.5}])
+    mine = background(reference_set="mine", reference_id="m" * 64, kind="reference")
+    workspace.append("references", [mine, background()])
+    either = VerdictSettings(Rule.either)
+    assert together(workspace, answers, ["mine"], VerdictSettings()).those(Verdict.match) == []
+    assert together(workspace, answers, ["mine"], either).compared == 0
+    workspace.erase("reference_set", "decoys", "references")
+    workspace.append("references", [background(drawn_with=[hashlib.sha256(b"m" * 64).hexdigest()])])
+    found = together(workspace, answers, ["mine"], either)
+    assert [(one.name, one.matches) for one in found.those(Verdict.match)] == [("lora-1", 1)]
+    assert (found.compared, found.expected) == (2 * REFERENCES + 1, 0.002 * (2 * REFERENCES + 1))
+    write_index(workspace, "r2", ["mine"], found)
+    assert b"One kind of evidence is enough (--rule either)" in (workspace.files.read("reports/runs/r2.html") or b"")
 
 
 def test_the_fixed_rule_leaves_the_answers_as_they_are(workspace: Workspace) -> None:

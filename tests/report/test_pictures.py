@@ -103,6 +103,18 @@ def test_nothing_hostile_gets_through_a_histogram(workspace: Workspace) -> None:
     assert "\x1b" not in hidden
 
 
+def test_what_decoys_have_is_read_as_it_was_weighed(workspace: Workspace) -> None:
+    facts = shown(workspace, 30)
+    [row] = workspace.rows("SELECT decoy_similarities, decoy_scores FROM set_chances")
+    assert facts.decoys == {"mine": (row["decoy_similarities"], row["decoy_scores"])}
+    assert (len(row["decoy_similarities"]), len(row["decoy_scores"])) == (30, 30)
+    assert "decoy_scores" not in facts.as_json()["set_chances"][0]
+    workspace.erase("reference_set", "decoys", "memberships")  # a page shows what its p-values were taken among
+    assert collect(workspace, ID, ["mine"]).decoys == facts.decoys
+    match_audit(workspace, ID, ["mine"])
+    assert collect(workspace, ID, ["mine"]).decoys["mine"][1] == []
+
+
 def test_a_histogram_counts_all_and_its_mark_is_where_the_value_is() -> None:
     values = np.array([-30.0, -0.5, -0.5, 0.0, 0.2])
     drawn = ElementTree.fromstring(histogram(Place(0.4, values, (-30.0, 0.4), True, None, None), "t", "d"))

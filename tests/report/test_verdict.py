@@ -113,6 +113,25 @@ def test_the_fixed_rule_says_that_its_rate_is_not_known() -> None:
     assert verdict_of(evidenced(sets=[], references=0, set_chances=[]), CALIBRATED).said is None
 
 
+def test_by_either_the_page_says_what_the_rate_rests_on() -> None:
+    asked = VerdictSettings(Rule.either)
+    found = verdict_of(evidenced(chances=[chance(0.001, Verdict.match), chance(0.04, Verdict.possible, 1)]), asked)
+    assert (found.said, found.rate, found.label("b" * 64, 1, similar=True)) == (Verdict.match, 0.05, "looks alike")
+    assert "One kind of evidence is enough by the rule that was asked for (--rule either)" in said(found)
+    assert "at most 5 are wrong on average, if decoys and references are a random split of one collection" in said(
+        found
+    )
+    assert "only one kind of evidence speaks for it" not in said(found)
+    assert "by one kind of evidence alone" not in said(found)
+    whole = replace(WHOLE, p=3e-6, fdr=3e-6, verdict=Verdict.match)
+    assert "drawn from the model, or known by it better, than" in said(
+        verdict_of(evidenced(set_chances=[whole]), asked)
+    )
+    known = replace(whole, extraction_p=None)
+    assert "of the set mine are known by it better than" in said(verdict_of(evidenced(set_chances=[known]), asked))
+    assert "One kind of evidence is enough" not in said(verdict_of(evidenced(), CALIBRATED))
+
+
 def test_decoys_that_stand_out_are_named() -> None:
     pairing = Pairing("mine", "later", 30, 0, 0, 30, None, ["x.png", "y.png"])
     [warning] = verdict_of(evidenced(pairings=[pairing, replace(pairing, reference_set="b")]), CALIBRATED).warnings
