@@ -52,8 +52,9 @@ def _found(
             f"{audit['descriptor']}: add it again, or leave it out"
         )
     extractions = table("SELECT * EXCLUDE (image) FROM extractions WHERE audit_id = ?", audit_id)
-    size = audit["descriptor_size"] or 0
+    control = table("SELECT descriptor FROM control_generations WHERE audit_id = ?", audit_id)
+    size, threshold = audit["descriptor_size"] or 0, audit["threshold"]
     return {
-        name: match_extractions(connection, extractions, [name], audit["descriptor"], audit["threshold"], size)
+        name: match_extractions(connection, extractions, [name], audit["descriptor"], threshold, size, control=control)
         for name in sets
     }

@@ -20,7 +20,8 @@ class Chance:
     """One reference. ``fdr`` is the smallest rate of wrong ones among the matches at which it is one.
 
     ``alone_fdr`` is that rate where one kind of evidence is enough. ``expected`` is how many of the references compared
-    would have so small a p had none been trained on.
+    would have so small a p had none been trained on. ``control_similarity`` is the cosine of the control generation
+    nearest to it, number ``control_index``.
     """
 
     reference_set: str
@@ -36,10 +37,18 @@ class Chance:
     p: float | None
     caveat: str | None
     uncalibrated: str | None
+    control_similarity: float | None = None
+    control_index: int | None = None
     fdr: float | None = None
     alone_fdr: float | None = None
     expected: float | None = None
     verdict: Verdict = Verdict.uncalibrated
+
+    def is_drawn_alone(self, threshold: float) -> bool:
+        """Whether the base alone draws it as well: as near as the extractions, or as the ``threshold``."""
+        if self.control_similarity is None or self.similarity is None:
+            return False
+        return self.control_similarity >= min(self.similarity, threshold)
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,16 @@ from audit.workspace import Workspace
 WHOLE_ID = 32  # hex digits
 _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
-    "chances set_chances denoised"
+    "chances set_chances denoised control_generations"
 )
 
 
 @dataclass(frozen=True)
 class Match:
-    """One reference near an extraction, with both similarities; its verdict is the fixed threshold's."""
+    """One reference near an extraction, with both similarities; its verdict is the fixed threshold's.
+
+    ``control_similarity`` is that to what the base alone draws, None without control generations.
+    """
 
     reference_set: str
     reference_id: str
@@ -40,6 +43,12 @@ class Match:
     verdict: str
     evidence: str
     thumbnail: bytes | None
+    control_similarity: float | None = None
+
+    def is_drawn_alone(self, threshold: float) -> bool:
+        """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
+        control = self.control_similarity
+        return control is not None and self.similarity >= threshold and control >= threshold
 
     @property
     def is_match(self) -> bool:
@@ -90,7 +99,7 @@ class AuditFacts:
     ``verdict`` is what follows by the rule and at the rate that were ``asked`` for; ``questions`` tell the sets and
     decoys that it is about from others under the same names. ``denoised`` are pictures of membership, and ``decoys``
     what the decoys of each set have: cosines to the nearest extraction, and membership scores. ``record`` has the
-    hashes of all of it.
+    hashes of all of it, and ``control_generations`` says how many pictures of the base alone there are.
     """
 
     row: dict[str, Any]
@@ -113,6 +122,7 @@ class AuditFacts:
     denoised: list[Denoised] = field(default_factory=list)
     decoys: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     record: Record = field(default_factory=lambda: Record({}, {}, []))
+    control_generations: int = 0
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -136,6 +146,8 @@ class AuditFacts:
             "matched_references": [vars(one) for one in self.verdict.matched],
             "possible_references": [vars(one) for one in self.verdict.possible],
             "alike_references": [vars(one) for one in self.verdict.alike],
+            "common_references": [vars(one) for one in self.verdict.common],
+            "control_generations": self.control_generations,
             "tells_nothing": self.verdict.tells_nothing,
             "passed_over": [vars(one) for one in self.passed_over],
             "extractions": [
@@ -158,23 +170,24 @@ class AuditFacts:
         }  # fmt: skip
 
 
-def _alike(extractions: Sequence[Extraction]) -> Alike:
+def _alike(extractions: Sequence[Extraction], threshold: float) -> Alike:
     """Each picture that the fixed threshold speaks for, once, with the extraction nearest to it; nearest first."""
     best: dict[str, tuple[Extraction, Match]] = {}
     for extraction in extractions:
         for match in extraction.matches:
             known = best.get(match.reference_id)
-            if match.verdict == Verdict.none:
+            if match.verdict == Verdict.none and not match.is_drawn_alone(threshold):
                 continue
             order = match.is_match, match.similarity
             if known is None or (known[1].is_match, known[1].similarity) < order:
                 best[match.reference_id] = (extraction, match)
-    found = [
-        (match.is_match, Found(match.reference_set, match.reference_id, match.name, match.similarity,
-                               match.pdq_distance, match.evidence, extraction.rank))
-        for extraction, match in sorted(best.values(), key=lambda pair: -pair[1].similarity)
-    ]  # fmt: skip
-    return Alike([one for large, one in found if large], [one for large, one in found if not large])
+    found: dict[str, list[Found]] = {Verdict.match: [], Verdict.possible: [], Verdict.none: []}
+    for extraction, match in sorted(best.values(), key=lambda pair: -pair[1].similarity):
+        found[match.verdict].append(
+            Found(match.reference_set, match.reference_id, match.name, match.similarity, match.pdq_distance,
+                  match.evidence, extraction.rank, control_similarity=match.control_similarity)
+        )  # fmt: skip
+    return Alike(*found.values())
 
 
 def find_audit(workspace: Workspace, beginning: str) -> str:
@@ -243,7 +256,7 @@ def _collected(
             found["reference_set"], found["reference_id"], found["name"] or "(removed from the workspace)",
             found["similarity"], found["pdq_distance"],
             found["verdict"] or (Verdict.match if found["is_match"] else Verdict.none), found["evidence"],
-            found["thumbnail"],
+            found["thumbnail"], found["control_similarity"],
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [
@@ -268,6 +281,7 @@ def _collected(
     )
     weights = ask("SELECT DISTINCT w FROM generations WHERE audit_id = ? AND w IS NOT NULL ORDER BY w", [audit_id])
     members = members_of(ask, audit_id, row["descriptor"], names)
+    [control] = ask("SELECT count(*) AS n FROM control_generations WHERE audit_id = ?", [audit_id])
     settings = json.loads(row["settings"])
     questions = questions_of(ask, row["descriptor"], names)
     set_chances = set_chances_of(ask, audit_id, questions, asked.fdr)
@@ -275,8 +289,8 @@ def _collected(
     chances = chances_of(ask, audit_id, row["descriptor"], weighed, asked.fdr)
     pairings = [pairing for one in set_chances for pairing in one.pairings]
     verdict = verdict_of(
-        Evidenced(names, len(references), row["threshold"], _alike(extractions), chances, set_chances, pairings,
-                  row["tells_nothing"]),
+        Evidenced(names, len(references), row["threshold"], _alike(extractions, row["threshold"]), chances,
+                  set_chances, pairings, row["tells_nothing"]),
         asked,
     )  # fmt: skip
     return AuditFacts(
@@ -285,5 +299,5 @@ def _collected(
         verdict, [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
-        values_of_decoys(connection, audit_id, weighed), record_of(connection, audit_id, names),
+        values_of_decoys(connection, audit_id, weighed), record_of(connection, audit_id, names), control["n"],
     )  # fmt: skip
