@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from audit.catalog_schemas import ASKED, CAPTIONS, CHECKPOINTS
+from audit.catalog_schemas import ASKED as ASKED
+from audit.catalog_schemas import CAPTIONS as CAPTIONS
+from audit.catalog_schemas import CHECKPOINTS as CHECKPOINTS
 from audit.catalog_schemas import schema as _schema
 
 VECTOR = pa.list_(pa.float32())

@@ -287,8 +287,8 @@ class Run:
             record = event.record(kind)
             metrics.stage_seconds.labels(name).observe(record.seconds if record else 0.0)
         state.images += sampled.images
-        others = [event.record(kind) for kind in (Controlled, Remembered)]
-        evaluations = sampled.evaluations + sum(one.evaluations for one in others if one)
+        controlled, remembered = event.record(Controlled), event.record(Remembered)
+        evaluations = sampled.evaluations + sum(one.evaluations for one in (controlled, remembered) if one)
         state.evaluations += evaluations
         metrics.images.inc(sampled.images)
         metrics.evaluations.inc(evaluations)

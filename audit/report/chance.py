@@ -37,12 +37,12 @@ class Chance:
     p: float | None
     caveat: str | None
     uncalibrated: str | None
-    control_similarity: float | None = None
-    control_index: int | None = None
     fdr: float | None = None
     alone_fdr: float | None = None
     expected: float | None = None
     verdict: Verdict = Verdict.uncalibrated
+    control_similarity: float | None = None
+    control_index: int | None = None
 
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether the base alone draws it as well: as near as the extractions, or as the ``threshold``."""

@@ -16,6 +16,7 @@ from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
 from audit.references.weigh import values_of_decoys
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, set_chances_of
+from audit.report.control import DrawnAlone, drawn_alone_of
 from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
@@ -99,7 +100,8 @@ class AuditFacts:
     ``verdict`` is what follows by the rule and at the rate that were ``asked`` for; ``questions`` tell the sets and
     decoys that it is about from others under the same names. ``denoised`` are pictures of membership, and ``decoys``
     what the decoys of each set have: cosines to the nearest extraction, and membership scores. ``record`` has the
-    hashes of all of it, and ``control_generations`` says how many pictures of the base alone there are.
+    hashes of all of it, and ``control_generations`` says how many pictures of the base alone there are, of which
+    ``drawn_alone`` are those that are as near to a reference as what came out.
     """
 
     row: dict[str, Any]
@@ -123,6 +125,7 @@ class AuditFacts:
     decoys: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     record: Record = field(default_factory=lambda: Record({}, {}, []))
     control_generations: int = 0
+    drawn_alone: list[DrawnAlone] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -300,4 +303,5 @@ def _collected(
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
         values_of_decoys(connection, audit_id, weighed), record_of(connection, audit_id, names), control["n"],
+        drawn_alone_of(ask, audit_id, row["descriptor"], verdict.common),
     )  # fmt: skip
