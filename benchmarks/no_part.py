@@ -38,9 +38,9 @@ from testbed.more_sets import MORE_SETS, prepared
 from testbed.sets import SETS
 
 FOREIGN = 12  # pictures of a portfolio
-PORTFOLIOS = 3  # of each source, for each checkpoint, and one for the base itself; they share pictures
+PORTFOLIOS = 3  # of each source, for each checkpoint; they share pictures
 NEXT_TO_NOTHING = 0.02  # of a LoRA: the base against itself
-GROWTH = {100: 5, 1_000: 2, 10_000: 1}  # references of a set, and draws of such a set for each checkpoint
+GROWTH = {100: 2, 1_000: 1, 10_000: 1}  # references of a set, and draws of such a set for each checkpoint
 GROWTH_DECOYS = 200
 ENDLESS_SKY = ("spaceships", "landscapes")  # of more_sets: no shipped checkpoint or few-shot set is of their source
 
@@ -78,14 +78,14 @@ def foreign(one: Subject, few_shot: str, draw: int = 0) -> Subject:
     )
 
 
-def questions(subjects: Sequence[Subject]) -> Iterator[tuple[Subject, str, int]]:
+def questions(subjects: Sequence[Subject], portfolios: int = PORTFOLIOS) -> Iterator[tuple[Subject, str, int]]:
     """(checkpoint, set, draw) of every scan of a foreign portfolio; the base itself is asked about its own, too."""
-    for one in subjects:
-        fine_tuned = one.lora_scale == 1
-        own = source_of(one.of) if fine_tuned else None
-        names = [item.name for item in SETS if item.source != own]
-        names += [name for name in ENDLESS_SKY if one.of not in ENDLESS_SKY or not fine_tuned]
-        for draw in range(PORTFOLIOS if fine_tuned else 1):
+    for draw in range(portfolios):
+        for one in subjects:
+            fine_tuned = one.lora_scale == 1
+            own = source_of(one.of) if fine_tuned else None
+            names = [item.name for item in SETS if item.source != own]
+            names += [name for name in ENDLESS_SKY if one.of not in ENDLESS_SKY or not fine_tuned]
             for name in names:
                 yield one, name, draw
 
@@ -118,7 +118,7 @@ def grown(one: Subject, count: int, draw: int) -> Subject:
     return replace(one, trained=none, unseen=references, near=none, decoys=decoys, of=f"pool-{count}-{draw}")
 
 
-def asked(subjects: Sequence[Subject], of_growth: bool) -> Iterator[tuple[str, str, Any]]:
+def asked(subjects: Sequence[Subject], of_growth: bool, portfolios: int) -> Iterator[tuple[str, str, Any]]:
     """(checkpoint, what it is asked about, what makes the subject) of every scan, small sets first."""
     if of_growth:
         for count, draws in GROWTH.items():
@@ -126,7 +126,7 @@ def asked(subjects: Sequence[Subject], of_growth: bool) -> Iterator[tuple[str, s
                 for draw in range(draws):
                     yield one.name, f"pool-{count}-{draw}", lambda a=one, b=count, c=draw: grown(a, b, c)
         return
-    for one, name, draw in questions([*subjects, *itself(subjects)]):
+    for one, name, draw in questions([*subjects, *itself(subjects)], portfolios):
         yield one.name, f"{name}-{draw}", lambda a=one, b=name, c=draw: foreign(a, b, c)
 
 
@@ -178,6 +178,7 @@ def failing(rows: Sequence[dict[str, Any]]) -> str | None:
 def main(
     growth: Annotated[bool, typer.Option("--growth", help="Sets of growing size.")] = False,
     of_others: Annotated[bool, typer.Option("--foreign", help="Portfolios of other sources.")] = False,
+    portfolios: Annotated[int, typer.Option(help="Of each source, for each checkpoint.", min=1)] = PORTFOLIOS,
     checkpoints: Annotated[Path, typer.Option(help="Folder of the testbed's checkpoints.")] = SHIPPED,
     realistic_in: Annotated[
         Path | None, typer.Option("--realistic", help="Folder of the realistic fine-tunes, to be asked as well.")
@@ -198,7 +199,7 @@ def main(
     with TemporaryDirectory() as place:
         for key in [name for name, wanted in (("foreign", of_others), ("growth", growth)) if wanted]:
             there = {(row["checkpoint"], row["of"]) for row in found[key]}
-            for name, of, made in asked(subjects, key == "growth"):
+            for name, of, made in asked(subjects, key == "growth", portfolios):
                 if (name, of) in there:
                     continue
                 one, started = made(), time.monotonic()
