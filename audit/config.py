@@ -107,17 +107,24 @@ class Settings(_Checked):
     membership_evaluations: int = _setting(
         2500, "Evaluations that membership may take (pictures of it: a tenth more); the likeliest get most.", min=6
     )
+    control_share: float = _setting(
+        0.1,
+        "Control generations: pictures of the base alone for the same captions and seeds, beside so many times the "
+        "images sampled; what it draws as well is no match. 0: none.",
+        min=0, max=1,
+    )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain values, for hashing and storing, without those that change nothing as they are.
 
         By default the precision follows from the device, which is no part of an audit's id, and whether membership is
-        measured, too, changes nothing of what is extracted.
+        measured, or the base sampled, too, changes nothing of what is extracted.
         """
         said = {
             "precision": self.precision is not Precision.auto,
             "evidence": self.evidence is Evidence.membership,
             "membership_evaluations": self.membership_evaluations != Settings.membership_evaluations,
+            "control_share": self.control_share != Settings.control_share,
         }
         return {name: value for name, value in asdict(self).items() if said.get(name, True)}
 

@@ -6,7 +6,7 @@ Membership takes the evaluations of its budget, and of its pictures, at most: th
 references and decoys, and where the base's losses are kept; without references with latents there is none.
 
 Operations and memory are counted (audit/models/cost.py), the peak is the maker's, and the utilisation is an assumption:
-40 to 60 % of the peak. Encoding of captions, once an audit, and loading and merging are not in it.
+40 to 60 % of the peak. Encoding of captions, once an audit, loading, merging and control generations are not in it.
 """
 
 from __future__ import annotations

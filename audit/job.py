@@ -110,6 +110,12 @@ class Job:
         return self.settings.images_per_training_image * self.n0.count
 
     @property
+    def control_images(self) -> int:
+        """How many control generations there are, pictures of the base alone: one at least, if any are asked for."""
+        asked = self.settings.control_share * self.images
+        return max(1, round(asked)) if asked > 0 else 0
+
+    @property
     def group(self) -> str:
         """What a worker keeps in memory for it: jobs of a group go to one worker."""
         return f"{self.base.source}|{self.base.config}"

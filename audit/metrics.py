@@ -18,7 +18,7 @@ from audit.states import ItemState, Verdict
 REGISTRY = CollectorRegistry()
 
 OUTCOMES = ("finished", "failed", "quarantined", "skipped")
-STAGES = ("load", "sample", "membership", "cluster", "match", "report")
+STAGES = ("load", "sample", "control", "membership", "cluster", "match", "report")
 SOURCES = ("civitai", "huggingface", "folder", "file")
 STATES = tuple(ItemState)
 NOTHING = "nothing"  # an audit that tells nothing, or was not asked about any set

@@ -7,88 +7,13 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from audit.catalog_schemas import ASKED as ASKED
+from audit.catalog_schemas import CAPTIONS as CAPTIONS
+from audit.catalog_schemas import CHECKPOINTS as CHECKPOINTS
+from audit.catalog_schemas import schema as _schema
+
 VECTOR = pa.list_(pa.float32())
 PDQ = pa.binary(32)
-
-
-def _schema(doc: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
-    fields = [pa.field(name, kind, metadata={"doc": text}) for name, kind, text in columns]
-    return pa.schema(fields, metadata={"doc": doc})
-
-
-CHECKPOINTS = _schema(
-    "The catalog: one row a place where a checkpoint file was seen. The newest row of an item is the one that holds.",
-    ("item_id", pa.string(), "the place: civitai:MODEL:VERSION:FILE, huggingface:OWNER/NAME:PATH, folder:, file:"),
-    ("source", pa.string(), "civitai, huggingface, folder, or file for one that was scanned from disk"),
-    ("model_id", pa.string(), "the source's id of the model"),
-    ("version_id", pa.string(), "the source's id of the version; the commit on Hugging Face"),
-    ("name", pa.string(), "file name, without folders"),
-    ("title", pa.string(), "what the uploader calls the model"),
-    ("page_url", pa.string(), "the page a person can look at"),
-    ("download_url", pa.string(), "where the file is asked for; holds no token"),
-    ("uploader", pa.string(), "user name at the source"),
-    ("tags", pa.list_(pa.string()), "the source's tags"),
-    ("license", pa.string(), "as the source states it"),
-    ("nsfw", pa.bool_(), "the source's flag"),
-    ("real_person", pa.bool_(), "the source says that it depicts a real person"),
-    ("minor", pa.bool_(), "the source says that it depicts a minor"),
-    ("published_at", pa.timestamp("us", "UTC"), "when the source published this version"),
-    ("base_model", pa.string(), "the likeliest claim of what it was trained on"),
-    ("base_model_source", pa.string(), "which field claims it"),
-    ("family", pa.string(), "sd1, sd2, sdxl, sd3, flux or other; by the tensors' shapes where they tell, else claimed"),
-    ("family_source", pa.string(), "shapes, or the claiming field"),
-    ("training_images", pa.int32(), "N0, the likeliest claim of how many images it was trained on"),
-    ("training_images_source", pa.string(), "which field claims it"),
-    ("contradictions", pa.list_(pa.string()), "claims that contradict each other or the tensors' shapes"),
-    ("claims", pa.string(), "every claim with its source, as JSON"),
-    ("ground_truth", pa.string(), "name of the folder of ground-truth/ with the uploader's own training images"),
-    ("claimed_bytes", pa.int64(), "size the source states"),
-    ("claimed_sha256", pa.string(), "SHA256 the source states, lower case; can be wrong"),
-    ("claimed_autov3", pa.string(), "first 12 hex digits of the tensor-only SHA256 that the source states"),
-    ("fingerprint", pa.string(), "hash of what the source says of it: tells whether it changed there"),
-    ("state", pa.string(), "listed, stored, later, refused, failed (worth another try), gone or opted-out"),
-    ("reason", pa.string(), "why it is refused, failed, gone or to be had later"),
-    ("available_at", pa.timestamp("us", "UTC"), "the end of its early access, where the source states one"),
-    ("attempts", pa.int32(), "downloads that failed since it was listed"),
-    ("checkpoint_sha256", pa.string(), "SHA256 of the file, 64 hex digits; of the list of files for a folder"),
-    ("tensors_sha256", pa.string(), "SHA256 of the tensor bytes alone: equal for files that differ in metadata"),
-    ("identity", pa.string(), "SHA256 of the tensors and their layout; the stored file's name in checkpoints/"),
-    (
-        "format",
-        pa.string(),
-        "lora-kohya, lora-peft, lora-processor, lora-xlabs, lycoris, embedding, unet, transformer, ldm, "
-        "diffusers-folder; null where it cannot be audited",
-    ),
-    ("bytes", pa.int64(), "size of all files"),
-    ("tensor_rank", pa.int32(), "rank of most changed modules, by the shapes of the file's tensors; null without one"),
-    ("claimed_rank", pa.int32(), "rank that the metadata claims (ss_network_dim), 1 to 65536"),
-    ("claimed_steps", pa.int32(), "steps of training that the metadata claims (ss_steps)"),
-    (
-        "claimed_learning_rate",
-        pa.float64(),
-        "learning rate that the metadata claims: ss_unet_lr, else ss_learning_rate; above 0, at most 1000",
-    ),
-    ("claimed_metadata", pa.string(), "the header's metadata as JSON; written by the uploader: a claim, not a proof"),
-    ("first_seen_at", pa.timestamp("us", "UTC"), "when the item was first seen here"),
-    ("seen_at", pa.timestamp("us", "UTC"), "when this row was written; the newest of an item holds"),
-)
-
-CAPTIONS = _schema(
-    "Captions claimed for the items of the catalog, the likeliest first. Those of an item's newest row are the ones "
-    "that hold.",
-    ("item_id", pa.string(), "joins checkpoints"),
-    ("rank", pa.int32(), "1 is the likeliest"),
-    ("caption", pa.string(), "cleaned text"),
-    ("source", pa.string(), "the field it comes from, such as trainedWords or instance_prompt"),
-    ("confidence", pa.float64(), "0 to 1: how likely training used it; grows with every source that claims it"),
-    ("seen_at", pa.timestamp("us", "UTC"), "equals seen_at of the item's row"),
-)
-
-ASKED = _schema(
-    "When a source was asked again about items it had listed before (catalog refresh); rows are only added.",
-    ("item_id", pa.string(), "joins checkpoints"),
-    ("asked_at", pa.timestamp("us", "UTC"), "when"),
-)
 
 SAMPLED_CAPTION = pa.struct(
     [
@@ -144,6 +69,20 @@ GENERATIONS = _schema(
     ("pdq", PDQ, "256-bit PDQ hash; null where the image has none"),
     ("pdq_quality", pa.int32(), "0 to 100; hashes below 50 say little"),
     ("image", pa.binary(), "PNG; null unless images = all"),
+)
+
+CONTROL_GENERATIONS = _schema(
+    "One row a control generation: what the base alone draws for the caption and seed of a sampled image. A picture "
+    "that it draws as well says nothing of fine-tuning.",
+    ("audit_id", pa.string(), "the audit"),
+    ("index", pa.int32(), "number of the sampled image whose caption and seed it has"),
+    ("seed", pa.int64(), "seed of its starting noise"),
+    ("caption", pa.string(), "the caption it was sampled with"),
+    ("w", pa.float64(), "the weight of classifier-free guidance by the base"),
+    ("descriptor", VECTOR, "unit vector"),
+    ("pdq", PDQ, "256-bit PDQ hash; null where the image has none"),
+    ("pdq_quality", pa.int32(), "0 to 100; hashes below 50 say little"),
+    ("image", pa.binary(), "WebP of at most 256 pixels; null with images = hashes-only"),
 )
 
 EXTRACTIONS = _schema(
@@ -209,9 +148,15 @@ MATCHES = _schema(
         "verdict",
         pa.string(),
         "match: the nearest reference of its set, and similarity reaches the audit's threshold; possible: so too, but "
-        "the reference is smaller than the descriptor's input; none",
+        "the reference is smaller than the descriptor's input; none, also where the base alone draws it as well",
     ),
     ("evidence", pa.string(), "both: descriptor and PDQ agree; descriptor; pdq: PDQ alone, not a match; none"),
+    (
+        "control_similarity",
+        pa.float64(),
+        "descriptor cosine of the reference and the control generation nearest to it: where it reaches the threshold, "
+        "or similarity, the base alone draws it as well; null without control generations",
+    ),
 )
 
 LATENTS = _schema(
@@ -289,7 +234,12 @@ CHANCES = _schema(
     ("reference_id", pa.string(), "joins references"),
     ("similarity", pa.float64(), "descriptor cosine of the nearest extraction; null without extractions"),
     ("rank", pa.int32(), "the nearest extraction's rank"),
-    ("extraction_p", pa.float64(), "p of that similarity among decoys; null where there are too few"),
+    (
+        "extraction_p",
+        pa.float64(),
+        "p of that similarity among decoys, 1 where the base alone draws the reference as well; null where there are "
+        "too few",
+    ),
     ("extraction_decoys", pa.int32(), "decoys it was compared with"),
     ("score", pa.float64(), "membership score; null where it was not measured or is none"),
     ("membership_p", pa.float64(), "p of that score among decoys; null where too few were measured"),
@@ -297,6 +247,8 @@ CHANCES = _schema(
     ("p", pa.float64(), "the larger of both, or the one there is; null without, or where the picture counts not"),
     ("caveat", pa.string(), "why the picture, or its score, does not count; null where it does"),
     ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
+    ("control_similarity", pa.float64(), "descriptor cosine of the control generation nearest to it; null without"),
+    ("control_index", pa.int32(), "number of that one in control_generations"),
 )
 
 PAIRED_BACKGROUND = pa.struct(
@@ -353,7 +305,11 @@ FAILURES = _schema(
     ("audit_id", pa.string(), "the audit that was tried"),
     ("item_id", pa.string(), "the item of the catalog"),
     ("name", pa.string(), "file name of the checkpoint"),
-    ("stage", pa.string(), "sample, membership, cluster, match or report; several where a process died in one of them"),
+    (
+        "stage",
+        pa.string(),
+        "sample, control, membership, cluster, match or report; several where a process died in one of them",
+    ),
     ("kind", pa.string(), "input, worker-died, node-died, device-lost, deadline, out-of-memory, storage or error"),
     ("reason", pa.string(), "what happened, in words"),
     ("counted", pa.bool_(), "whether it counts towards quarantine: not where a node was lost, or work was got done"),
@@ -368,6 +324,7 @@ TABLES: dict[str, pa.Schema] = {
     "asked": ASKED,
     "audits": AUDITS,
     "generations": GENERATIONS,
+    "control_generations": CONTROL_GENERATIONS,
     "extractions": EXTRACTIONS,
     "references": REFERENCES,
     "passed_over": PASSED_OVER,
@@ -386,6 +343,7 @@ TABLES: dict[str, pa.Schema] = {
 KEY_COLUMNS = {
     "audits": ("audit_id",),
     "generations": ("audit_id",),
+    "control_generations": ("audit_id",),
     "extractions": ("audit_id",),
     "matches": ("audit_id", "reference_set"),
     "evaluations": ("audit_id", "kind"),

@@ -10,7 +10,8 @@ are. Rules: fixed (the descriptor's threshold), pdq (31 bits of 256 or fewer dif
 extraction (p of what was drawn), membership (p of what the model knows), either (`--rule either`: the smaller of both,
 twice, of decoys declared a random split, which those of the testbed are not) and combined (`--rule calibrated`: the
 larger of both). A wrong match is one of an unseen picture or a near-miss. A whole set has
-one p by the same rule; with --quick only the shipped checkpoints are scanned.
+one p by the same rule; with --quick only the shipped checkpoints are scanned. Sets that had no part at all are those of
+`python -m benchmarks.no_part`.
 
 Exit code 1 where the combined rule is wrong in more cases than its rate allows (95 % interval), or an unseen set is
 called a part at 1 %.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
@@ -37,24 +38,20 @@ from audit.demo import ASSETS, DECOYS, load_folder, load_set
 from audit.evidence.chance import false_discovery_rates
 from audit.references.sets import ReferenceSets
 from audit.report.facts import AuditFacts, collect
-from audit.states import Verdict
 from audit.workspace import Workspace
 from benchmarks.grid import SHIPPED, available
 from benchmarks.tables import table
 from testbed.controls import FOLDER as CONTROLS
-from testbed.controls import controls, near_misses
-from testbed.data import pretraining
+from testbed.controls import near_misses
 from testbed.design import REALISTIC
 from testbed.more_sets import prepared
-from testbed.sets import SETS, few_shot_set, training_captions
+from testbed.sets import few_shot_set, training_captions
 
 RATE = VerdictSettings.fdr
 IMAGES = 6  # sampled for each training picture
 MOST_UNSEEN = 20  # of a realistic fine-tune's pictures that it never saw; the others are decoys
 PDQ_NEAR = 31  # bits of 256
 OWN_SOURCE = {"animals-3d": "@lobehub/fluent-emoji-3d", "transport-3d": "@lobehub/fluent-emoji-3d"}
-GROWTH, GROWTH_DECOYS = (100, 1_000, 5_000), 200
-FOREIGN_SETS, FOREIGN = 4, 12  # for each checkpoint, and pictures of a set that had no part
 GROUPS = ("trained", "unseen", "near")
 LEVELS = (0.05, 0.01, 0.001)
 RULES = ("fixed", "pdq", "extraction", "membership", "either", "combined")
@@ -76,6 +73,7 @@ class Subject:
     decoys: np.ndarray
     of: str  # the set that the pictures are of
     n0: int
+    lora_scale: float = 1.0
 
 
 def shipped(folder: Path) -> Iterator[Subject]:
@@ -112,14 +110,6 @@ def realistic(folder: Path, most: int) -> Iterator[Subject]:
         )  # fmt: skip
 
 
-def foreign(one: Subject, few_shot: str) -> Subject:
-    """``one`` with the pictures of a set that had no part in it, split into references and decoys by a fixed seed."""
-    pictures = np.concatenate([load_set(few_shot, "train"), controls(few_shot)])
-    pictures = pictures[np.random.default_rng(0).permutation(len(pictures))]
-    none = pictures[:0]
-    return replace(one, trained=none, unseen=pictures[:FOREIGN], near=none, decoys=pictures[FOREIGN:], of=few_shot)
-
-
 def folder_of(pictures: np.ndarray, folder: Path) -> Path:
     """The pictures as PNG files."""
     folder.mkdir(parents=True)
@@ -140,7 +130,7 @@ def scanned(
         for name in ("trained", "unseen", "near", "decoys") if len(getattr(one, name))
     }  # fmt: skip
     background = [folders.pop("decoys")]
-    settings = audit.Settings(images_per_training_image=IMAGES)
+    settings = audit.Settings(images_per_training_image=IMAGES, lora_scale=one.lora_scale)
     result = audit.scan(
         one.file, str(base), references=list(folders.values()), background=background, drawn=True,
         descriptor="nano", captions=one.captions, n0=one.n0, settings=settings, bench=bench,
@@ -152,30 +142,6 @@ def scanned(
     for row in sets.list():  # the next scan of this checkpoint has no decoys but its own
         sets.remove(row["reference_set"])
     return result.facts, either
-
-
-def foreign_rows(
-    one: Subject, number: int, base: Path, workspace: Path, place: Path, bench: audit.Bench
-) -> list[dict[str, Any]]:
-    """Scans of ``one``, the ``number``-th, for few-shot sets that had no part in it, nor any of their source.
-
-    Of the sets there are, FOREIGN_SETS for each checkpoint, in turn.
-    """
-    of = next((item for item in SETS if item.name == one.of), None)
-    own = of.source if of else OWN_SOURCE.get(one.of)
-    others, rows = [item for item in SETS if item.source != own], []
-    for turn in range(FOREIGN_SETS):
-        other = others[(number * FOREIGN_SETS + turn) % len(others)]
-        chances, _ = scanned(foreign(one, other.name), base, workspace, place, bench)
-        rows.append(
-            {
-                "checkpoint": one.name, "kind": one.kind, "foreign": other.name,
-                "uncalibrated": sorted({item.uncalibrated for item in chances.chances if item.uncalibrated}),
-                "matches": sum(item.verdict is Verdict.match for item in chances.chances),
-                "fixed": len(chances.verdict.alike), "set_p": [item.p for item in chances.set_chances],
-            }
-        )  # fmt: skip
-    return rows
 
 
 def row_of(one: Subject, facts: AuditFacts, either: AuditFacts) -> dict[str, Any]:
@@ -312,55 +278,12 @@ def failing(rows: Sequence[dict[str, Any]]) -> str | None:
     return f"{lost} of {len(found)} sets that strong fine-tunes were trained on are not found" if lost else None
 
 
-def no_part(foreign: Sequence[dict[str, Any]], growth: Sequence[dict[str, Any]]) -> str:
-    """What is said of pictures that had no part: scans of sets of other sources, and sets of growing size."""
-    parts = []
-    if foreign:
-        told = [row for row in foreign if not row["uncalibrated"]]
-        lines = [
-            (name, len(foreign if name == "fixed" else told), sum(row[key] > 0 for row in some))
-            for name, key, some in (("fixed", "fixed", foreign), ("combined", "matches", told))
-        ]
-        sets = [p for row in told for p in row["set_p"] if p is not None]
-        refused = f"{len(foreign) - len(told)} of {len(foreign)} scans are uncalibrated; "
-        parts.append(table(("rule", "scans of sets that had no part", "with a match"), lines))
-        parts.append(f"{refused}whole sets found at 1 %: {share(sum(p <= 0.01 for p in sets), len(sets))}\n")
-    if growth:
-        lines = [(row["references"], row["fixed"], row["matches"], row["uncalibrated"] or "") for row in growth]
-        parts.append(table(("unseen references", "matches by the threshold", "combined", "uncalibrated"), lines))
-    return "\n".join(parts)
-
-
-def growth_rows(one: Subject, base: Path, workspace: Path, place: Path, bench: audit.Bench) -> list[dict[str, Any]]:
-    """Scans of ``one`` for sets of growing size, of pictures that the base was pretrained on and ``one`` was not."""
-    pictures = pretraining().images
-    pictures = pictures[np.random.default_rng(0).permutation(len(pictures))]
-    rows = []
-    for count in GROWTH:
-        none, decoys = pictures[:0], pictures[:GROWTH_DECOYS]
-        asked = replace(
-            one, trained=none, unseen=pictures[GROWTH_DECOYS:][:count], near=none, decoys=decoys, of=f"{count}"
-        )
-        facts, _ = scanned(asked, base, workspace, place, bench)
-        rows.append(
-            {
-                "checkpoint": one.name, "references": len(asked.unseen), "fixed": len(facts.verdict.alike),
-                "matches": sum(item.verdict is Verdict.match for item in facts.chances),
-                "uncalibrated": next((item.uncalibrated for item in facts.chances if item.uncalibrated), None),
-            }
-        )  # fmt: skip
-    return rows
-
-
 def main(
     quick: Annotated[bool, typer.Option(help="The shipped checkpoints alone.")] = False,
     checkpoints: Annotated[Path, typer.Option(help="Folder of the testbed's checkpoints.")] = SHIPPED,
     realistic_in: Annotated[
         Path | None, typer.Option("--realistic", help="Folder of the realistic fine-tunes (testbed.realistic).")
     ] = None,
-    no_part_of: Annotated[
-        bool, typer.Option("--no-part", help="Also sets of other sources, and sets of growing size.")
-    ] = False,
     most: Annotated[int, typer.Option(help="Realistic fine-tunes, the longest trained first.", min=1)] = 20,
     base: Annotated[Path, typer.Option(help="The base model.")] = ASSETS / "base",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows as JSON.")] = None,
@@ -370,7 +293,7 @@ def main(
     subjects = list(shipped(checkpoints))
     if realistic_in and not quick:
         subjects += realistic(realistic_in, most)
-    bench, found = audit.Bench("cpu"), {"rows": [], "foreign": [], "growth": []}
+    bench, found = audit.Bench("cpu"), {"rows": []}
     with TemporaryDirectory() as place:
         for one in subjects:
             started = time.monotonic()
@@ -379,23 +302,16 @@ def main(
             }
             print(json.dumps({key: value for key, value in row.items() if key not in P_VALUES}), flush=True)
             found["rows"].append(row)
-            _keep(found, json_file)
-        for number, one in enumerate(subjects if no_part_of else []):
-            found["foreign"] += foreign_rows(one, number, base, workspace, Path(place), bench)
-            print(json.dumps(found["foreign"][-FOREIGN_SETS:]), flush=True)
-            _keep(found, json_file)
-        if no_part_of and not quick:
-            found["growth"] = growth_rows(subjects[0], base, workspace, Path(place), bench)
-            _keep(found, json_file)
+            keep(found, json_file)
     print(markdown(found["rows"]))
-    print(no_part(found["foreign"], found["growth"]))
     problem = failing(found["rows"])
     if problem:
         print(problem)
         raise typer.Exit(1)
 
 
-def _keep(found: dict[str, Any], file: Path | None) -> None:
+def keep(found: dict[str, Any], file: Path | None) -> None:
+    """Write ``found`` as JSON, where a file is named."""
     if file:
         file.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -1,10 +1,10 @@
-"""What membership costs beside extraction: network evaluations and seconds of a processor, in one run.
+"""What membership and control generations cost beside extraction: evaluations and processor seconds, in one run.
 
     python -m benchmarks.membership_cost [--quick] [--json FILE]
 
-An audit of the shipped kohya LoRA at the defaults with 100 references; then a second checkpoint of the same base, whose
-base losses are kept; then the same references again at a budget that looks at each once. Exit code 1 where membership
-takes more than a fifth of extraction's evaluations.
+An audit of the shipped kohya LoRA at the defaults, with 100 references; then a second checkpoint of the same base,
+whose base losses are kept; then the same references again at a budget that looks at each once. Exit code 1 where
+membership takes more than a fifth of extraction's evaluations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from audit.demo import ASSETS, BASE, FINE_TUNES
 from audit.engine.local import run_stages
 from audit.engine.work import Place
 from audit.job import Job, Request, resolve
-from audit.stages import Membership, Remembered, Sample, Sampled
+from audit.stages import Control, Controlled, Membership, Remembered, Sample, Sampled
 from audit.workspace import Workspace
 
 REFERENCES = 100
@@ -74,19 +74,20 @@ def main(
 
         def row(what: str, stage: Any, job: Job) -> dict[str, Any]:
             [record], seconds = timed(lambda: run_stages([stage], job, Place(workspace, bench)))
-            assert isinstance(record, Sampled | Remembered)
+            assert isinstance(record, Sampled | Controlled | Remembered)
             return {"what": what, "evaluations": record.evaluations, "seconds": seconds}
 
         first = job("lora-kohya")
         rows = [
             {"what": "describing and encoding 100 references", "evaluations": 0, "seconds": encoding},
             row(f"extraction: {first.images} images", Sample(), first),
+            row(f"control generations: {first.control_images}", Control(), first),
             row("membership of 100 references", Membership(["all"]), first),
             row("membership, the base's losses kept", Membership(["all"]), job("dreambooth")),
             row("membership, one look at each", Membership(["all"]), job("lora-peft", membership_evaluations=1800)),
         ]
     extraction = rows[1]
-    share = rows[2]["evaluations"] / extraction["evaluations"] * (images / Settings.images_per_training_image)
+    share = rows[3]["evaluations"] / extraction["evaluations"] * (images / Settings.images_per_training_image)
     for one in rows:
         part = one["seconds"] / extraction["seconds"]
         print(f"{one['what']:45}{one['evaluations']:8} evaluations{one['seconds']:8.1f} s{part:8.1%} of extraction's")

@@ -35,6 +35,7 @@ SLOW = (
     "deploy/test_dashboards.py",
     "engine/test_auditor.py",
     "engine/test_chaos.py",
+    "engine/test_control.py",
     "engine/test_done.py",
     "engine/test_engines.py",
     "engine/test_full.py",

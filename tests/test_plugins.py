@@ -62,13 +62,14 @@ def test_what_comes_with_the_package_is_there() -> None:
     assert set(FAMILIES) == {"sd1", "sdxl", "sd3", "flux", "chroma", "altdiffusion"}
     assert set(SOURCES) == {"civitai", "huggingface", "folder"}
     assert set(DESCRIPTORS) == {"nano", "sscd", "sscd-int8", "pdq"}
-    assert [stage.name for stage in stages_for([])] == ["sample", "membership", "cluster", "match", "report"]
+    assert [stage.name for stage in stages_for([])] == ["sample", "control", "membership", "cluster", "match", "report"]
 
 
 @pytest.mark.usefixtures("plugin")
 def test_others_are_there_once_their_package_is_installed() -> None:
     assert all("toy" in registry for registry in (FAMILIES, SOURCES, DESCRIPTORS))
-    assert [stage.name for stage in stages_for([])] == ["sample", "membership", "cluster", "count", "match", "report"]
+    names = [stage.name for stage in stages_for([])]
+    assert names == ["sample", "control", "membership", "cluster", "count", "match", "report"]
     assert family_of_name("Toy Video 1.0") == "toy"
     assert family_of_shapes({"x.adaln_single.linear.weight": TensorInfo("F32", (4, 4), 0, 64)}) == "toy"
     assert load_descriptor("toy").dimensions == 192

@@ -23,10 +23,10 @@ AUDITS = 1000  # for which GPU hours and costs are said
 ASSUMPTIONS = (
     "Operations and memory are counted on shapes, not measured on a card. Assumed: 40 to 60 % of the maker's dense "
     "half-precision peak; 1 GiB for the CUDA context and 15 % of the free memory for kernels' workspaces; loading, "
-    "merging, captions and latents of references cost nothing; membership takes all of its budget, for which there "
-    "have to be references (--evidence extraction leaves it out). The host holds the base as stored (* as published), "
-    "the changed weights in half precision and one tensor in float32; the device the base and the changed weights in "
-    "half precision, and activations."
+    "merging, captions and latents of references cost nothing; control generations come to a tenth of the sampling at "
+    "the defaults; membership takes all of its budget, for which there have to be references (--evidence extraction "
+    "leaves it out). The host holds the base as stored (* as published), the changed weights in half precision and one "
+    "tensor in float32; the device the base and the changed weights in half precision, and activations."
 )
 
 

@@ -41,8 +41,8 @@ def query(
 ) -> None:
     """Run SQL over the workspace's tables.
 
-    They are checkpoints, captions, asked, audits, generations, extractions, "references", matches, memberships,
-    chances, set_chances, evaluations and failures.
+    They are checkpoints, captions, asked, audits, generations, control_generations, extractions, "references",
+    matches, memberships, chances, set_chances, evaluations and failures.
 
     [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, reference_set, p
     FROM audits JOIN set_chances USING (audit_id) ORDER BY p" --format csv

@@ -122,7 +122,9 @@ def show_chances(facts: AuditFacts) -> None:
     for one in facts.chances[:MOST_MEMBERS]:
         p = "" if one.p is None else f"{one.p:.2g}"
         expected = "" if one.expected is None else f"{one.expected:.2g}"
-        table.add_row(escape(one.name), p, expected, one.verdict, escape(one.caveat or ""))
+        alone = ["the base alone draws it as near"] if one.is_drawn_alone(facts.row["threshold"]) else []
+        said = "; ".join([one.caveat, *alone] if one.caveat else alone)
+        table.add_row(escape(one.name), p, expected, one.verdict, escape(said))
     out.print(table)
     for whole in facts.set_chances:
         if whole.p is not None:

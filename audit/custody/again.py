@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from audit.config import Latents, Settings
     from audit.job import Request
 
+# What an audit of an earlier version has none of: then there is nothing to compare.
+LATER = {"control_generations", "control_similarity", "control_index"}
 TOLERANCE = 1e-3  # of numbers that other devices and versions come to, such as those of unit vectors
 # What is of the run and not of the result.
 OF_THE_RUN = {"audit_id", "checkpoint_name", "base_name", "device", "versions", "finished_at", "seconds_sampling",
@@ -297,8 +299,10 @@ def compared(table: str, then: list[dict[str, Any]], now: list[dict[str, Any]]) 
     first = {tuple(row[name] for name in naming): row for row in then}
     second = {tuple(row[name] for name in naming): row for row in now}
     keys = sorted({*first, *second}, key=repr)
-    for column in TABLES[table].names if keys else ():
+    for column in TABLES[table].names if keys and not (table in LATER and not then) else ():
         if column in OF_THE_RUN or column in naming or column == "question":
+            continue
+        if column in LATER and all(row.get(column) is None for row in then):
             continue
         pairs = [(first.get(key, {}).get(column, ABSENT), second.get(key, {}).get(column, ABSENT)) for key in keys]
         distances = [_distance(one, other) for one, other in pairs]

@@ -30,14 +30,27 @@ from audit.files import shown
 from audit.job import Job
 from audit.locations import plain_without_credentials
 from audit.report.index import Answer, Together, together, write_index
-from audit.stages import Clustered, Matched, Membership, Remembered, Report, Reported, Sampled, is_ours, stages_for
+from audit.stages import (
+    Clustered,
+    Control,
+    Controlled,
+    Matched,
+    Membership,
+    Remembered,
+    Report,
+    Reported,
+    Sampled,
+    is_ours,
+    stages_for,
+)  # fmt: skip
 from audit.states import Attempt, Happening, Needs, RunStatus, Verdict
 from audit.workspace import Workspace
 from audit.workspace.leases import STALE, Holder, Leases
 
 HEARTBEAT = 10.0  # s
 KINDS: dict[str, Any] = {
-    "sample": Sampled, "membership": Remembered, "cluster": Clustered, "match": Matched, "report": Reported,
+    "sample": Sampled, "control": Controlled, "membership": Remembered, "cluster": Clustered, "match": Matched,
+    "report": Reported,
 }  # fmt: skip
 MOST_LISTED = 1000  # matched audits that a run's state names; its index page has all
 
@@ -144,7 +157,8 @@ class Run:
         bench = open_place(Needs.gpu).bench if config.run.engine is EngineName.local else None
         report = Report(config.references, config.verdict, self.custody.without_key())
         stages = [report if isinstance(stage, Report) else stage for stage in stages_for(config.references)]
-        others = [stage for stage in stages if not is_ours(stage.name) or stage.name == Membership.name]
+        asked = (Control.name, Membership.name)  # of finished audits, too: what they lack is made up for
+        others = [stage for stage in stages if not is_ours(stage.name) or stage.name in asked]
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench, others)
         engine = self._engine()
         for event in engine.run(iter(due), stages, open_place, self.stop, failed_before):
@@ -215,7 +229,8 @@ class Run:
 
     def _progress(self, job: Job) -> tuple[bool, int]:
         spool = self.workspace.spool(job.id)
-        return spool.take_begun(), spool.batches() + self.workspace.spool(job.id, Membership.batch).batches()
+        others = (self.workspace.spool(job.id, stage.batch).batches() for stage in (Control, Membership))
+        return spool.take_begun(), spool.batches() + sum(others)
 
     def _deaths(self) -> dict[str, int]:
         """Workers that died under each audit within a day: what kills them may go on."""
@@ -273,8 +288,8 @@ class Run:
             record = event.record(kind)
             metrics.stage_seconds.labels(name).observe(record.seconds if record else 0.0)
         state.images += sampled.images
-        remembered = event.record(Remembered)
-        evaluations = sampled.evaluations + (remembered.evaluations if remembered else 0)
+        controlled, remembered = event.record(Controlled), event.record(Remembered)
+        evaluations = sampled.evaluations + sum(one.evaluations for one in (controlled, remembered) if one)
         state.evaluations += evaluations
         metrics.images.inc(sampled.images)
         metrics.evaluations.inc(evaluations)
@@ -339,8 +354,8 @@ class Run:
         if not self.state.shard.startswith("0/"):
             return {}
         tables = (
-            "audits", "generations", "extractions", "matches", "memberships", "chances", "set_chances",
-            "evaluations", "base_losses", "latents", "denoised", "failures", "references",
+            "audits", "generations", "control_generations", "extractions", "matches", "memberships", "chances",
+            "set_chances", "evaluations", "base_losses", "latents", "denoised", "failures", "references",
         )  # fmt: skip
         return {table: self.workspace.compact(table) for table in tables}
 

@@ -69,5 +69,9 @@ def _found(
             ORDER BY audit_id, rank""",
             alike["audits"],
         )
+        control = table(
+            "SELECT audit_id, descriptor FROM control_generations WHERE list_contains(?::VARCHAR[], audit_id)",
+            alike["audits"],
+        )
         banks = {name: open_bank(connection, workspace.files.scratch, name, described_by) for name in sets}
-        yield match_extractions(connection, extractions, banks, alike["threshold"], alike["size"])
+        yield match_extractions(connection, extractions, banks, alike["threshold"], alike["size"], control=control)

@@ -11,14 +11,16 @@ from audit.references.index import Bank
 from audit.references.index.bank import unit_vectors
 from audit.references.index.hashes import packed
 from audit.sampling.spooled import vectors_of
-from audit.schemas import MATCHES
+from audit.schemas import MATCHES, VECTOR
 
+_NO_CONTROL = pa.schema([("audit_id", pa.string()), ("descriptor", VECTOR)]).empty_table()
 TOP = 3  # references that are kept of each extraction
 MOST_HASHES = 100  # beside, of those whose hash is alike: the nearest
 AT_ONCE = 8192  # extractions: each block of references is read once for all of them
 
 # A match needs the descriptor; PDQ corroborates it. PDQ alone is shown to a reviewer and never counts. An extraction
-# speaks for its nearest reference only: a picture that looks like the one that was copied is not accused with it.
+# speaks for its nearest reference only: a picture that looks like the one that was copied is not accused with it. Nor
+# is one that the base alone draws as near: as near as the extraction, or as the threshold.
 _SQL = """
 WITH placed AS (
     SELECT *, row_number() OVER (
@@ -28,6 +30,7 @@ WITH placed AS (
     ) AS hash_position FROM candidates
 ), judged AS (
     SELECT *, CASE WHEN similarity < $threshold OR position > 1 THEN 'none'
+        WHEN coalesce(control_similarity >= least(similarity, $threshold), false) THEN 'none'
         WHEN is_small THEN 'possible' ELSE 'match' END AS verdict FROM placed
 )
 SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_distance,
@@ -35,7 +38,7 @@ SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_di
     CASE WHEN similarity >= $threshold AND coalesce(pdq_distance <= $distance, false) THEN 'both'
         WHEN similarity >= $threshold THEN 'descriptor'
         WHEN coalesce(pdq_distance <= $distance, false) THEN 'pdq'
-        ELSE 'none' END AS evidence
+        ELSE 'none' END AS evidence, control_similarity
 FROM judged WHERE position <= $top OR (hash_position <= $most AND coalesce(pdq_distance <= $distance, false))
 ORDER BY audit_id, rank, position
 """
@@ -43,6 +46,7 @@ _CANDIDATES = pa.schema(
     [
         ("audit_id", pa.string()), ("rank", pa.int32()), ("reference_set", pa.string()), ("reference_id", pa.string()),
         ("similarity", pa.float64()), ("pdq_distance", pa.int32()), ("is_small", pa.bool_()),
+        ("control_similarity", pa.float64()),
     ]
 )  # fmt: skip
 
@@ -54,17 +58,20 @@ def match_extractions(
     threshold: float,
     input_size: int = 0,
     top: int = TOP,
+    control: pa.Table | None = None,
 ) -> pa.Table:
     """The matches table's rows: the ``top`` nearest references of each extraction and set, and PDQ matches: the
     MOST_HASHES nearest.
 
     ``extractions`` has the schema of that table, and may be those of many audits; ``banks`` are the references of each
     set, by the extractions' descriptor. References with a side below ``input_size`` pixels, the descriptor's own, have
-    been enlarged to be described, which makes small pictures alike: they are possible at most. Raises ReferenceSetError
-    for vectors of another width.
+    been enlarged to be described, which makes small pictures alike: they are possible at most. ``control`` are the
+    audits' control generations, audit_id and descriptor: what they draw as well is none. Raises ReferenceSetError for
+    vectors of another width.
     """
+    drawn = _by_audit(_NO_CONTROL if control is None else control)
     parts = [
-        candidates(extractions.slice(start, AT_ONCE), name, bank, input_size, top)
+        candidates(extractions.slice(start, AT_ONCE), name, bank, input_size, top, drawn)
         for name, bank in banks.items()
         for start in range(0, extractions.num_rows, AT_ONCE)
     ]
@@ -73,8 +80,19 @@ def match_extractions(
     return connection.sql(_SQL, params=parameters).to_arrow_table().cast(MATCHES)
 
 
-def candidates(extractions: pa.Table, name: str, bank: Bank, input_size: int, top: int) -> pa.Table:
-    """The references of a set that can be rows of matches, with what is known of each pair."""
+def _by_audit(control: pa.Table) -> dict[str, np.ndarray]:
+    """The vectors of control generations, float32 [M, D], of each audit."""
+    audits = control["audit_id"].to_numpy(zero_copy_only=False)
+    return {one: vectors_of(control.filter(pa.array(audits == one))) for one in dict.fromkeys(audits.tolist())}
+
+
+def candidates(
+    extractions: pa.Table, name: str, bank: Bank, input_size: int, top: int, drawn: dict[str, np.ndarray]
+) -> pa.Table:
+    """The references of a set that can be rows of matches, with what is known of each pair.
+
+    ``drawn`` are the vectors of control generations, of each audit that has some.
+    """
     unit = unit_vectors(vectors_of(extractions), [f"extraction {rank}" for rank in extractions["rank"].to_pylist()])
     nearest = bank.nearest(unit, top)
     quality = np.array(extractions["pdq_quality"].fill_null(-1).to_pylist(), np.int64)
@@ -90,13 +108,25 @@ def candidates(extractions: pa.Table, name: str, bank: Bank, input_size: int, to
     queries, rows = np.array(list(pairs), np.int64).reshape(-1, 2).T
     distance = np.bitwise_count(packed(hashes)[queries] ^ bank.hashes[rows]).sum(axis=1, dtype=np.int32)
     unknown = (quality[queries] < MIN_QUALITY) | (bank.quality[rows] < MIN_QUALITY)
-    side = bank.side[rows]
+    side, audits = bank.side[rows], extractions["audit_id"].take(pa.array(queries))
     return pa.table(
         [
-            extractions["audit_id"].take(pa.array(queries)), extractions["rank"].take(pa.array(queries)),
+            audits, extractions["rank"].take(pa.array(queries)),
             pa.array([name] * len(rows), pa.string()), bank.ids.take(pa.array(rows)),
             pa.array(list(pairs.values()), pa.float64()), pa.array(distance, mask=unknown),
-            pa.array((side >= 0) & (side < input_size)),
+            pa.array((side >= 0) & (side < input_size)), _control_similarity(audits, rows, bank, drawn),
         ],
         schema=_CANDIDATES,
     )  # fmt: skip
+
+
+def _control_similarity(
+    audits: pa.ChunkedArray, rows: np.ndarray, bank: Bank, drawn: dict[str, np.ndarray]
+) -> pa.Array:
+    """The highest cosine of each row to a control generation of the audit beside it; null for audits without any."""
+    names, found = audits.to_numpy(), np.full(len(rows), np.nan)
+    for one, vectors in drawn.items():
+        mine = np.flatnonzero(names == one)
+        if len(mine):
+            found[mine] = (bank.vectors[rows[mine]] @ vectors.T).max(axis=1)
+    return pa.array(found, mask=np.isnan(found))

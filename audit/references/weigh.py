@@ -17,11 +17,12 @@ import pyarrow.compute as pc
 
 from audit.evidence.chance import FEWEST, TAIL_SHARE, agreed_p, rank_p, set_p, tail_p
 from audit.evidence.effort import WHOLE
+from audit.references.control import ControlGenerations, by_fine_tuning, control_of, drawn_alone
 from audit.references.decoys import BLOCK, Paired, caveat_of, questions_of
 from audit.references.offer import ORDER, PICTURE, counting, on_offer, pairing_of
 from audit.sampling.spooled import vectors_of
 
-WEIGHED = 'audits extractions "references" memberships'
+WEIGHED = 'audits extractions "references" memberships control_generations'
 _REFERENCES = f"""SELECT {PICTURE}, m.score, m.caveat AS score_caveat, m.question
 FROM "references" AS r LEFT JOIN memberships AS m
 ON m.audit_id = ? AND m.reference_set = r.reference_set AND m.reference_id = r.reference_id
@@ -38,11 +39,15 @@ class Weighed:
 
 @dataclass(frozen=True)
 class _Question:
-    """What is weighed of an audit: its row, its extractions, and each set's references with their decoys."""
+    """What is weighed of an audit: its row, its extractions, and each set's references with their decoys.
+
+    ``control`` are its control generations.
+    """
 
     audit: dict[str, Any]
     seen: np.ndarray
     ranks: list[int]
+    control: ControlGenerations
     hashes: dict[str, str]
     sets: list[tuple[str, pa.Table, Paired]]
 
@@ -71,7 +76,8 @@ def _question(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequen
         alike = replace(offer, scores=np.where(_measured_alike(backgrounds, mine), scores, np.nan))
         pairing = pairing_of(name, mine, alike, serves, audit["threshold"], audit["size"])
         found.append((name, mine, pairing))
-    return _Question(audit, seen, extractions["rank"].to_pylist(), questions.of, found)
+    control = control_of(connection, audit_id)
+    return _Question(audit, seen, extractions["rank"].to_pylist(), control, questions.of, found)
 
 
 def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> Weighed:
@@ -80,14 +86,14 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequenc
     for name, mine, pairing in asked.sets:
         size = asked.audit["size"]
         rows = [
-            row
-            for start in range(0, mine.num_rows, BLOCK)
-            for row in _rows(mine.slice(start, BLOCK), asked.seen, asked.ranks, pairing, size)
+            row for start in range(0, mine.num_rows, BLOCK) for row in _rows(mine.slice(start, BLOCK), asked, pairing)
         ]
         about = {"audit_id": audit_id, "reference_set": name}
         found.chances.extend({**about, **row} for row in rows)
         counts = counting(mine, size)
-        whole = _whole(_cosines(mine, asked.seen)[counts], _scores(mine)[counts], pairing, rows)
+        drawn = _by_fine_tuning(asked, vectors_of(mine), _cosines(mine, asked.seen))[counts]
+        of_decoys = _by_fine_tuning(asked, pairing.decoys.vectors, pairing.decoys.cosines)
+        whole = _whole(drawn, of_decoys, _scores(mine)[counts], pairing, rows)
         found.set_chances.append(
             {**about, "question": asked.hashes[name], **whole, "backgrounds": pairing.backgrounds,
              "decoy_similarities": _finite(pairing.decoys.cosines), "decoy_scores": _finite(pairing.decoys.scores)}
@@ -128,8 +134,20 @@ def _measured(question: str | None) -> str | None:
     return WHOLE if question and question.startswith(WHOLE) else question
 
 
-def _rows(part: pa.Table, seen: np.ndarray, ranks: list[int], pairing: Paired, size: int) -> list[dict[str, Any]]:
-    cosines = vectors_of(part) @ seen.T if len(seen) else np.full((part.num_rows, 0), np.nan)
+def _by_fine_tuning(asked: _Question, vectors: np.ndarray, cosines: np.ndarray) -> np.ndarray:
+    """``cosines`` [N] to the nearest extractions, the least of all where the base alone draws the picture as well.
+
+    References and decoys are treated alike, so that a set without a part has no higher ranks than its decoys.
+    """
+    return by_fine_tuning(cosines, asked.control.nearest(vectors)[0], asked.audit["threshold"])
+
+
+def _rows(part: pa.Table, asked: _Question, pairing: Paired) -> list[dict[str, Any]]:
+    seen, ranks, size = asked.seen, asked.ranks, asked.audit["size"]
+    vectors = vectors_of(part)
+    controls, controlled_by = asked.control.nearest(vectors)
+    cosines = vectors @ seen.T if len(seen) else np.full((part.num_rows, 0), np.nan)
+    alone = drawn_alone(cosines.max(axis=1, initial=-1.0), controls, asked.audit["threshold"])
     counted, decoys, problem = _scores(part), pairing.decoys, pairing.problem
     rows = []
     for number, row in enumerate(part.drop_columns(["descriptor", "look"]).to_pylist()):
@@ -137,6 +155,8 @@ def _rows(part: pa.Table, seen: np.ndarray, ranks: list[int], pairing: Paired, s
         similarity = None if best is None else float(cosines[number, best])
         caveat = caveat_of(row, size)
         extraction_p, extraction_decoys = _p(similarity, decoys.cosines, problem)
+        extraction_p = 1.0 if alone[number] and extraction_p is not None else extraction_p
+        control = float(controls[number]) if np.isfinite(controls[number]) else None
         membership_p, membership_decoys = _p(float(counted[number]), decoys.scores, problem)
         told = [one for one in (extraction_p, membership_p) if one is not None]
         rows.append(
@@ -146,7 +166,8 @@ def _rows(part: pa.Table, seen: np.ndarray, ranks: list[int], pairing: Paired, s
                 "extraction_p": extraction_p, "extraction_decoys": extraction_decoys,
                 "membership_p": membership_p, "membership_decoys": membership_decoys,
                 "p": agreed_p(told) if told and caveat is None else None,
-                "caveat": caveat or row["score_caveat"], "uncalibrated": problem,
+                "caveat": caveat or row["score_caveat"], "uncalibrated": problem, "control_similarity": control,
+                "control_index": None if control is None else int(controlled_by[number]),
             }
         )  # fmt: skip
     return rows
@@ -162,11 +183,13 @@ def _p(value: float | None, of_decoys: np.ndarray, problem: str | None) -> tuple
     return (float(tail_p(values, decoys)[0]) if p <= TAIL_SHARE else p), len(decoys)
 
 
-def _whole(cosines: np.ndarray, scores: np.ndarray, pairing: Paired, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _whole(
+    cosines: np.ndarray, of_decoys: np.ndarray, scores: np.ndarray, pairing: Paired, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What a row of set_chances says beside its keys; of the references that count, what was drawn and membership."""
     decoys, problem = pairing.decoys, pairing.problem
     extraction_p, membership_p = (
-        _set_p(mine, of_decoys, problem) for mine, of_decoys in ((cosines, decoys.cosines), (scores, decoys.scores))
+        _set_p(mine, others, problem) for mine, others in ((cosines, of_decoys), (scores, decoys.scores))
     )
     told = [one for one in (extraction_p, membership_p) if one is not None]
     if problem is None and all(row["p"] is None for row in rows):

@@ -20,7 +20,7 @@ def would_change(facts: AuditFacts) -> list[str]:
     if facts.verdict.said is Verdict.match:
         found += [
             "A picture that the base model makes as well, from the same noise or the same caption, is no evidence: "
-            "a match falls with it.",
+            "a match falls with it. " + _looked_for(facts),
             "A picture that is newer than the checkpoint cannot have been trained on: then its match is wrong, and so "
             "may others be.",
             "A second picture of the same motif, or a copy of it elsewhere, may be what the model was trained on.",
@@ -28,6 +28,13 @@ def would_change(facts: AuditFacts) -> list[str]:
     elif not facts.verdict.tells_nothing:
         found.append("A picture that comes out of the model, or decoys that all score lower, would speak for a match.")
     return found
+
+
+def _looked_for(facts: AuditFacts) -> str:
+    if not facts.control_generations:
+        return "That was not looked for (--control-share)."
+    count = facts.control_generations
+    return f"In {count} picture{'s' if count != 1 else ''} of it that were drawn, it makes none that matches here."
 
 
 def next_steps(facts: AuditFacts) -> list[str]:

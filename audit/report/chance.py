@@ -23,6 +23,7 @@ class Chance:
 
     ``alone_fdr`` is that rate where one kind of evidence is enough, ``p`` that of the rule that was asked for.
     ``expected`` is how many of the references compared would have so small a p had none been trained on.
+    ``control_similarity`` is the cosine of the control generation nearest to it, number ``control_index``.
     """
 
     reference_set: str
@@ -42,6 +43,14 @@ class Chance:
     alone_fdr: float | None = None
     expected: float | None = None
     verdict: Verdict = Verdict.uncalibrated
+    control_similarity: float | None = None
+    control_index: int | None = None
+
+    def is_drawn_alone(self, threshold: float) -> bool:
+        """Whether the base alone draws it as well: as near as the extractions, or as the ``threshold``."""
+        if self.control_similarity is None or self.similarity is None:
+            return False
+        return self.control_similarity >= min(self.similarity, threshold)
 
 
 @dataclass(frozen=True)

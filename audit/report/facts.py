@@ -15,6 +15,7 @@ from audit.custody.record import Record, record_of
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of
+from audit.report.control import DrawnAlone, drawn_alone_of
 from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
@@ -23,13 +24,16 @@ from audit.workspace import Workspace
 WHOLE_ID = 32  # hex digits
 _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
-    "chances set_chances denoised"
+    "chances set_chances denoised control_generations"
 )
 
 
 @dataclass(frozen=True)
 class Match:
-    """One reference near an extraction, with both similarities; its verdict is the fixed threshold's."""
+    """One reference near an extraction, with both similarities; its verdict is the fixed threshold's.
+
+    ``control_similarity`` is that to what the base alone draws, None without control generations.
+    """
 
     reference_set: str
     reference_id: str
@@ -39,6 +43,12 @@ class Match:
     verdict: str
     evidence: str
     thumbnail: bytes | None
+    control_similarity: float | None = None
+
+    def is_drawn_alone(self, threshold: float) -> bool:
+        """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
+        control = self.control_similarity
+        return control is not None and self.similarity >= threshold and control >= threshold
 
     @property
     def is_match(self) -> bool:
@@ -89,7 +99,8 @@ class AuditFacts:
     ``verdict`` is what follows by the rule and at the rate that were ``asked`` for; ``questions`` tell the sets and
     decoys that it is about from others under the same names. ``denoised`` are pictures of membership, and ``decoys``
     what the decoys of each set have: cosines to the nearest extraction, and membership scores. ``record`` has the
-    hashes of all of it.
+    hashes of all of it, and ``control_generations`` says how many pictures of the base alone there are, of which
+    ``drawn_alone`` are those that are as near to a reference as what came out.
     """
 
     row: dict[str, Any]
@@ -112,6 +123,8 @@ class AuditFacts:
     denoised: list[Denoised] = field(default_factory=list)
     decoys: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     record: Record = field(default_factory=lambda: Record({}, {}, []))
+    control_generations: int = 0
+    drawn_alone: list[DrawnAlone] = field(default_factory=list)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -135,6 +148,8 @@ class AuditFacts:
             "matched_references": [vars(one) for one in self.verdict.matched],
             "possible_references": [vars(one) for one in self.verdict.possible],
             "alike_references": [vars(one) for one in self.verdict.alike],
+            "common_references": [vars(one) for one in self.verdict.common],
+            "control_generations": self.control_generations,
             "tells_nothing": self.verdict.tells_nothing,
             "passed_over": [vars(one) for one in self.passed_over],
             "extractions": [
@@ -157,23 +172,24 @@ class AuditFacts:
         }  # fmt: skip
 
 
-def _alike(extractions: Sequence[Extraction]) -> Alike:
+def _alike(extractions: Sequence[Extraction], threshold: float) -> Alike:
     """Each picture that the fixed threshold speaks for, once, with the extraction nearest to it; nearest first."""
     best: dict[str, tuple[Extraction, Match]] = {}
     for extraction in extractions:
         for match in extraction.matches:
             known = best.get(match.reference_id)
-            if match.verdict == Verdict.none:
+            if match.verdict == Verdict.none and not match.is_drawn_alone(threshold):
                 continue
             order = match.is_match, match.similarity
             if known is None or (known[1].is_match, known[1].similarity) < order:
                 best[match.reference_id] = (extraction, match)
-    found = [
-        (match.is_match, Found(match.reference_set, match.reference_id, match.name, match.similarity,
-                               match.pdq_distance, match.evidence, extraction.rank))
-        for extraction, match in sorted(best.values(), key=lambda pair: -pair[1].similarity)
-    ]  # fmt: skip
-    return Alike([one for large, one in found if large], [one for large, one in found if not large])
+    found: dict[str, list[Found]] = {Verdict.match: [], Verdict.possible: [], Verdict.none: []}
+    for extraction, match in sorted(best.values(), key=lambda pair: -pair[1].similarity):
+        found[match.verdict].append(
+            Found(match.reference_set, match.reference_id, match.name, match.similarity, match.pdq_distance,
+                  match.evidence, extraction.rank, control_similarity=match.control_similarity)
+        )  # fmt: skip
+    return Alike(*found.values())
 
 
 def find_audit(workspace: Workspace, beginning: str) -> str:
@@ -242,7 +258,7 @@ def _collected(
             found["reference_set"], found["reference_id"], found["name"] or "(removed from the workspace)",
             found["similarity"], found["pdq_distance"],
             found["verdict"] or (Verdict.match if found["is_match"] else Verdict.none), found["evidence"],
-            found["thumbnail"],
+            found["thumbnail"], found["control_similarity"],
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [
@@ -267,14 +283,15 @@ def _collected(
     )
     weights = ask("SELECT DISTINCT w FROM generations WHERE audit_id = ? AND w IS NOT NULL ORDER BY w", [audit_id])
     members = members_of(ask, audit_id, row["descriptor"], names)
+    [control] = ask("SELECT count(*) AS n FROM control_generations WHERE audit_id = ?", [audit_id])
     settings = json.loads(row["settings"])
     questions = questions_of(ask, row["descriptor"], names)
     set_chances = set_chances_of(ask, audit_id, questions, asked)  # of others nothing is said: their decoys changed
     chances = chances_of(ask, audit_id, row["descriptor"], set_chances, asked)
     pairings = pairings_of(set_chances, questions)
     verdict = verdict_of(
-        Evidenced(names, len(references), row["threshold"], _alike(extractions), chances, set_chances, pairings,
-                  row["tells_nothing"]),
+        Evidenced(names, len(references), row["threshold"], _alike(extractions, row["threshold"]), chances,
+                  set_chances, pairings, row["tells_nothing"]),
         asked,
     )  # fmt: skip
     return AuditFacts(
@@ -284,5 +301,6 @@ def _collected(
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
         {one.reference_set: (one.decoy_similarities or [], one.decoy_scores or []) for one in set_chances},
-        record_of(connection, audit_id, names),
+        record_of(connection, audit_id, names), control["n"],
+        drawn_alone_of(ask, audit_id, row["descriptor"], verdict.common),
     )  # fmt: skip

@@ -30,7 +30,10 @@ ONE_IS_ENOUGH = (
 
 @dataclass(frozen=True)
 class Found:
-    """A reference that is a match, possible, or alike: with the extraction nearest to it, and its chances."""
+    """A reference that is a match, possible, or alike: with the extraction nearest to it, and its chances.
+
+    ``control_similarity`` is how near it is to what the base alone draws.
+    """
 
     reference_set: str
     reference_id: str
@@ -44,6 +47,7 @@ class Found:
     fdr: float | None = None
     alone_fdr: float | None = None
     expected: float | None = None
+    control_similarity: float | None = None
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,14 @@ class Unanswered:
 
 @dataclass(frozen=True)
 class Alike:
-    """References that the fixed threshold would call a match, and those that are too small for it."""
+    """References that the fixed threshold would call a match, and those that are too small for it.
+
+    ``common`` are those that reach it, and that the base alone draws as well.
+    """
 
     large: list[Found]
     small: list[Found]
+    common: list[Found] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,9 @@ class QuestionVerdict:
     """What is said: match, possible, none or uncalibrated; None where nothing was asked, or the audit tells nothing.
 
     ``matched`` and ``possible`` are references, ``matched_sets`` whole sets, ``alike`` what the fixed threshold would
-    call a match, ``unanswered`` sets without a verdict; ``compared`` references have a p, and ``expected`` of those
-    that match would be so by chance. ``rate`` is None by the fixed rule: it is not known.
+    call a match, ``common`` what it would if the base alone did not draw it as well, ``unanswered`` sets without a
+    verdict; ``compared`` references have a p, and ``expected`` of those that match would be so by chance. ``rate`` is
+    None by the fixed rule: it is not known.
     """
 
     said: Verdict | None
@@ -87,6 +96,7 @@ class QuestionVerdict:
     unanswered: list[Unanswered] = field(default_factory=list)
     tells_nothing: str | None = None
     warnings: list[str] = field(default_factory=list)
+    common: list[Found] = field(default_factory=list)
 
     @property
     def headline(self) -> str:
@@ -145,7 +155,7 @@ def _fixed(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
         said = None
     return QuestionVerdict(
         said, asked.rule, None, list(found.sets), found.references, found.threshold, matched=large, possible=small,
-        alike=large, tells_nothing=tells_nothing,
+        alike=large, tells_nothing=tells_nothing, common=found.alike.common,
     )  # fmt: skip
 
 
@@ -174,6 +184,7 @@ def _among_decoys(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
         max((one.expected or 0.0 for one in matched), default=0.0),
         [_plain(one, found.alike) for one in matched], [_plain(one, found.alike) for one in possible],
         found.alike.large, matched_sets, possible_sets, unanswered, tells_nothing, list(_warnings(found.pairings)),
+        found.alike.common,
     )  # fmt: skip
 
 
@@ -182,7 +193,7 @@ def _plain(one: Chance, alike: Alike) -> Found:
     return Found(
         one.reference_set, one.reference_id, one.name, one.similarity, near.pdq_distance if near else None,
         near.evidence if near else "none", one.rank, one.score, one.p, one.fdr, one.alone_fdr,
-        one.expected,
+        one.expected, one.control_similarity,
     )  # fmt: skip
 
 
@@ -256,7 +267,20 @@ def _explained(verdict: QuestionVerdict) -> list[str]:
         return ["Compare it with pictures of your own: lora-audit scan ... --references FOLDER --background DECOYS."]
     if verdict.tells_nothing:
         return [f"{verdict.tells_nothing}. Nothing follows from no match being found in it."]
-    return _by_threshold(verdict) if verdict.rule is Rule.fixed else _by_decoys(verdict)
+    said = _by_threshold(verdict) if verdict.rule is Rule.fixed else _by_decoys(verdict)
+    return said + _drawn_alone(verdict)
+
+
+def _drawn_alone(verdict: QuestionVerdict) -> list[str]:
+    count = len(verdict.common)
+    if not count:
+        return []
+    what = "it is a picture" if count == 1 else "they are pictures"
+    return [
+        f"{_of(count, verdict.references, 'reference picture')} came out, and the base model alone, without any "
+        f"fine-tuning, draws {'it' if count == 1 else 'them'} as well: {what} that the base knows, or of a common "
+        f"motif. That {'it' if count == 1 else 'they'} came out says nothing, and is no match."
+    ]
 
 
 def _by_threshold(verdict: QuestionVerdict) -> list[str]:

@@ -91,6 +91,24 @@ class ClassifierFree:
 
 
 @dataclass(frozen=True)
+class BaseAlone:
+    """Classifier-free guidance within the base: what it draws for a caption without any fine-tuning.
+
+    One half after the other, in batches of model guidance's size: nothing has to be compiled anew for them.
+    """
+
+    evaluations: ClassVar[int] = 2
+    rows: ClassVar[int] = 1
+
+    def predict(
+        self, pair: ModelPair, x: torch.Tensor, t: torch.Tensor, alpha: float, conditioning: Conditioning, w: float
+    ) -> torch.Tensor:
+        """eps_base(x_t) + w (eps_base(x_t, c) - eps_base(x_t))."""
+        empty = pair.predict_base(x, t, conditioning.base_empty)
+        return extrapolate(empty, pair.predict_base(x, t, conditioning.base_caption), w)
+
+
+@dataclass(frozen=True)
 class ModelGuidance:
     """Model guidance: extrapolation from the base to the fine-tuned model."""
 

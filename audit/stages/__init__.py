@@ -4,6 +4,7 @@ They know nothing of engines. Importing them loads no library: each imports what
 """
 
 from audit.stages.cluster import Cluster, Clustered
+from audit.stages.control import Control, Controlled
 from audit.stages.match import Match, Matched
 from audit.stages.membership import Membership, Remembered
 from audit.stages.registry import STAGES, StageKind, is_ours, stages_for
@@ -12,6 +13,6 @@ from audit.stages.sample import Sample, Sampled
 from audit.stages.scores import Scored, Scores
 
 __all__ = [
-    "STAGES", "Cluster", "Clustered", "Match", "Matched", "Membership", "Remembered", "Report", "Reported", "Sample",
-    "Sampled", "Scored", "Scores", "StageKind", "is_ours", "stages_for",
+    "STAGES", "Cluster", "Clustered", "Control", "Controlled", "Match", "Matched", "Membership", "Remembered", "Report",
+    "Reported", "Sample", "Sampled", "Scored", "Scores", "StageKind", "is_ours", "stages_for",
 ]  # fmt: skip

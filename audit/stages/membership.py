@@ -263,4 +263,4 @@ def _seen(job: Job, workspace: Workspace) -> np.ndarray:
     return np.concatenate(parts) if parts else np.empty((0, 0), np.float32)
 
 
-STAGE = StageKind("membership", "sample", Membership)
+STAGE = StageKind("membership", "control", Membership)

@@ -69,6 +69,11 @@ class Spool:
             self.files.remove(key)
             return None
 
+    def clear(self) -> None:
+        """Remove the batches, and nothing else."""
+        for key in self._batches():
+            self.files.remove(key)
+
     def begin(self) -> None:
         """Say that a worker begins; it is remembered until ``take_begun``."""
         self.files.write(f"{self.folder}/begun.json", b"{}")

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.evidence import GROUPS, P_VALUES, RULES, failing, foreign, markdown, no_part, share, shipped, tpr_at
-from benchmarks.grid import SHIPPED
+from benchmarks.evidence import GROUPS, P_VALUES, RULES, failing, markdown, share, tpr_at
 
 
 def row(**said: Any) -> dict[str, Any]:
@@ -55,21 +54,3 @@ def test_it_fails_where_more_is_wrong_than_the_rate_allows() -> None:
     assert "unseen sets are called a part: a" in (failing([accused]) or "")
     assert failing([row(set_p={"unseen": 0.009}), *[row()] * 20]) is None
     assert "1 of 1 sets that strong fine-tunes" in (failing([row(set_p={"trained": 0.2})]) or "")
-
-
-def test_sets_that_had_no_part_are_counted_by_scan() -> None:
-    scans = [
-        {"uncalibrated": [], "matches": 1, "fixed": 2, "set_p": [0.5]},
-        {"uncalibrated": ["no"], "matches": 0, "fixed": 1, "set_p": [None]},
-    ]
-    said = no_part(scans, [{"references": 100, "fixed": 3, "matches": 0, "uncalibrated": None}])
-    assert "| fixed | 2 | 2 |" in said
-    assert "| combined | 1 | 1 |" in said
-    assert "1 of 2 scans are uncalibrated; whole sets found at 1 %: 0.00 (0.00 to 0.97)" in said
-    assert "| 100 | 3 | 0 |  |" in said
-
-
-def test_a_foreign_set_shares_no_picture_with_its_decoys() -> None:
-    one = foreign(next(shipped(SHIPPED)), "stamps-birds")
-    assert (len(one.trained), len(one.unseen), one.n0) == (0, 12, 10)
-    assert not {part.tobytes() for part in one.unseen} & {part.tobytes() for part in one.decoys}

@@ -111,6 +111,7 @@ def rows_of(pictures: Path, now: datetime) -> list[tuple[str, str, list[dict[str
     denoised = {**of, "view": "whole", "timestep": 500, "steps": 8, "w": 2.0, "noised": b"n", "tuned_estimate": b"t"}
     return [
         ("checkpoints", "k", [checkpoint]), ("audits", ID, [audit]), ("generations", ID, sampled),
+        ("control_generations", ID, [{**sampled[0], "w": 3.0, "image": b"w"}]),
         ("extractions", ID, found), ("matches", f"{ID}.mine", [match]), ("memberships", f"{ID}.mine", [member]),
         ("memberships", f"{ID}.decoys", [decoy]), ("chances", f"{ID}.mine", [{**of, "similarity": 0.91, "rank": 1}]),
         ("set_chances", f"{ID}.mine", [whole]), ("denoised", f"{ID}.mine", [denoised]),

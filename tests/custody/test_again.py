@@ -223,3 +223,15 @@ def test_rows_are_compared_column_by_column() -> None:
     assert (parts["size"].rows, parts["size"].equal, parts["size"].largest) == (2, 0, None)
     other = {part.column: part for part in compared("extractions", [row], [row | {"members": [2, 3]}])}
     assert (other["members"].exact, other["members"].close) == (False, False)
+
+
+def test_what_an_earlier_version_did_not_make_is_not_compared() -> None:
+    match = {"reference_set": "a", "reference_id": "b", "rank": 1, "similarity": 0.5, "control_similarity": None}
+    parts = {part.column: part for part in compared("matches", [match], [match | {"control_similarity": 0.4}])}
+    assert "control_similarity" not in parts
+    assert parts["similarity"].exact
+    then = match | {"control_similarity": 0.4}
+    [part] = [one for one in compared("matches", [then], [match]) if one.column == "control_similarity"]
+    assert not part.close
+    assert list(compared("control_generations", [], [{"index": 0, "w": 3.0}])) == []
+    assert not all(part.close for part in compared("control_generations", [{"index": 0, "w": 3.0}], []))

@@ -20,6 +20,7 @@ SMALL = ("settings.steps=2", "settings.images_per_training_image=4")
 COMPARED = {
     "audits": "SELECT * EXCLUDE (seconds_sampling, seconds_total, finished_at, device) FROM audits ORDER BY audit_id",
     "generations": 'SELECT * FROM generations ORDER BY audit_id, "index"',
+    "control_generations": 'SELECT * FROM control_generations ORDER BY audit_id, "index"',
     "extractions": "SELECT * FROM extractions ORDER BY audit_id, rank",
     "matches": "SELECT * FROM matches ORDER BY ALL",
 }

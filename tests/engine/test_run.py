@@ -71,6 +71,7 @@ def test_a_run_audits_everything_once_and_reports(undisturbed: Workspace) -> Non
     found = tables(undisturbed)
     assert len(found["audits"]) == AUDITS
     assert len(found["generations"]) == AUDITS * 12
+    assert len(found["control_generations"]) == AUDITS
     assert found["matches"]
     assert len(list((undisturbed.root / "reports").glob("*.html"))) == AUDITS
     assert not list(undisturbed.root.glob("spool/*/*"))

@@ -319,3 +319,26 @@ def test_the_memory_of_adding_a_set_does_not_grow_with_its_pictures(workspace: W
         assert int(images) == many
         peaks.append(int(peak))  # MiB; a picture of these takes 17
     assert peaks[1] - peaks[0] < 60
+
+
+def test_what_the_base_alone_draws_as_near_is_no_match(
+    sets: ReferenceSets, nano: Descriptor, workspace: Workspace
+) -> None:
+    sets.add("animals", TRAIN, nano)
+    images = load_set("fluent-animals", "train")
+    extractions = extractions_of(images[:3], nano)
+    control = pa.Table.from_pylist(
+        [{"descriptor": vector} for vector in nano.describe(images[1:2])],
+        schema=pa.schema([EXTRACTIONS.field("descriptor")]),
+    )
+    asked = (extractions, ["animals"], nano.name, 0.7)
+    without = {row["rank"]: row for row in match_extractions(workspace, *asked) if row["position"] == 1}
+    assert {row["verdict"] for row in without.values()} == {"match"}
+    assert {row["control_similarity"] for row in without.values()} == {None}
+    found = {row["rank"]: row for row in match_extractions(workspace, *asked, control=control) if row["position"] == 1}
+    assert [found[rank]["verdict"] for rank in (1, 2, 3)] == ["match", "none", "match"]
+    assert [found[rank]["is_match"] for rank in (1, 2, 3)] == [True, False, True]
+    assert found[2]["control_similarity"] == pytest.approx(1)
+    assert found[2]["similarity"] == without[2]["similarity"]
+    brute = nano.describe(images[0:1]) @ nano.describe(images[1:2]).T
+    assert found[1]["control_similarity"] == pytest.approx(float(brute[0, 0]), abs=1e-5)

@@ -112,6 +112,25 @@ def test_what_is_known_and_does_not_come_out_is_possible_and_no_match(weighed: W
     assert found.alone_fdr < found.fdr
 
 
+def test_what_the_base_alone_draws_as_near_is_no_match_by_what_came_out(weighed: Workspace) -> None:
+    before = told(weighed)
+    vectors = {row["name"]: row["descriptor"] for row in weighed.rows('SELECT name, descriptor FROM "references"')}
+    known, other = vectors["learnt0"], vectors["unseen0"]
+    rows = [{"audit_id": AUDIT, "index": number, "descriptor": one} for number, one in ((3, known), (5, other))]
+    weighed.write("control_generations", AUDIT, rows)
+    weighed.write("control_generations", OTHER, [{**rows[0], "audit_id": OTHER}])
+    found = told(weighed)
+    gone, kept = found["learnt0"], found["learnt1"]
+    assert (gone.extraction_p, gone.p, gone.control_index) == (1.0, 1.0, 3)
+    assert gone.control_similarity == pytest.approx(1)
+    assert gone.is_drawn_alone(0.9)
+    assert gone.verdict is Verdict.possible  # what the model knows still speaks for it
+    assert (kept.extraction_p, kept.verdict) == (before["learnt1"].extraction_p, Verdict.match)
+    assert not kept.is_drawn_alone(0.9)
+    assert found["unseen0"].extraction_p == 1.0  # it is further from what came out than from what the base draws
+    assert found["mine"][0].extraction_p > before["mine"][0].extraction_p
+
+
 def test_membership_alone_makes_no_match(weighed: Workspace) -> None:
     weighed.erase("audit_id", AUDIT, "extractions")
     found = told(weighed)

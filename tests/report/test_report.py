@@ -126,6 +126,27 @@ def test_a_removed_reference_set_still_leaves_a_readable_report(workspace: Works
     assert "removed from the workspace" in render(collect(workspace, ID))
 
 
+def test_what_the_base_alone_draws_as_well_is_shown_beside_it_and_is_no_match(workspace: Workspace) -> None:
+    fill(workspace, is_match=False)
+    [match] = workspace.rows("SELECT * FROM matches")
+    workspace.write("matches", "k", [{**match, "control_similarity": 0.83}])
+    of = {"audit_id": ID, "reference_set": "mine", "reference_id": "f" * 64}
+    workspace.write("chances", "k", [{**of, "similarity": 0.91, "control_similarity": 0.83, "control_index": 4}])
+    drawn = {"audit_id": ID, "index": 4, "caption": HOSTILE, "image": RED}
+    workspace.write("control_generations", ID, [drawn, {**drawn, "index": 5, "image": None}])
+    facts = collect(workspace, ID, asked=FIXED)
+    page = render(facts)
+    assert (facts.verdict.said, len(facts.verdict.common), facts.control_generations) == ("none", 1, 2)
+    assert "1 of your 1 reference picture came out, and the base model alone" in page
+    assert "What the base alone draws as well" in page
+    assert "similarity by the base alone <b>0.83</b>, by the fine-tuned model 0.91" in page
+    assert "<script" not in page
+    assert facts.as_json()["common_references"][0]["control_similarity"] == 0.83
+    assert "none: whether the base alone draws the references as well is not known" not in page
+    workspace.remove("control_generations", ID)
+    assert "none: whether the base alone draws the references as well is not known" in render(collect(workspace, ID))
+
+
 def test_audits_are_found_by_the_beginning_of_their_id(workspace: Workspace) -> None:
     fill(workspace, True)
     assert collect(workspace, "abab").row["audit_id"] == ID

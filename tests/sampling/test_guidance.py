@@ -7,7 +7,16 @@ import torch
 
 from audit.config import BaseCaption, Method, Settings, Solver
 from audit.models.pair import ModelPair
-from audit.sampling.guidance import ClassifierFree, Direct, Guidance, ModelGuidance, auto_weight, combine, weight_of
+from audit.sampling.guidance import (
+    BaseAlone,
+    ClassifierFree,
+    Direct,
+    Guidance,
+    ModelGuidance,
+    auto_weight,
+    combine,
+    weight_of,
+)
 from audit.sampling.sampler import Sampler
 from tests.conftest import CAPTION
 
@@ -61,7 +70,21 @@ def test_model_guidance_asks_the_base_with_the_caption_it_names(kohya_pair: Mode
     torch.testing.assert_close(guided, base + 2.0 * (tuned - base), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("guidance", "cost"), [(Direct(), 1), (ClassifierFree(), 2), (ModelGuidance(), 2)])
+def test_the_base_alone_is_guided_by_its_own_answer_to_the_caption(kohya_pair: ModelPair) -> None:
+    sampler = Sampler(kohya_pair, BaseAlone(), [CAPTION])
+    x, t = sampler.noise(0), torch.tensor(600)
+    with torch.inference_mode():
+        guided = BaseAlone().predict(kohya_pair, x, t, 0.5, sampler.conditioning, 3.0)
+        empty, caption = (
+            kohya_pair.predict_base(x, t, kohya_pair.encode([text], tuned=False)) for text in ("", CAPTION)
+        )
+    torch.testing.assert_close(guided, empty + 3.0 * (caption - empty), atol=1e-5, rtol=1e-5)
+    assert (caption - empty).norm() > 0.01 * empty.norm()
+
+
+@pytest.mark.parametrize(
+    ("guidance", "cost"), [(Direct(), 1), (ClassifierFree(), 2), (ModelGuidance(), 2), (BaseAlone(), 2)]
+)
 def test_a_step_costs_what_it_declares_and_encodes_no_text(
     kohya_pair: ModelPair, guidance: Guidance, cost: int
 ) -> None:
