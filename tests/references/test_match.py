@@ -49,13 +49,13 @@ def extractions_of(images: np.ndarray, descriptor: Descriptor) -> pa.Table:
 
 def match_extractions(
     workspace: Workspace, extractions: pa.Table, sets: list[str], descriptor: str, threshold: float, top: int = 3,
-    large: int = LARGE,
+    large: int = LARGE, control: pa.Table | None = None,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rows of matches; sets of ``large`` pictures or more are searched by their index."""
 
     def ask(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
         banks = {name: open_bank(connection, workspace.files.scratch, name, descriptor, large=large) for name in sets}
-        return match_in(connection, extractions, banks, threshold, top=top).to_pylist()
+        return match_in(connection, extractions, banks, threshold, top=top, control=control).to_pylist()
 
     return workspace.asked(ask, '"references"')
 
@@ -328,8 +328,8 @@ def test_what_the_base_alone_draws_as_near_is_no_match(
     images = load_set("fluent-animals", "train")
     extractions = extractions_of(images[:3], nano)
     control = pa.Table.from_pylist(
-        [{"descriptor": vector} for vector in nano.describe(images[1:2])],
-        schema=pa.schema([EXTRACTIONS.field("descriptor")]),
+        [{"audit_id": "a", "descriptor": vector} for vector in nano.describe(images[1:2])],
+        schema=pa.schema([EXTRACTIONS.field("audit_id"), EXTRACTIONS.field("descriptor")]),
     )
     asked = (extractions, ["animals"], nano.name, 0.7)
     without = {row["rank"]: row for row in match_extractions(workspace, *asked) if row["position"] == 1}
