@@ -269,6 +269,11 @@ SET_CHANCES = _schema(
     ("reference_set", pa.string(), "joins references"),
     ("question", pa.string(), "hash of its pictures and of its decoys: with others it is weighed again"),
     ("pictures", pa.int32(), "pictures of the set that count"),
+    (
+        "compared",
+        pa.int32(),
+        "pictures that have a p; of a large set those without a row in chances too, whose p counts as 1",
+    ),
     ("decoys", pa.int32(), "decoys they were compared with"),
     ("extraction_p", pa.float64(), "p of the similarities to the nearest extractions (Mann and Whitney); null without"),
     ("membership_p", pa.float64(), "p of the membership scores (Mann and Whitney); null without"),

@@ -151,11 +151,17 @@ def _lines(connection: duckdb.DuckDBPyConnection, table: str, where: str, values
 Asked = Callable[[str, list[Any]], list[dict[str, Any]]]
 
 
-def record_of(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> Record:
+SetLines = dict[tuple[Any, ...], list[str]]  # the lines of sets, by their names and what the tables held
+
+
+def record_of(
+    connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str], kept: SetLines | None = None
+) -> Record:
     """All that a report of ``audit_id`` about ``sets`` rests on, over a connection that sees the tables it names.
 
     Those are the tables of KEY_COLUMNS, checkpoints, references and passed_over. Decoys are the background sets that
-    the audit's descriptor has described.
+    the audit's descriptor has described. Lines of sets are taken from ``kept``, and put into it, where the tables have
+    not changed: for many audits in a row.
     """
 
     def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
@@ -165,7 +171,8 @@ def record_of(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequen
     descriptor = audits[0]["descriptor"] if audits else None
     tables = {name: Rows(_lines(connection, name, *_of_audit(name, audit_id, sets))) for name in KEY_COLUMNS}
     known = ask(
-        """SELECT reference_set AS name, coalesce(any_value(kind), 'reference') AS kind, count(*) AS pictures
+        """SELECT reference_set AS name, coalesce(any_value(kind), 'reference') AS kind, count(*) AS pictures,
+            sum(epoch_us(added_at)) AS added
         FROM "references" WHERE descriptor_name = ?
         AND (list_contains(?::VARCHAR[], reference_set) OR kind = ?) GROUP BY ALL ORDER BY ALL""",
         [descriptor, list(sets), SetKind.background],
@@ -173,7 +180,13 @@ def record_of(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequen
     found = []
     for one in known:
         where, values = "descriptor_name = ? AND reference_set = ?", [descriptor, one["name"]]
-        lines = [line for table in OF_SETS for line in _lines(connection, table, where, values)]
+        held = (descriptor, *one.values())
+        lines = (kept or {}).get(held)
+        if lines is None:
+            lines = [line for table in OF_SETS for line in _lines(connection, table, where, values)]
+            if kept is not None:
+                kept[held] = lines
+        del one["added"]
         if one["name"] in sets:
             found.append(SetRecord(**one, lines=lines))
             continue

@@ -87,19 +87,21 @@ def either_p(values: Sequence[float]) -> float:
     return float(min(1.0, KINDS * np.min(values)))
 
 
-def false_discovery_rates(values: np.ndarray) -> np.ndarray:
+def false_discovery_rates(values: np.ndarray, others: int = 0) -> np.ndarray:
     """For p-values [N] the smallest rate of wrong ones at which each counts (Benjamini and Hochberg's adjusted p).
 
-    What is not even possible never counts: at a rate above 5 % a p of 0.3 could.
+    ``others`` is how many were compared beside, whose p is not smaller: they count as 1. What is not even possible
+    never counts: at a rate above 5 % a p of 0.3 could.
     """
     if not len(values):
         return np.empty(0)
-    return np.asarray(stats.false_discovery_control(np.where(values <= POSSIBLE, values, 1.0), method="bh"))
+    all_of_them = np.concatenate([np.where(values <= POSSIBLE, values, 1.0), np.ones(others)])
+    return np.asarray(stats.false_discovery_control(all_of_them, method="bh"))[: len(values)]
 
 
-def expected_by_chance(values: np.ndarray) -> np.ndarray:
-    """E-values [N]: how many of N references that were not trained on would have a p as small."""
-    return np.asarray(values) * len(values)
+def expected_by_chance(values: np.ndarray, others: int = 0) -> np.ndarray:
+    """E-values [N]: how many of N and ``others`` references that were not trained on would have a p as small."""
+    return np.asarray(values) * (len(values) + others)
 
 
 def standing_out(scores: np.ndarray) -> np.ndarray:

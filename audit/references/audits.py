@@ -33,7 +33,7 @@ def match_audits(workspace: Workspace, audits: Sequence[str], sets: Sequence[str
 
     def ask(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, list[Weighed]]:
         found = pa.concat_tables(_found(connection, workspace, audits, sets))
-        return found, [weigh_in(connection, one, sets) for one in audits]
+        return found, [weigh_in(connection, workspace.files.scratch, one, sets) for one in audits]
 
     found, weighed = workspace.asked(ask, WEIGHED)
     for audit_id, chances in zip(audits, weighed, strict=True):

@@ -16,9 +16,9 @@ import numpy as np
 from audit.descriptors.pdq import MIN_QUALITY
 from audit.evidence.chance import FEWEST, standing_out
 from audit.evidence.kind import kind_problem, of_their_kind
+from audit.references.index import Bank
 
-BLOCK = 1024  # references at a time
-VERSION = 3  # raised when the same pictures and decoys come to have other chances, or more is kept of them
+VERSION = 4  # raised when the same pictures and decoys come to have other chances, or more is kept of them
 ANOTHER_LOOK = "its pictures are of another look than the references"
 UNCLEAR = "several backgrounds could be of the references' look, and are of different looks themselves"
 MOST_SUSPECTS = 20  # that are named
@@ -54,13 +54,13 @@ class Paired:
     backgrounds: list[dict[str, Any]]
 
 
-def paired(vectors: np.ndarray, looks: np.ndarray, on_offer: Decoys, threshold: float) -> Paired:
-    """The decoys of references with ``vectors`` [N, D], of which those that count look like ``looks`` [K, F].
+def paired(bank: Bank, looks: np.ndarray, on_offer: Decoys, threshold: float) -> Paired:
+    """The decoys of the references ``bank``, of which those that count look like ``looks`` [K, F].
 
     ``on_offer`` are the pictures of all backgrounds that are for the set; what is nearer than ``threshold`` to a
     reference is a copy of it.
     """
-    copies = _copied(vectors, on_offer.vectors, threshold)
+    copies = bank.has_near(on_offer.vectors, threshold)
     usable = on_offer.counts & ~copies
     backgrounds = list(dict.fromkeys(on_offer.backgrounds.tolist()))
     where = [on_offer.backgrounds == background for background in backgrounds]
@@ -91,14 +91,6 @@ def paired(vectors: np.ndarray, looks: np.ndarray, on_offer: Decoys, threshold: 
         mine = () if suspects is None else suspects.names[suspects.backgrounds == row["background"]].tolist()
         row["suspects"] = sorted(mine)[:MOST_SUSPECTS]
     return Paired(decoys, problem, rows)
-
-
-def _copied(references: np.ndarray, decoys: np.ndarray, threshold: float) -> np.ndarray:
-    """Which decoys [M] are copies of one of the references."""
-    found = np.zeros(len(decoys), bool)
-    for start in range(0, len(references) if len(decoys) else 0, BLOCK):
-        found |= (decoys @ references[start : start + BLOCK].T >= threshold).any(axis=1)
-    return found
 
 
 def caveat_of(row: dict[str, Any], input_size: int) -> str | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from audit.descriptors.pdq import MIN_QUALITY
 from audit.evidence.kind import FEATURES
-from audit.references.decoys import Decoys, Paired, caveat_of, is_for, paired
+from audit.references.decoys import Decoys, Paired, is_for, paired
+from audit.references.index import Bank, open_bank
 from audit.sampling.spooled import vectors_of
 
 if TYPE_CHECKING:
@@ -18,8 +20,10 @@ if TYPE_CHECKING:
     from audit.workspace import Workspace
 
 # What is read of a picture, of the table references as r.
-PICTURE = """r.reference_set, r.reference_id, r.name, r.descriptor, r.look, r.pdq_quality, r.width, r.height, r.kind,
-    r.decoys_of"""
+ABOUT = """r.reference_set, r.reference_id, r.name, r.look, r.pdq_quality, r.width, r.height, r.decoys_of"""
+PICTURE = f"{ABOUT}, r.descriptor"
+BACKGROUND = "r.kind = 'background'"
+MOST = 5000  # pictures whose looks are compared
 ORDER = " ORDER BY r.reference_set, r.reference_id"
 
 
@@ -30,9 +34,13 @@ def looks_of(table: pa.Table) -> np.ndarray:
 
 
 def counting(table: pa.Table, input_size: int) -> np.ndarray:
-    """Which pictures count, booleans [N]."""
-    rows = table.select(["pdq_quality", "width", "height"]).to_pylist()
-    return np.array([caveat_of(row, input_size) is None for row in rows], bool)
+    """Which pictures count, booleans [N]: those that ``caveat_of`` says nothing against."""
+    quality, width, height = (
+        table[name].cast(pa.int64()).fill_null(unknown).to_numpy()
+        for name, unknown in (("pdq_quality", MIN_QUALITY), ("width", 0), ("height", 0))
+    )
+    known = (width > 0) & (height > 0)
+    return np.asarray((quality >= MIN_QUALITY) & ~(known & (np.minimum(width, height) < input_size)))
 
 
 def on_offer(table: pa.Table, input_size: int, cosines: np.ndarray, scores: np.ndarray) -> Decoys:
@@ -42,12 +50,17 @@ def on_offer(table: pa.Table, input_size: int, cosines: np.ndarray, scores: np.n
     return Decoys(names[0], names[1], names[2], vectors, looks_of(table), cosines, scores, counting(table, input_size))
 
 
-def pairing_of(name: str, mine: pa.Table, offer: Decoys, serves: Sequence[list[str] | None], threshold: float,
-               input_size: int) -> Paired:  # fmt: skip
-    """The decoys of the set ``name`` with the pictures ``mine``; ``serves`` are the sets that each on offer is for."""
+def pairing_of(name: str, bank: Bank, mine: pa.Table, offer: Decoys, serves: Sequence[list[str] | None],
+               threshold: float, input_size: int) -> Paired:  # fmt: skip
+    """The decoys of the set ``name`` with the references ``bank``, pictures ``mine`` in any order; ``serves`` are the
+    sets that each on offer is for.
+    """
     here = [is_for(one, name) and other != name for one, other in zip(serves, offer.backgrounds, strict=True)]
-    looks = looks_of(mine)[counting(mine, input_size)]
-    return paired(vectors_of(mine), looks, offer.where(np.array(here, bool)), threshold)
+    telling = np.flatnonzero(counting(mine, input_size))
+    if len(telling) > MOST:  # more are no surer of their look
+        telling = np.sort(np.random.default_rng(0).choice(telling, MOST, replace=False))
+    looks = looks_of(mine.select(["look"]).take(pa.array(telling)))
+    return paired(bank, looks, offer.where(np.array(here, bool)), threshold)
 
 
 def decoys_of(workspace: Workspace, descriptor: DescriptorFacts, sets: Sequence[str]) -> set[tuple[str, str]]:
@@ -55,21 +68,26 @@ def decoys_of(workspace: Workspace, descriptor: DescriptorFacts, sets: Sequence[
 
     They are those that references are compared with, once they have scores.
     """
-    table = workspace.select(
-        f"""SELECT {PICTURE} FROM "references" AS r WHERE r.descriptor_name = ?
-        AND (r.kind = 'background' OR list_contains(?::VARCHAR[], r.reference_set)){ORDER}""",
-        [descriptor.name, list(sets)],
-    )
-    backgrounds = table.filter(pc.fill_null(pc.equal(table["kind"], "background"), False))
-    if not backgrounds.num_rows:
-        return set()
-    unknown = np.full(backgrounds.num_rows, np.nan)
-    offer = on_offer(backgrounds, descriptor.input_size, unknown, unknown)
-    serves, found = backgrounds["decoys_of"].to_pylist(), set()
-    for name in sets:
-        mine = table.filter(pc.equal(table["reference_set"], name))
-        if mine.num_rows:
-            pairing = pairing_of(name, mine, offer, serves, descriptor.threshold, descriptor.input_size)
+
+    def ask(connection: duckdb.DuckDBPyConnection) -> set[tuple[str, str]]:
+        def table(what: str, where: str, *values: Any) -> pa.Table:
+            sql = f'SELECT {what} FROM "references" AS r WHERE r.descriptor_name = ? AND {where}{ORDER}'
+            return connection.sql(sql, params=[descriptor.name, *values]).to_arrow_table()
+
+        backgrounds = table(PICTURE, BACKGROUND)
+        if not backgrounds.num_rows:
+            return set()
+        unknown = np.full(backgrounds.num_rows, np.nan)
+        offer = on_offer(backgrounds, descriptor.input_size, unknown, unknown)
+        serves, found = backgrounds["decoys_of"].to_pylist(), set()
+        for name in sets:
+            mine = table(ABOUT, "r.reference_set = ?", name)
+            if not mine.num_rows:
+                continue
+            bank = open_bank(connection, workspace.files.scratch, name, descriptor.name)
+            pairing = pairing_of(name, bank, mine, offer, serves, descriptor.threshold, descriptor.input_size)
             if pairing.problem is None:
                 found |= set(zip(pairing.decoys.backgrounds.tolist(), pairing.decoys.ids.tolist(), strict=True))
-    return found
+        return found
+
+    return workspace.asked(ask, '"references"')

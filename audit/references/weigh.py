@@ -6,8 +6,9 @@ Decoys are the pictures of the workspace's backgrounds that are of the kind of a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -18,15 +19,18 @@ import pyarrow.compute as pc
 from audit.evidence.chance import FEWEST, TAIL_SHARE, agreed_p, rank_p, set_p, tail_p
 from audit.evidence.effort import WHOLE
 from audit.references.control import ControlGenerations, by_fine_tuning, control_of, drawn_alone
-from audit.references.decoys import BLOCK, Paired, caveat_of, questions_of
-from audit.references.offer import ORDER, PICTURE, counting, on_offer, pairing_of
+from audit.references.decoys import Paired, caveat_of, questions_of
+from audit.references.index import Bank, open_bank
+from audit.references.offer import ABOUT, BACKGROUND, ORDER, PICTURE, counting, on_offer, pairing_of
 from audit.sampling.spooled import vectors_of
 
 WEIGHED = 'audits extractions "references" memberships control_generations'
-_REFERENCES = f"""SELECT {PICTURE}, m.score, m.caveat AS score_caveat, m.question
+_MEASURED = """m.score, m.caveat AS score_caveat, m.question
 FROM "references" AS r LEFT JOIN memberships AS m
 ON m.audit_id = ? AND m.reference_set = r.reference_set AND m.reference_id = r.reference_id
 WHERE r.descriptor_name = ? AND """
+BLOCK = 1024  # pictures at a time
+NOTED = 2000  # references of a set that have a row, where it has more: the nearest, and those known best
 
 
 @dataclass(frozen=True)
@@ -38,67 +42,77 @@ class Weighed:
 
 
 @dataclass(frozen=True)
-class _Question:
-    """What is weighed of an audit: its row, its extractions, and each set's references with their decoys.
-
-    ``control`` are its control generations.
+class _Audit:
+    """What is known of an audit: its row, its extractions as unit vectors [E, D] with their ranks, and its control
+    generations.
     """
 
-    audit: dict[str, Any]
+    row: dict[str, Any]
     seen: np.ndarray
     ranks: list[int]
     control: ControlGenerations
-    hashes: dict[str, str]
-    sets: list[tuple[str, pa.Table, Paired]]
 
 
-def _question(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> _Question:
+@dataclass(frozen=True)
+class _Set:
+    """The N references of a set: ``pictures``, and beside each its row of the ``bank``, the cosines to the nearest
+    extraction and control generation, its membership score (NaN: none), and whether it counts.
+    """
+
+    pictures: pa.Table
+    bank: Bank
+    place: np.ndarray
+    cosines: np.ndarray
+    controls: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+
+
+def weigh_in(connection: duckdb.DuckDBPyConnection, scratch: Path, audit_id: str, sets: Sequence[str]) -> Weighed:
+    """Weigh the references of ``sets``, over a connection that sees the tables of ``WEIGHED``.
+
+    What is kept of large sets is below ``scratch``.
+    """
+
     def table(sql: str, *values: Any) -> pa.Table:
         return connection.sql(sql, params=list(values)).to_arrow_table()
 
-    sql = "SELECT descriptor, threshold, coalesce(descriptor_size, 0) AS size FROM audits WHERE audit_id = ?"
-    [audit] = table(sql, audit_id).to_pylist()
-    name_of = audit["descriptor"]
-    extractions = table("SELECT rank, descriptor FROM extractions WHERE audit_id = ? ORDER BY rank", audit_id)
-    asked = _REFERENCES + "list_contains(?::VARCHAR[], r.reference_set)" + ORDER
-    references = table(asked, audit_id, name_of, list(sets))
-    backgrounds = table(_REFERENCES + "r.kind = 'background'" + ORDER, audit_id, name_of)
-    seen = vectors_of(extractions) if extractions.num_rows else np.empty((0, 0), np.float32)
+    audit, found = _audit(table, connection, audit_id), Weighed()
+    size, name_of = audit.row["size"], audit.row["descriptor"]
+    backgrounds = table(f"SELECT {PICTURE}, {_MEASURED}{BACKGROUND}{ORDER}", audit_id, name_of)
     scores = _scores(backgrounds)
-    offer = on_offer(backgrounds, audit["size"], _cosines(backgrounds, seen), scores)
+    offer = on_offer(backgrounds, size, _cosines(backgrounds, audit.seen), scores)
     serves = backgrounds["decoys_of"].to_pylist()
     questions = questions_of(lambda sql, values: table(sql, *values).to_pylist(), name_of, sets)
-    found = []
     for name in sets:
-        mine = references.filter(pc.equal(references["reference_set"], name))
-        if not mine.num_rows:
+        pictures = table(f"SELECT {ABOUT}, {_MEASURED}r.reference_set = ?{ORDER}", audit_id, name_of, name)
+        if not pictures.num_rows:
             continue
-        alike = replace(offer, scores=np.where(_measured_alike(backgrounds, mine), scores, np.nan))
-        pairing = pairing_of(name, mine, alike, serves, audit["threshold"], audit["size"])
-        found.append((name, mine, pairing))
-    control = control_of(connection, audit_id)
-    return _Question(audit, seen, extractions["rank"].to_pylist(), control, questions.of, found)
-
-
-def weigh_in(connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str]) -> Weighed:
-    """Weigh the references of ``sets``, over a connection that sees the tables of ``WEIGHED``."""
-    asked, found = _question(connection, audit_id, sets), Weighed()
-    for name, mine, pairing in asked.sets:
-        size = asked.audit["size"]
-        rows = [
-            row for start in range(0, mine.num_rows, BLOCK) for row in _rows(mine.slice(start, BLOCK), asked, pairing)
-        ]
+        mine = _set(pictures, open_bank(connection, scratch, name, name_of), audit)
+        alike = replace(offer, scores=np.where(_measured_alike(backgrounds, pictures), scores, np.nan))
+        pairing = pairing_of(name, mine.bank, pictures, alike, serves, audit.row["threshold"], size)
         about = {"audit_id": audit_id, "reference_set": name}
-        found.chances.extend({**about, **row} for row in rows)
-        counts = counting(mine, size)
-        drawn = _by_fine_tuning(asked, vectors_of(mine), _cosines(mine, asked.seen))[counts]
-        of_decoys = _by_fine_tuning(asked, pairing.decoys.vectors, pairing.decoys.cosines)
-        whole = _whole(drawn, of_decoys, _scores(mine)[counts], pairing, rows)
+        found.chances.extend({**about, **row} for row in _rows(mine, audit, pairing))
         found.set_chances.append(
-            {**about, "question": asked.hashes[name], **whole, "backgrounds": pairing.backgrounds,
-             "decoy_similarities": _finite(pairing.decoys.cosines), "decoy_scores": _finite(pairing.decoys.scores)}
+            {**about, "question": questions.of[name], **_whole(mine, audit, pairing),
+             "backgrounds": pairing.backgrounds, "decoy_similarities": _finite(pairing.decoys.cosines),
+             "decoy_scores": _finite(pairing.decoys.scores)}
         )  # fmt: skip
     return found
+
+
+def _audit(table: Callable[..., pa.Table], connection: duckdb.DuckDBPyConnection, audit_id: str) -> _Audit:
+    sql = "SELECT descriptor, threshold, coalesce(descriptor_size, 0) AS size FROM audits WHERE audit_id = ?"
+    [row] = table(sql, audit_id).to_pylist()
+    extractions = table("SELECT rank, descriptor FROM extractions WHERE audit_id = ? ORDER BY rank", audit_id)
+    seen = vectors_of(extractions) if extractions.num_rows else np.empty((0, 0), np.float32)
+    return _Audit(row, seen, extractions["rank"].to_pylist(), control_of(connection, audit_id))
+
+
+def _set(pictures: pa.Table, bank: Bank, audit: _Audit) -> _Set:
+    place = pc.index_in(pictures["reference_id"], value_set=bank.ids).to_numpy()
+    best, control = (bank.best(vectors)[place] for vectors in (audit.seen, audit.control.vectors))
+    return _Set(pictures, bank, place, best, control, _scores(pictures), counting(pictures, audit.row["size"]))
 
 
 def _finite(values: np.ndarray) -> list[float]:
@@ -126,7 +140,7 @@ def _measured_alike(backgrounds: pa.Table, mine: pa.Table) -> np.ndarray:
     Those that were measured for the same question, or with all noises, as ``mine`` were: a score of fewer noises is
     another one.
     """
-    known = {_measured(one) for one in mine["question"].to_pylist()}
+    known = {_measured(one) for one in pc.unique(mine["question"]).to_pylist()}
     return np.array([_measured(one) in known for one in backgrounds["question"].to_pylist()], bool)
 
 
@@ -134,43 +148,48 @@ def _measured(question: str | None) -> str | None:
     return WHOLE if question and question.startswith(WHOLE) else question
 
 
-def _by_fine_tuning(asked: _Question, vectors: np.ndarray, cosines: np.ndarray) -> np.ndarray:
-    """``cosines`` [N] to the nearest extractions, the least of all where the base alone draws the picture as well.
+def _noted(mine: _Set, threshold: float) -> np.ndarray:
+    """The numbers of the references that have a row: all of a small set."""
+    number = len(mine.place)
+    if number <= NOTED:
+        return np.arange(number)
+    drawn = by_fine_tuning(mine.cosines, mine.controls, threshold)
+    chosen = []
+    for values in (drawn, mine.scores):
+        values = np.where(mine.counts & np.isfinite(values), values, -np.inf)
+        best = np.argpartition(values, -NOTED // 2)[-NOTED // 2 :]
+        chosen.append(best[np.isfinite(values[best])])
+    return np.unique(np.concatenate(chosen))
 
-    References and decoys are treated alike, so that a set without a part has no higher ranks than its decoys.
-    """
-    return by_fine_tuning(cosines, asked.control.nearest(vectors)[0], asked.audit["threshold"])
 
-
-def _rows(part: pa.Table, asked: _Question, pairing: Paired) -> list[dict[str, Any]]:
-    seen, ranks, size = asked.seen, asked.ranks, asked.audit["size"]
-    vectors = vectors_of(part)
-    controls, controlled_by = asked.control.nearest(vectors)
-    cosines = vectors @ seen.T if len(seen) else np.full((part.num_rows, 0), np.nan)
-    alone = drawn_alone(cosines.max(axis=1, initial=-1.0), controls, asked.audit["threshold"])
-    counted, decoys, problem = _scores(part), pairing.decoys, pairing.problem
-    rows = []
-    for number, row in enumerate(part.drop_columns(["descriptor", "look"]).to_pylist()):
-        best = int(cosines[number].argmax()) if len(seen) else None
-        similarity = None if best is None else float(cosines[number, best])
-        caveat = caveat_of(row, size)
-        extraction_p, extraction_decoys = _p(similarity, decoys.cosines, problem)
-        extraction_p = 1.0 if alone[number] and extraction_p is not None else extraction_p
-        control = float(controls[number]) if np.isfinite(controls[number]) else None
-        membership_p, membership_decoys = _p(float(counted[number]), decoys.scores, problem)
-        told = [one for one in (extraction_p, membership_p) if one is not None]
-        rows.append(
-            {
+def _rows(mine: _Set, audit: _Audit, pairing: Paired) -> Iterator[dict[str, Any]]:
+    decoys, problem, threshold = pairing.decoys, pairing.problem, audit.row["threshold"]
+    noted = _noted(mine, threshold)
+    for start in range(0, len(noted), BLOCK):
+        some = noted[start : start + BLOCK]
+        vectors = np.asarray(mine.bank.vectors[mine.place[some]])
+        controls, controlled_by = audit.control.nearest(vectors)
+        cosines = vectors @ audit.seen.T if len(audit.seen) else np.full((len(some), 0), np.nan)
+        alone = drawn_alone(cosines.max(axis=1, initial=-1.0), controls, threshold)
+        part = mine.pictures.drop_columns(["look"]).take(pa.array(some)).to_pylist()
+        for number, (row, score) in enumerate(zip(part, mine.scores[some], strict=True)):
+            best = int(cosines[number].argmax()) if len(audit.seen) else None
+            similarity = None if best is None else float(cosines[number, best])
+            caveat = caveat_of(row, audit.row["size"])
+            extraction_p, extraction_decoys = _p(similarity, decoys.cosines, problem)
+            extraction_p = 1.0 if alone[number] and extraction_p is not None else extraction_p
+            control = float(controls[number]) if np.isfinite(controls[number]) else None
+            membership_p, membership_decoys = _p(float(score), decoys.scores, problem)
+            told = [one for one in (extraction_p, membership_p) if one is not None]
+            yield {
                 "reference_id": row["reference_id"], "score": row["score"],
-                "similarity": similarity, "rank": None if best is None else ranks[best],
+                "similarity": similarity, "rank": None if best is None else audit.ranks[best],
                 "extraction_p": extraction_p, "extraction_decoys": extraction_decoys,
                 "membership_p": membership_p, "membership_decoys": membership_decoys,
                 "p": agreed_p(told) if told and caveat is None else None,
                 "caveat": caveat or row["score_caveat"], "uncalibrated": problem, "control_similarity": control,
                 "control_index": None if control is None else int(controlled_by[number]),
-            }
-        )  # fmt: skip
-    return rows
+            }  # fmt: skip
 
 
 def _p(value: float | None, of_decoys: np.ndarray, problem: str | None) -> tuple[float | None, int]:
@@ -183,20 +202,28 @@ def _p(value: float | None, of_decoys: np.ndarray, problem: str | None) -> tuple
     return (float(tail_p(values, decoys)[0]) if p <= TAIL_SHARE else p), len(decoys)
 
 
-def _whole(
-    cosines: np.ndarray, of_decoys: np.ndarray, scores: np.ndarray, pairing: Paired, rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """What a row of set_chances says beside its keys; of the references that count, what was drawn and membership."""
-    decoys, problem = pairing.decoys, pairing.problem
-    extraction_p, membership_p = (
-        _set_p(mine, others, problem) for mine, others in ((cosines, of_decoys), (scores, decoys.scores))
-    )
+def _whole(mine: _Set, audit: _Audit, pairing: Paired) -> dict[str, Any]:
+    """What a row of set_chances says beside its keys; of the references that count, what was drawn and membership.
+
+    References and decoys that the base alone draws as well have the least cosine, so that a set without a part has no
+    higher ranks than its decoys.
+    """
+    decoys, problem, threshold = pairing.decoys, pairing.problem, audit.row["threshold"]
+    of_decoys = by_fine_tuning(decoys.cosines, audit.control.nearest(decoys.vectors)[0], threshold)
+    drawn = by_fine_tuning(mine.cosines, mine.controls, threshold)[mine.counts]
+    scores = mine.scores[mine.counts]
+    kinds = ((drawn, of_decoys), (scores, decoys.scores))
+    extraction_p, membership_p = (_set_p(own, others, problem) for own, others in kinds)
     told = [one for one in (extraction_p, membership_p) if one is not None]
-    if problem is None and all(row["p"] is None for row in rows):
+    compared = np.zeros(len(drawn), bool)
+    for own, others in kinds:
+        compared |= np.isfinite(own) & (problem is None and np.isfinite(others).sum() >= FEWEST)
+    if problem is None and not compared.any():
         problem = f"neither what was drawn nor membership can be compared with {FEWEST} decoys or more"
     return {
-        "pictures": len(cosines), "decoys": len(decoys.cosines), "extraction_p": extraction_p,
-        "membership_p": membership_p, "p": agreed_p(told) if told else None, "uncalibrated": problem,
+        "pictures": len(drawn), "compared": int(compared.sum()), "decoys": len(decoys.cosines),
+        "extraction_p": extraction_p, "membership_p": membership_p, "p": agreed_p(told) if told else None,
+        "uncalibrated": problem,
     }  # fmt: skip
 
 

@@ -57,12 +57,14 @@ class Chance:
 class SetChance:
     """A whole set: how likely what speaks for it is, had it had no part (Mann and Whitney).
 
-    ``fdr`` is the smallest rate of wrong ones among such sets at which it is one. ``decoy_similarities`` to the nearest
-    extractions and ``decoy_scores`` are those that the references' are taken among.
+    ``fdr`` is the smallest rate of wrong ones among such sets at which it is one. Of its ``pictures``, those that
+    count, ``compared`` have a p. ``decoy_similarities`` to the nearest extractions and ``decoy_scores`` are those that
+    the references' are taken among.
     """
 
     reference_set: str
     pictures: int
+    compared: int
     decoys: int
     extraction_p: float | None
     membership_p: float | None
@@ -116,11 +118,13 @@ def chances_of(
     found = [replace(one, p=None, uncalibrated=refused[one.reference_set]) if one.reference_set in refused else one
              for one in found]  # fmt: skip
     told = sorted((one for one in found if one.p is not None), key=lambda one: one.p or 0.0)
-    expected = expected_by_chance(np.array([one.p for one in told]))
-    alone = false_discovery_rates(np.array([either_p(_there(one)) for one in told], float))
+    others = unnamed(ask, audit_id, weighed)
+    expected = expected_by_chance(np.array([one.p for one in told]), others)
+    alone = false_discovery_rates(np.array([either_p(_there(one)) for one in told], float), others)
+    at_rate = said_at(told, asked, others)
     said = [
         replace(one, fdr=fdr, alone_fdr=float(by_one), expected=float(by_chance), verdict=verdict)
-        for one, by_one, by_chance, (fdr, verdict) in zip(told, alone, expected, said_at(told, asked), strict=True)
+        for one, by_one, by_chance, (fdr, verdict) in zip(told, alone, expected, at_rate, strict=True)
     ]
     return said + [replace(one, verdict=_without_p(one)) for one in found if one.p is None]
 
@@ -130,14 +134,28 @@ def _by_rule(one: _One, rule: Rule) -> _One:
     return replace(one, p=either_p(_there(one))) if rule is Rule.either and one.p is not None else one
 
 
-def said_at(told: Sequence[Chance | SetChance], asked: VerdictSettings) -> list[tuple[float, Verdict]]:
+def unnamed(ask: Ask, audit_id: str, weighed: Sequence[SetChance]) -> int:
+    """How many references of ``weighed`` sets were compared and have no row of their own: those of large sets."""
+    rows = ask(
+        "SELECT reference_set, count(p) AS named FROM chances WHERE audit_id = ? "
+        "AND list_contains(?::VARCHAR[], reference_set) GROUP BY ALL",
+        [audit_id, [one.reference_set for one in weighed]],
+    )
+    named = {row["reference_set"]: row["named"] for row in rows}
+    told = [one for one in weighed if one.uncalibrated is None]
+    return sum(max(0, one.compared - named.get(one.reference_set, 0)) for one in told)
+
+
+def said_at(told: Sequence[Chance | SetChance], asked: VerdictSettings, others: int = 0) -> list[tuple[float, Verdict]]:
     """For each of several things that have a p: from which rate on it counts, and what is said of it as ``asked``.
+
+    ``others`` were compared beside.
 
     A match is one by all kinds of evidence that were asked for, what was drawn among them: what is like a training
     picture is known better than decoys as well, and does not come out. What one kind alone speaks for is possible. By
     the rule "either" one kind is enough.
     """
-    rates = false_discovery_rates(np.array([one.p for one in told], float))
+    rates = false_discovery_rates(np.array([one.p for one in told], float), others)
     return [(float(fdr), _verdict(one, float(fdr), asked)) for one, fdr in zip(told, rates, strict=True)]
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import duckdb
 
 from audit.config import VerdictSettings
-from audit.custody.record import Record, record_of
+from audit.custody.record import Record, SetLines, record_of
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
-from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of
+from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of, unnamed
 from audit.report.control import DrawnAlone, drawn_alone_of
 from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
@@ -213,22 +213,23 @@ def no_audit(workspace: Workspace, beginning: str) -> WorkspaceError:
 
 
 def collect(
-    workspace: Workspace, audit_id: str, sets: Sequence[str] | None = None, asked: VerdictSettings | None = None
-) -> AuditFacts:
+    workspace: Workspace, audit_id: str, sets: Sequence[str] | None = None, asked: VerdictSettings | None = None,
+    lines: SetLines | None = None,
+) -> AuditFacts:  # fmt: skip
     """Read one finished audit back, as far as it concerns the reference ``sets``; None: all it was matched with.
 
-    ``asked`` is what counts as a match. Nothing of another set is in it. Raises WorkspaceError where there is no such
-    audit.
+    ``asked`` is what counts as a match. ``lines`` keeps what manifests say of sets, for many audits in a row. Nothing
+    of another set is in it. Raises WorkspaceError where there is no such audit.
     """
     if len(audit_id) < WHOLE_ID:
         audit_id = find_audit(workspace, audit_id)
     asked = asked or VerdictSettings()
-    return workspace.asked(lambda connection: _collected(connection, workspace, audit_id, sets, asked), _TABLES)
+    return workspace.asked(lambda connection: _collected(connection, workspace, audit_id, sets, asked, lines), _TABLES)
 
 
 def _collected(
     connection: duckdb.DuckDBPyConnection, workspace: Workspace, audit_id: str, sets: Sequence[str] | None,
-    asked: VerdictSettings,
+    asked: VerdictSettings, lines: SetLines | None = None,
 ) -> AuditFacts:  # fmt: skip
     """All of it from one view of the tables."""
 
@@ -291,7 +292,7 @@ def _collected(
     pairings = pairings_of(set_chances, questions)
     verdict = verdict_of(
         Evidenced(names, len(references), row["threshold"], _alike(extractions, row["threshold"]), chances,
-                  set_chances, pairings, row["tells_nothing"]),
+                  set_chances, pairings, row["tells_nothing"], unnamed(ask, audit_id, set_chances)),
         asked,
     )  # fmt: skip
     return AuditFacts(
@@ -301,6 +302,6 @@ def _collected(
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
         {one.reference_set: (one.decoy_similarities or [], one.decoy_scores or []) for one in set_chances},
-        record_of(connection, audit_id, names), control["n"],
+        record_of(connection, audit_id, names, lines), control["n"],
         drawn_alone_of(ask, audit_id, row["descriptor"], verdict.common),
     )  # fmt: skip

@@ -62,12 +62,13 @@ def together(workspace: Workspace, answers: Sequence[Answer], sets: Sequence[str
     rows = _told(workspace, [one.audit_id for one in answers], list(sets), asked.rule)
     pictures, whole = ([row for row in rows if row["is_set"] is is_set] for is_set in (False, True))
     p = np.array([row["p"] for row in pictures])
-    counts = false_discovery_rates(p) <= asked.fdr
+    others = _unnamed(workspace, [one.audit_id for one in answers], list(sets), asked.rule)
+    counts = false_discovery_rates(p, others) <= asked.fdr
     sets_count = false_discovery_rates(np.array([row["p"] for row in whole])) <= asked.fdr
     matches, matched_sets = _count(pictures, counts), _count(whole, sets_count)
     told = [_with(one, matches.get(one.audit_id, 0), matched_sets.get(one.audit_id, 0)) for one in answers]
-    expected = float(expected_by_chance(p)[counts].max()) if counts.any() else 0.0
-    return Together(asked, _ordered(told), len(p), expected)
+    expected = float(expected_by_chance(p, others)[counts].max()) if counts.any() else 0.0
+    return Together(asked, _ordered(told), len(p) + others, expected)
 
 
 def _told(workspace: Workspace, audits: list[str], sets: list[str], rule: Rule) -> list[dict[str, Any]]:
@@ -87,6 +88,22 @@ def _told(workspace: Workspace, audits: list[str], sets: list[str], rule: Rule) 
         f"SELECT audit_id, false, arg_min({p}, reference_set) FROM chances {where} GROUP BY audit_id, reference_id",
         [audits, sets, refused, audits, sets, refused],
     )
+
+
+def _unnamed(workspace: Workspace, audits: list[str], sets: list[str], rule: Rule) -> int:
+    """How many references of large sets were compared, and have no row of their own."""
+    refused = _refused(workspace, audits, sets) if rule is Rule.either else []
+    where = (
+        "audit_id IN (SELECT unnest(?::VARCHAR[])) AND list_contains(?::VARCHAR[], reference_set) "
+        "AND audit_id || ' ' || reference_set NOT IN (SELECT unnest(?::VARCHAR[]))"
+    )
+    [row] = workspace.rows(
+        f"""SELECT coalesce(sum(greatest(compared - coalesce(named, 0), 0)), 0)::BIGINT AS others FROM set_chances
+        LEFT JOIN (SELECT audit_id, reference_set, count(p) AS named FROM chances GROUP BY ALL)
+        USING (audit_id, reference_set) WHERE uncalibrated IS NULL AND {where}""",
+        [audits, sets, refused],
+    )
+    return int(row["others"])
 
 
 def _refused(workspace: Workspace, audits: list[str], sets: list[str]) -> list[str]:

@@ -128,7 +128,9 @@ class QuestionVerdict:
 
 @dataclass(frozen=True)
 class Evidenced:
-    """All that a verdict is made of, as the tables have it."""
+    """All that a verdict is made of, as the tables have it; ``unnamed`` references were compared and have no chance of
+    their own here.
+    """
 
     sets: Sequence[str]
     references: int
@@ -138,6 +140,7 @@ class Evidenced:
     set_chances: Sequence[SetChance]
     pairings: Sequence[Pairing]
     tells_nothing: str | None
+    unnamed: int = 0
 
 
 def verdict_of(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
@@ -180,7 +183,7 @@ def _among_decoys(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
     elif unanswered:
         said = Verdict.uncalibrated
     return QuestionVerdict(
-        said, asked.rule, asked.fdr, list(found.sets), found.references, found.threshold, len(told),
+        said, asked.rule, asked.fdr, list(found.sets), found.references, found.threshold, len(told) + found.unnamed,
         max((one.expected or 0.0 for one in matched), default=0.0),
         [_plain(one, found.alike) for one in matched], [_plain(one, found.alike) for one in possible],
         found.alike.large, matched_sets, possible_sets, unanswered, tells_nothing, list(_warnings(found.pairings)),

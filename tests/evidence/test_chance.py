@@ -99,7 +99,9 @@ def test_of_what_is_called_found_at_most_the_rate_is_wrong() -> None:
     assert 0.01 < np.mean(wrong) <= 0.05
     assert false_discovery_rates(np.empty(0)).shape == (0,)
     assert false_discovery_rates(np.array([0.04, 0.3, 0.3])).tolist() == [pytest.approx(0.12), 1.0, 1.0]
+    assert false_discovery_rates(np.array([0.01]), 3).tolist() == [pytest.approx(0.04)]
     assert expected_by_chance(np.array([0.01, 0.5])).tolist() == [0.02, 1.0]
+    assert expected_by_chance(np.array([0.01]), 3).tolist() == [0.04]
 
 
 def test_a_set_that_had_a_part_is_told_from_one_that_had_none() -> None:

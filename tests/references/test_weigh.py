@@ -12,6 +12,7 @@ import pytest
 from audit.config import Rule, VerdictSettings
 from audit.evidence.chance import FEWEST
 from audit.evidence.kind import FEATURES
+from audit.references import weigh
 from audit.references.audits import match_audit
 from audit.references.decoys import questions_of
 from audit.report.chance import chances_of, pairings_of, set_chances_of
@@ -100,6 +101,28 @@ def test_what_was_learnt_is_a_match_and_what_was_not_is_none(weighed: Workspace)
     assert (whole.pictures, whole.decoys) == (6, 60)
     assert whole.membership_p < 0.1  # half of it was learnt
     assert whole.p == max(whole.membership_p, whole.extraction_p)
+
+
+def test_of_a_large_set_the_nearest_are_named_and_all_are_counted(
+    weighed: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(11)
+    more = [reference("mine", f"more{number}", unit(rng.normal(size=WIDTH))) for number in range(30)]
+    weighed.append("references", [*more, reference("mine", "blank", unit(rng.normal(size=WIDTH))) | {"pdq_quality": 3}])
+    weighed.append("memberships", [member("mine", f"more{number}", float(rng.normal(0, 0.1))) for number in range(30)])
+    whole = told(weighed)
+    monkeypatch.setattr(weigh, "NOTED", 8)
+    few = told(weighed)
+    assert len(weighed.rows("SELECT * FROM chances")) <= 8
+    [mine], [before] = few.pop("mine"), whole.pop("mine")
+    assert (mine.compared, mine.pictures) == (36, 36)
+    assert (mine.p, mine.extraction_p, mine.membership_p) == (before.p, before.extraction_p, before.membership_p)
+    assert {f"learnt{number}" for number in range(3)} <= set(few)
+    for name, one in few.items():
+        known = whole[name]
+        assert (one.p, one.verdict, one.expected) == (known.p, known.verdict, known.expected)
+        assert one.fdr >= known.fdr
+    assert [few[f"learnt{number}"].fdr for number in range(3)] == [whole[f"learnt{number}"].fdr for number in range(3)]
 
 
 def test_what_is_known_and_does_not_come_out_is_possible_and_no_match(weighed: Workspace) -> None:

@@ -16,7 +16,7 @@ from audit.states import Verdict
 CALIBRATED, FIXED = VerdictSettings(), VerdictSettings(Rule.fixed)
 NEAR = Found("mine", "a" * 64, "a.png", 0.9, 8, "both", 2)
 SMALL = replace(NEAR, reference_id="b" * 64, name="b.png")
-WHOLE = SetChance("mine", 10, 40, 0.4, 0.3, 0.4, None, 0.4, Verdict.none)
+WHOLE = SetChance("mine", 10, 10, 40, 0.4, 0.3, 0.4, None, 0.4, Verdict.none)
 LACKING = replace(WHOLE, p=None, uncalibrated="3 decoys are too few", fdr=None, verdict=Verdict.uncalibrated)
 
 

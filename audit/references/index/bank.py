@@ -80,6 +80,22 @@ class Bank:
         query, place, bits = within(self._telling, self.parts, packed(hashes), distance)
         return query, self.hashed[place], bits
 
+    def best(self, queries: np.ndarray) -> np.ndarray:
+        """Of every row the highest cosine to one of ``queries``, unit float32 [Q, D]: float32 [N]; NaN without any."""
+        found = np.full(len(self), np.nan, np.float32)
+        block = max(PAIRS // max(len(queries), 1), 1)
+        for start in range(0, len(self) if len(queries) else 0, block):
+            found[start : start + block] = (self.vectors[start : start + block] @ queries.T).max(axis=1)
+        return found
+
+    def has_near(self, queries: np.ndarray, threshold: float) -> np.ndarray:
+        """Which of ``queries``, float32 [Q, D], have a row at ``threshold`` or nearer: booleans [Q]."""
+        found = np.zeros(len(queries), bool)
+        if len(queries) and len(self):
+            near = self.nearest(queries, 1)
+            found[near.query[near.similarity >= threshold]] = True
+        return found
+
     def cosines(self, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Of unit ``query`` float32 [D] to ``rows``, float64."""
         return np.clip(self.vectors[rows].astype(np.float64) @ query.astype(np.float64), -1, 1)
