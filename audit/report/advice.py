@@ -79,8 +79,8 @@ def _more_evidence(facts: AuditFacts) -> list[str]:
     few = [one for one in facts.chances if one.score is not None and one.membership_p is None and not one.caveat]
     if any(one.uncalibrated is None and one.membership_decoys < FEWEST for one in few):
         found.append(
-            "Measure what the model knows of more decoys (--membership-evaluations, and scan again): of too few there is "
-            "a score that compares with the references'."
+            "Measure what the model knows of more decoys (--membership-evaluations, and scan again): of too few there "
+            "is a score that compares with the references'."
         )
     if asked_for == Evidence.membership:
         found.append("Sample the model, too (--evidence both): a picture that comes out of it says more than a score.")
