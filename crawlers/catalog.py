@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from audit.claims.captions import N0, Caption
-from audit.errors import CrawlError, FetchError
+from audit.errors import FetchError
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.checkpoint import metadata_json
 from audit.models.safetensors_header import Header, read_header
@@ -27,11 +26,11 @@ from audit.storable import storable_values
 from audit.workspace import Workspace
 from audit.workspace.workspace import condition
 from crawlers.items import Claim, Item, conclude
+from crawlers.opt_outs import OptOuts as OptOuts
 from crawlers.store import Store, Stored
 from crawlers.training_data import GroundTruth
 
 log = logging.getLogger(__name__)
-OPT_OUT = re.compile(r"([a-z][\w-]{0,39}):(model|user):(\S.{0,200})")
 MAX_ATTEMPTS = 5
 OF_THE_FILE = ("checkpoint_sha256", "tensors_sha256", "identity", "format", "bytes", "claimed_metadata")
 OF_ITS_HEADER = tuple(one.name for one in fields(Training))
@@ -65,43 +64,6 @@ class Entry:
     n0: N0 | None
     ground_truth: Path | None
     warnings: list[str]
-
-
-class OptOuts:
-    """Models and users that are left alone, from a text file: a line each, such as ``civitai:user:jane``.
-
-    Raises CrawlError where the file cannot be read or holds a line that says neither.
-    """
-
-    def __init__(self, text: str = "", name: str = "the opt-out list") -> None:
-        from crawlers.source import SOURCES  # they are made of what is here
-
-        self.entries: set[str] = set()
-        for number, line in enumerate(text.splitlines(), start=1):
-            text = line.partition("#")[0].strip()
-            match = OPT_OUT.fullmatch(text)
-            if text and not (match and match[1] in SOURCES):
-                raise CrawlError(
-                    f"{name}, line {number}: {text[:80]!r} is neither SOURCE:model:ID nor SOURCE:user:NAME "
-                    f"(sources: {', '.join(SOURCES)})"
-                )
-            if text:
-                self.entries.add(text.casefold())
-
-    @classmethod
-    def read(cls, workspace: Workspace, path: Path | None) -> OptOuts:
-        """The list in the file ``path``, else opt-out.txt of the workspace, else an empty one."""
-        name = str(path) if path else f"{workspace.files}/opt-out.txt"
-        try:
-            content = path.read_bytes() if path else workspace.files.read("opt-out.txt")
-            return cls((content or b"").decode(), name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise CrawlError(f"the opt-out list {name} cannot be read: {error}") from error
-
-    def covers(self, source: str, model_id: str, uploader: str | None) -> bool:
-        """Whether the model or its uploader has opted out."""
-        asked = {f"{source}:model:{model_id}", f"{source}:user:{uploader}"}
-        return any(entry.casefold() in self.entries for entry in asked)
 
 
 class Catalog:
@@ -303,18 +265,37 @@ class Catalog:
         return None
 
     def forget_opted_out(self) -> int:
-        """Apply the opt-out list to what is in the catalog already; removes files no other item has. How many items."""
+        """Apply the opt-out list to what is in the catalog already. How many items.
+
+        What no other item has goes: files, the uploader's own training sets, and audits with all that rests on them.
+        """
         rows = self.workspace.rows(
             "SELECT * FROM checkpoints WHERE source <> 'file' AND state <> 'opted-out' AND model_id IS NOT NULL"
         ) if self.opt_outs.entries else []  # fmt: skip
         gone = [row for row in rows if self.opt_outs.covers(row["source"], row["model_id"], row["uploader"])]
         if gone:
+            self._forget_audits(gone)
             outcome = Outcome(ItemState.opted_out, "on the opt-out list")
             self.record([(item_of(row), outcome) for row in gone], {row["item_id"]: row for row in gone})
             for identity in {row["identity"] for row in gone if row["identity"]}:
                 if not self.workspace.rows("SELECT 1 FROM checkpoints WHERE identity = ? LIMIT 1", [identity]):
                     self.store.remove(identity)
         return len(gone)
+
+    def _forget_audits(self, gone: Sequence[dict[str, Any]]) -> None:
+        """Remove training sets and audits that are of ``gone`` items alone."""
+        from audit.upkeep.forget import forget_audits
+
+        for column in ("checkpoint_sha256", "ground_truth"):
+            kept = self.workspace.rows(
+                f"SELECT DISTINCT {column} AS one FROM checkpoints WHERE NOT list_contains(?::VARCHAR[], item_id)",
+                [[row["item_id"] for row in gone]],
+            )
+            alone = {row[column] for row in gone if row[column]} - {row["one"] for row in kept}
+            if column == "checkpoint_sha256" and (audits := forget_audits(self.workspace, alone)):
+                log.info("opted out: %d audits are removed, with their pages", len(audits))
+            for name in alone if column == "ground_truth" else ():
+                self.workspace.files.remove_folder(f"ground-truth/{name}")
 
     def find(self, where: str = "TRUE", limit: int = 1000) -> pa.Table:
         """Rows of the checkpoints view that fulfil the SQL condition ``where``, newest first."""

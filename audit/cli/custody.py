@@ -119,13 +119,21 @@ def verify(
         list[Path] | None, typer.Option(help="A folder with original pictures. Repeat for several. With AUDIT.")
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="The file that was audited. With AUDIT.")] = None,
+    envelope: Annotated[
+        Path | None,
+        typer.Option(
+            help="An envelope (.dsse.json) that was kept outside the workspace: its page is compared with what it "
+            "says. With AUDIT."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a report against its manifest, or, without AUDIT, every stored file against its recorded hash.
 
     With AUDIT: the page, every row that it rests on, settings and inputs, the signature, and the originals that are
-    given; each thing that differs is named. Without: table files, manifests and the states of runs that cannot be read
-    are named; all else passes them over.
+    given; each thing that differs is named. Whoever can write to the workspace can change all of it alike, but no
+    envelope that was kept elsewhere (--envelope). Without AUDIT: table files, manifests and the states of runs that
+    cannot be read are named; all else passes them over.
 
     Exit codes: 0 nothing differs (what could not be checked is said), 1 something does, or is damaged, 2 bad input.
     """
@@ -134,15 +142,17 @@ def verify(
     from audit.workspace import Workspace
 
     if audit is None:
-        if public_key or references or checkpoint:
-            raise typer.BadParameter("--public-key, --references and --checkpoint are about one report: give AUDIT")
+        if public_key or references or checkpoint or envelope:
+            told = "--public-key, --references, --checkpoint and --envelope are about one report: give AUDIT"
+            raise typer.BadParameter(told)
         verify_workspace(config, as_json)
         return
     opened = Workspace(config.workspace, reading=True, create=False)
     with progress_display(console()) as progress:
         found = verify_report(
-            opened, audit, public_key=public_key, references=references or (), checkpoint=checkpoint, tell=progress
-        )
+            opened, audit, public_key=public_key, references=references or (), checkpoint=checkpoint,
+            envelope=envelope, tell=progress,
+        )  # fmt: skip
     if as_json:
         print_json(found.as_dict())
     else:

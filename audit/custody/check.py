@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from audit.custody.findings import GONE, Finding, PageCheck, Verified, changed_lines, differences
+from audit.custody.findings import GONE, Finding, PageCheck, Verified, changed_lines, cut, differences
 from audit.custody.keep import pages_of
 from audit.custody.originals import Originals, check_checkpoint, check_pictures
 from audit.custody.record import Record, Rows, record_of
@@ -31,11 +33,13 @@ from audit.errors import CustodyError
 from audit.progress import Tell, quiet
 from audit.schemas import KEY_COLUMNS
 from audit.states import Agreement
+from audit.untrusted.documents import parse_json
 from audit.workspace import Workspace
 from audit.workspace.names import REPORTS
 
 AGREES, DIFFERS, REMOVED, UNCHECKED = Agreement.agrees, Agreement.differs, Agreement.removed, Agreement.unchecked
 READ = " ".join((*KEY_COLUMNS, "checkpoints", "references", "passed_over"))
+PAGE = re.compile(r"[A-Za-z0-9._-]{1,120}\.html")
 OF_CATALOG = ("identity", "format", "bytes", "claimed_metadata_sha256")
 
 
@@ -46,20 +50,45 @@ def verify_report(
     public_key: str | Path | None = None,
     references: Sequence[str | Path] = (),
     checkpoint: str | Path | None = None,
+    envelope: str | Path | None = None,
     tell: Tell = quiet,
 ) -> Verified:
     """Compare the report pages of the audit that begins with ``audit`` with their manifests, and these with tables.
 
     ``public_key`` is a PEM file: only with it a signature counts. ``references`` are folders with the original
-    pictures, ``checkpoint`` the file or folder that was audited. Nothing is written. Raises WorkspaceError for no audit
-    or several, and CustodyError where it has no page, or a file given cannot be read.
+    pictures, ``checkpoint`` the file or folder that was audited. ``envelope`` is one that was kept elsewhere: the page
+    that it is of is compared with what it says, whatever the workspace has now. Nothing is written. Raises
+    WorkspaceError for no audit or several, and CustodyError where it has no page, or a file given cannot be read.
     """
     sizes = {entry.key: entry.size for folder in (REPORTS, PICTURES) for entry in workspace.files.list(folder)}
-    audit_id, pages = pages_of(workspace, audit, sizes)
+    kept = None
+    if envelope is None:
+        audit_id, pages = pages_of(workspace, audit, sizes)
+    else:
+        kept, audit_id, page = _kept(Path(envelope), audit)
+        pages = [page]
     originals = Originals.below([Path(one) for one in references], tell) if references else None
     key, file = (None if one is None else Path(one) for one in (public_key, checkpoint))
-    check = _Check(workspace, audit_id, sizes, key, originals, file)
+    check = _Check(workspace, audit_id, sizes, key, originals, file, kept)
     return Verified(audit_id, [check.page(page) for page in pages])
+
+
+def _kept(file: Path, audit: str) -> tuple[Signed, str, str]:
+    """The envelope in ``file``, the audit and the key of the page that it is of. Raises CustodyError."""
+    try:
+        with file.open("rb") as opened:
+            signed = read_envelope(opened.read(MOST_ENVELOPE_BYTES + 1))
+        said = read_statement(signed.payload)
+    except OSError as error:
+        raise CustodyError(f"the envelope {file} cannot be read: {error.strerror}") from error
+    except CustodyError as error:
+        raise CustodyError(f"the envelope {file} is none of a report: {error}") from error
+    audit_id, name = said.predicate.audit_id, said.page[0]
+    if not audit or not audit_id.startswith(audit):
+        raise CustodyError(f"the envelope {file} is of the audit {audit_id}, not of one that begins with {audit!r}")
+    if not (PAGE.fullmatch(name) and name.startswith(f"{audit_id}.")):
+        raise CustodyError(f"the envelope {file} is of {name[:200]!r}, which is no page of that audit")
+    return signed, audit_id, f"{REPORTS}/{name}"
 
 
 class _Check:
@@ -67,17 +96,20 @@ class _Check:
 
     def __init__(
         self, workspace: Workspace, audit_id: str, sizes: dict[str, int], public_key: Path | None,
-        originals: Originals | None, checkpoint: Path | None,
+        originals: Originals | None, checkpoint: Path | None, kept: Signed | None = None,
     ) -> None:  # fmt: skip
         self.workspace, self.audit_id, self.sizes = workspace, audit_id, sizes
-        self.public_key, self.originals, self.checkpoint = public_key, originals, checkpoint
+        self.public_key, self.originals, self.checkpoint, self.kept = public_key, originals, checkpoint, kept
 
     def page(self, page: str) -> PageCheck:
         """What is found of one page."""
         rows_key, manifest_key, envelope_key = documents_of(page)
         found: list[Finding] = []
         manifest = self._read(manifest_key, MOST_BYTES, found)
-        signed = self._signature(envelope_key, manifest, found)
+        if self.kept is None:
+            signed = self._signature(envelope_key, manifest, found)
+        else:
+            signed = self._kept_elsewhere(self.kept, envelope_key, manifest, manifest_key, found)
         content = signed.payload if signed else manifest  # what was signed holds
         if manifest is None and manifest_key not in self.sizes:
             told = "there is none: the page is older than manifests, or it was removed; 'lora-audit report' writes one"
@@ -124,6 +156,33 @@ class _Check:
             found.append(
                 Finding(key.replace(".dsse.", ".manifest."), DIFFERS, "it is not the manifest that was signed")
             )
+        self._signed(signed, key, found)
+        return signed
+
+    def _kept_elsewhere(
+        self, kept: Signed, key: str, manifest: bytes | None, manifest_key: str, found: list[Finding]
+    ) -> Signed:
+        """The envelope that was given, after what the workspace has in its place was compared with it."""
+        self._signed(kept, "the envelope that was given", found)
+        content = self._read(key, MOST_ENVELOPE_BYTES, found)
+        if content is None and key not in self.sizes:
+            found.append(Finding(key, DIFFERS, "there is none any more, and one was given"))
+        elif content is not None:
+            try:
+                same = read_envelope(content).payload == kept.payload
+            except CustodyError as error:
+                found.append(Finding(key, DIFFERS, str(error)))
+            else:
+                told = "it is of the same statement as the envelope that was given"
+                other = "it is of another statement than the envelope that was given"
+                found.append(Finding(key, AGREES if same else DIFFERS, told if same else other))
+        if manifest is not None and manifest != kept.payload:
+            found.append(Finding(manifest_key, DIFFERS, "it is not the one in the envelope that was given"))
+            found += cut(list(_statements_apart(kept.payload, manifest)), manifest_key)
+        return kept
+
+    def _signed(self, signed: Signed, key: str, found: list[Finding]) -> None:
+        """What is to be said of the signature of an envelope."""
         if self.public_key is None:
             by = ", ".join(signed.key_ids) or "nobody"
             told = f"said to be of the key {by}: give --public-key"
@@ -132,7 +191,6 @@ class _Check:
             found.append(Finding(key, DIFFERS, problem))
         else:
             found.append(Finding("signature", AGREES, f"signed with the key of {self.public_key.name}"))
-        return signed
 
     def _file(self, key: str, sha256: str) -> list[Finding]:
         content = self.workspace.files.read(key)
@@ -241,6 +299,13 @@ class _Check:
         if self.checkpoint is None:
             return Finding("checkpoint", UNCHECKED, "the file: give --checkpoint")
         return check_checkpoint(self.checkpoint, predicate.inputs.get("checkpoint"))
+
+
+def _statements_apart(kept: bytes, now: bytes) -> Iterator[Finding]:
+    """In what the workspace's manifest says otherwise than the envelope; nothing where it cannot be read."""
+    with suppress(ValueError):
+        told = "the envelope says {then}, the manifest in the workspace {now}"
+        yield from differences(parse_json(kept), parse_json(now), "manifest", told)
 
 
 def _known_descriptor(then: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -92,14 +92,16 @@ def cut(found: Sequence[Finding], whole: str) -> list[Finding]:
     return [*found[:MOST_NAMED], more]
 
 
-def differences(then: Any, now: Any, part: str) -> Iterator[Finding]:
+TOLD = "the manifest says {then}, the tables say {now}"
+
+
+def differences(then: Any, now: Any, part: str, told: str = TOLD) -> Iterator[Finding]:
     """A finding for every leaf in which two plain values differ."""
     if isinstance(then, dict) and isinstance(now, dict):
         for name in sorted({*then, *now}, key=str):
-            yield from differences(then.get(name), now.get(name), f"{part}.{name}"[: 4 * MOST_SHOWN])
+            yield from differences(then.get(name), now.get(name), f"{part}.{name}"[: 4 * MOST_SHOWN], told)
     elif isinstance(then, list) and isinstance(now, list) and len(then) == len(now):
         for number, (one, other) in enumerate(zip(then, now, strict=True)):
-            yield from differences(one, other, f"{part}.{number}")
+            yield from differences(one, other, f"{part}.{number}", told)
     elif type(then) is not type(now) or then != now:
-        told = f"the manifest says {shown(then)}, the tables say {shown(now)}"
-        yield Finding(part, Agreement.differs, told)
+        yield Finding(part, Agreement.differs, told.format(then=shown(then), now=shown(now)))

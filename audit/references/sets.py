@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from audit.descriptors import Descriptor, pdq_hash
@@ -26,6 +27,8 @@ from audit.references.index import forget
 from audit.states import SetKind
 from audit.storable import path_as_text
 from audit.workspace import Workspace
+from audit.workspace.names import KEY
+from audit.workspace.spool import LOSSES
 
 log = logging.getLogger(__name__)
 SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
@@ -189,6 +192,17 @@ class ReferenceSets:
             for table in ("latents", "base_losses", "denoised"):
                 self.workspace.remove_where(table, "reference_set", name)
 
+    def _forget_losses(self, name: str) -> None:
+        """Remove from the spools of unfinished audits what was measured on pictures of this set alone."""
+        rows = self.workspace.rows(
+            'SELECT reference_id FROM "references" GROUP BY reference_id HAVING bool_and(reference_set = ?)', [name]
+        )
+        gone = pa.array([row["reference_id"] for row in rows], pa.string())
+        spools = {entry.key.split("/")[1] for entry in self.workspace.files.list("spool", recursive=True)}
+        audits = [one for one in spools if KEY.fullmatch(one)]
+        for audit_id in audits if len(gone) else ():
+            self.workspace.spool(audit_id, LOSSES).forget("reference_id", gone)
+
     def _forget_pictures(self, name: str) -> None:
         """Erase what models have made of the set's pictures: no picture of it is to be kept any more."""
         if self.workspace.rows("SELECT 1 FROM denoised WHERE reference_set = ? LIMIT 1", [name]):
@@ -275,6 +289,7 @@ class ReferenceSets:
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
         remove_pictures(self.workspace, name)
+        self._forget_losses(name)
         # the set itself last: killed before, it is still there to be removed
         for row in self.workspace.rows(
             "SELECT DISTINCT reference_set FROM (SELECT reference_set, unnest(backgrounds) AS one FROM set_chances) "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from audit.config import Evidence, Rule, Settings
-from audit.evidence.chance import KINDS, TAIL_FEWEST
+from audit.evidence.chance import FEWEST, KINDS, TAIL_FEWEST
 from audit.report.facts import AuditFacts
 from audit.states import Verdict
 
@@ -83,6 +83,12 @@ def _pictures_lacking(facts: AuditFacts) -> list[str]:
 def _more_evidence(facts: AuditFacts) -> list[str]:
     asked_for = facts.settings.get("evidence")
     found = [f"Measure what the model knows of {one.reference_set}: {one.reason}." for one in facts.unmeasured]
+    few = [one for one in facts.chances if one.score is not None and one.membership_p is None and not one.caveat]
+    if any(one.uncalibrated is None and one.membership_decoys < FEWEST for one in few):
+        found.append(
+            "Measure what the model knows of more decoys (--membership-evaluations, and scan again): of too few there "
+            "is a score that compares with the references'."
+        )
     if asked_for == Evidence.membership:
         found.append("Sample the model, too (--evidence both): a picture that comes out of it says more than a score.")
     if facts.reference_sets and not facts.decoys:

@@ -6,11 +6,13 @@ threshold.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from audit.config import Rule, VerdictSettings
+from audit.evidence.chance import FEWEST
 from audit.report.chance import Chance, Pairing, SetChance
 from audit.sampling.pictures import NOT_SAMPLED
 from audit.states import Verdict
@@ -25,6 +27,12 @@ ONE_IS_ENOUGH = (
     "One kind of evidence is enough by the rule that was asked for (--rule either): what was drawn from the model, or "
     "what it knows. That rests on the declaration that decoys and references are a random split of one collection "
     "(--drawn). Where they are not, pictures that only look like what the model was trained on are accused."
+)
+
+
+BY_EXTRACTION_ALONE = (
+    " It rests on what was drawn alone: what the model knows of the set was not measured, or of too few decoys, and "
+    "nothing else bears it out."
 )
 
 
@@ -76,8 +84,9 @@ class QuestionVerdict:
 
     ``matched`` and ``possible`` are references, ``matched_sets`` whole sets, ``alike`` what the fixed threshold would
     call a match, ``common`` what it would if the base alone did not draw it as well, ``unanswered`` sets without a
-    verdict; ``compared`` references have a p, and ``expected`` of those that match would be so by chance. ``rate`` is
-    None by the fixed rule: it is not known.
+    verdict; ``compared`` references have a p, and ``expected`` of those that match would be so by chance.
+    ``by_extraction_alone`` says how many of those that match by both kinds of evidence had but what was drawn, by the
+    reason why. ``rate`` is None by the fixed rule: it is not known.
     """
 
     said: Verdict | None
@@ -97,6 +106,7 @@ class QuestionVerdict:
     tells_nothing: str | None = None
     warnings: list[str] = field(default_factory=list)
     common: list[Found] = field(default_factory=list)
+    by_extraction_alone: dict[str, int] = field(default_factory=dict)
 
     @property
     def headline(self) -> str:
@@ -188,7 +198,20 @@ def _among_decoys(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
         [_plain(one, found.alike) for one in matched], [_plain(one, found.alike) for one in possible],
         found.alike.large, matched_sets, possible_sets, unanswered, tells_nothing, list(_warnings(found.pairings)),
         found.alike.common,
+        dict(Counter(_not_known(one) for one in matched if one.membership_p is None)),
     )  # fmt: skip
+
+
+def _not_known(one: Chance) -> str:
+    """Why nothing follows from what the model knows of a reference that has a p."""
+    if one.score is None:
+        return "what the model knows of them was not measured"
+    if one.caveat:
+        return "their membership scores do not count, for what stands beside them below"
+    return (
+        f"{one.membership_decoys} decoys have a membership score that compares with theirs, and {FEWEST} is the least "
+        "(--membership-evaluations takes more)"
+    )
 
 
 def _plain(one: Chance, alike: Alike) -> Found:
@@ -309,11 +332,17 @@ def _by_decoys(verdict: QuestionVerdict) -> list[str]:
             f"Of 100 such matches, at most {share} are wrong on average, if {_assumed(verdict.rule)}; of "
             f"the {verdict.compared} references compared, {verdict.expected:.2g} would come out so by chance."
         )
+    for reason, count in verdict.by_extraction_alone.items() if verdict.rule is Rule.calibrated else ():
+        said.append(
+            f"{count} of these matches rest{'s' if count == 1 else ''} on what was drawn from the model alone: "
+            f"{reason}. Nothing else bears it out; otherwise a match takes both kinds of evidence."
+        )
     for one in verdict.matched_sets:
         said.append(
             f"{one.pictures} pictures of the set {one.reference_set} {_known(one, verdict.rule)} than {one.decoys} "
             f"decoys; so much comes about by chance with p = {one.p:.2g}. Of 100 such verdicts on sets, at most "
             f"{share} are wrong on average. It says of no single picture that it was trained on."
+            + (BY_EXTRACTION_ALONE if one.membership_p is None and verdict.rule is Rule.calibrated else "")
         )
     if verdict.possible or verdict.possible_sets:
         count = len(verdict.possible) + len(verdict.possible_sets)

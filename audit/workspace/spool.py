@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from audit.errors import WorkspaceError
 from audit.files import Files
 from audit.workspace.table import check_file, log
 
+LOSSES = "losses-"  # how the names of batches of losses begin
 BATCH = "raw-"  # how the names of batches begin; those of older versions, which held PNGs, are sampled again
 
 
@@ -48,6 +50,13 @@ class Spool:
                 raise WorkspaceError(
                     f"a batch in {self.files}/{self.folder} was damaged and is removed: run the audit again"
                 )
+
+    def forget(self, column: str, values: pa.Array) -> None:
+        """Remove the batches that have one of ``values`` in ``column``, and damaged ones: they are made again."""
+        for key in self._batches():
+            table = self._batch(key, [column])
+            if table is not None and pc.any(pc.is_in(table[column], values)).as_py():
+                self.files.remove(key)
 
     def indices(self) -> set[int]:
         """The numbers of the images that are kept."""

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from audit.evidence.chance import FEWEST
 from audit.evidence.kind import FEATURES
 from audit.references.audits import match_audit
 from audit.references.denoised import PARTS, webp
@@ -101,6 +102,30 @@ def test_nothing_hostile_gets_through_a_histogram(workspace: Workspace) -> None:
     hidden = histogram(Place(0.5, np.array([0.1]), (0.1, 0.5), True, None, None), "a\u202eb\x1b", "c")
     assert "\u202e" not in hidden
     assert "\x1b" not in hidden
+
+
+def test_where_too_few_decoys_were_measured_the_page_says_what_a_match_rests_on(workspace: Workspace) -> None:
+    """As after a short budget: what was drawn is all then, and nobody may take it for both kinds of evidence."""
+    both = shown(workspace, 200)
+    assert [one.reference_id for one in both.verdict.matched] == [MINE]
+    assert "rests on what was drawn" not in words(render(both))
+    scores = workspace.rows("SELECT * FROM memberships WHERE reference_set = 'decoys' ORDER BY reference_id")
+    workspace.erase("reference_set", "decoys", "memberships")
+    workspace.append("memberships", scores[: FEWEST - 1])
+    match_audit(workspace, ID, ["mine"])
+    facts = collect(workspace, ID, ["mine"])
+    [mine] = [one for one in facts.chances if one.reference_id == MINE]
+    assert (mine.membership_p, mine.membership_decoys, mine.p) == (None, FEWEST - 1, mine.extraction_p)
+    assert [one.reference_id for one in facts.verdict.matched] == [MINE]
+    html = words(render(facts))
+    assert "1 of these matches rests on what was drawn from the model alone: 18 decoys have a membership score" in html
+    assert any("--membership-evaluations, and scan again" in one for one in next_steps(facts))
+    assert "rests on what was drawn from the model alone" in " ".join(facts.as_json()["verdict"]["explanation"])
+    workspace.append("memberships", scores[FEWEST - 1 : FEWEST])
+    match_audit(workspace, ID, ["mine"])
+    again = collect(workspace, ID, ["mine"])
+    assert "rests on what was drawn" not in words(render(again))
+    assert not any("and scan again" in one and "--membership" in one for one in next_steps(again))
 
 
 def test_what_decoys_have_is_read_as_it_was_weighed(workspace: Workspace) -> None:

@@ -49,6 +49,31 @@ def test_a_picture_at_the_rate_is_a_match_and_says_how_often_that_is_wrong() -> 
     assert found.label("a" * 64, 1, similar=False) == "no match"  # another extraction than the nearest
 
 
+def test_a_match_by_what_was_drawn_alone_says_so_in_words() -> None:
+    both = chance(0.001, Verdict.match)
+    assert "drawn from the model alone" not in said(verdict_of(evidenced(chances=[both]), CALIBRATED))
+    few = replace(both, membership_p=None, membership_decoys=18)
+    found = verdict_of(evidenced(chances=[few, replace(few, reference_id="c" * 64), both]), CALIBRATED)
+    assert found.said is Verdict.match
+    assert "2 of these matches rest on what was drawn from the model alone: 18 decoys have a membership score" in said(
+        found
+    )
+    assert "19 is the least (--membership-evaluations takes more)" in said(found)
+    assert "otherwise a match takes both kinds of evidence" in said(found)
+    unmeasured = replace(few, score=None, membership_decoys=0)
+    found = verdict_of(evidenced(chances=[unmeasured]), CALIBRATED)
+    assert "1 of these matches rests on what was drawn from the model alone: what the model knows of them" in said(
+        found
+    )
+    caveat = replace(few, membership_decoys=40, caveat="it was enlarged")
+    assert "their membership scores do not count" in said(verdict_of(evidenced(chances=[caveat]), CALIBRATED))
+    whole = replace(WHOLE, p=3e-6, membership_p=None, fdr=3e-6, verdict=Verdict.match)
+    assert "It rests on what was drawn alone" in said(verdict_of(evidenced(set_chances=[whole]), CALIBRATED))
+    assert "rests on what was drawn" not in said(
+        verdict_of(evidenced(set_chances=[replace(whole, membership_p=0.1)]), CALIBRATED)
+    )
+
+
 def test_without_decoys_nobody_is_accused_and_nobody_acquitted() -> None:
     blank = chance(None, Verdict.uncalibrated, uncalibrated="3 decoys are too few")
     found = verdict_of(evidenced(chances=[blank], set_chances=[LACKING], alike=Alike([NEAR], [])), CALIBRATED)
