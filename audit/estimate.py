@@ -3,8 +3,8 @@
     seconds an image = (steps x evaluations x operations of one + operations of decoding) / (peak x utilisation)
 
 Operations and memory are counted (audit/models/cost.py), the peak is the maker's, and the utilisation is an assumption:
-40 to 60 % of the peak. Encoding of captions, once an audit, loading, merging, control generations and membership are not
-in it.
+40 to 60 % of the peak. Encoding of captions, once an audit, loading, merging, control generations and membership are
+not in it.
 """
 
 from __future__ import annotations

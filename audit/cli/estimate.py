@@ -24,9 +24,9 @@ ASSUMPTIONS = (
     "Operations and memory are counted on shapes, not measured on a card. Assumed: 40 to 60 % of the maker's dense "
     "half-precision peak; 1 GiB for the CUDA context and 15 % of the free memory for kernels' workspaces; loading, "
     "merging and captions cost nothing. Counted is the sampling: control generations come to a tenth of it at the "
-    "defaults, membership with N0 = 10 to a sixth. The host holds the base as stored (* as published), the changed weights in "
-    "half precision and one tensor in float32; the device the base and the changed weights in half precision, and "
-    "activations."
+    "defaults, membership with N0 = 10 to a sixth. The host holds the base as stored (* as published), the changed "
+    "weights in half precision and one tensor in float32; the device the base and the changed weights in half "
+    "precision, and activations."
 )
 
 
