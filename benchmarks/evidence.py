@@ -123,16 +123,22 @@ def scanned(one: Subject, base: Path, workspace: Path, place: Path, bench: audit
         for name in ("trained", "unseen", "near", "decoys") if len(getattr(one, name))
     }  # fmt: skip
     background = [folders.pop("decoys")]
+    _without_sets(workspace / one.name)  # those of a scan that was stopped
     settings = audit.Settings(images_per_training_image=IMAGES, lora_scale=one.lora_scale)
     result = audit.scan(
         one.file, str(base), references=list(folders.values()), background=background,
         descriptor="nano", captions=one.captions, n0=one.n0, settings=settings, bench=bench,
         workspace=workspace / one.name,
     )  # fmt: skip
-    sets = ReferenceSets(Workspace(workspace / one.name))
-    for row in sets.list():  # the next scan of this checkpoint has no decoys but its own
-        sets.remove(row["reference_set"])
+    _without_sets(workspace / one.name)  # the next scan of this checkpoint has no decoys but its own
     return result
+
+
+def _without_sets(workspace: Path) -> None:
+    """Remove all reference sets and backgrounds of a workspace."""
+    sets = ReferenceSets(Workspace(workspace))
+    for row in sets.list():
+        sets.remove(row["reference_set"])
 
 
 def row_of(one: Subject, result: audit.Result) -> dict[str, Any]:
