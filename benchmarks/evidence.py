@@ -130,6 +130,7 @@ def scanned(
         for name in ("trained", "unseen", "near", "decoys") if len(getattr(one, name))
     }  # fmt: skip
     background = [folders.pop("decoys")]
+    _without_sets(workspace / one.name)  # those of a scan that was stopped
     settings = audit.Settings(images_per_training_image=IMAGES, lora_scale=one.lora_scale)
     result = audit.scan(
         one.file, str(base), references=list(folders.values()), background=background, drawn=True,
@@ -138,10 +139,15 @@ def scanned(
     )  # fmt: skip
     kept = Workspace(workspace / one.name)
     either = collect(kept, result.audit_id, result.facts.reference_sets, VerdictSettings(Rule.either, RATE))
-    sets = ReferenceSets(kept)
-    for row in sets.list():  # the next scan of this checkpoint has no decoys but its own
-        sets.remove(row["reference_set"])
+    _without_sets(workspace / one.name)  # the next scan of this checkpoint has no decoys but its own
     return result.facts, either
+
+
+def _without_sets(workspace: Path) -> None:
+    """Remove all reference sets and backgrounds of a workspace."""
+    sets = ReferenceSets(Workspace(workspace))
+    for row in sets.list():
+        sets.remove(row["reference_set"])
 
 
 def row_of(one: Subject, facts: AuditFacts, either: AuditFacts) -> dict[str, Any]:

@@ -5,8 +5,9 @@
 
 --foreign: each shipped checkpoint is asked about portfolios of twelve pictures of a source that it was not trained on,
 with decoys of that source; so is the base against itself, a shipped LoRA scaled to next to nothing. --growth: reference
-sets of 100, 1,000 and 10,000 pictures that no fine-tune has seen, with 200 decoys out of the same pool. Every match is
-wrong. By the rule at a rate of 5 % at most 5 of 100 such questions may have any.
+sets of 100, 1,000 and 10,000 pictures that no fine-tune has seen, with 200 or 1,000 decoys out of the same pool, of
+which those count that are no near copies of a reference. Every match is wrong. By the rule at a rate of 5 % at most 5
+of 100 such questions may have any.
 
 A stopped benchmark goes on with what the JSON file has. Exit code 1 where more scans match than the rate allows (95 %).
 """
@@ -40,8 +41,8 @@ from testbed.sets import SETS
 FOREIGN = 12  # pictures of a portfolio
 PORTFOLIOS = 3  # of each source, for each checkpoint; they share pictures
 NEXT_TO_NOTHING = 0.02  # of a LoRA: the base against itself
-GROWTH = {100: 2, 1_000: 1, 10_000: 1}  # references of a set, and draws of such a set for each checkpoint
-GROWTH_DECOYS = 200
+# references of a set, decoys on offer, and draws of such a set for each checkpoint
+GROWTH = ((100, 200, 2), (1_000, 200, 1), (1_000, 1_000, 1), (10_000, 1_000, 1), (10_000, 200, 1))
 ENDLESS_SKY = ("spaceships", "landscapes")  # of more_sets: no shipped checkpoint or few-shot set is of their source
 
 
@@ -94,7 +95,7 @@ def row_of(one: Subject, facts: Any, seconds: float) -> dict[str, Any]:
     """What is kept of a scan whose references had no part: all that matches is wrong."""
     return {
         "checkpoint": one.name, "kind": one.kind, "of": one.of, "references": len(one.unseen),
-        "decoys": max((item.extraction_decoys for item in facts.chances), default=0),
+        "offered": len(one.decoys), "decoys": max((item.extraction_decoys for item in facts.chances), default=0),
         "uncalibrated": sorted({item.uncalibrated for item in facts.chances if item.uncalibrated}),
         "matches": sum(item.verdict is Verdict.match for item in facts.chances),
         "possible": sum(item.verdict is Verdict.possible for item in facts.chances),
@@ -110,21 +111,26 @@ def pool() -> np.ndarray:
     return np.concatenate([pretraining().images, textures()])
 
 
-def grown(one: Subject, count: int, draw: int) -> Subject:
-    """``one`` with ``count`` pictures of the pool as references, and GROWTH_DECOYS others as decoys."""
-    order = np.random.default_rng(draw).permutation(len(pool()))[: GROWTH_DECOYS + count]
+def grown(one: Subject, count: int, offered: int, draw: int) -> Subject:
+    """``one`` with ``count`` pictures of the pool as references, and ``offered`` others as decoys."""
+    order = np.random.default_rng(draw).permutation(len(pool()))[: offered + count]
     none, pictures = pool()[:0], pool()[order]
-    references, decoys = pictures[GROWTH_DECOYS:], pictures[:GROWTH_DECOYS]
-    return replace(one, trained=none, unseen=references, near=none, decoys=decoys, of=f"pool-{count}-{draw}")
+    references, decoys = pictures[offered:], pictures[:offered]
+    return replace(one, trained=none, unseen=references, near=none, decoys=decoys, of=_pool(count, offered, draw))
+
+
+def _pool(count: int, offered: int, draw: int) -> str:
+    return f"pool-{count}-{offered}-{draw}"
 
 
 def asked(subjects: Sequence[Subject], of_growth: bool, portfolios: int) -> Iterator[tuple[str, str, Any]]:
     """(checkpoint, what it is asked about, what makes the subject) of every scan, small sets first."""
     if of_growth:
-        for count, draws in GROWTH.items():
+        for count, offered, draws in GROWTH:
             for one in subjects:
                 for draw in range(draws):
-                    yield one.name, f"pool-{count}-{draw}", lambda a=one, b=count, c=draw: grown(a, b, c)
+                    what = count, offered, draw
+                    yield one.name, _pool(*what), lambda a=one, b=what: grown(a, *b)
         return
     for one, name, draw in questions([*subjects, *itself(subjects)], portfolios):
         yield one.name, f"{name}-{draw}", lambda a=one, b=name, c=draw: foreign(a, b, c)
@@ -150,18 +156,19 @@ def of_foreign(rows: Sequence[dict[str, Any]]) -> str:
 def of_growth(rows: Sequence[dict[str, Any]]) -> str:
     """A table of sets of growing size: false matches by picture and by question, beside the rate."""
     lines = []
-    for count in sorted({row["references"] for row in rows}):
-        mine = [row for row in rows if row["references"] == count]
+    for count, offered in sorted({(row["references"], row["offered"]) for row in rows}):
+        mine = [row for row in rows if (row["references"], row["offered"]) == (count, offered)]
         told = [row for row in mine if not row["uncalibrated"]]
         pictures, wrong = sum(row["references"] for row in told), sum(row["matches"] for row in told)
+        decoys = f"{round(np.mean([row['decoys'] for row in mine]))} of {offered:,}"
         lines.append(
-            (f"{count:,}", len(mine), len(told), share(sum(row["matches"] > 0 for row in told), len(told)),
+            (f"{count:,}", decoys, len(mine), len(told), share(sum(row["matches"] > 0 for row in told), len(told)),
              f"at most {RATE:.2f}", f"{wrong} of {pictures:,}", sum(row["possible"] for row in told),
              f"{sum(row['fixed'] for row in mine)} of {sum(row['references'] for row in mine):,}",
              sum(row["drawn_by_the_base"] for row in mine))
         )  # fmt: skip
-    head = ("unseen references", "scans", "calibrated", "with a match", "stated", "pictures that match", "possible",
-            "alike by the threshold", "drawn by the base as well")  # fmt: skip
+    head = ("unseen references", "decoys that count", "scans", "calibrated", "with a match", "stated",
+            "pictures that match", "possible", "alike by the threshold", "drawn by the base as well")  # fmt: skip
     return table(head, lines)
 
 

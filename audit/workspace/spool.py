@@ -39,13 +39,14 @@ class Spool:
     def read(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """What is kept so far, a batch at a time, of all columns or of some.
 
-        A damaged batch is removed: its images are sampled again. Raises WorkspaceError where all was said to be there.
+        A damaged batch is removed: its images are sampled again. Raises WorkspaceError where all images were said to be
+        there.
         """
         for key in self._batches():
             table = self._batch(key, columns)
             if table is not None:
                 yield table
-            elif self.finished() is not None:
+            elif self.batch == BATCH and self.finished() is not None:
                 self.files.remove(f"{self.folder}/extracted.json")
                 raise WorkspaceError(
                     f"a batch in {self.files}/{self.folder} was damaged and is removed: run the audit again"

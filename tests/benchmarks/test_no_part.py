@@ -11,7 +11,8 @@ from benchmarks.no_part import failing, foreign, itself, of_foreign, of_growth, 
 
 def row(**said: Any) -> dict[str, Any]:
     plain = {
-        "checkpoint": "a", "kind": "testbed", "of": "b", "references": 100, "uncalibrated": [], "matches": 0,
+        "checkpoint": "a", "kind": "testbed", "of": "b", "references": 100, "offered": 200, "decoys": 150,
+        "uncalibrated": [], "matches": 0,
         "possible": 1, "matched_sets": 0, "fixed": 0, "drawn_by_the_base": 0, "set_p": [0.5],
     }  # fmt: skip
     return plain | said
@@ -25,8 +26,8 @@ def test_sets_that_had_no_part_are_counted_by_scan() -> None:
 
 def test_growing_sets_are_counted_by_picture_and_by_question() -> None:
     said = of_growth([row(matches=2, fixed=3, drawn_by_the_base=1), row(), row(references=1000, uncalibrated=["no"])])
-    assert "| 100 | 2 | 2 | 0.50 (0.01 to 0.99) | at most 0.05 | 2 of 200 | 2 | 3 of 200 | 1 |" in said
-    assert "| 1,000 | 1 | 0 |  | at most 0.05 | 0 of 0 | 0 | 0 of 1,000 | 0 |" in said
+    assert "| 100 | 150 of 200 | 2 | 2 | 0.50 (0.01 to 0.99) | at most 0.05 | 2 of 200 | 2 | 3 of 200 | 1 |" in said
+    assert "| 1,000 | 150 of 200 | 1 | 0 |  | at most 0.05 | 0 of 0 | 0 | 0 of 1,000 | 0 |" in said
 
 
 def test_it_fails_where_more_scans_match_than_the_rate_allows() -> None:

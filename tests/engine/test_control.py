@@ -9,21 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from audit import api
 from audit.bench import Bench
-from audit.config import Evidence, Rule, Settings, StoredImages
+from audit.config import Evidence, Precision, Rule, Settings, StoredImages
 from audit.descriptors import Descriptor
 from audit.engine.local import run_stages
 from audit.engine.work import Place
-from audit.errors import WorkspaceError
+from audit.errors import NotFiniteError, WorkspaceError
 from audit.job import Job, Request, resolve
 from audit.models.pair import ModelPair
 from audit.sampling.guidance import CFG_WEIGHT, BaseAlone
 from audit.sampling.sampler import Sampler
 from audit.sampling.spooled import vectors_of
-from audit.stages import Control, Controlled, Sample
+from audit.stages import Control, Controlled, Sample, precision
 from audit.states import Verdict
 from audit.workspace import Spool, Workspace
 from tests.conftest import BASE, CAPTION, KOHYA
@@ -40,6 +41,11 @@ ROWS = 'SELECT * FROM control_generations ORDER BY "index"'
 @pytest.fixture(scope="module")
 def bench() -> Bench:
     return Bench()
+
+
+@pytest.fixture(scope="module")
+def by_four() -> Bench:
+    return Bench(batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +135,11 @@ def test_hashes_only_keeps_no_pixel_of_them(workspace: Workspace, bench: Bench, 
     assert sum(rows["image"].null_count for rows in spooled) == CONTROL
 
 
-def test_killed_on_the_way_it_goes_on_with_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bench = Bench(batch_size=4)
-    job, whole = job_of(bench, steps=2), Workspace(tmp_path / "whole")
-    run_stages([Control()], job, Place(whole, bench))
+def test_killed_on_the_way_it_goes_on_with_the_same_result(
+    by_four: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, whole = job_of(by_four, steps=2), Workspace(tmp_path / "whole")
+    run_stages([Control()], job, Place(whole, by_four))
     killed, add = Workspace(tmp_path / "killed"), Spool.add
 
     def stops(spool: Spool, first: int, rows: Any) -> None:
@@ -142,12 +149,40 @@ def test_killed_on_the_way_it_goes_on_with_the_same_result(tmp_path: Path, monke
 
     monkeypatch.setattr(Spool, "add", stops)
     with pytest.raises(WorkspaceError):
-        run_stages([Control()], job, Place(killed, bench))
+        run_stages([Control()], job, Place(killed, by_four))
     monkeypatch.setattr(Spool, "add", add)
     assert not killed.has("control_generations", job.id)
     assert killed.spool(job.id, Control.batch).indices() == {0, 1, 2, 3}
-    run_stages([Control()], job, Place(killed, bench))
+    run_stages([Control()], job, Place(killed, by_four))
     assert killed.rows(ROWS) == whole.rows(ROWS)
+
+
+def test_overflow_in_a_narrow_precision_is_drawn_again_in_a_wider_one(
+    by_four: Bench, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, wider = BaseAlone.predict, [Precision.fp32]
+    job = job_of(by_four, steps=2)
+    latents: list[int] = []
+
+    def overflows(self: BaseAlone, *asked: Any) -> torch.Tensor:
+        latents.append(len(asked[1]))
+        found = predict(self, *asked)
+        return found * torch.inf if wider and len(latents) > 2 else found
+
+    def next_one(*_: Any) -> Precision | None:
+        return wider.pop() if wider else None
+
+    monkeypatch.setattr(BaseAlone, "predict", overflows)
+    monkeypatch.setattr(precision, "wider", next_one)
+    run_stages([Control()], job, Place(workspace, by_four))
+    assert latents == [4, 4, 4, 4, 4, 4, 4, 4, 2, 2]  # the first batch was thrown away, and drawn again
+    assert len(workspace.rows(ROWS)) == CONTROL
+
+    monkeypatch.setattr(BaseAlone, "predict", lambda self, *asked: predict(self, *asked) * torch.inf)
+    other = job_of(by_four, steps=3)
+    with pytest.raises(NotFiniteError, match="not finite"):
+        run_stages([Control()], other, Place(workspace, by_four))
+    assert not workspace.spool(other.id).exists()
 
 
 def test_a_finished_audit_without_them_is_made_up_for(drawn: Path, once: Path, bench: Bench) -> None:

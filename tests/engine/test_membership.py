@@ -376,6 +376,7 @@ def test_both_engines_measure_the_same(tmp_path: Path) -> None:
             == sum(row["evaluations"] for row in workspace.rows("SELECT evaluations FROM audits"))
             + 3 * 10 * VIEWS * 12  # the base's once, the fine-tuned model's of both
             + sum(row["evaluations"] for row in workspace.rows("SELECT evaluations FROM denoised"))
+            + 2 * 2 * len(workspace.rows("SELECT 1 FROM control_generations"))  # two a step
         )
         assert len(workspace.rows("SELECT 1 FROM denoised")) == 20
     local, ray = found

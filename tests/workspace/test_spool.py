@@ -43,6 +43,20 @@ def test_a_damaged_batch_of_a_finished_audit_is_refused_and_sampled_again(worksp
     assert list(spool.read()) == []
 
 
+def test_damage_beside_the_images_of_a_finished_audit_takes_nothing_from_them(workspace: Workspace) -> None:
+    spool, beside = workspace.spool("a"), workspace.spool("a", "control-")
+    spool.add(0, batch(0, 1))
+    spool.finish({"images": 2})
+    beside.add(0, batch(0, 1))
+    beside.add(2, batch(2))
+    (workspace.root / "spool/a/control-00000002.parquet").write_bytes(b"")
+    assert numbers(beside.read()) == [0, 1]
+    assert spool.finished() == {"images": 2}
+    beside.clear()
+    assert list(beside.read()) == []
+    assert numbers(spool.read()) == [0, 1]
+
+
 def test_an_image_that_two_workers_sampled_counts_once(workspace: Workspace) -> None:
     spool = workspace.spool("a")
     spool.add(0, batch(0, 1, 2))
