@@ -42,7 +42,7 @@ FOREIGN = 12  # pictures of a portfolio
 PORTFOLIOS = 3  # of each source, for each checkpoint; they share pictures
 NEXT_TO_NOTHING = 0.02  # of a LoRA: the base against itself
 # references of a set, decoys on offer, and draws of such a set for each checkpoint
-GROWTH = ((100, 200, 2), (1_000, 200, 1), (1_000, 1_000, 1), (10_000, 1_000, 1), (10_000, 200, 1))
+GROWTH = ((100, 200, 2), (1_000, 200, 1), (1_000, 1_000, 1), (10_000, 200, 1), (10_000, 1_000, 1))
 ENDLESS_SKY = ("spaceships", "landscapes")  # of more_sets: no shipped checkpoint or few-shot set is of their source
 
 
