@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from audit.columns import table_schema as _schema
+from audit.study.tables import FINE_TUNES, QUALITY, STUDIES, STUDY_CELLS
+
 VECTOR = pa.list_(pa.float32())
 PDQ = pa.binary(32)
-
-
-def _schema(doc: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
-    fields = [pa.field(name, kind, metadata={"doc": text}) for name, kind, text in columns]
-    return pa.schema(fields, metadata={"doc": doc})
 
 
 CHECKPOINTS = _schema(
@@ -379,6 +377,10 @@ TABLES: dict[str, pa.Schema] = {
     "chances": CHANCES,
     "set_chances": SET_CHANCES,
     "failures": FAILURES,
+    "studies": STUDIES,
+    "fine_tunes": FINE_TUNES,
+    "study_cells": STUDY_CELLS,
+    "quality": QUALITY,
 }
 
 # The columns whose values, joined with ".", are the key of an audit's rows in these tables.
