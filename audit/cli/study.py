@@ -31,7 +31,9 @@ Name = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.")]
 def run(
     config: Config,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The study file, TOML (docs/study.md).")],
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with counts and an estimate, and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan with counts and an estimate, and stop.")
+    ] = False,
     workers: Workers = 1,
     as_json: JsonOption = False,
 ) -> None:

@@ -15,14 +15,17 @@ from safetensors.torch import save_file
 from audit.errors import StudyError
 from audit.study.factors import Layout, Targets, TrainingFactors
 
-_ATTENTION = r".*\.(to_q|to_k|to_v|to_out\.0|add_q_proj|add_k_proj|add_v_proj|to_add_out)"
-_TRANSFORMER = rf"{_ATTENTION}|.*attentions\..*\.(proj_in|proj_out)|.*transformer_blocks\..*\.(ff\.net\.0\.proj|ff\.net\.2)"
-MODULES = {
+_ATTENTION = (
+    "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+)  # fmt: skip
+_TRANSFORMER = (*_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2")
+_CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv")
+MODULES = {  # the ends of modules' names, as PEFT's lists are
     Targets.attention: _ATTENTION,
     Targets.transformer: _TRANSFORMER,
-    Targets.everything: rf"{_TRANSFORMER}|.*\.(conv1|conv2|conv_shortcut|downsamplers\.0\.conv|upsamplers\.0\.conv)",
+    Targets.everything: (*_TRANSFORMER, *_CONVOLUTIONS),
 }
-TEXT_ENCODER = r".*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
+TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 KOHYA_FAMILIES = ("sd1", "sd2", "altdiffusion")  # those whose modules kohya names as diffusers does
 FILES = {
     Layout.kohya: "lora.safetensors", Layout.peft: "adapter_model.safetensors",
@@ -33,7 +36,9 @@ FILES = {
 def check_layout(factors: TrainingFactors, family: str) -> None:
     """Raise StudyError for a layout that has no place for what is trained."""
     if factors.layout is Layout.kohya and family not in KOHYA_FAMILIES:
-        raise StudyError(f"layout = kohya is written for {', '.join(KOHYA_FAMILIES)}; for {family} take diffusers or peft")
+        raise StudyError(
+            f"layout = kohya is written for {', '.join(KOHYA_FAMILIES)}; for {family} take diffusers or peft"
+        )
     if factors.layout is Layout.peft and factors.text_encoder:
         raise StudyError("layout = peft holds one network: with text_encoder = true take kohya or diffusers")
 
@@ -43,11 +48,11 @@ def add_adapters(pipeline: Any, denoiser: str, factors: TrainingFactors) -> None
     assert factors.rank is not None
     assert factors.targets is not None
     rank, start = factors.rank, "gaussian"
-    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=start, target_modules=MODULES[factors.targets])
+    config = LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=start, target_modules=list(MODULES[factors.targets]))
     getattr(pipeline, denoiser).add_adapter(config)
     if factors.text_encoder:
         pipeline.text_encoder.add_adapter(
-            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=start, target_modules=TEXT_ENCODER)
+            LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=start, target_modules=list(TEXT_ENCODER))
         )
 
 
@@ -99,7 +104,8 @@ def kohya_names(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.
 def kohya_metadata(factors: TrainingFactors) -> dict[str, str]:
     """The ``ss_*`` header's fields that say how the file was trained; captions and pictures are not among them."""
     fields: dict[str, object] = {
-        "ss_network_module": "networks.lora", "ss_network_dim": factors.rank, "ss_network_alpha": float(factors.rank or 0),
+        "ss_network_module": "networks.lora", "ss_network_dim": factors.rank,
+        "ss_network_alpha": float(factors.rank or 0),
         "ss_learning_rate": factors.rate, "ss_unet_lr": factors.rate, "ss_batch_size_per_device": factors.batch,
         "ss_lr_scheduler": str(factors.schedule), "modelspec.architecture": "stable-diffusion-v1/lora",
     }  # fmt: skip

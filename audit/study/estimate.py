@@ -38,10 +38,10 @@ class StudyEstimate:
         yield f"study {self.study}: {of.cells} audits of {of.fine_tunes} fine-tunes of {of.sets} sets"
         yield f"varied: {', '.join(self.varied) or 'nothing'}"
         yield from (f"  {one}" for one in self.fine_tunes)
-        yield f"training: {of.training_steps} steps, as much as {of.training_evaluations} network evaluations of a picture"
+        yield f"training: {of.training_steps} steps, as much as {of.training_evaluations} evaluations of a picture"
         yield f"audits: {of.images} images, {of.audit_evaluations} evaluations"
         if self.seconds is None:
-            yield "seconds: nothing was measured with this base in this workspace; evaluations of a card: lora-audit estimate"
+            yield "seconds: nothing was measured with this base in this workspace (lora-audit estimate knows cards)"
         else:
             yield f"about {self.seconds:.0f} s on one worker, by what this workspace has measured with this base"
 
@@ -62,5 +62,7 @@ def estimate(plan: Plan, workspace: str) -> StudyEstimate:
     for (few_shot, training), cells in plan.groups.items():
         n0 = len(plan.set_of(few_shot, training).training)
         rank = f" of rank {training.rank}" if training.rank else ""
-        named.append(f"{few_shot}: {training.method}{rank}, {n0} pictures, {training.steps * n0} steps, {len(cells)} audits")
+        named.append(
+            f"{few_shot}: {training.method}{rank}, {n0} pictures, {training.steps * n0} steps, {len(cells)} audits"
+        )
     return StudyEstimate(plan.study.name, of, varied(plan), named, seconds)

@@ -164,8 +164,9 @@ class AuditFactors(_Levels):
     clustering: Clustering = _factor(Clustering.peaks, "peaks, or cliques (the paper's).")
     lora_scale: float = _factor(1.0, "Strength at which a LoRA is applied.", min=0, max=10)
     rule: Judgement = _factor(
-        Judgement.none, "Whether the audit is asked about the training pictures among held-out ones, and by which rule: "
-        "none, fixed or calibrated.",
+        Judgement.none,
+        "Whether the audit is asked about the training pictures among held-out ones, and by which rule: none, fixed or "
+        "calibrated.",
     )  # fmt: skip
     evidence: Witness | None = _factor(Witness.extraction, "What evidence: extraction, or both.", only=ASKED)
 

@@ -53,7 +53,8 @@ def pyplot() -> Any:
 
     found.rcParams.update({
         "svg.fonttype": "none", "svg.hashsalt": "lora-audit", "font.size": 10, "axes.spines.top": False,
-        "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "grid.alpha": 0.3, "legend.frameon": False,
+        "axes.spines.right": False, "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.alpha": 0.3,
+        "legend.frameon": False,
     })  # fmt: skip
     return found
 
@@ -119,7 +120,7 @@ def curves(
 def strength(rows: Sequence[Row]) -> Figure:
     """Recall against how far fine-tuning has moved the predictions, a dot a cell."""
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(5.6, 3.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
     markers = {"lora": "o", "dreambooth": "s"}
     for number, ((extraction,), some) in enumerate(grouped(rows, ["extraction"]).items()):
         for (method,), mine in grouped(some, ["method"]).items():
@@ -129,12 +130,16 @@ def strength(rows: Sequence[Row]) -> Figure:
                 alpha=0.75, marker=markers.get(method, "o"), color=COLOURS[number % len(COLOURS)], linewidths=0,
                 label=f"{extraction}, {method}",
             )  # fmt: skip
-    axes.set_xscale("log")
+    changes = [row["prediction_change"] for row in rows]
+    if max(changes) > 10 * min(changes):
+        axes.set_xscale("log")
     axes.set_xlabel("relative change of the prediction by fine-tuning")
     axes.set_ylabel(DRAWN["extraction_rate_07"])
     axes.set_ylim(-0.03, 1.03)
-    _legend(figure, axes, "")
-    return _saved(plt, figure, "recall-by-strength", "Recall against how strongly a model was fine-tuned, a dot an audit.")
+    _legend(figure, axes, "", 2)
+    return _saved(
+        plt, figure, "recall-by-strength", "Recall against how strongly a model was fine-tuned, a dot an audit."
+    )
 
 
 def cost(rows: Sequence[Row], by: str = "augmentation") -> Figure:
@@ -183,9 +188,8 @@ def roc_points(seen: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def figures_of(rows: Sequence[Row], varied: Sequence[str], scores: dict[str, Any]) -> Iterator[Figure]:
     """The figures that the varied factors of a study ask for."""
-    across = "method" if "method" in varied else "base"
     if "extraction" in varied or "method" in varied:
-        yield bars("methods", "Methods of extraction, by how the model was fine-tuned.", rows, across, "extraction")
+        yield bars("methods", "Methods of extraction, by how the model was fine-tuned.", rows, "method", "extraction")
     lines = "extraction" if "extraction" in varied else "method"
     for name in varied:
         if name in CURVES:
@@ -210,10 +214,10 @@ def _error(found: Interval) -> list[list[float]] | None:
     return [[max(0.0, found.mean - found.low)], [max(0.0, found.high - found.mean)]]
 
 
-def _legend(figure: Any, axes: Any, title: str) -> None:
+def _legend(figure: Any, axes: Any, title: str, columns: int = 4) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
-        figure.legend(handles, labels, title=title or None, loc="outside lower center", ncols=min(4, len(labels)))
+        figure.legend(handles, labels, title=title or None, loc="outside lower center", ncols=min(columns, len(labels)))
 
 
 def _saved(plt: Any, figure: Any, name: str, caption: str) -> Figure:

@@ -38,7 +38,7 @@ WITH places AS (
     SELECT audit_id, count(DISTINCT reference_id) AS pictures FROM matches WHERE is_match GROUP BY audit_id
 )
 SELECT a.audit_id, a.audit_id AS few_shot, p.family, p.base_model, p.rank, p.claimed_steps, p.training_images,
-    len(list_filter(a.captions, c -> c.source <> 'default')) > 0 AS captioned,
+    coalesce(a.captions[1].source, 'default') <> 'default' AS captioned,
     coalesce(alike.pictures, 0) / asked.pictures AS alike, e.extraction_rate_07
 FROM newest AS a JOIN places AS p USING (checkpoint_sha256) LEFT JOIN asked USING (audit_id)
 LEFT JOIN alike USING (audit_id) LEFT JOIN evaluations AS e ON e.audit_id = a.audit_id AND e.kind = 'training'
@@ -86,7 +86,9 @@ def leaks(workspace: Workspace) -> list[Row]:
             f"no audit in {workspace.files} of a crawled checkpoint was compared with pictures: crawl, and give "
             "'lora-audit run' --references"
         )
-    named = [key[0] for key, _ in sorted(grouped(rows, ["base_model"]).items(), key=lambda one: -len(one[1]))[:MOST_NAMED]]
+    named = [
+        key[0] for key, _ in sorted(grouped(rows, ["base_model"]).items(), key=lambda one: -len(one[1]))[:MOST_NAMED]
+    ]
     for row in rows:
         row["base_model"] = row["base_model"] if row["base_model"] in named else "others"
         for name in BINNED:
@@ -115,7 +117,9 @@ def report_catalog(workspace: Workspace) -> Leakage:
         audits=len(rows), tables=tables, figures=[(one, svg_url(one.svg)) for one in figures], no_figures=no_figures
     )  # fmt: skip
     page = f"{STUDIES}/{NAME}.html"
-    keep_sets(workspace, page, [row["reference_set"] for row in workspace.rows("SELECT DISTINCT reference_set FROM matches")])
+    keep_sets(
+        workspace, page, [row["reference_set"] for row in workspace.rows("SELECT DISTINCT reference_set FROM matches")]
+    )
     workspace.files.write(page, html.encode())
     folder = f"{workspace.files}/{STUDIES}/{NAME}"
     return Leakage(f"{workspace.files}/{page}", folder, len(rows), tables, [one.name for one in figures], no_figures)

@@ -137,7 +137,9 @@ def _settings(given: Any, preset: Preset | None) -> Settings:
     known = [one.name for one in fields(Settings) if one.name not in OF_FACTORS]
     for name in given:
         if name in OF_FACTORS:
-            raise StudyError(f"settings.{name} is varied as a factor: write it below [factors] (extraction, w, images ...)")
+            raise StudyError(
+                f"settings.{name} is varied as a factor: write it below [factors] (extraction, w, images ...)"
+            )
         if name not in known:
             raise StudyError(f"there is no setting {name!r}: there are {', '.join(known)}")
     said = {**(preset.settings if preset else {}), **given}
@@ -146,7 +148,7 @@ def _settings(given: Any, preset: Preset | None) -> Settings:
 
 
 def _cells(tree: Mapping[str, Any]) -> tuple[dict[str, tuple[Any, ...]], ...]:
-    """The levels of every listed part: the preset's, those of [factors], and of each of [[cells]], the later stronger."""
+    """The levels of every listed part: the preset's, of [factors], and of each of [[cells]], the later the stronger."""
     common, listed = tree.get("factors", {}), tree.get("cells", [{}])
     preset = _preset(tree)
     if not isinstance(common, dict) or not isinstance(listed, list) or not listed:
@@ -183,7 +185,9 @@ def plan_of(study: Study, beside: Path) -> Plan:
     """The plan of a study whose file is in the folder ``beside``. Raises StudyError for what cannot be done."""
     count = sum(math.prod(len(levels) for levels in one.values()) for one in study.cells)
     if count > MOST_CELLS:
-        raise StudyError(f"the study has more than {MOST_CELLS} combinations of levels: leave levels out, or list cells")
+        raise StudyError(
+            f"the study has more than {MOST_CELLS} combinations of levels: leave levels out, or list cells"
+        )
     combinations = dict.fromkeys(both for levels in study.cells for both in expand(levels))
     sets = read_sets(study.sets, beside, study.only)
     cells = [Cell(one.name, *both) for one in sets for both in combinations]
@@ -203,8 +207,8 @@ def _check(plan: Plan, cell: Cell) -> None:
         raise StudyError(f"n0 = {training.n0}: the set {whole.name} has {len(whole.training)} pictures")
     if training.prior and whole.class_caption is None:
         raise StudyError(
-            f"prior preservation: nobody says what the class of the set {whole.name} is called; write a column class in "
-            "prompts.csv"
+            f"prior preservation: nobody says what the class of the set {whole.name} is called; write a column class "
+            "in prompts.csv"
         )
     if audit.captions is Knowledge.wrong and len(plan.sets) < 2:
         raise StudyError("captions = wrong takes those of another set, and there is one set: add one, or leave it out")
@@ -213,8 +217,8 @@ def _check(plan: Plan, cell: Cell) -> None:
         raise StudyError(f"rule: the set {whole.name} has no control pictures: add a folder control, or leave rule out")
     if audit.rule is Judgement.calibrated and len(used.decoys) < FEWEST_DECOYS:
         raise StudyError(
-            f"rule = calibrated: the set {whole.name} has {len(used.decoys)} decoys, of {FEWEST_DECOYS} that it takes: add "
-            "pictures to its folder decoys, or take rule = fixed"
+            f"rule = calibrated: the set {whole.name} has {len(used.decoys)} decoys, of {FEWEST_DECOYS} that it takes: "
+            "add pictures to its folder decoys, or take rule = fixed"
         )
 
 

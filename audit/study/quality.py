@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from audit.descriptors import Descriptor
-from audit.study.train import Trainee, slices, seed_of, sides
+from audit.study.train import Trainee, seed_of, sides, slices
 
 SAMPLES = 8
 STEPS = 20

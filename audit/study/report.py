@@ -24,12 +24,12 @@ from audit.workspace import Workspace
 
 STUDIES = f"{FOLDER}/studies"
 PAPER = (
-    "The paper (arXiv 2410.03039, on Stable Diffusion v1.4, by SSCD) finds AS higher by 0.02 to 0.05 with model guidance "
-    "than with direct sampling or classifier-free guidance, about twice their A-ESR, and about 20 % of the training "
+    "The paper (arXiv 2410.03039, on Stable Diffusion v1.4, by SSCD) finds AS higher by 0.02 to 0.05 with model "
+    "guidance than with direct sampling or classifier-free guidance, about twice their A-ESR, and about 20 % of the training "
     "pictures recovered."
 )
 PAPERS = {
-    "augmentation": "The paper finds that Cutout and RandAugment weaken extraction, and ruin what the model itself draws.",
+    "augmentation": "The paper finds that Cutout and RandAugment weaken extraction, and ruin what the model draws.",
     "n0": "The paper finds that more training pictures need more generated images and longer clustering.",
     "images": "The paper samples 50 images for each training picture.",
     "w": "The paper fixes w at 5 for LoRA and at 3 for DreamBooth.",
@@ -125,7 +125,8 @@ def evidence_scores(workspace: Workspace, study: str) -> dict[str, tuple[np.ndar
     found = {}
     for kind, column in (("extraction", "similarity"), ("membership", "score")):
         parts = [
-            np.array([row[column] for row in rows if row[column] is not None and row["seen"] is seen]) for seen in (True, False)
+            np.array([row[column] for row in rows if row[column] is not None and row["seen"] is seen])
+            for seen in (True, False)
         ]
         if len(parts[0]) and len(parts[1]):
             found[kind] = (parts[0], parts[1])
@@ -134,7 +135,8 @@ def evidence_scores(workspace: Workspace, study: str) -> dict[str, tuple[np.ndar
 
 def _asked_sets(workspace: Workspace, study: str) -> list[str]:
     rows = workspace.rows(
-        "SELECT DISTINCT m.reference_set FROM study_cells AS c JOIN chances AS m USING (audit_id) WHERE c.study = ?", [study]
+        "SELECT DISTINCT m.reference_set FROM study_cells AS c JOIN chances AS m USING (audit_id) WHERE c.study = ?",
+        [study],
     )
     return [row["reference_set"] for row in rows]
 

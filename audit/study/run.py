@@ -18,7 +18,7 @@ from audit.errors import StudyError
 from audit.models.base import locate_base
 from audit.progress import Tell, quiet
 from audit.study.factors import levels_of
-from audit.study.plan import Plan, Study, difference, plan_of, study_of, varied
+from audit.study.plan import Plan, Study, difference, study_of, varied
 from audit.study.units import Done, Unit, do_unit
 from audit.workspace import Workspace
 
@@ -56,7 +56,9 @@ def begin(workspace: Workspace, plan: Plan, beside: Path) -> str:
         if changed is None and known[0]["base_revision"] != location.revision:
             changed = "the base model is another"
         if changed is not None:
-            raise StudyError(f"the study {study.name!r} was begun otherwise ({changed}), and what is done stays: {GO_ON}")
+            raise StudyError(
+                f"the study {study.name!r} was begun otherwise ({changed}), and what is done stays: {GO_ON}"
+            )
         return base
     row = {
         "study": study.name, "base": study.base, "base_revision": location.revision, "descriptor": study.descriptor,
@@ -85,9 +87,7 @@ def study_from(said: dict[str, Any]) -> Study:
     cells = tuple({name: tuple(levels_of(name, list(one))) for name, one in part.items()} for part in said["cells"])
     settings = load_config(None, {}, {f"settings.{name}": value for name, value in said["settings"].items()}).settings
     study = study_of(head)
-    return replace(
-        study, base_config=said["base_config"], only=tuple(said["only"]), settings=settings, cells=cells
-    )
+    return replace(study, base_config=said["base_config"], only=tuple(said["only"]), settings=settings, cells=cells)
 
 
 def run_study(
@@ -148,5 +148,3 @@ def _base_source(study: Study, beside: Path) -> str:
     """The base as it can be located from here: a path in the file is relative to the file."""
     path = beside / study.base
     return str(path.resolve()) if "@" not in study.base and path.exists() else study.base
-
-

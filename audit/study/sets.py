@@ -117,8 +117,12 @@ def _read_set(folder: Path, prompts: _Prompts, decoys: Path | None) -> FewShotSe
     said = prompts.captions.get(name) or f"art style of {' '.join(re.findall(r'[^ _-]+', name))}"
     training = _pictures(train, said)
     if len(training) < 2:
-        raise StudyError(f"{train} holds {len(training)} picture: a few-shot set has 2 at the least; add some, or leave it out")
-    parts = [_pictures(part, said) if part.is_dir() else () for part in (folder / "control", decoys or folder / "decoys")]
+        raise StudyError(
+            f"{train} holds {len(training)} picture: a few-shot set has 2 at the least; add some, or leave it out"
+        )
+    parts = [
+        _pictures(part, said) if part.is_dir() else () for part in (folder / "control", decoys or folder / "decoys")
+    ]
     _check_apart(name, training, parts[0] + parts[1])
     named = prompts.classes.get(name)
     words = said.split()
@@ -132,7 +136,9 @@ def _check_apart(name: str, training: Sequence[SetPicture], others: Sequence[Set
     seen = {one.sha256: one.path for one in training}
     for one in others:
         if one.sha256 in seen:
-            raise StudyError(f"{one.path} is the same file as the training picture {seen[one.sha256]}: remove it from {name}")
+            raise StudyError(
+                f"{one.path} is the same file as the training picture {seen[one.sha256]}: remove it from {name}"
+            )
 
 
 def _pictures(folder: Path, caption: str) -> tuple[SetPicture, ...]:
@@ -166,7 +172,9 @@ def _captions(folder: Path, files: Sequence[Path]) -> dict[str, str]:
         found[name] = text
     if found and len(found) < len(files):
         lacking = sorted(names - set(found))[0]
-        raise StudyError(f"{folder}: {len(found)} of {len(files)} pictures have a caption, {lacking} has none: write it")
+        raise StudyError(
+            f"{folder}: {len(found)} of {len(files)} pictures have a caption, {lacking} has none: write it"
+        )
     return found
 
 
@@ -192,7 +200,9 @@ def _from_jsonl(path: Path) -> Iterator[tuple[str, str]]:
             said = json.loads(line)
             name, text = said["file_name"], said["text"]
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise StudyError(f'{path}, line {number}: write {{"file_name": "picture.png", "text": "caption"}}') from None
+            raise StudyError(
+                f'{path}, line {number}: write {{"file_name": "picture.png", "text": "caption"}}'
+            ) from None
         if not isinstance(name, str) or not isinstance(text, str):
             raise StudyError(f"{path}, line {number}: file_name and text are texts")
         yield name, _caption(text, f"{path}, line {number}")

@@ -18,7 +18,11 @@ OF_ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save_state(
-    path: Path, key: str, step: int, parameters: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.AdamW,
+    path: Path,
+    key: str,
+    step: int,
+    parameters: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.AdamW,
     losses: list[float],
 ) -> None:
     """Keep what is needed to go on behind ``step`` steps of the fine-tuning ``key``; whole or not at all."""

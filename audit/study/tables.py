@@ -22,7 +22,7 @@ STUDIES = _schema(
 )
 
 FINE_TUNES = _schema(
-    "One row a checkpoint that was fine-tuned here for studies. The same fine-tune serves every study that asks for it.",
+    "One row a checkpoint that was fine-tuned here for studies. One fine-tune serves every study that asks for it.",
     ("fine_tune_id", pa.string(), "hash of base, pictures, captions, factors and seed, 32 hex digits"),
     ("few_shot", pa.string(), "name of the few-shot set"),
     ("family", pa.string(), "family of the base model"),
@@ -83,6 +83,10 @@ QUALITY = _schema(
     ("held_out_loss", pa.float64(), "the same of the fine-tune: above the base's where it has forgotten its kind"),
     ("samples", pa.int32(), "pictures drawn from it with its captions"),
     ("similarity", pa.float64(), "mean cosine of these and the training pictures, by the study's descriptor"),
-    ("sharpness", pa.float64(), "their variance of the Laplacian over that of the training pictures: below 1 is blurred"),
+    (
+        "sharpness",
+        pa.float64(),
+        "their variance of the Laplacian over that of the training pictures: below 1 is blurred",
+    ),
     ("descriptor", pa.string(), "which descriptor judged the similarity"),
 )

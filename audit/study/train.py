@@ -90,7 +90,9 @@ class Trainee:
         """The condition of captions by the text encoders as they are now."""
         return self.base.architecture.encode(self.pipeline, captions, self.device)
 
-    def loss(self, latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor, condition: Condition) -> torch.Tensor:
+    def loss(
+        self, latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor, condition: Condition
+    ) -> torch.Tensor:
         """Mean squared errors [N] of the prediction on latents [N, ...] under noise at levels int64 [N]."""
         noisy = self.objective.noised(latents, noise, level)
         timestep = self.objective.timestep(level)
@@ -134,7 +136,9 @@ def fine_tune(trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = q
     factors = lesson.factors
     check_layout(factors, trainee.base.family)
     if factors.text_encoder and len(trainee.base.architecture.encoders) > 1:
-        raise StudyError(f"text_encoder = true: {trainee.base.family} has several text encoders, which are not trained here")
+        raise StudyError(
+            f"text_encoder = true: {trainee.base.family} has several text encoders, which are not trained here"
+        )
     lessons = _Batches(trainee, lesson)
     named = _trained(trainee, factors)
     optimizer = torch.optim.AdamW(list(named.values()), lr=factors.rate, weight_decay=0.01)
@@ -219,10 +223,10 @@ class _Batches:
 
 
 @torch.no_grad()
-def class_latents(trainee: Trainee, lesson: Lesson, count: int = CLASS_PICTURES, guidance: float = 3.0) -> torch.Tensor:
-    """Latents [count, ...] of the base's own samples of the class, before it is trained: prior preservation's pictures."""
+def class_latents(trainee: Trainee, lesson: Lesson, guidance: float = 3.0) -> torch.Tensor:
+    """Latents [N, ...] of the base's own samples of the class, before it is trained: prior preservation's pictures."""
     found = []
-    for rows in slices(count, 8):
+    for rows in slices(CLASS_PICTURES, 8):
         generators = [torch.Generator().manual_seed(seed_of("class", lesson.seed, row)) for row in rows]
         found.append(
             trainee.pipeline(

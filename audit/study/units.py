@@ -122,9 +122,7 @@ def do_unit(unit: Unit, bench: Bench, tell: Tell = quiet) -> Done:
     return done
 
 
-def _train(
-    unit: Unit, key: str, location: BaseLocation, workspace: Workspace, bench: Bench, tell: Tell
-) -> None:
+def _train(unit: Unit, key: str, location: BaseLocation, workspace: Workspace, bench: Bench, tell: Tell) -> None:
     """Fine-tune, keep the checkpoint, and write the rows: quality first, fine_tunes last."""
     started = time.monotonic()
     trainee = Trainee(load_base(location), torch.device(unit.device), unit.study.settings.resolution)
@@ -211,7 +209,10 @@ def _verdict(unit: Unit, audit: AuditFactors, request: Request, place: Place, te
         request, references=list(names.values()), background=background, descriptor=unit.study.descriptor,
         workspace=place.workspace, rule=Rule(audit.rule), bench=place.bench, progress=tell,
     )  # fmt: skip
-    matched = {part: {one.reference_id for one in found.verdict.matched if one.reference_set == name} for part, name in names.items()}
+    matched = {
+        part: {one.reference_id for one in found.verdict.matched if one.reference_set == name}
+        for part, name in names.items()
+    }
     return {
         "references": len(few_shot.training), "recalled": len(matched["training"]),
         "innocent": len(few_shot.control), "accused": len(matched["control"]),
@@ -239,6 +240,7 @@ def _reference_set(
         add_references(
             name, folder, descriptor=unit.study.descriptor, workspace=workspace,
             thumbnails=settings.stored_images is not StoredImages.hashes_only, bases=[unit.base] if latents else [],
-            resolution=settings.resolution, kind=SetKind.background if of else SetKind.reference, decoys_of=of, bench=bench,
+            resolution=settings.resolution, kind=SetKind.background if of else SetKind.reference, decoys_of=of,
+            bench=bench,
         )  # fmt: skip
     return name

@@ -123,7 +123,11 @@ def test_what_cannot_be_is_refused_in_words(sets: Path, said: dict[str, Any], ma
 
 def test_files_that_are_no_study_are_named(tmp_path: Path) -> None:
     file = tmp_path / "study.toml"
-    for content, match in ((b"study = ", "is not valid TOML"), (b"\xff", "cannot be read"), (b"study = 3", "study = 3")):
+    for content, match in (
+        (b"study = ", "is not valid TOML"),
+        (b"\xff", "cannot be read"),
+        (b"study = 3", "study = 3"),
+    ):
         file.write_bytes(content)
         with pytest.raises(StudyError, match=match) as raised:
             read_study(file)
@@ -131,7 +135,9 @@ def test_files_that_are_no_study_are_named(tmp_path: Path) -> None:
 
 
 def test_captions_and_classes_come_from_where_people_keep_them(sets: Path) -> None:
-    (sets / "prompts_and_classes.txt").write_text("Classes\nsubject_name,class\ndog,dog\n\nprompt_list = [\n 'a {}',\n]\n")
+    (sets / "prompts_and_classes.txt").write_text(
+        "Classes\nsubject_name,class\ndog,dog\n\nprompt_list = [\n 'a {}',\n]\n"
+    )
     found = {one.name: one for one in read_sets("sets", sets.parent)}
     assert (found["dog"].captions, found["dog"].class_caption) == (["a photo of sks dog"], "a photo of dog")
     assert found["jane-doe"].captions == ["art style of jane doe"]
@@ -224,10 +230,10 @@ def test_a_study_goes_on_as_it_was_begun_and_in_no_other_way(sets: Path, workspa
     with pytest.raises(StudyError, match=r"begun otherwise \(study.cells is another\).*another name.*resume"):
         begin(workspace, planned(sets.parent, factors={"rank": 4}), sets.parent)
     picture(sets / "dog/train/1.png", 99)
-    with pytest.raises(StudyError, match="sets.dog is another"):
+    with pytest.raises(StudyError, match=r"sets\.dog is another"):
         begin(workspace, planned(sets.parent, **said), sets.parent)
     assert workspace.rows("SELECT * FROM studies") == before
-    with pytest.raises(StudyError, match="no study 'other'.*a-study"):
+    with pytest.raises(StudyError, match=r"no study 'other'.*a-study"):
         begun(workspace, "other")
 
 
