@@ -88,8 +88,8 @@ def save_networks(pipeline: Any, denoiser: str, text_encoder: bool, folder: Path
     return folder
 
 
-def kohya_names(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """PEFT's tensors under kohya's names (networks/lora.py of sd-scripts), with an alpha a module: its rank."""
+def kohya_names(state: dict[str, torch.Tensor], prefix: str, alpha: float = 1.0) -> dict[str, torch.Tensor]:
+    """PEFT's tensors under kohya's names (networks/lora.py of sd-scripts), with ``alpha`` times its rank a module."""
     found = {}
     for name, tensor in state.items():
         module, side = re.sub(r"\.weight$", "", name).rsplit(".lora_", 1)
@@ -97,7 +97,7 @@ def kohya_names(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.
         stem = f"{prefix}_{module.replace('.', '_')}"
         found[f"{stem}.lora_{'down' if side == 'A' else 'up'}.weight"] = tensor
         if side == "A":
-            found[f"{stem}.alpha"] = torch.tensor(float(len(tensor)), dtype=torch.float16)
+            found[f"{stem}.alpha"] = torch.tensor(alpha * len(tensor), dtype=torch.float16)
     return found
 
 

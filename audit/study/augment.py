@@ -6,7 +6,7 @@ of magnitude 10 of 30.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -19,18 +19,20 @@ GREY = 127
 
 def versions_of(
     pictures: np.ndarray, augmentation: Augmentation, seed: int = 0, versions: int = VERSIONS
-) -> np.ndarray:
-    """uint8 [V N, H, W, 3] of ``pictures`` [N, H, W, 3]: V versions of each, in their order; 1 without augmentation.
+) -> Iterator[np.ndarray]:
+    """Versions of ``pictures`` uint8 [N, H, W, 3], one after the other and in their order: themselves without any.
 
-    Mirrored are 2: the picture and its mirror image.
+    Mirrored are 2, the pictures and their mirror images; under a defence they are ``versions``.
     """
-    if augmentation is Augmentation.none:
-        return pictures
-    if augmentation is Augmentation.mirrored:
-        return np.concatenate([pictures, pictures[:, :, ::-1]])
+    if augmentation in (Augmentation.none, Augmentation.mirrored):
+        yield pictures
+        if augmentation is Augmentation.mirrored:
+            yield np.ascontiguousarray(pictures[:, :, ::-1])
+        return
     rng = np.random.default_rng(seed)
     change = _cutout if augmentation is Augmentation.cutout else _randaugment
-    return np.stack([change(picture, rng) for _ in range(versions) for picture in pictures])
+    for _ in range(versions):
+        yield np.stack([change(picture, rng) for picture in pictures])
 
 
 def _cutout(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

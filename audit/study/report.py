@@ -25,8 +25,8 @@ from audit.workspace import Workspace
 STUDIES = f"{FOLDER}/studies"
 PAPER = (
     "The paper (arXiv 2410.03039, on Stable Diffusion v1.4, by SSCD) finds AS higher by 0.02 to 0.05 with model "
-    "guidance than with direct sampling or classifier-free guidance, about twice their A-ESR, and about 20 % of the training "
-    "pictures recovered."
+    "guidance than with direct sampling or classifier-free guidance, about twice their A-ESR, and about 20 % of the "
+    "training pictures recovered."
 )
 PAPERS = {
     "augmentation": "The paper finds that Cutout and RandAugment weaken extraction, and ruin what the model draws.",

@@ -68,13 +68,22 @@ def sheets_of(workspace: Workspace, study: Study, beside: Path, rows: Sequence[R
         name = some[0]["few_shot"]
         turns[name] = turns.get(name, 0) + 1
         order.append((turns[name], name, some))
-    chosen = sorted(order, key=lambda one: one[:2])[:MOST_SHEETS]
-    return [_sheet(workspace, sets[name], some, descriptor) for _, name, some in chosen if name in sets]
+    found = []
+    for _, name, some in sorted(order, key=lambda one: one[:2])[:MOST_SHEETS]:
+        try:
+            found.append(_sheet(workspace, sets[name], some, descriptor))
+        except StudyError as error:
+            log.warning("no contact sheet: %s", error)
+    return found
 
 
 def _sheet(workspace: Workspace, few_shot: FewShotSet, rows: Sequence[Row], descriptor: Descriptor) -> Sheet:
     first = rows[0]
-    pictures = [one.open() for one in few_shot.first(first["n0"]).training[:MOST_PICTURES]]
+    training = few_shot.first(first["n0"]).training
+    [kept] = workspace.rows("SELECT picture_sha256 FROM fine_tunes WHERE fine_tune_id = ?", [first["fine_tune_id"]])
+    if [one.sha256 for one in training] != kept["picture_sha256"]:
+        raise StudyError(f"the pictures of {few_shot.name} are not those that were trained on")
+    pictures = [one.open() for one in training[:MOST_PICTURES]]
     known = descriptor.describe(pictures)
     lines = []
     for row in sorted(rows, key=_order)[:8]:

@@ -25,7 +25,7 @@ from audit.models.codec import Codec
 from audit.models.families.base import Condition
 from audit.progress import Tell, quiet
 from audit.study.adapters import add_adapters, check_layout
-from audit.study.augment import versions_of
+from audit.study.augment import VERSIONS, versions_of
 from audit.study.factors import Schedule, TrainingFactors, Tuning
 from audit.study.objective import Objective, objective_of
 from audit.study.state import load_state, save_state
@@ -35,6 +35,7 @@ KEEP_EVERY = 30.0  # seconds between two states
 CLASS_PICTURES = 50  # of prior preservation
 CLASS_STEPS = 25
 WARMUP, FLOOR = 100, 0.02  # of the cosine schedule: steps, and a share of the peak
+MOST_LATENTS = 6400  # of all versions of all pictures
 KEPT_LOSSES = 100  # whose mean is the final loss
 
 
@@ -140,7 +141,7 @@ def fine_tune(trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = q
             f"text_encoder = true: {trainee.base.family} has several text encoders, which are not trained here"
         )
     lessons = _Batches(trainee, lesson)
-    named = _trained(trainee, factors)
+    named = _trained(trainee, lesson)
     optimizer = torch.optim.AdamW(list(named.values()), lr=factors.rate, weight_decay=0.01)
     first, losses = load_state(state_file, lesson.key, named, optimizer)
     kept = time.monotonic()
@@ -162,13 +163,14 @@ def fine_tune(trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = q
     return sum(losses) / len(losses)
 
 
-def _trained(trainee: Trainee, factors: TrainingFactors) -> dict[str, torch.nn.Parameter]:
+def _trained(trainee: Trainee, lesson: Lesson) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name; LoRA's are added now."""
-    pipeline, denoiser = trainee.pipeline, trainee.base.architecture.denoiser
+    pipeline, denoiser, factors = trainee.pipeline, trainee.base.architecture.denoiser, lesson.factors
     parts = (denoiser, "text_encoder") if factors.text_encoder else (denoiser,)
     if factors.method is Tuning.lora:
-        torch.manual_seed(seed_of("adapter", factors.repeat))
-        add_adapters(pipeline, denoiser, factors)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("adapter", lesson.seed))
+            add_adapters(pipeline, denoiser, factors)
     else:
         for part in parts:
             getattr(pipeline, part).requires_grad_(True)
@@ -185,9 +187,11 @@ class _Batches:
 
     def __init__(self, trainee: Trainee, lesson: Lesson) -> None:
         self.trainee, self.lesson = trainee, lesson
-        changed = versions_of(lesson.pictures, lesson.factors.augmentation, lesson.seed)
-        self.latents = torch.from_numpy(trainee.codec.encode_pictures(changed)).clone()
-        self.versions = len(changed) // len(lesson.pictures)
+        pictures = lesson.pictures
+        most = max(2, min(VERSIONS, MOST_LATENTS // len(pictures)))
+        changed = versions_of(pictures, lesson.factors.augmentation, lesson.seed, most)
+        latents = [torch.from_numpy(trainee.codec.encode_pictures(one)).clone() for one in changed]
+        self.latents, self.versions = torch.cat(latents), len(latents)
         self.known: dict[str, Condition] = {}
         self.regular = class_latents(trainee, lesson) if lesson.factors.prior else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -22,15 +23,15 @@ from audit.claims.captions import Caption
 from audit.config import Rule, StoredImages
 from audit.descriptors.base import stacked
 from audit.engine.local import run_stages
-from audit.engine.work import Place
-from audit.errors import AuditError, ReferenceSetError, StudyError
+from audit.engine.work import Place, kind_of, reason_of
+from audit.errors import ReferenceSetError, StudyError
 from audit.job import Request, resolve
 from audit.models.base import BaseLocation, load_base
 from audit.models.checkpoint import open_checkpoint
 from audit.progress import Tell, quiet
 from audit.references import ReferenceSets
 from audit.stages import Cluster, Sample, Scores
-from audit.states import Known, SetKind
+from audit.states import Cause, Known, SetKind
 from audit.study.adapters import FILES, save_adapter, save_networks
 from audit.study.factors import AuditFactors, Judgement, Knowledge, TrainingFactors, Tuning, Witness
 from audit.study.plan import Cell, Study, settings_of
@@ -93,7 +94,10 @@ def fine_tune_id(unit: Unit, revision: str) -> str:
 
 
 def do_unit(unit: Unit, bench: Bench, tell: Tell = quiet) -> Done:
-    """Train and audit what is not done. One cell that fails costs itself alone; raises no AuditError."""
+    """Train and audit what is not done. One cell that fails costs itself alone.
+
+    Raises WorkspaceError where results cannot be kept, and what a lost device raises.
+    """
     done = Done(unit.name)
     workspace = Workspace(unit.workspace)
     try:
@@ -107,8 +111,8 @@ def do_unit(unit: Unit, bench: Bench, tell: Tell = quiet) -> Done:
         if not path.exists():
             workspace.remove("fine_tunes", key)
             raise StudyError(f"{path} is gone: the next 'lora-audit study resume' trains it again")
-    except AuditError as error:
-        done.failed.append(f"{unit.name}: {error}")
+    except Exception as error:
+        done.failed.append(f"{unit.name}: {_reason(error)}")
         return done
     for number, cell in enumerate(unit.cells):
         tell(f"audits of {unit.few_shot.name}", number, len(unit.cells))
@@ -117,9 +121,16 @@ def do_unit(unit: Unit, bench: Bench, tell: Tell = quiet) -> Done:
         try:
             _audit(unit, cell, key, path, Place(workspace, bench), tell)
             done.audits += 1
-        except AuditError as error:
-            done.failed.append(f"{unit.name}, {cell.audit.extraction}: {error}")
+        except Exception as error:
+            done.failed.append(f"{unit.name}, {cell.audit.extraction}: {_reason(error)}")
     return done
+
+
+def _reason(error: Exception) -> str:
+    """Why something failed, in words. Raises the error where it is the storage that fails, or a device that is lost."""
+    if kind_of(error) in (Cause.storage, Cause.device_lost):
+        raise error
+    return reason_of(error)
 
 
 def _train(unit: Unit, key: str, location: BaseLocation, workspace: Workspace, bench: Bench, tell: Tell) -> None:
@@ -155,7 +166,7 @@ def _train(unit: Unit, key: str, location: BaseLocation, workspace: Workspace, b
 def _publish(unit: Unit, key: str, trainee: Trainee, root: Path) -> Path:
     """Keep the checkpoint in the workspace, whole; what an audit opens."""
     folder = root / FOLDER / key
-    partial = folder.with_suffix(".part")
+    partial = folder.with_suffix(f".{os.getpid()}.part")
     for old in (partial, folder):
         shutil.rmtree(old, ignore_errors=True)
     denoiser, factors = trainee.base.architecture.denoiser, unit.training

@@ -213,7 +213,7 @@ def test_schedules() -> None:
 @pytest.mark.parametrize("kind", list(Augmentation))
 def test_augmentations_keep_the_order_of_pictures(kind: Augmentation) -> None:
     pictures = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
-    found = versions_of(pictures, kind, versions=4)
+    found = np.concatenate(list(versions_of(pictures, kind, versions=4)))
     assert found.shape == ({"none": 3, "mirrored": 6}.get(kind, 12), 16, 16, 3)
     if kind is Augmentation.mirrored:
         assert np.array_equal(found[4], pictures[1, :, ::-1])
