@@ -169,7 +169,7 @@ def _trained(trainee: Trainee, lesson: Lesson) -> dict[str, torch.nn.Parameter]:
     parts = (denoiser, "text_encoder") if factors.text_encoder else (denoiser,)
     if factors.method is Tuning.lora:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("adapter", lesson.seed))
+            torch.manual_seed(seed_of("adapter", factors.repeat))
             add_adapters(pipeline, denoiser, factors)
     else:
         for part in parts:
