@@ -65,21 +65,24 @@ def bars(
     """Figures of rows, AS and A-ESR, side by side: a group of bars a level of ``across``, a bar one of ``within``."""
     plt = pyplot()
     figure, panels = _panels(plt, len(drawn))
-    groups, parts = list(grouped(rows, [across])), list(grouped(rows, [within]))
+    groups = [key for (key,) in grouped(rows, [across])]
+    parts = [key for (key,) in grouped(rows, [within])] if within != across else [None]
     width = 0.8 / len(parts)
     for axes, (figure_name, title) in zip(panels, drawn.items(), strict=True):
-        for number, (part,) in enumerate(parts):
-            for place, (group,) in enumerate(groups):
-                some = [row for row in rows if row[across] == group and row[within] == part]
+        for number, part in enumerate(parts):
+            named = shown(within, part) if within != across else None
+            for place, group in enumerate(groups):
+                some = [row for row in rows if row[across] == group and (within == across or row[within] == part)]
                 found = interval(some, figure_name)
                 if found is None:
                     continue
                 axes.bar(
                     place + (number - (len(parts) - 1) / 2) * width, found.mean, width * 0.92, yerr=_error(found),
-                    color=COLOURS[number % len(COLOURS)], capsize=3, label=shown(within, part) if place == 0 else None,
+                    color=COLOURS[number % len(COLOURS)], capsize=3, label=named,
                     error_kw={"elinewidth": 1, "ecolor": "#333333"},
                 )  # fmt: skip
-        axes.set_xticks(range(len(groups)), [shown(across, group) for (group,) in groups])
+                named = None  # once in the legend
+        axes.set_xticks(range(len(groups)), [shown(across, group) for group in groups])
         axes.set_xlabel(TITLES.get(across, across))
         axes.set_ylabel(title)
         axes.set_ylim(0, 1)

@@ -290,6 +290,9 @@ def applies(name: str, cell: Cell) -> bool:
 
 def difference(before: Any, now: Any, where: str = "") -> str | None:
     """The first place in which two documents differ, in words; None where they are equal."""
+    lists = isinstance(before, list) and isinstance(now, list) and len(before) == len(now)
+    if lists and all(isinstance(one, dict) for one in (*before, *now)):
+        before, now = ({str(row): one for row, one in enumerate(some)} for some in (before, now))
     if isinstance(before, dict) and isinstance(now, dict):
         for name in sorted({*before, *now}):
             if name not in before or name not in now:

@@ -163,7 +163,7 @@ def test_a_study_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [one["one"] for one in captions] == sorted(2 * ["sks 3d render of an animal", "sks photo of a fruit"])
 
     file.write_text(STUDY.replace("images = 2", "images = 3"))
-    with pytest.raises(StudyError, match=r"was begun otherwise \(study.cells is another\)"):
+    with pytest.raises(StudyError, match=r"was begun otherwise \(study\.cells\.0\.images is another\)"):
         call("study", "run", file, *where)
     assert len(workspace.rows("SELECT * FROM study_cells")) == 4
     shown = Path(first["page"])
