@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from audit.columns import table_schema
 
-def schema(doc: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
-    """A schema with ``doc``, of columns (name, type, a sentence about it)."""
-    fields = [pa.field(name, kind, metadata={"doc": text}) for name, kind, text in columns]
-    return pa.schema(fields, metadata={"doc": doc})
-
-
-CHECKPOINTS = schema(
+CHECKPOINTS = table_schema(
     "The catalog: one row a place where a checkpoint file was seen. The newest row of an item is the one that holds.",
     (
         "item_id",
@@ -80,7 +75,7 @@ CHECKPOINTS = schema(
     ),
 )
 
-CAPTIONS = schema(
+CAPTIONS = table_schema(
     "Captions claimed for the items of the catalog, the likeliest first. Those of an item's newest row are the ones "
     "that hold.",
     ("item_id", pa.string(), "joins checkpoints"),
@@ -91,7 +86,7 @@ CAPTIONS = schema(
     ("seen_at", pa.timestamp("us", "UTC"), "equals seen_at of the item's row"),
 )
 
-ASKED = schema(
+ASKED = table_schema(
     "When a source was asked again about items it had listed before (catalog refresh); rows are only added.",
     ("item_id", pa.string(), "joins checkpoints"),
     ("asked_at", pa.timestamp("us", "UTC"), "when"),

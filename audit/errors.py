@@ -66,6 +66,10 @@ class CrawlError(AuditError):
     """A crawl that cannot start or go on: a refused host, a missing token, a source that does not answer."""
 
 
+class StudyError(AuditError):
+    """A study file, a few-shot set or a factor of it that says something that cannot be."""
+
+
 class BoundaryError(AuditError):
     """The processes that parse strangers' files cannot be started. No file is to blame."""
 

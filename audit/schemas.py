@@ -10,7 +10,8 @@ import pyarrow as pa
 from audit.catalog_schemas import ASKED as ASKED
 from audit.catalog_schemas import CAPTIONS as CAPTIONS
 from audit.catalog_schemas import CHECKPOINTS as CHECKPOINTS
-from audit.catalog_schemas import schema as _schema
+from audit.columns import table_schema as _schema
+from audit.study.tables import FINE_TUNES, QUALITY, STUDIES, STUDY_CELLS
 
 VECTOR = pa.list_(pa.float32())
 PDQ = pa.binary(32)
@@ -342,6 +343,10 @@ TABLES: dict[str, pa.Schema] = {
     "chances": CHANCES,
     "set_chances": SET_CHANCES,
     "failures": FAILURES,
+    "studies": STUDIES,
+    "fine_tunes": FINE_TUNES,
+    "study_cells": STUDY_CELLS,
+    "quality": QUALITY,
 }
 
 # The columns whose values, joined with ".", are the key of an audit's rows in these tables.

@@ -1,4 +1,5 @@
-"""Write what the documents take from the code: docs/tables.md from the schemas, docs/json.md from the public snapshot.
+"""Write what the documents take from the code: docs/tables.md from the schemas, docs/json.md from the public snapshot,
+the factors of docs/study.md from their definitions.
 
     python -m docs.generate           # make docs does it first
     python -m docs.generate --check   # exit code 1 where a document is stale; so does tests/test_docs.py
@@ -21,6 +22,7 @@ import typer
 
 from audit.config import Config, leaves
 from audit.schemas import KEY_COLUMNS, TABLES
+from audit.study.factors import FACTORS, TrainingFactors
 
 DOCS = Path(__file__).parent
 SNAPSHOT = DOCS.parent / "tests" / "public.json"
@@ -45,7 +47,11 @@ ROWS = {
     "query": {"[]": ("audits",)},
 }
 SETTINGS_AT = {"scan": "audit.settings", "config show": ""}  # where settings stand; all of the document
-SAME = {"report": "scan"}  # documents that are part of another's
+SAME = {
+    "report": "scan",
+    "study resume": "study run",
+    "study report": "study run",
+}  # parts of another
 WITHIN = {"status": ("runs[].", "run")}  # and elements that are another's
 
 
@@ -90,6 +96,18 @@ def tables_part() -> str:
     return "\n".join(lines)
 
 
+def factors_part() -> str:
+    """The table of a study's factors."""
+    lines = ["| factor | of | default | limits | meaning |", "|---|---|---|---|---|"]
+    for name, (kind, one) in FACTORS.items():
+        about = one.metadata
+        limits = f"{about['min']:g} to {about['max']:g}" if "min" in about else ""
+        default = about.get("word") if one.default is None else str(one.default).lower()
+        part = "fine-tuning" if kind is TrainingFactors else "audit"
+        lines.append(f"| `{name}` | {part} | {default} | {limits} | {_cell(about['help'])} |")
+    return "\n".join(lines)
+
+
 def json_part() -> str:
     """The chapters of the commands' documents."""
     promised: dict[str, list[str]] = json.loads(SNAPSHOT.read_text())["json"]
@@ -99,7 +117,7 @@ def json_part() -> str:
         if same := SAME.get(command):
             absent = sorted(set(promised[same]) - set(keys))
             tops = ", ".join(f"`{key}`" for key in absent if not re.search(r"[.\[]", key))
-            lines += [f"What `{same}` prints, but for {tops}.", ""]
+            lines += [f"What `{same}` prints{f', but for {tops}' if tops else ''}.", ""]
             keys = [key for key in keys if key not in promised[same]]
             if not keys:
                 continue
@@ -146,6 +164,7 @@ def documents() -> dict[Path, str]:
     return {
         DOCS / "tables.md": _filled(DOCS / "tables.md", tables_part()),
         DOCS / "json.md": _filled(DOCS / "json.md", json_part()),
+        DOCS / "study.md": _filled(DOCS / "study.md", factors_part()),
     }
 
 

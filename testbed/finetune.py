@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import StrEnum
@@ -28,10 +27,11 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from PIL import Image, ImageEnhance, ImageOps
 from safetensors.torch import save_file
 
 from audit.demo import ASSETS, load_set
+from audit.study.augment import versions_of
+from audit.study.factors import Augmentation
 from testbed.codec import encode_all
 from testbed.sets import SETS, SIZE, FewShotSet, few_shot_set, training_captions
 from testbed.sources import cache_dir
@@ -197,61 +197,9 @@ def save_lora(unet: UNet2DConditionModel, tuning: Tuning, folder: Path, metadata
     return path
 
 
-VERSIONS = 64  # of every picture under a defence
-
-
 def defended(pictures: np.ndarray, defence: Defence, seed: int = 0) -> np.ndarray:
-    """uint8 [V N, 64, 64, 3] of ``pictures`` [N, 64, 64, 3]: V versions of each; themselves without a defence.
-
-    Cutout (arXiv 1708.04552) blanks a square of half the side anywhere, RandAugment (arXiv 1909.13719) applies 2
-    operations of magnitude 10 of 30.
-    """
-    if defence is Defence.none:
-        return pictures
-    rng = np.random.default_rng(seed)
-    change = _cutout if defence is Defence.cutout else _randaugment
-    return np.stack([change(picture, rng) for _ in range(VERSIONS) for picture in pictures])
-
-
-def _cutout(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    side = len(picture)
-    y, x = rng.integers(0, side, 2)
-    out = picture.copy()
-    out[max(0, y - side // 4) : y + side // 4, max(0, x - side // 4) : x + side // 4] = 127
-    return out
-
-
-def _randaugment(picture: np.ndarray, rng: np.random.Generator, operations: int = 2, m: float = 10 / 30) -> np.ndarray:
-    image = Image.fromarray(picture)
-    sign = rng.choice([-1, 1])
-    side = image.width
-
-    def affine(a: float, b: float, c: float, d: float, e: float, f: float) -> Image.Image:
-        return image.transform(image.size, Image.Transform.AFFINE, (a, b, c, d, e, f), fillcolor=(127, 127, 127))
-
-    def enhance(kind: type) -> Image.Image:
-        return kind(image).enhance(1 + sign * 0.9 * m)
-
-    choices: list[Callable[[], Image.Image]] = [
-        lambda: image,
-        lambda: ImageOps.autocontrast(image),
-        lambda: ImageOps.equalize(image),
-        lambda: image.rotate(sign * 30 * m, fillcolor=(127, 127, 127)),
-        lambda: ImageOps.solarize(image, round(256 * (1 - m))),
-        lambda: enhance(ImageEnhance.Color),
-        lambda: ImageOps.posterize(image, round(8 - 4 * m)),
-        lambda: enhance(ImageEnhance.Contrast),
-        lambda: enhance(ImageEnhance.Brightness),
-        lambda: enhance(ImageEnhance.Sharpness),
-        lambda: affine(1, sign * 0.3 * m, 0, 0, 1, 0),
-        lambda: affine(1, 0, 0, sign * 0.3 * m, 1, 0),
-        lambda: affine(1, 0, sign * 0.45 * m * side, 0, 1, 0),
-        lambda: affine(1, 0, 0, 0, 1, sign * 0.45 * m * side),
-    ]
-    for _ in range(operations):
-        sign = rng.choice([-1, 1])
-        image = choices[rng.integers(len(choices))]()
-    return np.asarray(image)
+    """uint8 [V N, 64, 64, 3] of ``pictures`` [N, 64, 64, 3]: V versions of each; themselves without a defence."""
+    return np.concatenate(list(versions_of(pictures, Augmentation(defence), seed)))
 
 
 def make(

@@ -6,7 +6,6 @@ Names and fields as kohya-ss/sd-scripts writes them (networks/lora.py, train_net
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from audit.study.adapters import kohya_names
 from testbed.design import BATCH, Recipe, Targets
 
 # all of a Transformer2DModel; with conv_dim also of resnets, down- and upsamplers
@@ -48,14 +48,8 @@ def text_encoder_lora(recipe: Recipe) -> LoraConfig:
 
 def kohya_tensors(network: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
     """The adapter of ``network`` under kohya's names, float16, with an alpha a module: half its rank."""
-    found = {}
-    for name, tensor in get_peft_model_state_dict(network).items():
-        module, side = re.sub(r"\.weight$", "", name).rsplit(".lora_", 1)
-        stem = f"{prefix}_{module.replace('.', '_')}"
-        found[f"{stem}.lora_{'down' if side == 'A' else 'up'}.weight"] = tensor.detach().half().contiguous()
-        if side == "A":
-            found[f"{stem}.alpha"] = torch.tensor(len(tensor) / 2, dtype=torch.float16)
-    return found
+    state = {name: one.detach().half().contiguous() for name, one in get_peft_model_state_dict(network).items()}
+    return kohya_names(state, prefix, alpha=0.5)
 
 
 def save_kohya(

@@ -45,6 +45,15 @@ FAILURE = {
     "audit_id": "0" * 32, "item_id": "folder:a:b", "name": "b.safetensors", "stage": "sample", "kind": "error",
     "reason": "a reason", "counted": True, "state": "retry", "run_id": "a-run",
 }  # fmt: skip
+STUDY = """
+study = "one"
+base = "nano"
+descriptor = "nano"
+sets = "demo"
+only = ["stamps-fruit"]
+factors = { n0 = 2, steps = 1, rank = 2, images = 1 }
+settings = { steps = 2 }
+"""
 TINY_RUN = ("--set", "settings.steps=2", "--set", "settings.images_per_training_image=1", "--descriptor", "nano")
 
 
@@ -167,6 +176,13 @@ def _run_all(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "migrate", call("migrate", *where)
     yield "export", call("export", folder / "out", "--format", "csv", "--table", "audits", *where)
     yield "config show", call("config", "show")
+    yield "study catalog", call("study", "catalog", *where)
+    (folder / "study.toml").write_text(STUDY)
+    yield "study run --dry-run", call("study", "run", folder / "study.toml", "--dry-run", *where)
+    yield "study run", call("study", "run", folder / "study.toml", *where)
+    yield "study resume", call("study", "resume", "one", *where)
+    yield "study report", call("study", "report", "one", *where)
+    yield "study export", call("study", "export", "one", folder / "long", *where)
     yield "references remove", call("references", "remove", "own", *where)
 
 

@@ -23,6 +23,7 @@ from audit.cli import (
     report,
     run,
     scan,
+    study,
     tables,
 )
 from audit.cli.common import EXIT_BAD_INPUT, EXIT_STOPPED
@@ -91,6 +92,7 @@ app.add_typer(operate.config_app, name="config")
 app.add_typer(references.app, name="references")
 app.add_typer(crawl.app, name="crawl")
 app.add_typer(catalog.app, name="catalog")
+app.add_typer(study.app, name="study")
 
 
 def main() -> None:

@@ -139,8 +139,8 @@ def keep_sets(workspace: Workspace, key: str, sets: Sequence[str]) -> None:
 
 
 def _index_pages(workspace: Workspace) -> Iterator[tuple[str, list[str] | None]]:
-    """The index pages of runs, with the sets they speak of; None where they do not say."""
-    for entry in workspace.files.list(f"{FOLDER}/runs"):
+    """The index pages of runs and the pages of studies, with the sets they speak of; None where they do not say."""
+    for entry in (*workspace.files.list(f"{FOLDER}/runs"), *workspace.files.list(f"{FOLDER}/studies")):
         if entry.key.endswith(".html"):
             try:
                 found = json.loads(workspace.files.read(_document(entry.key)) or b"")["reference_sets"]

@@ -18,6 +18,7 @@ from audit.descriptors import Descriptor
 from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
+from audit.study.augment import VERSIONS
 from testbed import finetune
 from testbed.codec import encode_all, new_codec, whiten
 from testbed.sets import SETS, training_captions
@@ -65,7 +66,7 @@ def test_captions_follow_the_pictures() -> None:
 def test_a_defence_changes_the_pictures_and_keeps_their_order(defence: finetune.Defence) -> None:
     pictures = load_set("fluent-animals", "train")[:3]
     versions = finetune.defended(pictures, defence)
-    assert versions.shape == (3 * finetune.VERSIONS, *pictures.shape[1:])
+    assert versions.shape == (3 * VERSIONS, *pictures.shape[1:])
     again = finetune.defended(pictures, defence)
     assert np.array_equal(versions, again)
     differs = [not np.array_equal(version, pictures[row % 3]) for row, version in enumerate(versions)]

@@ -1,0 +1,253 @@
+"""Fine-tune a base model on a few-shot set: a LoRA or all weights, resumable at any step.
+
+The loop is that of diffusers' DreamBooth scripts: AdamW (weight decay 0.01), gradients clipped to a length of 1, noise
+levels uniform, latents the means of the codec's. What a step draws depends on the seed and its number alone, so that a
+stopped fine-tuning goes on to the same result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as functional
+
+from audit.errors import StudyError
+from audit.models.base import BaseModel
+from audit.models.codec import Codec
+from audit.models.families.base import Condition
+from audit.progress import Tell, quiet
+from audit.study.adapters import add_adapters, check_layout
+from audit.study.augment import VERSIONS, versions_of
+from audit.study.factors import Schedule, TrainingFactors, Tuning
+from audit.study.objective import Objective, objective_of
+from audit.study.state import load_state, save_state
+
+FAMILIES = ("sd1", "sd2", "sdxl", "altdiffusion", "sd3")
+KEEP_EVERY = 30.0  # seconds between two states
+CLASS_PICTURES = 50  # of prior preservation
+CLASS_STEPS = 25
+WARMUP, FLOOR = 100, 0.02  # of the cosine schedule: steps, and a share of the peak
+MOST_LATENTS = 6400  # of all versions of all pictures
+KEPT_LOSSES = 100  # whose mean is the final loss
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One fine-tuning: pictures uint8 [N, H, W, 3] with a caption each, and the class's caption.
+
+    ``key`` names it: all that its result depends on is hashed in it.
+    """
+
+    key: str
+    factors: TrainingFactors
+    pictures: np.ndarray
+    captions: Sequence[str]
+    class_caption: str | None
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.factors.steps * len(self.pictures)
+
+
+@dataclass
+class Trainee:
+    """A base model of one's own that is trained: its pipeline, its codec, and what it minimises."""
+
+    base: BaseModel
+    device: torch.device
+    resolution: int | None = None
+    codec: Codec = field(init=False)
+    objective: Objective = field(init=False)
+
+    def __post_init__(self) -> None:
+        family = self.base.family
+        if family not in FAMILIES:
+            raise StudyError(
+                f"{self.base.name} is of family {family}: studies fine-tune {', '.join(FAMILIES)}; audits of others' "
+                "fine-tunes are not concerned"
+            )
+        for name in self.base.architecture.networks:
+            if self.base.part(name) is not None:
+                self.base.part(name).to(self.device)
+        self.codec = Codec(self.base, str(self.device), self.resolution)
+        self.objective = objective_of(self.base, self.device)
+
+    @property
+    def pipeline(self) -> Any:
+        """diffusers' own, whose networks are trained in place."""
+        return self.base.pipeline
+
+    def encode(self, captions: Sequence[str]) -> Condition:
+        """The condition of captions by the text encoders as they are now."""
+        return self.base.architecture.encode(self.pipeline, captions, self.device)
+
+    def loss(
+        self, latents: torch.Tensor, noise: torch.Tensor, level: torch.Tensor, condition: Condition
+    ) -> torch.Tensor:
+        """Mean squared errors [N] of the prediction on latents [N, ...] under noise at levels int64 [N]."""
+        noisy = self.objective.noised(latents, noise, level)
+        timestep = self.objective.timestep(level)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            found = self.base.architecture.predict(self.pipeline, noisy, timestep, condition, 0.0)
+        errors = functional.mse_loss(found.float(), self.objective.target(latents, noise, level), reduction="none")
+        return errors.flatten(1).mean(1)
+
+
+def factor_of(schedule: Schedule, step: int, steps: int) -> float:
+    """The share of the peak learning rate at ``step``: 1, or a cosine from it to FLOOR behind a linear warm-up."""
+    if schedule is Schedule.constant:
+        return 1.0
+    warm = min(WARMUP, steps // 4)
+    if step < warm:
+        return (step + 1) / warm
+    progress = min(1.0, (step - warm) / max(1, steps - warm))
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def seed_of(*parts: object) -> int:
+    """A seed, 63 bits, by a hash of its parts."""
+    digest = hashlib.sha256(repr(parts).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def rows_of(step: int, batch: int, count: int, seed: int) -> list[int]:
+    """The numbers of the pictures of a step: all of ``count`` once an epoch, in an order of the epoch's own."""
+    found = []
+    for place in range(step * batch, (step + 1) * batch):
+        epoch, position = divmod(place, count)
+        found.append(int(np.random.default_rng(seed_of("order", seed, epoch)).permutation(count)[position]))
+    return found
+
+
+def fine_tune(trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = quiet) -> float:
+    """Train the networks of ``trainee`` in place; the mean loss of the last steps.
+
+    A state is kept in ``state_file`` from time to time, from which a stopped fine-tuning goes on. Raises StudyError.
+    """
+    factors = lesson.factors
+    check_layout(factors, trainee.base.family)
+    if factors.text_encoder and len(trainee.base.architecture.encoders) > 1:
+        raise StudyError(
+            f"text_encoder = true: {trainee.base.family} has several text encoders, which are not trained here"
+        )
+    lessons = _Batches(trainee, lesson)
+    named = _trained(trainee, lesson)
+    optimizer = torch.optim.AdamW(list(named.values()), lr=factors.rate, weight_decay=0.01)
+    first, losses = load_state(state_file, lesson.key, named, optimizer)
+    kept = time.monotonic()
+    for step in range(first, lesson.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = factors.rate * factor_of(factors.schedule, step, lesson.steps)
+        loss = lessons.loss(step)
+        if not torch.isfinite(loss):
+            raise StudyError(f"the loss is not finite at step {step}: a lower learning rate than {factors.rate} may do")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(list(named.values()), 1.0)
+        optimizer.step()
+        losses = [*losses[1 - KEPT_LOSSES :], loss.item()]
+        tell("training", step + 1, lesson.steps)
+        if time.monotonic() - kept > KEEP_EVERY:
+            save_state(state_file, lesson.key, step + 1, named, optimizer, losses)
+            kept = time.monotonic()
+    return sum(losses) / len(losses)
+
+
+def _trained(trainee: Trainee, lesson: Lesson) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name; LoRA's are added now."""
+    pipeline, denoiser, factors = trainee.pipeline, trainee.base.architecture.denoiser, lesson.factors
+    parts = (denoiser, "text_encoder") if factors.text_encoder else (denoiser,)
+    if factors.method is Tuning.lora:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("adapter", factors.repeat))
+            add_adapters(pipeline, denoiser, factors)
+    else:
+        for part in parts:
+            getattr(pipeline, part).requires_grad_(True)
+    return {
+        f"{part}.{name}": one
+        for part in parts
+        for name, one in getattr(pipeline, part).named_parameters()
+        if one.requires_grad
+    }
+
+
+class _Batches:
+    """What each step of a fine-tuning is trained on, by its number."""
+
+    def __init__(self, trainee: Trainee, lesson: Lesson) -> None:
+        self.trainee, self.lesson = trainee, lesson
+        pictures = lesson.pictures
+        most = max(2, min(VERSIONS, MOST_LATENTS // len(pictures)))
+        changed = versions_of(pictures, lesson.factors.augmentation, lesson.seed, most)
+        latents = [torch.from_numpy(trainee.codec.encode_pictures(one)).clone() for one in changed]
+        self.latents, self.versions = torch.cat(latents), len(latents)
+        self.known: dict[str, Condition] = {}
+        self.regular = class_latents(trainee, lesson) if lesson.factors.prior else None
+
+    def loss(self, step: int) -> torch.Tensor:
+        """The loss of a step; class pictures weigh as much as training pictures (DreamBooth, arXiv 2208.12242)."""
+        found = self._loss(step, self.latents, list(self.lesson.captions), "training", self.versions)
+        if self.regular is not None:
+            captions = [str(self.lesson.class_caption)] * len(self.regular)
+            found = found + self._loss(step, self.regular, captions, "class", 1)
+        return found
+
+    def _loss(self, step: int, latents: torch.Tensor, captions: list[str], part: str, versions: int) -> torch.Tensor:
+        seed, batch, count = self.lesson.seed, self.lesson.factors.batch, len(captions)
+        generator = torch.Generator().manual_seed(seed_of(part, seed, step))
+        rows = torch.tensor(rows_of(step, batch, count, seed_of(part, seed)))
+        version = torch.randint(versions, (batch,), generator=generator)
+        device = self.trainee.device
+        chosen = latents[version * count + rows].to(device)
+        noise = torch.randn(chosen.shape, generator=generator).to(device)
+        level = torch.randint(self.trainee.objective.levels, (batch,), generator=generator).to(device)
+        condition = self._condition([captions[int(row)] for row in rows])
+        return self.trainee.loss(chosen, noise, level, condition).mean()
+
+    def _condition(self, captions: list[str]) -> Condition:
+        """Computed once a caption where the text encoder is not trained."""
+        if self.lesson.factors.text_encoder:
+            return self.trainee.encode(captions)
+        for caption in dict.fromkeys(captions):
+            if caption not in self.known:
+                with torch.no_grad():
+                    self.known[caption] = self.trainee.encode([caption])
+        return Condition.joined([self.known[caption] for caption in captions])
+
+
+@torch.no_grad()
+def class_latents(trainee: Trainee, lesson: Lesson, guidance: float = 3.0) -> torch.Tensor:
+    """Latents [N, ...] of the base's own samples of the class, before it is trained: prior preservation's pictures."""
+    found = []
+    for rows in slices(CLASS_PICTURES, 8):
+        generators = [torch.Generator().manual_seed(seed_of("class", lesson.seed, row)) for row in rows]
+        found.append(
+            trainee.pipeline(
+                [str(lesson.class_caption)] * len(rows), num_inference_steps=CLASS_STEPS, guidance_scale=guidance,
+                generator=generators, output_type="latent", **sides(trainee),
+            ).images.float().cpu()
+        )  # fmt: skip
+    return torch.cat(found)
+
+
+def sides(trainee: Trainee) -> dict[str, int]:
+    """Height and width of pictures, as pipelines take them."""
+    trainee.pipeline.set_progress_bar_config(disable=True)
+    width, height = trainee.codec.picture_size
+    return {"height": height, "width": width}
+
+
+def slices(count: int, size: int) -> Iterator[range]:
+    """Numbers from 0 to ``count``, ``size`` at a time."""
+    return (range(start, min(count, start + size)) for start in range(0, count, size))
