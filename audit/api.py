@@ -27,6 +27,8 @@ from audit.errors import ConfigError
 from audit.job import Job, Request, resolve
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
+from audit.recovery.ask import captions as captions
+from audit.recovery.ask import with_captions
 from audit.references import ReferenceSets, SkippedImage
 from audit.references.sets import Added, image_files, known_pictures
 from audit.report import AuditFacts, collect, write_page
@@ -188,6 +190,7 @@ def scan(
         if folder is not None
     }
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
+    job = with_captions(job, request, opened, bench, tell)
     thumbnails = request.settings.stored_images is not StoredImages.hashes_only
     decoys = list(background)
     reference_sets(opened, decoys, bench, job, thumbnails, tell, SetKind.background)
