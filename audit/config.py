@@ -152,7 +152,7 @@ class CaptionSettings(_Checked):
         option="caption-method",
     )  # fmt: skip
     evaluations: int = _setting(
-        2000, "Network evaluations that recovery by attention may take.", option="caption-evaluations", min=0,
+        5000, "Network evaluations that recovery by attention may take.", option="caption-evaluations", min=0,
         max=10_000_000,
     )  # fmt: skip
     iterations: int = _setting(

@@ -1,6 +1,6 @@
 """The paper's own recovery: gradient ascent on the embedding of a prompt, until tuned and base predictions part.
 
-From random prompts p of a few vectors, of which the text encoders are given in place of token embeddings,
+From random prompts p, a few vectors that text encoders are given in place of token embeddings,
 
     p <- P(p + r g / |g|),    g = d/dp  mean |eps_tuned(x_t, t, p) - eps_base(x_t, t, p)|^2
 
@@ -63,9 +63,9 @@ def climb(
     generator = torch.Generator().manual_seed(seed)
     tuned = Embedded(pair.tuned.text_encoder, pair.tuned.tokenizer, pair.device)
     base = Embedded(pair.base.text_encoder, pair.base.tokenizer, pair.device)
-    rows = torch.randint(len(base.table), (PROMPTS, VECTORS), generator=generator)
     radius = float(base.table.detach().float().norm(dim=1).mean())
-    soft = base.table.detach()[rows.to(pair.device)].float().clone()
+    drawn = torch.randn(PROMPTS, VECTORS, base.table.shape[1], generator=generator)
+    soft = (radius * drawn / drawn.norm(dim=2, keepdim=True)).to(pair.device)
     steps = pair.scheduler.config.num_train_timesteps
     apart = torch.zeros(PROMPTS)
     for number in range(iterations):

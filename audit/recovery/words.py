@@ -19,11 +19,11 @@ IDENTIFIERS = (
     "sks", "ohwx", "zwx", "zwz", "txcl", "tok", "hta", "kvn", "shs", "rwb", "szn", "xjy", "bnha", "xyz", "phol",
     "rimm", "kprc", "shld", "wjb", "xxy", "ukj", "lnx", "nvinkpunk", "olis", "sst", "cjw", "ohw", "pxl", "ggn", "skw",
 )  # fmt: skip
-# Words that captions of sets are mostly made of, where a tokenizer does not have them whole.
-SUBJECTS = (
-    "photo", "photograph", "picture", "painting", "portrait", "drawing", "illustration", "cartoon", "render", "sketch",
-    "style", "art", "person", "man", "woman", "girl", "boy", "face", "character", "animal", "dog", "cat", "bird",
-    "fruit", "food", "toy", "vehicle", "car", "building", "house", "monument", "landscape", "logo", "icon", "object",
+# What a picture is and shows, in most captions: a trigger stands before such words, and they are tried behind it.
+EVERYDAY = frozenset(
+    {"photo", "photograph", "picture", "image", "painting", "portrait", "drawing", "illustration", "cartoon", "render",
+     "sketch", "style", "art", "3d", "person", "man", "woman", "girl", "boy", "face", "character", "animal", "animals",
+     "food", "toy", "vehicle", "building", "house", "landscape", "logo", "icon", "object", "photos", "pictures"}
 )  # fmt: skip
 STOP = frozenset(
     {"a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "is", "it", "of", "on", "or", "over", "the", "to",
@@ -68,9 +68,12 @@ def metadata_words(metadata: Mapping[str, str]) -> list[str]:
 
 
 def vocabulary(tokenizers: Iterable[Any], metadata: Mapping[str, str], more: Iterable[str] = ()) -> list[str]:
-    """The candidates, each once: what is given, the metadata's, identifiers, subjects, then the tokenizers' words."""
-    found = [word for text in more for word in words_of(text)]
-    found += [*metadata_words(metadata), *IDENTIFIERS, *SUBJECTS]
+    """The candidates, each once: what is given, the metadata's words, identifiers, then the tokenizers' words.
+
+    Everyday words are none, unless they are given.
+    """
+    given = [word for text in more for word in words_of(text)]
+    found = [*metadata_words(metadata), *IDENTIFIERS]
     for tokenizer in tokenizers:
         found += tokenizer_words(tokenizer)
-    return [word for word in dict.fromkeys(found) if word not in STOP][:MOST_WORDS]
+    return list(dict.fromkeys([*given, *(word for word in found if word not in STOP | EVERYDAY)]))[:MOST_WORDS]
