@@ -27,8 +27,7 @@ from audit.errors import ConfigError
 from audit.job import Job, Request, resolve
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
-from audit.recovery.ask import captions as captions
-from audit.recovery.ask import with_captions
+from audit.recovery.ask import require_known, with_captions
 from audit.references import ReferenceSets, SkippedImage
 from audit.references.sets import Added, image_files, known_pictures
 from audit.report import AuditFacts, collect, write_page
@@ -172,7 +171,7 @@ def scan(
     """
     tell, asked = progress or quiet, verdict_settings(rule, fdr)
     request = _request(checkpoint, base, captions, n0, settings)
-    references = list(references)
+    references, decoys = list(references), list(background)
     require_references(request.settings, references)
     bench = _bench(bench, device, batch_size, compile)
     if _is_item(Path(request.checkpoint)):
@@ -192,7 +191,6 @@ def scan(
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     job = with_captions(job, request, opened, bench, tell)
     thumbnails = request.settings.stored_images is not StoredImages.hashes_only
-    decoys = list(background)
     reference_sets(opened, decoys, bench, job, thumbnails, tell, SetKind.background)
     names, skipped = reference_sets(opened, references, bench, job, thumbnails, tell)
     if latents is Latents.always or (latents is Latents.auto and thumbnails):
@@ -362,6 +360,7 @@ def run(
     if not config.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
     require_references(config.settings, config.references)
+    require_known(config.captions)
     return Run(config, tell, stop, custody).run()
 
 

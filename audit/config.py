@@ -152,8 +152,8 @@ class CaptionSettings(_Checked):
         option="caption-method",
     )  # fmt: skip
     evaluations: int = _setting(
-        5000, "Network evaluations that recovery by attention may take.", option="caption-evaluations", min=0,
-        max=10_000_000,
+        5000, "Network evaluations for ranking words by attention; choosing captions of the first takes 384 more.",
+        option="caption-evaluations", min=0, max=10_000_000,
     )  # fmt: skip
     iterations: int = _setting(
         1000, "Iterations of recovery by gradient.", option="caption-iterations", min=1, max=100_000

@@ -18,11 +18,7 @@ def _schema(doc: str, *columns: tuple[str, pa.DataType, str]) -> pa.Schema:
 
 CHECKPOINTS = _schema(
     "The catalog: one row a place where a checkpoint file was seen. The newest row of an item is the one that holds.",
-    (
-        "item_id",
-        pa.string(),
-        "the place: civitai:MODEL:VERSION:FILE, huggingface:OWNER/NAME:PATH, folder:, file:",
-    ),
+    ("item_id", pa.string(), "the place: civitai:MODEL:VERSION:FILE, huggingface:OWNER/NAME:PATH, folder:, file:"),
     ("source", pa.string(), "civitai, huggingface, folder, or file for one that was scanned from disk"),
     ("model_id", pa.string(), "the source's id of the model"),
     ("version_id", pa.string(), "the source's id of the version; the commit on Hugging Face"),
@@ -39,11 +35,7 @@ CHECKPOINTS = _schema(
     ("published_at", pa.timestamp("us", "UTC"), "when the source published this version"),
     ("base_model", pa.string(), "the likeliest claim of what it was trained on"),
     ("base_model_source", pa.string(), "which field claims it"),
-    (
-        "family",
-        pa.string(),
-        "sd1, sd2, sdxl, sd3, flux or other; by the tensors' shapes where they tell, else claimed",
-    ),
+    ("family", pa.string(), "sd1, sd2, sdxl, sd3, flux or other; by the tensors' shapes where they tell, else claimed"),
     ("family_source", pa.string(), "shapes, or the claiming field"),
     ("training_images", pa.int32(), "N0, the likeliest claim of how many images it was trained on"),
     ("training_images_source", pa.string(), "which field claims it"),
@@ -78,11 +70,7 @@ CHECKPOINTS = _schema(
     ),
     ("claimed_metadata", pa.string(), "the header's metadata as JSON; written by the uploader: a claim, not a proof"),
     ("first_seen_at", pa.timestamp("us", "UTC"), "when the item was first seen here"),
-    (
-        "seen_at",
-        pa.timestamp("us", "UTC"),
-        "when this row was written; the newest of an item holds",
-    ),
+    ("seen_at", pa.timestamp("us", "UTC"), "when this row was written; the newest of an item holds"),
 )
 
 CAPTIONS = _schema(
@@ -119,12 +107,7 @@ ASKED = _schema(
 )
 
 SAMPLED_CAPTION = pa.struct(
-    [
-        pa.field("caption", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("truncated", pa.bool_()),
-        pa.field("images", pa.int32()),
-    ]
+    {"caption": pa.string(), "source": pa.string(), "truncated": pa.bool_(), "images": pa.int32()}
 )
 
 AUDITS = _schema(
@@ -202,11 +185,7 @@ REFERENCES = _schema(
     ("pdq_quality", pa.int32(), "0 to 100"),
     ("thumbnail", pa.binary(), "PNG of at most 256 pixels; null where none was to be stored"),
     ("kind", pa.string(), "reference (as null is), or background: decoys, which cannot have been trained on"),
-    (
-        "look",
-        pa.list_(pa.float32()),
-        "17 numbers of its colours, border and detail, which decoys have to share",
-    ),
+    ("look", pa.list_(pa.float32()), "17 numbers of its colours, border and detail, which decoys have to share"),
     ("decoys_of", pa.list_(pa.string()), "of a background: the reference sets that it is for; null for any"),
     ("added_at", pa.timestamp("us", "UTC"), "when"),
 )

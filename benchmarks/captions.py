@@ -27,6 +27,7 @@ from audit.bench import Bench
 from audit.config import CaptionSettings, Recovery, Settings
 from audit.demo import BASE, FINE_TUNES, set_folder
 from audit.job import Request
+from audit.recovery.ask import recover_captions
 from audit.workspace import Workspace
 from testbed.captioned import CAPTIONED, TRAINED
 
@@ -71,7 +72,7 @@ def ranks(one: Subject, methods: dict[str, CaptionSettings], bench: Bench, works
     """By method: the trigger's rank (None beyond the keywords that are kept), evaluations, seconds, first words."""
     found = {}
     for name, settings in methods.items():
-        made = api.captions(
+        made = recover_captions(
             Request(one.path, str(BASE)), settings=settings, words=MORE, workspace=workspace, bench=bench
         )
         words = [keyword.word for keyword in made.keywords]

@@ -43,12 +43,12 @@ def captions(
     another trigger is not found. What is found is an estimate. [bold]lora-audit scan --captions auto[/bold] samples
     with it where no caption is known. Of Stable Diffusion 1 and 2.
     """
-    from audit import api
     from audit.job import Request
+    from audit.recovery.ask import recover_captions
 
     request = Request(file, base, base_config, settings=config.settings)
     with progress_display(console()) as progress:
-        found = api.captions(
+        found = recover_captions(
             request, settings=config.captions, words=word or (), workspace=config.workspace, device=config.run.device,
             progress=progress,
         )  # fmt: skip

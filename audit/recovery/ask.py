@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from audit.bench import Bench
 from audit.config import CaptionChoice, CaptionSettings
 from audit.devices import default_device
+from audit.errors import ConfigError
 from audit.job import Job, Request, resolve
 from audit.progress import Tell, quiet
 from audit.recovery.contrast import heeded
@@ -25,7 +26,7 @@ HEEDED = 0.01  # relative change of the prediction by a caption; below it the mo
 DEFAULT = "default"  # the source of the empty caption, where nothing is known
 
 
-def captions(
+def recover_captions(
     checkpoint: Request | str | Path,
     base: str | None = None,
     *,
@@ -41,8 +42,6 @@ def captions(
     ``words`` are further candidates. They are estimates: no caption is told from them with an error rate. Raises
     AuditError, CheckpointError where captions of its family are not recovered.
     """
-    from audit.errors import ConfigError
-
     if not isinstance(checkpoint, Request):
         if base is None:
             raise ConfigError(f"say which base model {checkpoint} was trained on: sd15, owner/name@COMMIT, a folder")
@@ -51,6 +50,15 @@ def captions(
     job = resolve(checkpoint, "pdq", bench)
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     return recovered(job, opened, bench, settings or checkpoint.recovery, progress or quiet, words)
+
+
+def require_known(asked: CaptionSettings) -> None:
+    """Raise ConfigError where a run over the catalog is to recover captions, which scans alone do."""
+    if asked.choice is CaptionChoice.auto:
+        raise ConfigError(
+            "a run takes captions from the catalog: recover those of a file with 'lora-audit captions', or scan it "
+            "with --captions auto, and leave captions.choice = known here"
+        )
 
 
 def with_captions(job: Job, request: Request, workspace: Workspace, bench: Bench, tell: Tell) -> Job:

@@ -22,6 +22,7 @@ import torch
 from audit.evidence.membership import Level, level_of
 from audit.models.families.base import Condition
 from audit.models.pair import ModelPair
+from audit.recovery.words import IDENTIFIERS
 
 CONTEXTS = (
     "photo of a person", "3d render of an animal", "painting of a landscape", "cartoon of an animal",
@@ -33,6 +34,10 @@ HEARD = (700, 550, 400)  # those of them that count: before, pictures are not to
 BATCH = 64  # predictions at once, fewer where memory runs out
 KEEP = 0.5  # of the words, after each look
 FINALISTS = 64  # words whose way is gone
+PROBED = 40  # identifiers, and as many words of the vocabulary, that tell whether captions matter
+SEEDED = 4  # one finalist of so many comes from the prior alone
+FEWEST = 8  # finalists; a budget for fewer is not spent
+LEAST = 2 * 2 * 2 * PROBED  # evaluations of the probe, at most
 EACH = 2  # evaluations: one by each network
 
 
@@ -137,11 +142,25 @@ def heeded(pair: ModelPair, captions: Sequence[str]) -> list[float]:
     return [float(f"{float((one - empty).norm() / empty.norm().clamp(min=1e-12)):.6g}") for one in others]
 
 
+def spread_of(pair: ModelPair, words: Sequence[str]) -> tuple[float, int]:
+    """How much the distances differ from word to word, and evaluations: the deviation of their logarithms.
+
+    Over identifiers and ``words`` drawn evenly, in two contexts.
+    """
+    even = words[:: max(1, len(words) // PROBED)][:PROBED]
+    probed = list(dict.fromkeys([*IDENTIFIERS[:PROBED], *even]))
+    found = []
+    for number, look in enumerate(looks()[:2]):
+        distances = apart(pair, [in_context(word, look.context) for word in probed], look.share, number)
+        found.append(float(logarithms(distances).std(correction=0)))
+    return sum(found) / len(found), len(found) * EACH * len(probed)
+
+
 @dataclass(frozen=True)
 class Contrast:
     """The words that were looked at to the end, the likeliest first: their numbers and scores [M].
 
-    ``spread`` is the deviation of the logarithms over all words in the first look; None where there was none.
+    ``spread`` says how much captions matter (``spread_of``); None where nothing was looked at.
     """
 
     rows: list[int]
@@ -158,31 +177,39 @@ def contrast(
     """The words that part the predictions most, within ``budget`` evaluations.
 
     Successive halving: after each look the lower half leaves, down to FINALISTS, whose ways are gone at last. ``prior``
-    [W] decides who is looked at where the budget does not reach for all.
+    [W] decides who is looked at where the budget does not reach for all, and names a quarter of the finalists. A budget
+    that is too small is not spent.
     """
     ways = min(budget // 2, len(WAYS) * FINALISTS * ON_A_WAY)
-    finalists = max(1, ways // (len(WAYS) * ON_A_WAY))
+    finalists = ways // (len(WAYS) * ON_A_WAY)
+    if finalists < FEWEST or budget < 2 * LEAST:
+        return Contrast([], torch.empty(0), 0, None, 0)
+    spread, spent = spread_of(pair, words)
+    budget -= spent
     rows = prior.argsort(descending=True, stable=True)[: max(finalists, (budget - ways) // (2 * EACH))]
-    total, spent, done, spread = torch.zeros(len(rows)), 0, 0, None
+    first = rows[: finalists // SEEDED]
+    total, used, done = torch.zeros(len(rows)), 0, 0
     for number, look in enumerate(looks()):
-        if len(rows) <= finalists or spent + EACH * len(rows) > budget - ways:
+        if len(rows) <= finalists or used + EACH * len(rows) > budget - ways:
             break
         captions = [in_context(words[row], look.context) for row in rows.tolist()]
-        found = logarithms(apart(pair, captions, look.share, number))
-        spread = float(found.std(correction=0)) if spread is None else spread
-        total, spent, done = total + standard(found), spent + EACH * len(rows), done + 1
+        total += standard(logarithms(apart(pair, captions, look.share, number)))
+        used, done = used + EACH * len(rows), done + 1
         rows, total = _best(rows, total, max(finalists, round(KEEP * len(rows))))
-        tell(spent, budget)
-    if spent + len(WAYS) * ON_A_WAY * finalists <= budget:
-        rows, _ = _best(rows, total, finalists)
-        total = torch.zeros(len(rows))
-        for number, context in enumerate(WAYS):
-            total += standard(along(pair, [in_context(words[row], context) for row in rows.tolist()], number))
-            spent, done = spent + ON_A_WAY * len(rows), done + 1
-            tell(spent, budget)
-        total /= len(WAYS)
+        tell(used, budget)
+    rows = _finalists(rows, first, finalists)
+    total = torch.zeros(len(rows))
+    for number, context in enumerate(WAYS):
+        total += standard(along(pair, [in_context(words[row], context) for row in rows.tolist()], number)) / len(WAYS)
+        used, done = used + ON_A_WAY * len(rows), done + 1
+        tell(used, budget)
     rows, total = _best(rows, total, len(rows))
-    return Contrast(rows.tolist(), total, done, spread, spent)
+    return Contrast(rows.tolist(), total, done, spread, spent + used)
+
+
+def _finalists(rows: torch.Tensor, first: torch.Tensor, count: int) -> torch.Tensor:
+    """The ``first`` rows, then ``rows`` in their order, each once, so many in all."""
+    return torch.tensor(list(dict.fromkeys([*first.tolist(), *rows.tolist()]))[:count], dtype=torch.long)
 
 
 def _best(rows: torch.Tensor, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 VERSION = 1  # raised when the same model and settings come to give other captions
 KEYWORDS = 50  # that are kept of a ranking
 SHARPNESS = 2.0  # of confidences
-SPREAD = (0.12, 0.15)  # of the logarithms of how far predictions part; on eleven fine-tunes of the embedded model
+SPREAD = (0.12, 0.16)  # of the logarithms of how far predictions part; on eleven fine-tunes of the embedded model
 OUTLASTED = 2.0  # deviations that a word is ahead of those that were left behind
+BACKING = 0.5  # what a deviation by cross attention adds to one by predictions
 SAMPLED = 4  # keywords that are sampled with, each in the contexts that part the predictions most
 SOURCE = "recovered"  # how sources of recovered captions begin
 SUBJECTS = (
@@ -94,7 +95,8 @@ def _by_attention(
     found = contrast(pair, words, prior, asked.evaluations, tell)
     weight = matters(found.spread)
     scores = (1 - weight) * standard(prior)
-    scores[found.rows] += weight * (found.scores + OUTLASTED)
+    backed = BACKING * standard(prior)[found.rows].clamp(min=0)
+    scores[found.rows] += weight * (found.scores + OUTLASTED + backed)
     place = {row: number for number, row in enumerate(prior.argsort(descending=True, stable=True).tolist(), start=1)}
     ends = {row: number for number, row in enumerate(found.rows, start=1)}
     rows = scores.argsort(descending=True, stable=True).tolist()

@@ -16,6 +16,7 @@ from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
 from audit.references.weigh import values_of_decoys
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, set_chances_of
+from audit.report.estimates import Estimates, estimates_of
 from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
@@ -24,7 +25,7 @@ from audit.workspace import Workspace
 WHOLE_ID = 32  # hex digits
 _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
-    "chances set_chances denoised"
+    "chances set_chances denoised recoveries"
 )
 
 
@@ -89,8 +90,8 @@ class AuditFacts:
     references with their error rates, ``set_chances`` whole sets, ``pairings`` the backgrounds that decoys are of.
     ``verdict`` is what follows by the rule and at the rate that were ``asked`` for; ``questions`` tell the sets and
     decoys that it is about from others under the same names. ``denoised`` are pictures of membership, and ``decoys``
-    what the decoys of each set have: cosines to the nearest extraction, and membership scores. ``record`` has the
-    hashes of all of it.
+    what the decoys of each set have: cosines to the nearest extraction, and membership scores. ``estimates`` stand in
+    for what nobody knows, and ``record`` has the hashes of all of it.
     """
 
     row: dict[str, Any]
@@ -112,6 +113,7 @@ class AuditFacts:
     pairings: list[Pairing] = field(default_factory=list)
     denoised: list[Denoised] = field(default_factory=list)
     decoys: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    estimates: Estimates = field(default_factory=Estimates)
     record: Record = field(default_factory=lambda: Record({}, {}, []))
 
     @property
@@ -130,6 +132,7 @@ class AuditFacts:
             "audit": row,
             "checkpoint": checkpoint,
             "captions": self.captions,
+            "estimates": self.estimates.as_json(),
             "reference_sets": self.reference_sets,
             "references": len(self.references),
             "verdict": self.verdict.as_json(),
@@ -285,5 +288,7 @@ def _collected(
         verdict, [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
-        values_of_decoys(connection, audit_id, weighed), record_of(connection, audit_id, names),
+        values_of_decoys(connection, audit_id, weighed),
+        estimates_of(ask, audit_id, checkpoint["identity"], row["base_revision"], captions),
+        record_of(connection, audit_id, names),
     )  # fmt: skip
