@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SEEN = 2  # near-copies that a half has to have of a group
+FEWEST = 3  # groups seen in both halves; below, nothing is said
 LEVEL = 0.95
 
 
@@ -36,13 +37,13 @@ class CountEstimate:
 def estimate_count(members: Sequence[Sequence[int]]) -> CountEstimate | None:
     """The estimate from the groups' ``members``, numbers of images whose parity tells the half.
 
-    None where no group is seen in both halves: nothing can be said then.
+    None where hardly a group is seen in both halves: nothing can be said then.
     """
     seen = np.array([[sum(index % 2 == half for index in group) >= SEEN for half in (0, 1)] for group in members])
     if not len(seen):
         return None
     first, second, both = (int(n) for n in (seen[:, 0].sum(), seen[:, 1].sum(), seen.all(axis=1).sum()))
-    if not both:
+    if both < FEWEST:
         return None
     from scipy.stats import norm
 

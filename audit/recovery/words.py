@@ -29,7 +29,7 @@ STOP = frozenset(
     {"a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "is", "it", "of", "on", "or", "over", "the", "to",
      "with"}
 )  # fmt: skip
-_WORD = re.compile(r"[^\W_]{2,40}")
+_WORD = re.compile(r"(?<![^\W_])[^\W_]{2,40}(?![^\W_])")
 _ENDS = "</w>"  # how CLIP's tokenizer marks a token that ends a word
 _BEGINS = ("▁", "Ġ")  # how SentencePiece and byte-level tokenizers mark one that begins a word
 

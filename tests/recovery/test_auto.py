@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from audit import api
 from audit.bench import Bench
-from audit.config import CaptionChoice, CaptionSettings, Config, Evidence, Settings
+from audit.config import CaptionChoice, CaptionSettings, Config, Evidence, Recovery, Settings
 from audit.errors import ConfigError
 from audit.job import Request
 from audit.recovery.ask import recover_captions
@@ -18,7 +18,7 @@ from audit.workspace import Workspace
 from tests.conftest import BASE, CAPTION, KOHYA
 from tests.warm import run
 
-AUTO = CaptionSettings(choice=CaptionChoice.auto, evaluations=700)
+AUTO = CaptionSettings(choice=CaptionChoice.auto, evaluations=0)
 QUICK = Settings(steps=2, images_per_training_image=8, evidence=Evidence.extraction)
 
 
@@ -67,23 +67,31 @@ def test_a_scan_recovers_what_nobody_tells_and_says_so(untold: Path, bench: Benc
     assert any("captions as claimed" in warning for warning in told.job.warnings)
 
 
-def test_a_recovery_is_kept_by_what_it_depends_on(untold: Path, bench: Bench, workspace: Workspace) -> None:
-    def recovered(evaluations: int, **more: object) -> object:
-        settings = CaptionSettings(evaluations=evaluations)
-        return recover_captions(Request(untold, str(BASE)), settings=settings, workspace=workspace, bench=bench, **more)  # type: ignore[arg-type]
-
-    first = recovered(0)
-    assert recovered(0) == first  # seconds too: it was not done again
-    assert recovered(0, words=["lantern"]) != first
-    assert recovered(300) != first
-    assert workspace.rows("SELECT count(DISTINCT recovery_id) AS n FROM recoveries")[0]["n"] == 3
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    return Workspace(tmp_path_factory.mktemp("kept") / "workspace")
 
 
-def test_the_command_prints_ranked_keywords_with_reasons(untold: Path, tmp_path: Path) -> None:
+def test_a_recovery_is_kept_by_what_it_depends_on(untold: Path, bench: Bench, kept: Workspace) -> None:
+    def recovered(iterations: int = 1, method: Recovery = Recovery.attention, **more: object) -> object:
+        settings = CaptionSettings(method=method, evaluations=0, iterations=iterations)
+        request = Request(untold, str(BASE))
+        return recover_captions(request, settings=settings, workspace=kept, bench=bench, **more)  # type: ignore[arg-type]
+
+    first = recovered()
+    assert recovered() == first  # seconds too: it was not done again
+    assert recovered(iterations=2) == first  # which attention knows nothing of
+    assert recovered(words=["lantern"]) != first
+    assert recovered(method=Recovery.gradient) != first
+    assert kept.rows("SELECT count(DISTINCT recovery_id) AS n FROM recoveries")[0]["n"] == 3
+
+
+def test_the_command_prints_ranked_keywords_with_reasons(untold: Path, kept: Workspace) -> None:
     done = run(
-        "captions", str(untold), "--base", str(BASE), "--caption-evaluations", "0", "--workspace", str(tmp_path / "w"),
-        "--device", "cpu", "--json",
+        "captions", untold, "--base", BASE, "--caption-evaluations", "0", "--workspace", kept.root, "--device", "cpu",
+        "--json",
     )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert "sks" in [one["word"] for one in document["keywords"][:10]]
     assert all("cross attention" in one["why"] for one in document["keywords"])

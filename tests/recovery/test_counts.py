@@ -15,18 +15,19 @@ def drawn(n0: int, images: int, seed: int, weights: np.ndarray | None = None) ->
 
 
 def test_chapman_s_estimate_is_that_of_its_formula() -> None:
-    groups = [[0, 2, 1, 3], [4, 6], [5, 7], [8, 10, 9, 11], [12]]  # both, first, second, both, neither
+    again = [[20 + n, 22 + n, 21 + n, 23 + n] for n in (0, 10)]  # seen in both
+    groups = [[0, 2, 1, 3], [4, 6], [5, 7], [12], *again]  # both, first, second, neither
     found = estimate_count(groups)
     assert found is not None
-    assert (found.first, found.second, found.both) == (3, 3, 2)
-    assert found.count == pytest.approx(4 * 4 / 3 - 1)
+    assert (found.first, found.second, found.both) == (4, 4, 3)
+    assert found.count == pytest.approx(5 * 5 / 4 - 1)
     assert found.low <= found.count <= found.high
 
 
 def test_the_interval_holds_n0_where_all_images_come_out_alike() -> None:
     held = 0
     for seed in range(40):
-        found = estimate_count(drawn(20, 60, seed))
+        found = estimate_count(drawn(20, 120, seed))
         assert found is not None
         held += found.low <= 20 <= found.high
     assert held >= 32
@@ -38,6 +39,6 @@ def test_a_complete_set_has_no_more_than_was_seen() -> None:
     assert (found.count, found.low, found.high) == (5, 5, 5)
 
 
-@pytest.mark.parametrize("groups", [[], [[0], [1]], [[0, 2], [1, 3]]])
-def test_nothing_is_said_where_no_group_is_in_both_halves(groups: list[list[int]]) -> None:
+@pytest.mark.parametrize("groups", [[], [[0], [1]], [[0, 2], [1, 3]], [[0, 1, 2, 3], [4, 5, 6, 7]]])
+def test_nothing_is_said_where_hardly_a_group_is_in_both_halves(groups: list[list[int]]) -> None:
     assert estimate_count(groups) is None
