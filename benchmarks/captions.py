@@ -6,7 +6,8 @@
 For every fine-tune (those of testbed/captioned.py that are there, and the three shipped ones, in which the caption
 matters little): the rank of the trigger among all candidate words by cross attention alone, with predictions, and by
 the paper's gradient, with evaluations and seconds; then AS and A-ESR of scans with the recovered captions, the true
-ones, the empty one, and a wrong one. ``--quick``: two fine-tunes, few iterations, no scans.
+ones, the empty one, and a wrong one. Rows that the JSON file has are kept: a stopped run goes on. ``--quick``: two
+fine-tunes, few iterations, no scans.
 """
 
 from __future__ import annotations
@@ -107,9 +108,17 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             method: sum((row["ranks"][method]["rank"] or 10**9) <= FIRST for row in group) / len(group)
             for method in group[0]["ranks"]
         }
-        kinds = group[0].get("scores", {})
-        scores = {kind: sum(row["scores"][kind]["as"] for row in group) / len(group) for kind in kinds}
-        found.append({"matters": matters, "fine_tunes": len(group), "among_first": first, "mean_as": scores})
+        scored = [row["scores"] for row in group if "scores" in row]
+        scores = {kind: sum(one[kind]["as"] for one in scored) / len(scored) for kind in (scored[0] if scored else ())}
+        found.append(
+            {
+                "matters": matters,
+                "fine_tunes": len(group),
+                "among_first": first,
+                "scanned": len(scored),
+                "mean_as": scores,
+            }
+        )
     return found
 
 
@@ -118,6 +127,7 @@ def main(
     checkpoints: Annotated[Path, typer.Option(help="Where testbed.captioned has left its fine-tunes.")] = TRAINED,
     iterations: Annotated[int, typer.Option(help="Iterations of the gradient.")] = 1000,
     images: Annotated[int, typer.Option(help="Images of a training image in the scans.")] = 6,
+    scans: Annotated[int, typer.Option(help="Of how many fine-tunes scans are made, too.")] = 100,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows as JSON.")] = None,
 ) -> None:
     """Measure, and print a line a fine-tune."""
@@ -129,14 +139,15 @@ def main(
     methods["gradient"] = gradient
     if quick:
         methods["attention and predictions"] = CaptionSettings(evaluations=500)
-    rows = []
+    rows = json.loads(json_file.read_text())["rows"] if json_file and json_file.is_file() else []
+    known = {row["name"] for row in rows}
     with tempfile.TemporaryDirectory() as folder:
         workspace, bench = Workspace(Path(folder) / "workspace"), Bench("cpu")
-        for one in chosen:
+        for one in (one for one in chosen if one.name not in known):
             started = time.monotonic()
             row: dict[str, Any] = {"name": one.name, "trigger": one.trigger, "matters": one.matters}
             row["ranks"] = ranks(one, methods, bench, workspace)
-            if not quick:
+            if not quick and len(rows) < scans:
                 recovered = row["ranks"]["attention and predictions"]["captions"]
                 kinds = {"recovered": recovered, "true": one.captions[:8], "empty": [""], "wrong": WRONG}
                 row["scores"] = {

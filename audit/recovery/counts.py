@@ -54,4 +54,5 @@ def estimate_count(members: Sequence[Sequence[int]]) -> CountEstimate | None:
     if unseen <= 0 or variance <= 0:
         return CountEstimate(count, float(known), float(max(known, count)), first, second, both)
     factor = float(np.exp(norm.ppf((1 + LEVEL) / 2) * np.sqrt(np.log1p(variance / unseen**2))))
-    return CountEstimate(count, known + unseen / factor, known + unseen * factor, first, second, both)
+    low, high = np.floor(known + unseen / factor), np.ceil(known + unseen * factor)  # N is a whole number
+    return CountEstimate(count, float(low), float(high), first, second, both)
