@@ -18,8 +18,8 @@ SHOWN = 20  # keywords
 
 
 @configured(
-    "captions.evaluations", "captions.iterations", "settings.seed", "settings.lora_scale", "settings.adapter",
-    "settings.resolution", "settings.precision", "run.device", "workspace", method="captions.method",
+    "captions.method", "captions.evaluations", "captions.iterations", "settings.seed", "settings.lora_scale",
+    "settings.adapter", "settings.resolution", "settings.precision", "run.device", "workspace",
 )  # fmt: skip
 def captions(
     config: Config,

@@ -48,12 +48,14 @@ def attention_scores(
     before = _values(getattr(pair.base, pair.architecture.denoiser))
     after = _values(getattr(pair.tuned, pair.architecture.denoiser))
     weights = [(before[name].weight.float(), after[name].weight.float()) for name in before]
+    shared = all(getattr(pair.base, one) is getattr(pair.tuned, one) for one in _text_parts(pair))
     empty = [pair.encode([""], tuned).states.float() for tuned in (False, True)]
     lengths = token_counts(pair, words)
     found = torch.empty(len(words))
     for start in range(0, len(words), ROWS):
         some = slice(start, start + ROWS)
-        base, tuned = (pair.encode(words[some], side).states.float() for side in (False, True))
+        base = pair.encode(words[some], False).states.float()
+        tuned = base if shared else pair.encode(words[some], True).states.float()
         places = torch.arange(base.shape[1])[None]
         own = ((places > 0) & (places <= lengths[some, None])).to(base.device)
         moved = ((tuned - empty[1]).square().sum(2) * own).sum(1) / own.sum(1)
@@ -64,6 +66,10 @@ def attention_scores(
         found[some] = (change.sqrt() / moved.clamp(min=1e-12).sqrt().sqrt()).cpu()
         tell(min(start + ROWS, len(words)), len(words))
     return found
+
+
+def _text_parts(pair: ModelPair) -> tuple[str, ...]:
+    return (*pair.architecture.encoders, *pair.architecture.tokenizers)
 
 
 def token_counts(pair: ModelPair, words: Sequence[str]) -> torch.Tensor:
