@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from audit.api import run as run
     from audit.api import scan as scan
     from audit.bench import Bench as Bench
+    from audit.config import CaptionSettings as CaptionSettings
     from audit.config import Config as Config
     from audit.config import Settings as Settings
     from audit.config import load_config as load_config
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from audit.errors import WorkspaceError as WorkspaceError
     from audit.job import Job as Job
     from audit.job import Request as Request
+    from audit.recovery.ask import recover_captions as recover_captions
+    from audit.recovery.recover import Recovered as Recovered
     from audit.upkeep import failures as failures
     from audit.upkeep import status as status
     from audit.upkeep import verify as verify
@@ -59,7 +62,7 @@ for _name, _value in _SILENT.items():
 _FROM = {
     "audit.api": ("Compared", "Result", "add_references", "inspect", "match", "run", "scan"),
     "audit.bench": ("Bench",),
-    "audit.config": ("Config", "Settings", "load_config"),
+    "audit.config": ("CaptionSettings", "Config", "Settings", "load_config"),
     "audit.custody.again": ("Reproduced", "reproduce"),
     "audit.custody.check": ("verify_report",),
     "audit.custody.findings": ("Verified",),
@@ -71,6 +74,8 @@ _FROM = {
         "DeviceMemoryError", "NoEffectError", "NotFiniteError", "ReferenceSetError", "SamplingError", "WorkspaceError",
     ),
     "audit.job": ("Job", "Request"),
+    "audit.recovery.ask": ("recover_captions",),
+    "audit.recovery.recover": ("Recovered",),
     "audit.upkeep": ("failures", "status", "verify"),
     "audit.workspace": ("Workspace",),
 }  # fmt: skip

@@ -86,6 +86,22 @@ CAPTIONS = table_schema(
     ("seen_at", pa.timestamp("us", "UTC"), "equals seen_at of the item's row"),
 )
 
+RECOVERIES = table_schema(
+    "Captions and keywords that were recovered from a model itself, because nobody told them: estimates, no facts.",
+    ("recovery_id", pa.string(), "hash of what the result depends on: network, base, words, method and budget"),
+    ("identity", pa.string(), "the network, as in checkpoints"),
+    ("base_revision", pa.string(), "the base model it was compared with"),
+    ("method", pa.string(), "attention or gradient"),
+    ("kind", pa.string(), "keyword, or caption: what is sampled with"),
+    ("rank", pa.int32(), "1 is the likeliest of its kind"),
+    ("text", pa.string(), "the word or the caption"),
+    ("confidence", pa.float64(), "0 to 1, to rank by: a share of all candidates' weight, no measured probability"),
+    ("score", pa.float64(), "what it is ranked by: standard deviations above the mean candidate"),
+    ("why", pa.string(), "what the score was measured on, in words"),
+    ("evaluations", pa.int64(), "network evaluations that the whole recovery took"),
+    ("seconds", pa.float64(), "wall time of the whole recovery, s"),
+)
+
 ASKED = table_schema(
     "When a source was asked again about items it had listed before (catalog refresh); rows are only added.",
     ("item_id", pa.string(), "joins checkpoints"),

@@ -106,3 +106,17 @@ class Prompts(StrEnum):
     missing = "missing"
     always = "always"
     never = "never"
+
+
+class CaptionChoice(StrEnum):
+    """Where captions come from that the user has not given."""
+
+    known = "known"
+    auto = "auto"
+
+
+class Recovery(StrEnum):
+    """How captions are recovered that nobody has told."""
+
+    attention = "attention"
+    gradient = "gradient"

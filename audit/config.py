@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from audit.choices import BaseCaption as BaseCaption
+from audit.choices import CaptionChoice as CaptionChoice
 from audit.choices import Clustering as Clustering
 from audit.choices import Compile as Compile
 from audit.choices import EngineName as EngineName
@@ -25,6 +26,7 @@ from audit.choices import Method as Method
 from audit.choices import Precision as Precision
 from audit.choices import Priority as Priority
 from audit.choices import Prompts as Prompts
+from audit.choices import Recovery as Recovery
 from audit.choices import Rule as Rule
 from audit.choices import Solver as Solver
 from audit.choices import StoredImages as StoredImages
@@ -144,6 +146,30 @@ class VerdictSettings(_Checked):
 
 
 @dataclass(frozen=True)
+class CaptionSettings(_Checked):
+    """Where captions come from that nobody has given. They go into an audit's id themselves."""
+
+    choice: CaptionChoice = _setting(
+        CaptionChoice.known,
+        "known: the catalog's or the metadata's. auto: where there are none, or where the model does not heed them, "
+        "they are recovered from the model.",
+        option="captions",
+    )  # fmt: skip
+    method: Recovery = _setting(
+        Recovery.attention,
+        "attention (what fine-tuning has changed for each word, then phrases by prediction) or gradient (the paper's).",
+        option="caption-method",
+    )  # fmt: skip
+    evaluations: int = _setting(
+        5000, "Network evaluations for ranking words by attention; choosing captions of the first takes 384 more.",
+        option="caption-evaluations", min=0, max=10_000_000,
+    )  # fmt: skip
+    iterations: int = _setting(
+        1000, "Iterations of recovery by gradient.", option="caption-iterations", min=1, max=100_000
+    )
+
+
+@dataclass(frozen=True)
 class RunSettings(_Checked):
     """How audits are gone about. None of this changes a result."""
 
@@ -239,6 +265,9 @@ class Config:
     )
     settings: Settings = _setting(None, "What changes the result of an audit.", default_factory=Settings)
     verdict: VerdictSettings = _setting(None, "What counts as a match.", default_factory=VerdictSettings)
+    captions: CaptionSettings = _setting(
+        None, "Where captions come from that nobody has given.", default_factory=CaptionSettings
+    )
     run: RunSettings = _setting(None, "How audits are gone about.", default_factory=RunSettings)
     crawl: CrawlSettings = _setting(None, "How sources are asked.", default_factory=CrawlSettings)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.claims.captions import N0, Caption, choose_captions, choose_n0
-from audit.config import Evidence, Settings
+from audit.config import CaptionSettings, Evidence, Settings
 from audit.descriptors.facts import DescriptorFacts
 from audit.errors import ConfigError
 from audit.models.trained import Training, training_of
@@ -29,7 +29,8 @@ ALGORITHM_VERSION = 6  # raised when the same settings come to give another resu
 class Request:
     """What a user asks for: one checkpoint, its base, and perhaps captions and the number of training images.
 
-    ``name`` and ``known_...`` are what the catalog has; they stand back behind what the user says.
+    ``name`` and ``known_...`` are what the catalog has; they stand back behind what the user says. ``recovery`` says
+    whether captions are recovered from the model where nobody knows them.
     """
 
     checkpoint: Path | str
@@ -43,6 +44,7 @@ class Request:
     known_captions: list[Caption] = field(default_factory=list)
     known_n0: N0 | None = None
     known_warnings: list[str] = field(default_factory=list)
+    recovery: CaptionSettings = field(default_factory=CaptionSettings)
 
 
 @dataclass(frozen=True)

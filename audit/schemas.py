@@ -10,6 +10,7 @@ import pyarrow as pa
 from audit.catalog_schemas import ASKED as ASKED
 from audit.catalog_schemas import CAPTIONS as CAPTIONS
 from audit.catalog_schemas import CHECKPOINTS as CHECKPOINTS
+from audit.catalog_schemas import RECOVERIES as RECOVERIES
 from audit.columns import table_schema as _schema
 from audit.study.tables import FINE_TUNES, QUALITY, STUDIES, STUDY_CELLS
 
@@ -17,12 +18,7 @@ VECTOR = pa.list_(pa.float32())
 PDQ = pa.binary(32)
 
 SAMPLED_CAPTION = pa.struct(
-    [
-        pa.field("caption", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("truncated", pa.bool_()),
-        pa.field("images", pa.int32()),
-    ]
+    {"caption": pa.string(), "source": pa.string(), "truncated": pa.bool_(), "images": pa.int32()}
 )
 
 AUDITS = _schema(
@@ -327,6 +323,7 @@ FAILURES = _schema(
 TABLES: dict[str, pa.Schema] = {
     "checkpoints": CHECKPOINTS,
     "captions": CAPTIONS,
+    "recoveries": RECOVERIES,
     "asked": ASKED,
     "audits": AUDITS,
     "generations": GENERATIONS,

@@ -19,7 +19,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -95,6 +95,16 @@ def class_pictures(base: Path, name: str, steps: int = 25, guidance: float = 2.5
     return np.load(cached)
 
 
+class Taught(Protocol):
+    """Batches of latents and of the token ids of their captions: training pictures, and class pictures."""
+
+    def training(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next training pictures and captions."""
+
+    def regular(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next class pictures and their caption."""
+
+
 class Lessons:
     """Batches of latents [B, 8, 16, 16] with the token ids [B, 32] of their captions, for one recipe.
 
@@ -132,7 +142,7 @@ class Lessons:
 
 
 def train(
-    recipe: Recipe, pipeline: StableDiffusionPipeline, lessons: Lessons, steps: int, rate: float, state_file: Path
+    recipe: Recipe, pipeline: StableDiffusionPipeline, lessons: Taught, steps: int, rate: float, state_file: Path
 ) -> None:
     """Train the adapters of ``pipeline``; a class picture weighs as much as a training picture."""
     unet, text_encoder = pipeline.unet, pipeline.text_encoder

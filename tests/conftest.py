@@ -43,6 +43,8 @@ SLOW = (
     "engine/test_run.py",
     "engine/test_stages.py",
     "engine/test_tokens.py",
+    "recovery/test_auto.py",
+    "recovery/test_recover.py",
     "references/test_denoised.py",
     "sampling/test_compile.py",
     "sampling/test_memory.py",

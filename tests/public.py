@@ -146,6 +146,7 @@ def _run_all(folder: Path) -> Iterator[tuple[str, Any]]:
     where = ("--workspace", str(folder / "workspace"))
 
     yield "inspect", call("inspect", lora, "--base", BASE)
+    yield "captions", call("captions", lora, "--base", BASE, "--caption-evaluations", 0, "--device", "cpu", *where)
     yield "crawl folder", call("crawl", "folder", uploads, *where)
     yield "estimate", call("estimate", "--family", "sd15", "--device", "l4", "--usd-per-hour", "1", *where)
     yield "catalog", call("catalog", *where)

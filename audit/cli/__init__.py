@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from audit.cli import (
+    captions,
     catalog,
     crawl,
     custody,
@@ -74,6 +75,7 @@ def everywhere(
 
 app.command("scan")(scan.scan)
 app.command("inspect")(inspect.inspect)
+app.command("captions")(captions.captions)
 app.command("demo")(demo.demo)
 app.command("report")(report.report)
 app.command("match")(match.match)

@@ -26,6 +26,7 @@ Command = Callable[..., None]
 PANELS = {
     "settings": "Settings (all of them are part of the audit's id)",
     "verdict": "What counts as a match (nothing is sampled again for another)",
+    "captions": "Captions that nobody has given (scan)",
     "run": "How it goes about the work",
     "crawl": "How the source is asked",
 }

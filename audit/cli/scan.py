@@ -161,8 +161,8 @@ def finish(result: Result, as_json: bool) -> None:
 
 
 @configured(
-    "references", "descriptor", "settings.*", "verdict.*", "run.device", "run.batch_size", "run.compile", "run.latents",
-    "workspace", "operator", "signing_key",
+    "references", "descriptor", "settings.*", "verdict.*", "captions.*", "run.device", "run.batch_size", "run.compile",
+    "run.latents", "workspace", "operator", "signing_key",
 )  # fmt: skip
 def scan(
     config: Config,
@@ -228,7 +228,9 @@ def scan(
     from audit.job import Request
 
     custody = custody_of(config)
-    request = Request(Path(file), base, base_config, caption or [], caption_file, n0, config.settings)
+    request = Request(
+        Path(file), base, base_config, caption or [], caption_file, n0, config.settings, recovery=config.captions
+    )
     with progress_display(console()) as progress:
         result = api.scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,

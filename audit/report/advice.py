@@ -106,7 +106,10 @@ def _better_sampling(facts: AuditFacts) -> list[str]:
     if any("of family" in one for one in row["warnings"]):
         found.append("Check the base model: file and base are of different families, as is said above.")
     if any(one["source"] == "default" for one in facts.captions):
-        found.append("Give a caption that it was trained with (--caption): without one less is found.")
+        found.append(
+            "Give a caption that it was trained with (--caption), or let captions be recovered from the model "
+            "(--captions auto): without one less is found."
+        )
     if any(one["truncated"] for one in facts.captions):
         found.append("Give shorter captions: the text encoder has not seen the end of one.")
     if row["training_images_source"] == "default":

@@ -16,6 +16,7 @@ from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of, unnamed
 from audit.report.control import DrawnAlone, drawn_alone_of
+from audit.report.estimates import Estimates, estimates_of
 from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
@@ -24,7 +25,7 @@ from audit.workspace import Workspace
 WHOLE_ID = 32  # hex digits
 _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
-    "chances set_chances denoised control_generations"
+    "chances set_chances denoised control_generations recoveries"
 )
 
 
@@ -98,9 +99,9 @@ class AuditFacts:
     references with their error rates, ``set_chances`` whole sets, ``pairings`` the backgrounds that decoys are of.
     ``verdict`` is what follows by the rule and at the rate that were ``asked`` for; ``questions`` tell the sets and
     decoys that it is about from others under the same names. ``denoised`` are pictures of membership, and ``decoys``
-    what the decoys of each set have: cosines to the nearest extraction, and membership scores. ``record`` has the
-    hashes of all of it, and ``control_generations`` says how many pictures of the base alone there are, of which
-    ``drawn_alone`` are those that are as near to a reference as what came out.
+    what the decoys of each set have: cosines to the nearest extraction, and membership scores. ``estimates`` stand in
+    for what nobody knows, and ``record`` has the hashes of all of it. ``control_generations`` says how many pictures of
+    the base alone there are, of which ``drawn_alone`` are those that are as near to a reference as what came out.
     """
 
     row: dict[str, Any]
@@ -122,6 +123,7 @@ class AuditFacts:
     pairings: list[Pairing] = field(default_factory=list)
     denoised: list[Denoised] = field(default_factory=list)
     decoys: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    estimates: Estimates = field(default_factory=Estimates)
     record: Record = field(default_factory=lambda: Record({}, {}, []))
     control_generations: int = 0
     drawn_alone: list[DrawnAlone] = field(default_factory=list)
@@ -142,6 +144,7 @@ class AuditFacts:
             "audit": row,
             "checkpoint": checkpoint,
             "captions": self.captions,
+            "estimates": self.estimates.as_json(),
             "reference_sets": self.reference_sets,
             "references": len(self.references),
             "verdict": self.verdict.as_json(),
@@ -302,6 +305,7 @@ def _collected(
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
         {one.reference_set: (one.decoy_similarities or [], one.decoy_scores or []) for one in set_chances},
+        estimates_of(ask, audit_id, checkpoint["identity"], row["base_revision"], captions),
         record_of(connection, audit_id, names, lines), control["n"],
         drawn_alone_of(ask, audit_id, row["descriptor"], verdict.common),
     )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Captions that nobody told: read out of what fine-tuning has changed."""

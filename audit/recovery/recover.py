@@ -1,0 +1,154 @@
+"""Captions recovered from a model that nobody has told them of: ranked keywords, and the captions to sample with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from audit.claims.captions import MAX_CAPTIONS, Caption
+from audit.config import CaptionSettings, Recovery
+from audit.models.families.stable_diffusion import StableDiffusion
+from audit.recovery.attention import attention_scores, require_cross_attention
+from audit.recovery.contrast import ON_A_WAY, along, contrast, in_context, standard
+from audit.recovery.gradient import climb, nearest_words
+from audit.recovery.words import vocabulary
+
+if TYPE_CHECKING:
+    from audit.models.pair import ModelPair
+
+VERSION = 1  # raised when the same model and settings come to give other captions
+KEYWORDS = 50  # that are kept of a ranking
+SHARPNESS = 2.0  # of confidences
+SPREAD = (0.12, 0.16)  # of the logarithms of how far predictions part; on eleven fine-tunes of the embedded model
+OUTLASTED = 2.0  # deviations that a word is ahead of those that were left behind
+BACKING = 0.5  # what a deviation by cross attention adds to one by predictions
+SAMPLED = 4  # keywords that are sampled with, each in the contexts that part the predictions most
+SOURCE = "recovered"  # how sources of recovered captions begin
+SUBJECTS = (
+    "photo of a person", "photo of an animal", "photo of food", "photo of a building", "photo of an object",
+    "3d render of an animal", "3d render of an object", "painting of a person", "painting of a landscape",
+    "portrait of a person", "cartoon of an animal", "drawing of an object",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A word of the ranking: ``score`` in standard deviations above the mean candidate, ``confidence`` 0 to 1.
+
+    The confidence is a word's share of exp(2 score) over all candidates: to rank by, no probability.
+    """
+
+    word: str
+    score: float
+    confidence: float
+    why: str
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What was found: keywords, the likeliest first, captions to sample with, and what it cost."""
+
+    method: str
+    keywords: list[Keyword]
+    captions: list[Caption]
+    words: int
+    evaluations: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as ``lora-audit captions --json`` prints them."""
+        return {
+            "method": self.method, "words": self.words, "evaluations": self.evaluations, "seconds": self.seconds,
+            "keywords": [vars(one) for one in self.keywords], "captions": [vars(one) for one in self.captions],
+        }  # fmt: skip
+
+
+def candidates(pair: ModelPair, metadata: Mapping[str, str], more: Sequence[str] = ()) -> list[str]:
+    """The words that a caption may be made of. Raises CheckpointError where captions are not recovered at all."""
+    require_cross_attention(pair)
+    tokenizers = [getattr(pair.tuned, name) for name in pair.architecture.tokenizers]
+    return vocabulary(tokenizers, metadata, [*more, *pair.tokens])
+
+
+def recover(
+    pair: ModelPair, words: Sequence[str], asked: CaptionSettings, seed: int = 0,
+    tell: Callable[[int, int], None] = lambda done, total: None,
+) -> Recovered:  # fmt: skip
+    """Rank ``words`` by the method that is asked for; the same for a seed. Raises CheckpointError."""
+    require_cross_attention(pair)
+    started = time.monotonic()
+    by = _by_gradient if asked.method is Recovery.gradient else _by_attention
+    keywords, spent = by(pair, words, asked, seed, tell)
+    captions, more = _captions(pair, keywords, asked)
+    seconds = round(time.monotonic() - started, 3)
+    return Recovered(str(asked.method), keywords, captions, len(words), spent + more, seconds)
+
+
+def _by_attention(
+    pair: ModelPair, words: Sequence[str], asked: CaptionSettings, seed: int, tell: Callable[[int, int], None]
+) -> tuple[list[Keyword], int]:
+    prior = attention_scores(pair, words)
+    found = contrast(pair, words, prior, asked.evaluations, tell)
+    weight = matters(found.spread)
+    scores = (1 - weight) * standard(prior)
+    backed = BACKING * standard(prior)[found.rows].clamp(min=0)
+    scores[found.rows] += weight * (found.scores + OUTLASTED + backed)
+    place = {row: number for number, row in enumerate(prior.argsort(descending=True, stable=True).tolist(), start=1)}
+    ends = {row: number for number, row in enumerate(found.rows, start=1)}
+    rows = scores.argsort(descending=True, stable=True).tolist()
+    whys = [
+        f"place {place[row]} of {len(words)} by the change of cross attention's values, "
+        + (f"{ends[row]} of {len(ends)} by predictions" if row in ends else "left behind by predictions")
+        for row in rows
+    ]
+    return _keywords(words, rows, scores[rows], whys), found.evaluations
+
+
+def matters(spread: float | None) -> float:
+    """The weight of predictions beside cross attention, 0 to 1, by how much captions matter to the model.
+
+    Where they do not (``spread`` under SPREAD[0]), fine-tuning parts the predictions whatever is asked.
+    """
+    if spread is None:
+        return 0.0
+    return min(1.0, max(0.0, (spread - SPREAD[0]) / (SPREAD[1] - SPREAD[0])))
+
+
+def _by_gradient(
+    pair: ModelPair, words: Sequence[str], asked: CaptionSettings, seed: int, tell: Callable[[int, int], None]
+) -> tuple[list[Keyword], int]:
+    if not isinstance(pair.architecture, StableDiffusion):  # pragma: no cover - cross attention alone gets here
+        raise TypeError(pair.architecture.name)
+    soft = climb(pair, asked.iterations, seed, tell)
+    near = nearest_words(pair, soft.vectors, words)
+    rows = near.argsort(descending=True, stable=True).tolist()
+    whys = [f"cosine {float(near[row]):.2f} to a prompt found by {asked.iterations} iterations" for row in rows]
+    return _keywords(words, rows, standard(near)[rows], whys), soft.evaluations
+
+
+def _keywords(words: Sequence[str], rows: Sequence[int], scores: torch.Tensor, whys: Sequence[str]) -> list[Keyword]:
+    shares = torch.softmax(SHARPNESS * scores, 0)
+    return [
+        Keyword(words[row], round(float(score), 4), round(float(share), 4), why)
+        for row, score, share, why in list(zip(rows, scores, shares, whys, strict=True))[:KEYWORDS]
+    ]
+
+
+def _captions(pair: ModelPair, keywords: Sequence[Keyword], asked: CaptionSettings) -> tuple[list[Caption], int]:
+    """The first keywords, each in the two contexts in which the predictions part most; and evaluations."""
+    chosen = keywords[:SAMPLED]
+    if not chosen:
+        return [], 0
+    texts = [in_context(one.word, context) for one in chosen for context in SUBJECTS]
+    by_context = along(pair, texts).reshape(len(chosen), len(SUBJECTS))
+    each = MAX_CAPTIONS // SAMPLED
+    found = []
+    for row, one in enumerate(chosen):
+        for column in by_context[row].argsort(descending=True, stable=True)[:each].tolist():
+            text = in_context(one.word, SUBJECTS[column])
+            found.append(Caption(text, f"{SOURCE} by {asked.method}", round(one.confidence / each, 4)))
+    return found, ON_A_WAY * len(texts)
