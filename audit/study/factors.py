@@ -60,7 +60,7 @@ class Knowledge(StrEnum):
     """What the auditor knows of the captions.
 
     known: those of the training pictures; wrong: those of another set; empty: the empty caption; unknown: no caption is
-    given, and the audit takes what it finds itself.
+    given, and the audit recovers some from the model.
     """
 
     known = "known"

@@ -20,7 +20,7 @@ import torch
 from audit.api import add_references, scan
 from audit.bench import Bench
 from audit.claims.captions import Caption
-from audit.config import Rule, StoredImages
+from audit.config import CaptionChoice, CaptionSettings, Rule, StoredImages
 from audit.descriptors.base import stacked
 from audit.engine.local import run_stages
 from audit.engine.work import Place, kind_of, reason_of
@@ -29,6 +29,7 @@ from audit.job import Request, resolve
 from audit.models.base import BaseLocation, load_base
 from audit.models.checkpoint import open_checkpoint
 from audit.progress import Tell, quiet
+from audit.recovery.ask import with_captions
 from audit.references import ReferenceSets
 from audit.stages import Cluster, Sample, Scores
 from audit.states import Cause, Known, SetKind
@@ -185,8 +186,9 @@ def _audit(unit: Unit, cell: Cell, key: str, path: Path, place: Place, tell: Tel
         path, unit.base, study.base_config, captions=_captions(unit, audit), n0=len(few_shot.training),
         settings=settings_of(study, audit), name=f"{few_shot.name}-{unit.training.method}-{key[:8]}",
         known_captions=[Caption("", "study")] if audit.captions is Knowledge.empty else [],
+        recovery=CaptionSettings(CaptionChoice.auto if audit.captions is Knowledge.unknown else CaptionChoice.known),
     )  # fmt: skip
-    job = resolve(request, study.descriptor, place.bench)
+    job = with_captions(resolve(request, study.descriptor, place.bench), request, place.workspace, place.bench, tell)
     pictures = {Known.training: few_shot.training, Known.control: few_shot.control}
     scores = [Scores(kind, [one.open() for one in some]) for kind, some in pictures.items() if some]
     run_stages([Sample(), Cluster(), *scores], job, place, tell)
