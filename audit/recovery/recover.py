@@ -25,7 +25,6 @@ KEYWORDS = 50  # that are kept of a ranking
 SHARPNESS = 2.0  # of confidences
 SPREAD = (0.12, 0.16)  # of the logarithms of how far predictions part; on eleven fine-tunes of the embedded model
 OUTLASTED = 2.0  # deviations that a word is ahead of those that were left behind
-BACKING = 0.5  # what a deviation by cross attention adds to one by predictions
 SAMPLED = 4  # keywords that are sampled with, each in the contexts that part the predictions most
 SOURCE = "recovered"  # how sources of recovered captions begin
 SUBJECTS = (
@@ -95,8 +94,7 @@ def _by_attention(
     found = contrast(pair, words, prior, asked.evaluations, tell)
     weight = matters(found.spread)
     scores = (1 - weight) * standard(prior)
-    backed = BACKING * standard(prior)[found.rows].clamp(min=0)
-    scores[found.rows] += weight * (found.scores + OUTLASTED + backed)
+    scores[found.rows] += weight * (found.scores + OUTLASTED)
     place = {row: number for number, row in enumerate(prior.argsort(descending=True, stable=True).tolist(), start=1)}
     ends = {row: number for number, row in enumerate(found.rows, start=1)}
     rows = scores.argsort(descending=True, stable=True).tolist()
