@@ -198,7 +198,7 @@ def hash_lookups(number: int, asked: int, checked: int, rng: np.random.Generator
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         shapes = {name: one for name, one in store._shapes(number, 1, number).items() if name in Parts.__annotations__}
-        maps = store._maps(Path(folder), shapes, "w+")
+        maps = store._maps(Path(folder), shapes, "r+")
         for part in range(len(maps["starts"])):
             maps["starts"][part], maps["others"][part], maps["order"][part] = build_part(hashes, part)
         build_s = time.perf_counter() - started

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit.errors import ReferenceSetError
+from audit.errors import ReferenceSetError, WorkspaceError
 from audit.references.index import Bank, forget, open_bank, store
 from audit.references.index.hashes import BRUTE, build_parts, packed
 from audit.references.index.quantized import quantized
@@ -194,6 +196,27 @@ def test_a_damaged_index_is_made_again(workspace: Workspace, vectors: np.ndarray
     after = opened(workspace).nearest(vectors[:5], 3)
     assert after.row.tolist() == before.row.tolist()
     assert after.similarity.tolist() == before.similarity.tolist()
+
+
+def test_a_full_disk_is_an_error_in_words_and_leaves_nothing(
+    workspace: Workspace, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    put(workspace, vectors)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(WorkspaceError, match=r"No space left on device.*free them"):
+        opened(workspace)
+    assert not folders(workspace)
+
+
+def test_what_is_kept_is_its_owners_alone(workspace: Workspace, vectors: np.ndarray) -> None:
+    put(workspace, vectors)
+    opened(workspace)
+    [kept] = folders(workspace)
+    for path in (kept.parent, kept, *kept.iterdir()):
+        assert path.stat().st_mode & 0o077 == 0, path
 
 
 def test_a_half_made_index_does_not_count(workspace: Workspace, vectors: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import threading
 import time
@@ -27,8 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from audit.descriptors.pdq import MIN_QUALITY
-from audit.errors import ReferenceSetError
-from audit.files import ABANDONED
+from audit.errors import ReferenceSetError, WorkspaceError
+from audit.files import ABANDONED, make_folder, private_file
 from audit.progress import Tell, quiet
 from audit.references.index.bank import UNKNOWN, Bank, unit_vectors
 from audit.references.index.hashes import BRUTE, PARTS, Parts, build_part, packed
@@ -153,7 +154,7 @@ def _made(connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str],
     started = time.monotonic()
     _tidy(folder.parent)
     making = folder.parent / f".{folder.name}-{uuid.uuid4().hex[:8]}"
-    making.mkdir(parents=True)
+    make_folder(making)
     [[width]] = connection.sql(_WIDTH, params=about).fetchall()
     try:
         hashed = _write_rows(connection, making, about, number, width, tell)
@@ -161,9 +162,15 @@ def _made(connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str],
         _write_parts(making, shapes, tell)
         sizes = {path.name: (path.stat().st_size, _checksum(path)) for path in sorted(making.iterdir())}
         meta = {"format": FORMAT, "references": number, "width": width, "hashed": hashed, "files": sizes}
-        (making / META).write_text(json.dumps(meta))
+        with private_file(making / META) as file:
+            file.write(json.dumps(meta).encode())
         with suppress(OSError):  # another process has made it meanwhile
             making.rename(folder)
+    except OSError as error:
+        raise WorkspaceError(
+            f"the index of the set {about[0]!r} cannot be written to {folder.parent} ({error.strerror or error}): it "
+            f"takes some {number * (width * 5 + 600) / 2**20:.0f} MiB; free them, then run the same command again"
+        ) from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
     bank = _mapped(folder)
@@ -181,9 +188,9 @@ def _write_rows(
     connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str], number: int, width: int, tell: Tell
 ) -> int:
     """Write what follows from one row at a time; how many hashes say something."""
-    maps = _maps(folder, _shapes(number, width, 0), "w+")
+    maps = _maps(folder, _shapes(number, width, 0), "r+")
     done = hashed = 0
-    with pa.OSFile(str(folder / "ids.arrow"), "wb") as file, pa.ipc.new_file(
+    with private_file(folder / "ids.arrow") as file, pa.ipc.new_file(
         file, pa.schema([("reference_id", pa.string())])
     ) as writer:  # fmt: skip
         for batch in _batches(connection, about):
@@ -208,7 +215,7 @@ def _write_parts(folder: Path, shapes: Shapes, tell: Tell) -> None:
         return
     known = _maps(folder, {name: shapes[name] for name in ("hashes", "quality")}, "r")
     hashes = known["hashes"][known["quality"] >= MIN_QUALITY]
-    maps = _maps(folder, {name: shapes[name] for name in ("starts", "others", "order")}, "w+")
+    maps = _maps(folder, {name: shapes[name] for name in ("starts", "others", "order")}, "r+")
     for part in range(PARTS):
         maps["starts"][part], maps["others"][part], maps["order"][part] = build_part(hashes, part)
         tell("indexing hashes", part + 1, PARTS)
@@ -216,11 +223,18 @@ def _write_parts(folder: Path, shapes: Shapes, tell: Tell) -> None:
         one.flush()
 
 
-def _maps(folder: Path, shapes: Shapes, mode: Literal["r", "c", "w+"]) -> dict[str, Any]:
-    return {
-        name: np.memmap(folder / f"{name}.bin", dtype=kind, mode=mode, shape=shape)
-        for name, (kind, shape) in shapes.items()
-    }
+def _maps(folder: Path, shapes: Shapes, mode: Literal["r", "c", "r+"]) -> dict[str, Any]:
+    found = {}
+    for name, (kind, shape) in shapes.items():
+        path = folder / f"{name}.bin"
+        if mode == "r+":  # a full disk is an error here, and the end of the process where a page of it is written to
+            with private_file(path) as file:
+                size = max(int(np.prod(shape)) * np.dtype(kind).itemsize, 1)
+                file.truncate(size)
+                if hasattr(os, "posix_fallocate"):  # macOS has none
+                    os.posix_fallocate(file.fileno(), 0, size)
+        found[name] = np.memmap(path, dtype=kind, mode=mode, shape=shape)
+    return found
 
 
 def _mapped(folder: Path) -> Bank | None:
