@@ -29,7 +29,8 @@ from audit.recovery.ask import require_known, with_captions
 from audit.references import ReferenceSets, SkippedImage
 from audit.references.asked import described_sets, keep_latents_of, require_decoys
 from audit.references.folder import image_files, known_pictures
-from audit.references.sets import Added
+from audit.references.lists import is_list
+from audit.references.sets import PDQ_NAME, Added
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit
@@ -288,6 +289,8 @@ def add_references(
 ) -> Added:
     """Describe the pictures below ``folder`` and keep them as the reference set ``name``, in place of one so called.
 
+    A list of PDQ hashes (.txt, .csv, .jsonl) in place of a folder is kept as it is, and wants ``descriptor`` pdq.
+
     Latents of the pictures under each of ``bases``, in ``resolution`` or the base's own, are kept too: membership is
     measured on them. ``kind`` background makes them decoys, of the reference sets ``decoys_of``, or of any; ``drawn``
     declares that they and these sets, as they are now, are a random split of one collection. What is passed over is
@@ -299,6 +302,13 @@ def add_references(
         raise ConfigError(f"{name}: say with which set the decoys are a random split of one collection: --of SET")
     bench, tell = bench or Bench(default_device()), progress or quiet
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
+    if is_list(Path(folder)):
+        if descriptor != PDQ_NAME or kind is not SetKind.reference or bases:
+            raise ConfigError(
+                f"{folder} is a list of PDQ hashes, without pictures: give --descriptor pdq. It can be no decoys, and "
+                "no base model has latents of it"
+            )
+        return ReferenceSets(opened).add_list(name, Path(folder))
     located = [bench.locate(base) for base in bases]
     added = ReferenceSets(opened).add(
         name, Path(folder), bench.load_descriptor(descriptor), thumbnails,

@@ -31,7 +31,9 @@ app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference set
 def add(
     config: Config,
     name: Annotated[str, typer.Argument(help="Letters, digits, '.', '_' and '-'.")],
-    folder: Annotated[Path, typer.Argument(help="A folder of pictures, searched with its subfolders.")],
+    folder: Annotated[
+        Path, typer.Argument(help="A folder of pictures, searched with its subfolders; or a list of PDQ hashes.")
+    ],
     thumbnails: Annotated[
         bool, typer.Option(help="Keep small pictures for the report; without, only descriptors and hashes.")
     ] = True,
@@ -73,6 +75,10 @@ def add(
 
     PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF are read, HEIF where pillow-heif is installed. Every file that is passed
     over is listed with its reason.
+
+    A list of PDQ hashes (.txt with a hash a line, perhaps a comma and its quality; .csv with a column hash; .jsonl with
+    objects that have one) is for audits with --descriptor pdq: lora-audit references add known hashes.csv --descriptor
+    pdq. A list has no pictures, so that nothing of it is shown, and no decoys.
     """
     from audit import api
     from audit.bench import Bench

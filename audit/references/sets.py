@@ -24,6 +24,8 @@ from audit.evidence.kind import look_of
 from audit.faults import reason_of_fault
 from audit.references.folder import SkippedImage, survey
 from audit.references.index import forget
+from audit.references.lists import read_list
+from audit.schemas import REFERENCES
 from audit.states import SetKind
 from audit.storable import path_as_text
 from audit.workspace import Workspace
@@ -33,6 +35,7 @@ from audit.workspace.spool import LOSSES
 log = logging.getLogger(__name__)
 SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
 THUMBNAIL = 256
+PDQ_NAME = "pdq"  # the descriptor that describes a picture by its PDQ hash
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_SET_SECONDS = 1800  # that its pictures may take to decode, beside
 SECONDS_A_PICTURE = 2  # of each
@@ -165,6 +168,22 @@ class ReferenceSets:
         if not thumbnails:
             self._forget_pictures(name)
         return Added(name, len(rows), passed)
+
+    def add_list(self, name: str, path: Path) -> Added:
+        """Keep the PDQ hashes of a list as the reference set ``name``, described by pdq; see ``read_list``."""
+        key, now, found = self._key(name, PDQ_NAME), datetime.now(UTC), read_list(path)
+        columns: dict[str, Any] = found.rows()
+        number, width = columns["descriptor"].shape
+        offsets = np.arange(number + 1, dtype=np.int32) * width
+        columns["descriptor"] = pa.ListArray.from_arrays(offsets, columns["descriptor"].reshape(-1))
+        same = {"reference_set": name, "descriptor_name": PDQ_NAME, "added_at": now, "kind": str(SetKind.reference)}
+        columns |= {one: pa.repeat(pa.scalar(value, REFERENCES.field(one).type), number) for one, value in same.items()}
+        given = {one.name: columns.get(one.name, pa.nulls(number, one.type)) for one in REFERENCES}
+        self.workspace.write("passed_over", key, _passed_rows(name, PDQ_NAME, now, found.skipped))
+        self.workspace.write("references", key, pa.table(given).cast(REFERENCES))
+        self._forget_others(name)
+        self._forget_pictures(name)
+        return Added(name, number, found.skipped)
 
     def _declared(
         self, name: str, kind: SetKind, drawn_with: Sequence[str], descriptor: Descriptor
@@ -322,6 +341,7 @@ class ReferenceSets:
             raise ReferenceSetError(
                 f"the reference set {name!r} was described by {', '.join(sorted(described_by))}, the audit uses "
                 f"{descriptor.name}: add it again with 'lora-audit references add {name} FOLDER --descriptor ...'"
+                + (", or audit with --descriptor pdq" if PDQ_NAME in described_by else "")
             )
         known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
         raise ReferenceSetError(
