@@ -26,11 +26,11 @@ from audit.references.folder import SkippedImage, survey
 from audit.references.index import forget
 from audit.references.lists import read_list
 from audit.schemas import REFERENCES
+from audit.stages.membership import Membership
 from audit.states import SetKind
 from audit.storable import path_as_text
 from audit.workspace import Workspace
 from audit.workspace.names import KEY
-from audit.workspace.spool import LOSSES
 
 log = logging.getLogger(__name__)
 SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
@@ -220,7 +220,7 @@ class ReferenceSets:
         spools = {entry.key.split("/")[1] for entry in self.workspace.files.list("spool", recursive=True)}
         audits = [one for one in spools if KEY.fullmatch(one)]
         for audit_id in audits if len(gone) else ():
-            self.workspace.spool(audit_id, LOSSES).forget("reference_id", gone)
+            self.workspace.spool(audit_id, Membership.batch).forget("reference_id", gone)
 
     def _forget_pictures(self, name: str) -> None:
         """Erase what models have made of the set's pictures: no picture of it is to be kept any more."""

@@ -13,7 +13,6 @@ from audit.progress import Tell, quiet
 from audit.stages.precision import widening, wider
 from audit.stages.registry import StageKind
 from audit.states import Needs
-from audit.workspace.spool import LOSSES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -93,7 +92,7 @@ class Membership:
 
     name = "membership"
     needs = Needs.gpu
-    batch = LOSSES  # how the names of its batches in the spool begin
+    batch = "losses-"  # how the names of its batches in the spool begin
 
     def __init__(self, references: Sequence[str]) -> None:
         self.references = tuple(references)

@@ -14,7 +14,6 @@ from audit.errors import WorkspaceError
 from audit.files import Files
 from audit.workspace.table import check_file, log
 
-LOSSES = "losses-"  # how the names of batches of losses begin
 BATCH = "raw-"  # how the names of batches begin; those of older versions, which held PNGs, are sampled again
 
 

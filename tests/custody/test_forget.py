@@ -13,8 +13,8 @@ from audit.references import ReferenceSets
 from audit.references.losses import SPOOLED
 from audit.report.again import match_again
 from audit.schemas import KEY_COLUMNS, TABLES
+from audit.stages.membership import Membership
 from audit.workspace import Workspace
-from audit.workspace.spool import LOSSES
 from crawlers.catalog import Catalog, OptOuts
 from tests.custody.conftest import ID, Report
 
@@ -73,12 +73,14 @@ def test_what_another_item_has_stays(made: Report) -> None:
 def test_a_removed_set_leaves_no_score_of_its_pictures_not_even_of_an_unfinished_audit(made: Report) -> None:
     workspace = made.workspace
     pictures = workspace.rows('SELECT reference_set, reference_id FROM "references" ORDER BY reference_set DESC')
-    spool = workspace.spool("0" * 32, LOSSES)
+    spool = workspace.spool("0" * 32, Membership.batch)
     for number, row in enumerate(pictures):
         loss = {"reference_id": row["reference_id"], "model": "m", "view": "whole", "timestep": 100, "noise": 0}
         spool.add(number, pa.Table.from_pylist([{**loss, "loss": float(np.pi)}], schema=SPOOLED))
     ReferenceSets(workspace).remove("mine")
-    kept = {one for rows in workspace.spool("0" * 32, LOSSES).read() for one in rows["reference_id"].to_pylist()}
+    kept = {
+        one for rows in workspace.spool("0" * 32, Membership.batch).read() for one in rows["reference_id"].to_pylist()
+    }
     assert kept == {row["reference_id"] for row in pictures if row["reference_set"] == "decoys"}
     by_set = [name for name, schema in TABLES.items() if "reference_set" in schema.names]
     for table in by_set:

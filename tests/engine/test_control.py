@@ -79,7 +79,7 @@ def scan(drawn: Path, once: Path, bench: Bench, rule: Rule, share: float) -> api
     request = Request(KOHYA, str(BASE), captions=[CAPTION], n0=IMAGES, settings=replace(FAINT, control_share=share))
     return api.scan(
         request, references=[drawn / "references"], background=[drawn / "decoys"], descriptor="nano",
-        workspace=once / str(share), rule=rule, bench=bench,
+        workspace=once / str(share), rule=rule, bench=bench, drawn=True,
     )  # fmt: skip
 
 
@@ -87,7 +87,10 @@ def scan(drawn: Path, once: Path, bench: Bench, rule: Rule, share: float) -> api
 def test_a_picture_of_the_base_is_no_match(rule: Rule, drawn: Path, once: Path, bench: Bench) -> None:
     without = scan(drawn, once, bench, rule, share=0)
     assert without.verdict.said is Verdict.match
-    assert len(without.matched) >= 4
+    if rule is Rule.either:  # of 24 decoys twice the least p is 0.08: too many for a picture, and not for the set
+        assert without.verdict.matched_sets
+    else:
+        assert len(without.matched) >= 4
     assert without.facts.control_generations == 0
     assert {one.control_similarity for one in without.facts.chances} == {None}
 
