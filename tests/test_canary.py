@@ -45,6 +45,7 @@ from audit.workspace import Workspace
 from crawlers import http
 from crawlers.store import Store
 from tests.conftest import BASE, KOHYA
+from tests.public import STUDY
 from tests.simulators.civitai import Civitai, Fault, LocalServer, SimFile, SimModel, SimVersion, tiny_lora
 from tests.simulators.hub import Hub
 
@@ -211,6 +212,9 @@ def _set_secrets(patch: pytest.MonkeyPatch, folder: Path, proxy: str, host: str)
     (folder / "config.toml").write_text(f'workspace = "s3://key:{CANARIES["config"]}@bucket/c"\n')
     (folder / "bad.toml").write_text(f'workspace = "s3://key:{CANARIES["config"]}@bucket/c"\nlimit = 1\n')
     (folder / "broken.toml").write_text(f'workspace = "s3://key:{CANARIES["config"]}@bucket/c\nx = [')
+    (folder / "study.toml").write_text(STUDY)
+    secret = f"https://user:{CANARIES['proxy']}@example.org/x"
+    (folder / "secret.toml").write_text(STUDY.replace('base = "nano"', f'base = "{secret}"'))
     (folder / "typed.toml").write_text(f'workspace = ["s3://key:{CANARIES["config"]}@bucket/c"]\n')
     (folder / "broken.safetensors").write_bytes(b"<html>")
     (folder / "uploads").mkdir()
@@ -233,6 +237,7 @@ def _write_key(file: Path) -> None:
 def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
     """For every command how it is run: as it works, and as it fails."""
     where: list[object] = ["--workspace", s.workspace]
+    apart: list[object] = ["--workspace", s.folder / "studies"]  # one audit is what others are asked about
     gone: list[object] = ["--workspace", s.remote.replace("/w?", "/none?")]
     wrong: list[object] = ["--workspace", s.remote + "&session_token=" + CANARIES["S3 secret"]]
     ends = ["--civitai-endpoint", s.site.url, "--hub-endpoint", s.hub.url, "--rate", "0"]
@@ -349,6 +354,24 @@ def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
             ["inspect", s.folder / "broken.safetensors"],
             ["inspect", KOHYA, "--base", f"me/gated@{COMMIT}"],
         ],
+        ("captions",): [
+            ["--verbose", "captions", KOHYA, "--base", BASE, "--caption-evaluations", 400, "--json", *where],
+            ["captions", s.folder / "broken.safetensors", "--base", BASE, *where],
+            ["captions", KOHYA, "--base", secret_base, *where],
+        ],
+        ("study", "run"): [
+            ["--verbose", "study", "run", s.folder / "study.toml", *apart],
+            ["study", "run", s.folder / "secret.toml", *apart],
+            ["study", "run", s.folder / "bad.toml", *apart],
+            ["study", "run", s.folder / "study.toml", "--workspace", s.remote],
+        ],
+        ("study", "resume"): [["study", "resume", "one", *apart], ["study", "resume", "none", *wrong]],
+        ("study", "report"): [["study", "report", "one", "--json", *apart], ["study", "report", "none", *apart]],
+        ("study", "export"): [
+            ["study", "export", "one", s.folder / "long", *apart],
+            ["study", "export", "one", s.remote, *apart],
+        ],
+        ("study", "catalog"): [["study", "catalog", "--json", *where], ["study", "catalog", *gone]],
         ("match",): [["match", "--references", "animals", *where], ["match", "--references", "none", *where]],
         ("report",): [["report", "", "--json", *where], ["report", "none", *where]],
         ("query",): [
@@ -481,7 +504,7 @@ def test_no_secret_shows_in_a_crash(scene: Scene, monkeypatch: pytest.MonkeyPatc
 
 def test_no_secret_is_in_any_file(scene: Scene) -> None:
     """Workspaces on the disk and in the bucket, exported tables, caches: as bytes, and tables as what they hold."""
-    own = {"login", "token", "open-token", "config.toml", "bad.toml", "broken.toml", "typed.toml"}
+    own = {"login", "token", "open-token", "config.toml", "bad.toml", "broken.toml", "typed.toml", "secret.toml"}
     paths = [path for path in scene.folder.rglob("*") if path.is_file() and path.name not in own]
     assert len(paths) > 30
     found = {str(path): shown for path in paths if (shown := leaks(path.read_bytes()))}

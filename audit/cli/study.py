@@ -107,14 +107,20 @@ def report(config: Config, study: Name, as_json: JsonOption = False) -> None:
 def export(
     config: Config,
     study: Name,
-    out: Annotated[Path, typer.Argument(help="A folder: STUDY.parquet and STUDY.csv are written there.")],
+    out: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="A folder: STUDY.parquet and STUDY.csv are written there.")
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Write the long table of a study, a row an audit with every factor and figure, as Parquet and CSV."""
+    from audit.errors import StudyError
+    from audit.locations import is_remote, shown
     from audit.study.results import export_study
     from audit.workspace import Workspace
 
-    files = export_study(Workspace(config.workspace, create=False), study, out)
+    if is_remote(out):
+        raise StudyError(f"{shown(out)} is no folder of this machine: a study is exported to one")
+    files = export_study(Workspace(config.workspace, create=False), study, Path(out))
     if as_json:
         print_json({"files": [str(one) for one in files]})
         return

@@ -32,6 +32,7 @@ MOST_SETS = 1000
 MOST_PICTURES = 1000  # of a set's part
 MOST_TEXT_BYTES = 1_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}")
+SUBJECT, KIND = re.compile(r"[\w .-]+"), re.compile(r"[\w -]+")  # in prompts_and_classes.txt
 TRIGGER = "sks"  # the word that DreamBooth's examples stand in front of the class
 
 
@@ -213,10 +214,10 @@ def _prompts(root: Path) -> _Prompts:
     classes: dict[str, str] = {}
     if (root / "prompts_and_classes.txt").is_file():
         for line in _text(root / "prompts_and_classes.txt").splitlines():
-            found = re.fullmatch(r"\s*([\w .-]+?)\s*,\s*([\w -]+?)\s*", line)
-            if found and found[1] != "subject_name":
-                captions[found[1]] = f"a photo of {TRIGGER} {found[2]}"
-                classes[found[1]] = f"a photo of {found[2]}"
+            subject, comma, kind = (part.strip() for part in line.partition(","))
+            if comma and SUBJECT.fullmatch(subject) and KIND.fullmatch(kind) and subject != "subject_name":
+                captions[subject] = f"a photo of {TRIGGER} {kind}"
+                classes[subject] = f"a photo of {kind}"
     path = root / "prompts.csv"
     if path.is_file():
         rows = csv.DictReader(_text(path).splitlines())
