@@ -60,22 +60,24 @@ def without_credentials(text: str) -> str:
 def _bare(word: str) -> str:
     """``word`` without what stands before "@" in its URLs: up to the path, or with a secret that has "/" in it.
 
-    Such a secret is told from a port by what stands behind the colon. Every part is looked at once.
+    Such a secret is told from a port by what stands behind the colon. Every part is looked at once. Of a URL that was
+    taken for the path of a file, one slash is left.
     """
-    if "@" not in word or "://" not in word:
+    if "@" not in word or ":/" not in word:
         return word
     found: list[str] = []
     ats = [one.start() for one in re.finditer("@", word)]
     place = 0
-    while (scheme := word.find("://", place)) >= 0:
-        found.append(word[place : scheme + 3])
-        place = scheme + 3
+    while (scheme := word.find(":/", place)) >= 0:
+        begun = scheme + (3 if word.startswith("://", scheme) else 2)
+        found.append(word[place:begun])
+        place = begun
         following = bisect.bisect_left(ats, place)
         if following == len(ats):
             break
         at = ats[following]
         end = at
-        for mark in "/?#":  # the first one ends before the next "://", so that nothing is looked at often
+        for mark in "/?#":  # the first one ends before the next ":/", so that nothing is looked at often
             end = found_at if (found_at := word.find(mark, place, end)) >= 0 else end
         colon = word.find(":", place, end)
         if end == at or (colon >= 0 and not _PORT.match(word, colon + 1, at)):

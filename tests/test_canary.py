@@ -323,6 +323,7 @@ def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
         ("references", "add"): [
             ["references", "add", "animals", set_folder("fluent-animals", "train"), "--descriptor", "nano", *where],
             ["references", "add", "none", s.folder / "uploads", "--descriptor", "nano", *where],
+            ["references", "add", "none", s.remote, "--descriptor", "nano", *where],
         ],
         ("references", "list"): [["references", "list", *where], ["references", "list", *wrong]],
         ("scan",): [
@@ -345,6 +346,7 @@ def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
                 *where,
             ],
             ["--verbose", "scan", s.folder / "broken.safetensors", *nano, *where],
+            ["--verbose", "scan", s.remote, *nano, *where],
             ["--verbose", "scan", KOHYA, "--base", f"me/none@{COMMIT}", "--descriptor", "nano", *where],
             ["--verbose", "scan", KOHYA, "--base", secret_base, "--descriptor", "nano", *where],
         ],
@@ -363,6 +365,7 @@ def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
             ["--verbose", "study", "run", s.folder / "study.toml", *apart],
             ["study", "run", s.folder / "secret.toml", *apart],
             ["study", "run", s.folder / "bad.toml", *apart],
+            ["study", "run", s.remote, *apart],
             ["study", "run", s.folder / "study.toml", "--workspace", s.remote],
         ],
         ("study", "resume"): [["study", "resume", "one", *apart], ["study", "resume", "none", *wrong]],
@@ -606,6 +609,8 @@ def test_an_address_of_a_cluster_is_told_without_its_password(monkeypatch: pytes
         ("at s3://key:a/b+c@bucket/w?x=1, and", "at s3://bucket/w?x=1, and"),
         ("'https://user:pass@host:80/x'", "'https://host:80/x'"),
         ("HTTP://user@host", "HTTP://host"),
+        ("s3:/key:a/b+c@bucket/w is not a folder", "s3:/bucket/w is not a folder"),
+        ("file:/home/me@work/x and C:/me@work", "file:/home/me@work/x and C:/work"),
         ("https://host:8080/@name/x", "https://host:8080/@name/x"),
         ("https://host/a?mail=a@b.c", "https://host/a?mail=a@b.c"),
         ("me@example.org and owner/name@0123", "me@example.org and owner/name@0123"),
