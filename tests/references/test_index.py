@@ -12,11 +12,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.errors import ReferenceSetError, WorkspaceError
-from audit.references.index import Bank, forget, open_bank, store
+from audit.references.index import Bank, forget, open_bank, products, store
 from audit.references.index.hashes import BRUTE, build_parts, packed
 from audit.references.index.quantized import quantized
 from audit.schemas import REFERENCES
@@ -68,6 +69,28 @@ def test_the_nearest_are_those_of_brute_force(
             assert mine.sum() == len(best)
             assert np.allclose(found.similarity[mine], best, atol=1e-6)
             assert np.allclose(cosines[found.row[mine]], best, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", ["saturated", "missing"])
+def test_processors_whose_products_are_not_exact_are_asked_for_float32(
+    monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    inner = torch._int_mm
+
+    def saturated(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return inner(first, second).clamp(-(2**15), 2**15 - 1)
+
+    def missing(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError("there is none")
+
+    vectors = of_kind("clusters", np.random.default_rng(3), 2000, 64)
+    right = bank_of(vectors, fast=False).nearest(vectors[:9], 5)
+    products.are_exact.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "_int_mm", {"saturated": saturated, "missing": missing}[wrong])
+        assert not products.are_exact()
+        assert bank_of(vectors).nearest(vectors[:9], 5).row.tolist() == right.row.tolist()
+    products.are_exact.cache_clear()
 
 
 def test_of_equal_references_the_first_ids_are_taken() -> None:

@@ -104,11 +104,12 @@ class Bank:
         """Of each query the rows that can be among its nearest."""
         left = np.arange(len(unit))
         if self.quantized is not None and COMPILED:
-            from audit.references.index.products import can_be_nearest
+            from audit.references.index import products
 
-            rows_of, full = can_be_nearest(self.quantized, unit, top)
-            yield from ((number, rows_of[number]) for number in np.flatnonzero(~full).tolist())
-            left = np.flatnonzero(full)
+            if products.are_exact():
+                rows_of, full = products.can_be_nearest(self.quantized, unit, top)
+                yield from ((number, rows_of[number]) for number in np.flatnonzero(~full).tolist())
+                left = np.flatnonzero(full)
         for start in range(0, len(left), 256):
             mine = left[start : start + 256]
             yield from zip(mine.tolist(), self._by_products(unit[mine], top), strict=True)

@@ -11,6 +11,8 @@ products read a quarter of the memory, and processors have instructions for them
 
 from __future__ import annotations
 
+import functools
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -20,6 +22,7 @@ import torch
 
 from audit.references.index.quantized import Quantized, quantized
 
+log = logging.getLogger(__name__)
 BLOCK = 4096  # rows of a product, which then stays in the cache with the queries
 QUERIES = 1024  # of a product
 BUFFER = 2048  # rows that a query may have in hand
@@ -27,6 +30,27 @@ FIRST = 64  # and that it takes before it lets go of some
 FEWEST = 16  # queries of a product: products of fewer are no faster
 STEP = 64  # queries that are looked at together
 NO_WAY = 4.0  # a floor that no cosine reaches
+
+
+@functools.cache
+def are_exact() -> bool:
+    """Whether this machine's products of 8-bit integers are: instructions of older processors saturate sums of two."""
+    rng = np.random.default_rng(0)
+    wide = [np.full((64, 512), 127, np.int8), np.full((64, 512), -127, np.int8), _signs(rng), _signs(rng)]
+    rows = np.concatenate([*wide, rng.integers(-127, 128, (64, 512), dtype=np.int8)])
+    try:
+        found = torch._int_mm(torch.from_numpy(rows), torch.from_numpy(np.ascontiguousarray(rows[::5])).T).numpy()
+    except (AttributeError, RuntimeError, NotImplementedError) as error:
+        log.info("references are compared in float32: no products of 8-bit integers (%s)", error)
+        return False
+    right = bool((found == rows.astype(np.int64) @ rows[::5].astype(np.int64).T).all())
+    if not right:
+        log.info("references are compared in float32: products of 8-bit integers are not exact on this processor")
+    return right
+
+
+def _signs(rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(np.array([-127, 127], np.int8), (64, 512))
 
 
 def can_be_nearest(rows: Quantized, queries: np.ndarray, top: int) -> tuple[list[np.ndarray], np.ndarray]:
