@@ -70,7 +70,7 @@ def can_be_nearest(rows: Quantized, queries: np.ndarray, top: int) -> tuple[list
 
 def _first_pass(rows: Quantized, queries: Quantized, top: int) -> tuple[list[np.ndarray], np.ndarray]:
     number = len(queries.numbers)
-    state = _State(number, top, queries)
+    state = _State(number, top, queries, 1 + float(rows.errors.max(initial=0)))
     filled = np.zeros((len(state.scales), rows.numbers.shape[1]), np.int8)
     filled[:number] = queries.numbers
     turned = torch.from_numpy(filled).T
@@ -92,13 +92,13 @@ def _first_pass(rows: Quantized, queries: Quantized, top: int) -> tuple[list[np.
 class _State:
     """What each query has in hand: rows with a lower and an upper bound of their cosine, and the floor to get in."""
 
-    def __init__(self, queries: int, top: int, quantized: Quantized) -> None:
+    def __init__(self, queries: int, top: int, quantized: Quantized, longest: float) -> None:
         self.top = top
         self.step = STEP if queries > FEWEST else FEWEST
         filled = -(-queries // self.step) * self.step
         self.scales, self.margins = np.zeros(filled, np.float32), np.zeros(filled, np.float32)
         self.scales[:queries] = quantized.scales
-        self.margins[:queries] = quantized.errors * 1.1  # |x'| is at most 1 + e_x, and e_x below 0.1
+        self.margins[:queries] = quantized.errors * longest  # that |x'| is at most
         self.floors = np.full(filled, NO_WAY, np.float32)  # that of an upper bound less the margin
         self.floors[:queries] = -NO_WAY
         self.lower = np.empty((queries, BUFFER), np.float32)
