@@ -283,10 +283,10 @@ class Catalog:
         return len(gone)
 
     def _forget_audits(self, gone: Sequence[dict[str, Any]]) -> None:
-        """Remove training sets and audits that are of ``gone`` items alone."""
+        """Remove training sets, audits and recovered captions that are of ``gone`` items alone."""
         from audit.upkeep.forget import forget_audits
 
-        for column in ("checkpoint_sha256", "ground_truth"):
+        for column in ("checkpoint_sha256", "ground_truth", "identity"):
             kept = self.workspace.rows(
                 f"SELECT DISTINCT {column} AS one FROM checkpoints WHERE NOT list_contains(?::VARCHAR[], item_id)",
                 [[row["item_id"] for row in gone]],
@@ -296,6 +296,8 @@ class Catalog:
                 log.info("opted out: %d audits are removed, with their pages", len(audits))
             for name in alone if column == "ground_truth" else ():
                 self.workspace.files.remove_folder(f"ground-truth/{name}")
+            for identity in alone if column == "identity" else ():
+                self.workspace.erase("identity", identity, "recoveries")
 
     def find(self, where: str = "TRUE", limit: int = 1000) -> pa.Table:
         """Rows of the checkpoints view that fulfil the SQL condition ``where``, newest first."""

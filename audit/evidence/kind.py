@@ -86,7 +86,10 @@ def kind_problem(references: np.ndarray, decoys: np.ndarray) -> str | None:
     All decoys are taken, none chosen: the nearest of another kind would pass for this one.
     """
     if not (np.isfinite(references).all() and np.isfinite(decoys).all()):
-        return "the look of some pictures was not taken when they were added: add the set, and its decoys, again"
+        return (
+            "the look of some pictures was not taken when they were added: add the set, and its decoys, again as "
+            "folders of pictures (a list of hashes has no looks)"
+        )
     if len(decoys) < FEWEST:
         few = f"{len(decoys)} decoys of their kind are too few" if len(decoys) else "there are no decoys of their kind"
         return f"{few}, {FEWEST} is the least: {MEND}"

@@ -14,7 +14,7 @@ from audit.references.match import match_extractions
 from audit.references.weigh import WEIGHED, Weighed, weigh_in
 from audit.workspace import Workspace
 
-BLOCK = 256  # audits that are matched together: what is read of the references is read once for all of them
+BLOCK = 64  # audits that are matched together, some thousand extractions: references are read once for all of them
 
 
 def match_audit(workspace: Workspace, audit_id: str, sets: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -69,7 +68,7 @@ def read_list(path: Path) -> Listed:
     skipped: list[SkippedImage] = []
     first: dict[bytes, int] = {}
     try:
-        with path.open(encoding="utf-8", errors="replace", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
             for number, said in _entries(path, file):
                 try:
                     value, quality, name = _entry(said)
@@ -108,13 +107,12 @@ def _entries(path: Path, file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(number of the line, what it says) of each that is not empty."""
     lines, suffix = _lines(path, file), path.suffix.lower()
     if suffix == ".csv":
-        [head] = list(csv.reader(islice(lines, 1))) or [[]]
-        fields = [one.strip().lower() for one in head]
+        fields = [one.strip().lower() for one in _cells(next(lines, ""))]
         if not set(fields) & set(HASHES):
             raise ReferenceSetError(f"{path} has no column of hashes: call it {HASHES[0]}, in the first line")
         for number, line in enumerate(lines, start=2):
             if line.strip():
-                yield number, dict(zip(fields, next(csv.reader([line])), strict=False))
+                yield number, dict(zip(fields, _cells(line), strict=False))
         return
     for number, line in enumerate(lines, start=1):
         text = line.strip()
@@ -123,6 +121,13 @@ def _entries(path: Path, file: IO[str]) -> Iterator[tuple[int, dict[str, Any]]]:
         elif text and not text.startswith("#"):
             value, _, quality = text.partition(",")
             yield number, {"hash": value, "quality": quality.strip() or None}
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line]), [])
+    except csv.Error:
+        return []
 
 
 def _object(text: str) -> dict[str, Any]:

@@ -164,6 +164,7 @@ class ReferenceSets:
         passed = skipped + others
         self.workspace.write("passed_over", key, _passed_rows(name, descriptor.name, now, passed))
         self.workspace.write("references", key, list(rows.values()))
+        forget(self.workspace.files.scratch, name)
         self._forget_others(name)
         if not thumbnails:
             self._forget_pictures(name)
@@ -181,6 +182,7 @@ class ReferenceSets:
         given = {one.name: columns.get(one.name, pa.nulls(number, one.type)) for one in REFERENCES}
         self.workspace.write("passed_over", key, _passed_rows(name, PDQ_NAME, now, found.skipped))
         self.workspace.write("references", key, pa.table(given).cast(REFERENCES))
+        forget(self.workspace.files.scratch, name)
         self._forget_others(name)
         self._forget_pictures(name)
         return Added(name, number, found.skipped)

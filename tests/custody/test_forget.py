@@ -27,6 +27,9 @@ def uploaded(workspace: Workspace) -> None:
     [row] = workspace.rows("SELECT * FROM checkpoints")
     item = {"item_id": ITEM, "source": "folder", "model_id": "style", "uploader": "Jane", "ground_truth": "t" * 32}
     workspace.append("checkpoints", [row | item])
+    assert row["identity"]
+    recovered = {"recovery_id": "r" * 32, "identity": row["identity"], "base_revision": "b", "kind": "keyword"}
+    workspace.append("recoveries", [recovered, recovered | {"identity": "another"}])
     workspace.append("failures", [{"audit_id": ID, "item_id": ITEM, "name": "style.safetensors", "state": "retry"}])
     workspace.files.write(f"ground-truth/{'t' * 32}/0000.png", b"a picture")
     workspace.files.write("reports/runs/r1.html", f'<a href="../{ID}.html">'.encode())
@@ -49,6 +52,7 @@ def test_nothing_is_left_of_the_audits_of_a_checkpoint_that_was_opted_out(made: 
     workspace.erase("item_id", "file:1", "checkpoints")
     assert Catalog(workspace, JANE).forget_opted_out() == 1
     assert left(workspace) == {}
+    assert workspace.rows("SELECT identity FROM recoveries") == [{"identity": "another"}]
     files = {entry.key for folder in ("reports", "ground-truth", "spool")
              for entry in workspace.files.list(folder, recursive=True)}  # fmt: skip
     assert [key for key in files if "/pictures/" not in key] == ["reports/runs/r2.html"]
@@ -67,6 +71,7 @@ def test_what_another_item_has_stays(made: Report) -> None:
     assert Catalog(made.workspace, JANE).forget_opted_out() == 1
     assert set(left(made.workspace)) == {*KEY_COLUMNS, "failures"} - {"evaluations"}
     assert made.workspace.files.exists(made.page)
+    assert len(made.workspace.rows("SELECT identity FROM recoveries")) == 2
     assert not made.workspace.files.exists(f"ground-truth/{'t' * 32}/0000.png")  # that was Jane's alone
 
 

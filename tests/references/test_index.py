@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from audit.demo import set_folder
+from audit.descriptors import Descriptor
 from audit.errors import ReferenceSetError, WorkspaceError
+from audit.references import ReferenceSets
 from audit.references.index import Bank, forget, open_bank, products, store
 from audit.references.index.hashes import BRUTE, build_parts, packed
 from audit.references.index.quantized import quantized
@@ -222,6 +227,34 @@ def test_a_damaged_index_is_made_again(workspace: Workspace, vectors: np.ndarray
     assert after.similarity.tolist() == before.similarity.tolist()
 
 
+@pytest.mark.parametrize(
+    "said",
+    [{"references": 100}, {"references": 10**30}, {"width": 16}, {"files": []}, {"files": {"vectors.bin": 1}}, []],
+)
+def test_an_index_that_says_something_else_of_itself_is_made_again(
+    workspace: Workspace, vectors: np.ndarray, said: Any
+) -> None:
+    put(workspace, vectors)
+    opened(workspace)
+    [kept] = folders(workspace)
+    meta = json.loads((kept / store.META).read_text())
+    (kept / store.META).write_text(json.dumps({**meta, **said} if isinstance(said, dict) else said))
+    assert opened(workspace).nearest(vectors[-1:], 1).similarity[0] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_set_that_becomes_small_or_is_removed_leaves_nothing(
+    workspace: Workspace, vectors: np.ndarray, nano: Descriptor
+) -> None:
+    sets = ReferenceSets(workspace)
+    for again in (lambda: sets.add("big", set_folder("fluent-animals", "train"), nano), lambda: sets.remove("big")):
+        put(workspace, vectors)
+        opened(workspace)
+        [kept] = folders(workspace)
+        kept.with_name(f".{kept.name}-killed").mkdir()
+        again()
+        assert not folders(workspace)
+
+
 def test_a_full_disk_is_an_error_in_words_and_leaves_nothing(
     workspace: Workspace, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +274,24 @@ def test_what_is_kept_is_its_owners_alone(workspace: Workspace, vectors: np.ndar
     [kept] = folders(workspace)
     for path in (kept.parent, kept, *kept.iterdir()):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+def test_of_two_that_make_an_index_at_once_one_counts(
+    workspace: Workspace, vectors: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(workspace, vectors)
+    before = opened(workspace).nearest(vectors[:5], 3)
+    [kept] = folders(workspace)
+    kept.rename(tmp_path / "other")
+    inner = store._write_parts
+
+    def meanwhile(*arguments: Any) -> None:
+        inner(*arguments)
+        shutil.copytree(tmp_path / "other", kept)  # another process is done first
+
+    monkeypatch.setattr(store, "_write_parts", meanwhile)
+    assert opened(workspace).nearest(vectors[:5], 3).row.tolist() == before.row.tolist()
+    assert folders(workspace) == [kept]
 
 
 def test_a_half_made_index_does_not_count(workspace: Workspace, vectors: np.ndarray) -> None:

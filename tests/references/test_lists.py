@@ -43,6 +43,12 @@ def test_a_list_is_read_as_it_is_handed_out(tmp_path: Path, name: str, text: str
     assert found.names[0] == {"l.txt": "line 2", "l.csv": "7", "l.jsonl": "line 1"}[name]
 
 
+def test_a_list_of_a_spreadsheet_begins_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_bytes(f"\ufeffhash,name\r\n{HASHES[0]},a\r\n\0,\r\n".encode())
+    found = read_list(tmp_path / "l.csv")
+    assert (found.names, [one.name for one in found.skipped]) == (["a"], ["line 3"])
+
+
 def test_what_is_no_hash_costs_its_line(tmp_path: Path) -> None:
     wrong = [HASHES[0][:-1], "g" * 64, f"{HASHES[1]},200", f"{HASHES[1]},x", f"{HASHES[1]},49", "x" * 10_000, HASHES[0]]
     found = read_list(written(tmp_path / "l.txt", "\n".join([HASHES[0], *wrong, HASHES[2]])))

@@ -79,11 +79,12 @@ def open_bank(
 
 
 def forget(scratch: Path, name: str) -> None:
-    """Remove what is kept of the set ``name``."""
-    for folder in (scratch / FOLDER).glob(f"{_set_key(name)}-*"):
-        with _one_opens:
-            _opened.pop(folder, None)
-        shutil.rmtree(folder, ignore_errors=True)
+    """Remove what is kept of the set ``name``, and what was begun of it."""
+    for pattern in (f"{_set_key(name)}-*", f".{_set_key(name)}-*"):
+        for folder in (scratch / FOLDER).glob(pattern):
+            with _one_opens:
+                _opened.pop(folder, None)
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _key(text: str) -> str:
@@ -245,10 +246,15 @@ def _mapped(folder: Path) -> Bank | None:
             if (folder / name).stat().st_size != size or _checksum(folder / name) != checksum:
                 raise ValueError(f"{name} is damaged")
         shapes = _shapes(meta["references"], meta["width"], meta["hashed"])
+        for name, (kind, shape) in shapes.items():
+            if (folder / f"{name}.bin").stat().st_size != int(np.prod(shape)) * np.dtype(kind).itemsize:
+                raise ValueError(f"{name} is of another size than {META} says")
         maps = _maps(folder, shapes, "c")  # torch takes no arrays that cannot be written to
         with pa.memory_map(str(folder / "ids.arrow")) as file:
             ids = pa.ipc.open_file(file).read_all()["reference_id"].combine_chunks()
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        if len(ids) != meta["references"]:
+            raise ValueError(f"it has {len(ids)} ids, and {META} says {meta['references']}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, pa.ArrowException) as error:
         if folder.exists():
             log.warning("the index %s is made again: %s", folder.name, error)
             shutil.rmtree(folder, ignore_errors=True)
