@@ -108,11 +108,11 @@ def export(
     config: Config,
     study: Name,
     out: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="A folder: STUDY.parquet and STUDY.csv are written there.")
+        str, typer.Argument(metavar="FOLDER", help="A folder: STUDY.parquet, .csv and .json are written there.")
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Write the long table of a study, a row an audit with every factor and figure, as Parquet and CSV."""
+    """Write the long table of a study, a row an audit with every factor and figure, as Parquet, CSV and JSON."""
     from audit.errors import StudyError
     from audit.locations import is_remote, shown
     from audit.study.results import export_study

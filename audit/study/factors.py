@@ -49,6 +49,19 @@ class Augmentation(StrEnum):
     randaugment = "randaugment"
 
 
+class Defence(StrEnum):
+    """What is done against extraction beside changes of the pictures.
+
+    weight-filter: of a trained LoRA the directions are left out that are least those of the base's weights
+    (``audit/study/weight_filter.py``); dp-sgd: gradients are clipped picture by picture, and noise is added
+    (``audit/study/private.py``).
+    """
+
+    none = "none"
+    weight_filter = "weight-filter"
+    dp_sgd = "dp-sgd"
+
+
 class Schedule(StrEnum):
     """The learning rate over the steps."""
 
@@ -59,11 +72,14 @@ class Schedule(StrEnum):
 class Knowledge(StrEnum):
     """What the auditor knows of the captions.
 
-    known: those of the training pictures; wrong: those of another set; empty: the empty caption; unknown: no caption is
-    given, and the audit recovers some from the model.
+    known: those of the training pictures; partial: some words of each; trigger: the words of each that stand for the
+    set alone; wrong: those of another set; empty: the empty caption; unknown: no caption is given, and the audit
+    recovers some from the model.
     """
 
     known = "known"
+    partial = "partial"
+    trigger = "trigger"
     wrong = "wrong"
     empty = "empty"
     unknown = "unknown"
@@ -139,6 +155,17 @@ class TrainingFactors(_Levels):
     augmentation: Augmentation = _factor(
         Augmentation.none, "Changes of the training pictures: none, mirrored, cutout or randaugment."
     )
+    defence: Defence = _factor(
+        Defence.none, "What is done against extraction: none, weight-filter (of a LoRA) or dp-sgd."
+    )
+    filter_kept: float | None = _factor(
+        0.5, "Share of a LoRA's directions that weight-filter keeps, those nearest to the base's.", min=0, max=1,
+        only=("defence", (Defence.weight_filter,)),
+    )  # fmt: skip
+    noise_multiplier: float | None = _factor(
+        1.0, "dp-sgd's noise: its standard deviation over the length that gradients are clipped to.", min=0, max=1000,
+        only=("defence", (Defence.dp_sgd,)),
+    )  # fmt: skip
     repeat: int = _factor(0, "Number of the repetition: another seed.", min=0, max=1000)
 
     @property
@@ -160,7 +187,13 @@ class AuditFactors(_Levels):
     w: float | None = _factor(None, "Guidance weight, or auto.", min=0, max=1000, word="auto", only=SAMPLED)
     k: float | None = _factor(0.0, "Correction term of model guidance.", min=-10, max=10, only=GUIDED)
     images: int = _factor(50, "Images sampled for each training image.", min=1, max=10_000)
-    captions: Knowledge = _factor(Knowledge.known, "What the auditor knows: known, wrong, empty or unknown captions.")
+    captions: Knowledge = _factor(
+        Knowledge.known, "What the auditor knows of captions: known, partial, trigger, wrong, empty or unknown."
+    )
+    caption_share: float | None = _factor(
+        0.5, "Share of each caption's words that partial ones keep, at least one, drawn by the study's seed.", min=0,
+        max=1, only=("captions", (Knowledge.partial,)),
+    )  # fmt: skip
     clustering: Clustering = _factor(Clustering.peaks, "peaks, or cliques (the paper's).")
     lora_scale: float = _factor(1.0, "Strength at which a LoRA is applied.", min=0, max=10)
     rule: Judgement = _factor(

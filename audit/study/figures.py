@@ -13,17 +13,24 @@ from typing import Any
 import numpy as np
 
 from audit.errors import StudyError
+from audit.study.compare import alike_but, at_usual
+from audit.study.factors import AUDIT
 from audit.study.results import Interval, Row, grouped, interval, shown
 
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#777777")  # Paul Tol's, for all eyes
-CURVES = ("w", "k", "images", "n0", "steps", "rank", "lr", "lora_scale", "batch")
+CURVES = (
+    "w", "k", "images", "n0", "steps", "rank", "lr", "lora_scale", "batch", "filter_kept", "noise_multiplier",
+    "caption_share",
+)  # fmt: skip
 LOGARITHMIC = ("images", "steps", "rank", "lr", "batch", "claimed_steps", "training_images")
 TITLES = {
     "w": "guidance weight w", "k": "correction term k", "images": "images sampled a training picture",
     "n0": "training pictures N0", "steps": "steps a training picture", "rank": "rank of the LoRA",
     "lr": "learning rate", "lora_scale": "strength of the LoRA", "batch": "pictures a step",
     "extraction": "extraction", "captions": "what the auditor knows of captions", "augmentation": "augmentation",
-    "method": "fine-tuning", "layout": "layout of the file", "targets": "what the LoRA adapts",
+    "defence": "defence", "filter_kept": "share of directions kept", "noise_multiplier": "noise multiplier",
+    "caption_share": "share of words known", "method": "fine-tuning", "layout": "layout of the file",
+    "targets": "what the LoRA adapts",
     "text_encoder": "text encoder trained", "prior": "prior preservation", "schedule": "schedule",
     "clustering": "clustering", "rule": "rule", "evidence": "evidence", "repeat": "repetition",
     "family": "family of the base model", "claimed_steps": "steps as claimed, from", "captioned": "captions claimed",
@@ -192,16 +199,21 @@ def roc_points(seen: np.ndarray, unseen: np.ndarray) -> tuple[np.ndarray, np.nda
 def figures_of(rows: Sequence[Row], varied: Sequence[str], scores: dict[str, Any]) -> Iterator[Figure]:
     """The figures that the varied factors of a study ask for."""
     if "extraction" in varied or "method" in varied:
-        yield bars("methods", "Methods of extraction, by how the model was fine-tuned.", rows, "method", "extraction")
+        plain = at_usual(rows, [name for name in varied if name not in ("method", "extraction")])
+        yield bars("methods", "Methods of extraction, by how the model was fine-tuned.", plain, "method", "extraction")
     lines = "extraction" if "extraction" in varied else "method"
     for name in varied:
-        if name in CURVES:
-            yield curves(f"by-{name}", f"Over the {TITLES[name]}; bands are over sets.", rows, name, lines)
-        elif name not in ("extraction", "method", "rule", "evidence", "repeat"):
-            yield bars(f"by-{name}", f"By {TITLES[name]}.", rows, name, lines)
+        if name in ("method", "extraction", "rule", "evidence", "repeat"):
+            continue
+        some = alike_but(rows, name, varied)
+        if some and name in CURVES:
+            yield curves(f"by-{name}", f"Over the {TITLES[name]}; bands are over sets.", some, name, lines)
+        elif some:
+            yield bars(f"by-{name}", f"By {TITLES[name]}.", some, name, lines)
     yield strength(rows)
-    if "augmentation" in varied:
-        yield cost(rows)
+    for name in ("augmentation", "defence"):
+        if name in varied:
+            yield cost(at_usual(alike_but(rows, name, varied), [one for one in varied if one in AUDIT]), name)
     if scores:
         yield roc(scores)
 

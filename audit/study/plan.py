@@ -16,7 +16,18 @@ from typing import Any
 from audit.config import Evidence, Method, Settings, load_config
 from audit.errors import ConfigError, StudyError
 from audit.estimate import EVALUATIONS
-from audit.study.factors import AUDIT, FACTORS, TRAINING, AuditFactors, Judgement, Knowledge, TrainingFactors, levels_of
+from audit.study.factors import (
+    AUDIT,
+    FACTORS,
+    TRAINING,
+    AuditFactors,
+    Defence,
+    Judgement,
+    Knowledge,
+    TrainingFactors,
+    Tuning,
+    levels_of,
+)
 from audit.study.presets import PRESETS, Preset
 from audit.study.sets import FewShotSet, read_sets
 
@@ -205,6 +216,10 @@ def _check(plan: Plan, cell: Cell) -> None:
     whole, training, audit = plan.sets[cell.few_shot], cell.training, cell.audit
     if training.n0 is not None and training.n0 > len(whole.training):
         raise StudyError(f"n0 = {training.n0}: the set {whole.name} has {len(whole.training)} pictures")
+    if training.defence is Defence.weight_filter and training.method is not Tuning.lora:
+        raise StudyError(
+            "defence = weight-filter filters a LoRA, and method = dreambooth has none: list them apart, as [[cells]]"
+        )
     if training.prior and whole.class_caption is None:
         raise StudyError(
             f"prior preservation: nobody says what the class of the set {whole.name} is called; write a column class "
@@ -212,6 +227,8 @@ def _check(plan: Plan, cell: Cell) -> None:
         )
     if audit.captions is Knowledge.wrong and len(plan.sets) < 2:
         raise StudyError("captions = wrong takes those of another set, and there is one set: add one, or leave it out")
+    if audit.captions is Knowledge.trigger:
+        whole.triggers()
     used = plan.set_of(cell.few_shot, training)
     if audit.rule is Judgement.fixed and not used.control:
         raise StudyError(f"rule: the set {whole.name} has no control pictures: add a folder control, or leave rule out")

@@ -16,26 +16,14 @@ from audit.errors import StudyError
 from audit.report.page import environment
 from audit.report.pages import FOLDER, keep_sets
 from audit.study.figures import Figure, figures_of
+from audit.study.paper import tables_of
 from audit.study.plan import Study
-from audit.study.results import ResultTable, Row, costs_table, long_table, means_table, verdicts_table
+from audit.study.results import ResultTable, Row, long_table
 from audit.study.run import begun
 from audit.study.sheets import Sheet, sheets_of
 from audit.workspace import Workspace
 
 STUDIES = f"{FOLDER}/studies"
-PAPER = (
-    "The paper (arXiv 2410.03039, on Stable Diffusion v1.4, by SSCD) finds AS higher by 0.02 to 0.05 with model "
-    "guidance than with direct sampling or classifier-free guidance, about twice their A-ESR, and about 20 % of the "
-    "training pictures recovered."
-)
-PAPERS = {
-    "augmentation": "The paper finds that Cutout and RandAugment weaken extraction, and ruin what the model draws.",
-    "n0": "The paper finds that more training pictures need more generated images and longer clustering.",
-    "images": "The paper samples 50 images for each training picture.",
-    "w": "The paper fixes w at 5 for LoRA and at 3 for DreamBooth.",
-    "k": "The paper takes k = -0.02 for DreamBooth and 0 for LoRA.",
-    "captions": "The paper recovers captions by gradients on the prompt embedding where they are not known.",
-}
 log = logging.getLogger(__name__)
 
 
@@ -91,28 +79,6 @@ def report_study(workspace: Workspace, name: str) -> Reported:
         name, f"{workspace.files}/{page}", f"{workspace.files}/{STUDIES}/{name}", len(rows), known["cells"], tables,
         [one.name for one in figures], no_figures,
     )  # fmt: skip
-
-
-def tables_of(rows: Sequence[Row], varied: Sequence[str]) -> list[ResultTable]:
-    """The main table, one by set, one a varied factor, and what verdicts and defences come to."""
-    by = [name for name in ("method", "extraction") if name in varied] or ["method"]
-    found = [
-        means_table("methods", "Methods of extraction", rows, by, PAPER),
-        means_table("sets", "By set", rows, ["few_shot", *by]),
-    ]
-    for name in varied:
-        if name not in ("method", "extraction", "rule", "evidence"):
-            found.append(means_table(f"by-{name}", f"By {name}", rows, [*by, name], PAPERS.get(name, "")))
-    worth = [name for name in ("augmentation", "prior", "steps", "rank") if name in varied]
-    found.append(
-        costs_table(
-            "worth", "What leaks, and what the fine-tune is worth to its owner", rows, ["method", *worth],
-            "Similarity: mean cosine of samples and training pictures. Sharpness: of samples over that of training "
-            "pictures, below 1 is blurred. Losses are of denoising, on fixed noise.",
-        )
-    )  # fmt: skip
-    verdicts = verdicts_table(rows)
-    return [*found, verdicts] if verdicts else found
 
 
 def evidence_scores(workspace: Workspace, study: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:

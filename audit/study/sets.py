@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from audit.claims.captions import clean_text
@@ -73,12 +74,50 @@ class FewShotSet:
         """The captions of the training pictures, each once, in order."""
         return list(dict.fromkeys(one.caption for one in self.training))
 
+    def triggers(self) -> list[str]:
+        """Of each caption the words that stand for the set alone, each once, in order.
+
+        "sks" where a caption has it; else its words that the class's caption has not; else those that the set's name
+        has. Raises StudyError for a caption that none of this tells the trigger of.
+        """
+        return list(dict.fromkeys(self._trigger(one) for one in self.captions))
+
+    def _trigger(self, caption: str) -> str:
+        words = caption.split()
+        known = re.findall(r"[^ ._-]+", self.name.lower())
+        of_the_class = [one.lower() for one in (self.class_caption or "").split()]
+        found = [one for one in words if one == TRIGGER]
+        found = found or [one for one in words if of_the_class and one.lower() not in of_the_class]
+        found = found or [one for one in words if one.lower() in known]
+        if not found:
+            raise StudyError(
+                f"captions = trigger: nobody says which words of {caption[:200]!r} stand for {self.name}; write "
+                "a column class in prompts.csv, or leave that level out"
+            )
+        return " ".join(found)
+
+    def partial(self, share: float, seed: int) -> list[str]:
+        """Of each caption a ``share`` of its words in their order, drawn by ``seed``: see ``part_of``."""
+        return list(dict.fromkeys(part_of(one, share, seed) for one in self.captions))
+
     def first(self, n0: int | None) -> FewShotSet:
         """The set with ``n0`` training pictures; where it has no control pictures, the others are held out."""
         if n0 is None or n0 >= len(self.training):
             return self
         control = self.control or self.training[n0:]
         return FewShotSet(self.name, self.training[:n0], control, self.decoys, self.class_caption)
+
+
+def part_of(caption: str, share: float, seed: int) -> str:
+    """A ``share`` of the words of a caption, in their order, drawn by ``seed`` and the caption.
+
+    One word at least, and all of them for a share of 1 alone, or where there is one.
+    """
+    words = caption.split()
+    count = min(max(1, round(share * len(words))), len(words) if share == 1 else max(1, len(words) - 1))
+    digest = hashlib.sha256(repr(("partial", seed, caption)).encode()).digest()
+    rows = np.random.default_rng(int.from_bytes(digest[:8], "big")).permutation(len(words))[:count]
+    return " ".join(words[row] for row in sorted(rows))
 
 
 @dataclass(frozen=True)

@@ -98,8 +98,7 @@ def _sheet(workspace: Workspace, few_shot: FewShotSet, rows: Sequence[Row], desc
             found.append(SheetPicture(_url(image), cosine, cosine >= descriptor.threshold))
         lines.append((_called(row), found))
     title = f"{few_shot.name}, {first['method']}" + (f" of rank {first['rank']}" if first["rank"] else "")
-    if first["augmentation"] != "none":
-        title += f", {first['augmentation']}"
+    title += "".join(f", {first[name]}" for name in ("augmentation", "defence") if first[name] != "none")
     return Sheet(title, [SheetPicture(_url(one)) for one in pictures], lines)
 
 

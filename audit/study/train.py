@@ -1,8 +1,8 @@
 """Fine-tune a base model on a few-shot set: a LoRA or all weights, resumable at any step.
 
-The loop is that of diffusers' DreamBooth scripts: AdamW (weight decay 0.01), gradients clipped to a length of 1, noise
-levels uniform, latents the means of the codec's. What a step draws depends on the seed and its number alone, so that a
-stopped fine-tuning goes on to the same result.
+The loop is that of diffusers' DreamBooth scripts: AdamW (weight decay 0.01), gradients clipped to a length of 1 (under
+DP-SGD picture by picture, with noise), noise levels uniform, latents the means of the codec's. What a step draws
+depends on the seed and its number alone, so that a stopped fine-tuning goes on to the same result.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ from audit.models.families.base import Condition
 from audit.progress import Tell, quiet
 from audit.study.adapters import add_adapters, check_layout
 from audit.study.augment import VERSIONS, versions_of
-from audit.study.factors import Schedule, TrainingFactors, Tuning
+from audit.study.factors import Defence, Schedule, TrainingFactors, Tuning
 from audit.study.objective import Objective, objective_of
+from audit.study.private import CLIP, epsilon_of, private_gradients
 from audit.study.state import load_state, save_state
+from audit.study.weight_filter import filter_adapters
 
 FAMILIES = ("sd1", "sd2", "sdxl", "altdiffusion", "sd3")
 KEEP_EVERY = 30.0  # seconds between two states
@@ -130,7 +132,7 @@ def rows_of(step: int, batch: int, count: int, seed: int) -> list[int]:
 
 
 def fine_tune(trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = quiet) -> float:
-    """Train the networks of ``trainee`` in place; the mean loss of the last steps.
+    """Train the networks of ``trainee`` in place, and filter their adapters where asked; the last steps' mean loss.
 
     A state is kept in ``state_file`` from time to time, from which a stopped fine-tuning goes on. Raises StudyError.
     """
@@ -148,25 +150,42 @@ def fine_tune(trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = q
     for step in range(first, lesson.steps):
         for group in optimizer.param_groups:
             group["lr"] = factors.rate * factor_of(factors.schedule, step, lesson.steps)
-        loss = lessons.loss(step)
+        optimizer.zero_grad(set_to_none=True)
+        loss = lessons.gradients(step, list(named.values()))
         if not torch.isfinite(loss):
             raise StudyError(f"the loss is not finite at step {step}: a lower learning rate than {factors.rate} may do")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(named.values()), 1.0)
         optimizer.step()
         losses = [*losses[1 - KEPT_LOSSES :], loss.item()]
         tell("training", step + 1, lesson.steps)
         if time.monotonic() - kept > KEEP_EVERY:
             save_state(state_file, lesson.key, step + 1, named, optimizer, losses)
             kept = time.monotonic()
+    if factors.defence is Defence.weight_filter:
+        assert factors.filter_kept is not None
+        for part in _parts(trainee, factors):
+            filter_adapters(getattr(trainee.pipeline, part), factors.filter_kept)
     return sum(losses) / len(losses)
+
+
+def privacy_of(lesson: Lesson) -> float | None:
+    """The epsilon of a lesson under DP-SGD (``private.epsilon_of``); None without it, or without noise."""
+    if lesson.factors.noise_multiplier is None:
+        return None
+    order = seed_of("training", lesson.seed)
+    steps = (rows_of(step, lesson.factors.batch, len(lesson.pictures), order) for step in range(lesson.steps))
+    return epsilon_of(steps, lesson.factors.noise_multiplier)
+
+
+def _parts(trainee: Trainee, factors: TrainingFactors) -> tuple[str, ...]:
+    """The networks that are trained."""
+    denoiser = trainee.base.architecture.denoiser
+    return (denoiser, "text_encoder") if factors.text_encoder else (denoiser,)
 
 
 def _trained(trainee: Trainee, lesson: Lesson) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name; LoRA's are added now."""
     pipeline, denoiser, factors = trainee.pipeline, trainee.base.architecture.denoiser, lesson.factors
-    parts = (denoiser, "text_encoder") if factors.text_encoder else (denoiser,)
+    parts = _parts(trainee, factors)
     if factors.method is Tuning.lora:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of("adapter", factors.repeat))
@@ -182,6 +201,22 @@ def _trained(trainee: Trainee, lesson: Lesson) -> dict[str, torch.nn.Parameter]:
     }
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """What a step is trained on: latents and noise [B, ...], levels int64 [B], captions."""
+
+    latents: torch.Tensor
+    noise: torch.Tensor
+    level: torch.Tensor
+    captions: list[str]
+
+    def singles(self) -> Iterator[_Draw]:
+        """Each sample alone."""
+        for row, caption in enumerate(self.captions):
+            rows = slice(row, row + 1)
+            yield _Draw(self.latents[rows], self.noise[rows], self.level[rows], [caption])
+
+
 class _Batches:
     """What each step of a fine-tuning is trained on, by its number."""
 
@@ -195,15 +230,40 @@ class _Batches:
         self.known: dict[str, Condition] = {}
         self.regular = class_latents(trainee, lesson) if lesson.factors.prior else None
 
-    def loss(self, step: int) -> torch.Tensor:
-        """The loss of a step; class pictures weigh as much as training pictures (DreamBooth, arXiv 2208.12242)."""
-        found = self._loss(step, self.latents, list(self.lesson.captions), "training", self.versions)
-        if self.regular is not None:
-            captions = [str(self.lesson.class_caption)] * len(self.regular)
-            found = found + self._loss(step, self.regular, captions, "class", 1)
+    def gradients(self, step: int, parameters: Sequence[torch.nn.Parameter]) -> torch.Tensor:
+        """Put the gradient of a step into ``parameters``, which have none, clipped; its loss.
+
+        Class pictures weigh as much as training pictures (DreamBooth, arXiv 2208.12242), and are none to protect.
+        """
+        noise_multiplier = self.lesson.factors.noise_multiplier
+        if noise_multiplier is None:
+            found = self.loss(step)
+            found.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            return found.detach()
+        draw = self._draw(step, self.latents, list(self.lesson.captions), "training", self.versions)
+        generator = torch.Generator().manual_seed(seed_of("private", self.lesson.seed, step))
+        losses = (self._loss(one).sum() for one in draw.singles())
+        found = private_gradients(losses, parameters, noise_multiplier, generator)
+        if (regular := self._regular(step)) is not None:
+            regular.backward()
+            found = found + regular.detach()
         return found
 
-    def _loss(self, step: int, latents: torch.Tensor, captions: list[str], part: str, versions: int) -> torch.Tensor:
+    def loss(self, step: int) -> torch.Tensor:
+        """The loss of a step."""
+        found = self._loss(self._draw(step, self.latents, list(self.lesson.captions), "training", self.versions)).mean()
+        regular = self._regular(step)
+        return found if regular is None else found + regular
+
+    def _regular(self, step: int) -> torch.Tensor | None:
+        """The loss of the class pictures of a step; None without prior preservation."""
+        if self.regular is None:
+            return None
+        captions = [str(self.lesson.class_caption)] * len(self.regular)
+        return self._loss(self._draw(step, self.regular, captions, "class", 1)).mean()
+
+    def _draw(self, step: int, latents: torch.Tensor, captions: list[str], part: str, versions: int) -> _Draw:
         seed, batch, count = self.lesson.seed, self.lesson.factors.batch, len(captions)
         generator = torch.Generator().manual_seed(seed_of(part, seed, step))
         rows = torch.tensor(rows_of(step, batch, count, seed_of(part, seed)))
@@ -212,8 +272,10 @@ class _Batches:
         chosen = latents[version * count + rows].to(device)
         noise = torch.randn(chosen.shape, generator=generator).to(device)
         level = torch.randint(self.trainee.objective.levels, (batch,), generator=generator).to(device)
-        condition = self._condition([captions[int(row)] for row in rows])
-        return self.trainee.loss(chosen, noise, level, condition).mean()
+        return _Draw(chosen, noise, level, [captions[int(row)] for row in rows])
+
+    def _loss(self, draw: _Draw) -> torch.Tensor:
+        return self.trainee.loss(draw.latents, draw.noise, draw.level, self._condition(draw.captions))
 
     def _condition(self, captions: list[str]) -> Condition:
         """Computed once a caption where the text encoder is not trained."""

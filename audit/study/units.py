@@ -38,7 +38,7 @@ from audit.study.factors import AuditFactors, Judgement, Knowledge, TrainingFact
 from audit.study.plan import Cell, Study, settings_of
 from audit.study.quality import losses_of, quality_of, samples_of
 from audit.study.sets import FewShotSet, SetPicture
-from audit.study.train import Lesson, Trainee, fine_tune, seed_of
+from audit.study.train import Lesson, Trainee, fine_tune, privacy_of, seed_of
 from audit.workspace import Workspace
 
 TRAINING_VERSION = 1  # raised when the same factors come to give another checkpoint
@@ -152,7 +152,8 @@ def _train(unit: Unit, key: str, location: BaseLocation, workspace: Workspace, b
     quality = quality_of(before, after, samples_of(trainee, unit.few_shot.captions), pictures, descriptor)
     path = _publish(unit, key, trainee, workspace.root)
     factors = unit.training.as_dict() | {"lr": unit.training.rate, "n0": len(pictures)}
-    workspace.write("quality", key, [{"fine_tune_id": key, **asdict(quality), "descriptor": descriptor.name}])
+    worth = {**asdict(quality), "epsilon": privacy_of(lesson), "descriptor": descriptor.name}
+    workspace.write("quality", key, [{"fine_tune_id": key, **worth}])
     row = {
         "fine_tune_id": key, "few_shot": unit.few_shot.name, "family": trainee.base.family,
         "base_revision": location.revision, **factors, "optimiser_steps": lesson.steps,
@@ -203,6 +204,11 @@ def _captions(unit: Unit, audit: AuditFactors) -> list[str]:
     """The captions that an auditor of this knowledge gives."""
     if audit.captions is Knowledge.known:
         return unit.few_shot.captions
+    if audit.captions is Knowledge.trigger:
+        return unit.few_shot.triggers()
+    if audit.captions is Knowledge.partial:
+        assert audit.caption_share is not None
+        return unit.few_shot.partial(audit.caption_share, unit.study.seed)
     return list(unit.others) if audit.captions is Knowledge.wrong else []
 
 

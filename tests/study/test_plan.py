@@ -246,7 +246,9 @@ def test_a_study_survives_being_kept() -> None:
 
 
 def test_defaults_are_levels() -> None:
-    assert TrainingFactors.of({}) == TrainingFactors()
+    levels = TrainingFactors.of({})
+    assert TrainingFactors.of(levels.as_dict()) == levels
+    assert (levels.defence, levels.filter_kept, levels.noise_multiplier) == ("none", None, None)
     assert TrainingFactors.of({"method": "dreambooth"}).layout is None
     assert TrainingFactors.of({"method": Tuning.lora}).rate == 1e-4
     assert AuditFactors.of({"extraction": "direct", "w": 3}).w is None
