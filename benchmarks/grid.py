@@ -7,11 +7,8 @@ the pictures that the workspace has kept of the extractions: finished audits are
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from PIL import Image
 from audit.config import Clustering, Method, Settings, StoredImages
 from audit.demo import ASSETS, load_set
 from audit.evidence import Cluster, density_peaks, greedy_cliques, rank_score, score
+from audit.processes import spread, threads_each
 
 try:
     from benchmarks import judge
@@ -244,19 +242,7 @@ def at_equal_number(vectors: np.ndarray, training: np.ndarray, extractions: int,
 
 def run_all(jobs: Sequence[Job], workers: int) -> Iterator[list[dict[str, Any]]]:
     """The rows of every job as it finishes, in ``workers`` processes of their share of the cores (OMP_NUM_THREADS)."""
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // workers)
-    if workers == 1:
-        for job in jobs:
-            yield run_job(job, threads)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(run_job, job, threads) for job in jobs]
-        try:
-            for done in as_completed(running):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    return spread(run_job, jobs, workers, threads_each(workers))
 
 
 def split_settings(job: Job) -> list[Job]:

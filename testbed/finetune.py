@@ -11,12 +11,10 @@ with the number of pictures, as in the paper (200 x N0 at batch 1, arXiv 2410.03
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from enum import StrEnum
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,19 @@ import numpy as np
 import torch
 import typer
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_kohya
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from audit.demo import ASSETS, load_set
+from audit.study.adapters import half, kohya_names
 from audit.study.augment import versions_of
 from audit.study.factors import Augmentation
 from testbed.codec import encode_all
 from testbed.sets import SETS, SIZE, FewShotSet, few_shot_set, training_captions
 from testbed.sources import cache_dir
 from testbed.train_base import token_ids, velocity_loss
-from testbed.training import fit, prepare_cpu, shuffled
+from testbed.training import fit, prepare_cpu, print_each, shuffled
 
 LORA_TARGETS = [
     "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
@@ -179,11 +177,6 @@ def train(
     fit({"unet": unet}, parameters, loss, steps, lr, state_file, every=100)
 
 
-def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The tensors in float16, contiguous, as published files are."""
-    return {name: tensor.detach().to(torch.float16).contiguous() for name, tensor in state.items()}
-
-
 def save_lora(unet: UNet2DConditionModel, tuning: Tuning, folder: Path, metadata: dict[str, str]) -> Path:
     """Write the adapter of ``unet`` in the format of ``tuning``; the file's path."""
     layers = half(get_peft_model_state_dict(unet))
@@ -191,9 +184,8 @@ def save_lora(unet: UNet2DConditionModel, tuning: Tuning, folder: Path, metadata
     if tuning is Tuning.lora_peft:
         StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=layers, safe_serialization=True)
         return folder / PEFT_FILE
-    kohya = convert_state_dict_to_kohya({f"unet.{name}": tensor for name, tensor in layers.items()})
     path = folder / f"{metadata['modelspec.title']}.safetensors"
-    save_file(half(kohya), path, metadata=metadata)
+    save_file(kohya_names(layers, "lora_unet"), path, metadata=metadata)
     return path
 
 
@@ -268,32 +260,15 @@ def main(
         raise typer.BadParameter("name one few-shot set, or give --all")
     recipes = list(RECIPES) if name is None else [Recipe(few_shot_set(name).name, tuning, strength, defence)]
     missing = [one for one in recipes if name or not (output / one.name / "training.json").is_file()]
-    each = max(1, (threads or os.cpu_count() or 1) // workers)
-    arguments = (base, output, work, steps, batch, rank, lr, seed)
-    if workers == 1:
-        for number, recipe in enumerate(missing, start=1):
-            print(f"{number}/{len(missing)}", _make_seeded(recipe, each, *arguments), flush=True)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(_make_seeded, recipe, each, *arguments) for recipe in missing]
-        for number, done in enumerate(as_completed(running), start=1):
-            print(f"{number}/{len(missing)}", done.result(), flush=True)
+    work_of = partial(
+        _make_seeded, base=base, output=output, work=work, steps=steps, batch=batch, rank=rank, lr=lr, seed=seed
+    )
+    print_each(work_of, missing, workers, threads)
 
 
-def _make_seeded(
-    recipe: Recipe,
-    threads: int,
-    base: Path,
-    output: Path,
-    work: Path,
-    steps: int | None,
-    batch: int,
-    rank: int,
-    lr: float | None,
-    seed: int,
-) -> Path:
+def _make_seeded(recipe: Recipe, threads: int, *, seed: int, **made: Any) -> Path:
     prepare_cpu(threads, seed)
-    return make(recipe, base, output, work, steps, batch, rank, lr, seed)
+    return make(recipe, seed=seed, **made)
 
 
 if __name__ == "__main__":

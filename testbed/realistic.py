@@ -15,9 +15,8 @@ import json
 import os
 import random
 import zlib
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,7 +32,7 @@ from testbed.kohya import TAG_DROPOUT, metadata, save_kohya, text_encoder_lora, 
 from testbed.more_sets import TRIGGER, MoreSet, more_set, prepared
 from testbed.sources import cache_dir
 from testbed.train_base import token_ids, velocity_loss
-from testbed.training import fit, prepare_cpu, shuffled
+from testbed.training import fit, prepare_cpu, print_each, shuffled
 
 RATE = 4e-3
 VARIANTS = 16  # of a picture's shuffled tags, drawn before training
@@ -229,15 +228,7 @@ def main(
             print(f"{one.name:56}{one.steps:6} steps  {'holdout' if one.holdout else 'tuning':9}"
                   f"{'' if one in missing else 'trained'}")  # fmt: skip
         return
-    each = max(1, (threads or os.cpu_count() or 1) // workers)
-    if workers == 1:
-        for number, recipe in enumerate(missing, start=1):
-            print(f"{number}/{len(missing)}", make_seeded(recipe, each, base, output, work), flush=True)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(make_seeded, recipe, each, base, output, work) for recipe in missing]
-        for number, done in enumerate(as_completed(running), start=1):
-            print(f"{number}/{len(missing)}", done.result(), flush=True)
+    print_each(partial(make_seeded, base=base, output=output, work=work), missing, workers, threads)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,22 @@
-"""What the three training scripts share: seeds, learning rate, resumable state and a progress line."""
+"""What the training scripts share: seeds, learning rate, resumable state and a progress line.
+
+The schedule, the versions of pictures under a defence and the names in a file are those of studies (``audit/study``).
+The loop is not: what comes along was trained with one generator for order, levels and noise, and with AdamW's second
+beta at 0.99, and would be other weights by ``audit/study/train.py``, where a step draws by its number.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from audit.processes import spread, threads_each
+from audit.study.train import cosine_factor
 
 
 def prepare_cpu(threads: int, seed: int) -> None:
@@ -28,13 +35,15 @@ def cosine_schedule(
             if step < cycle:
                 break
             step -= cycle
-        warm = min(warmup, cycle // 4)
-        if step < warm:
-            return (step + 1) / warm
-        progress = min(1.0, (step - warm) / max(1, cycle - warm))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return cosine_factor(step, cycle, warmup, floor)
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def print_each(work: Callable[[Any, int], Path], recipes: Sequence[Any], workers: int, threads: int) -> None:
+    """Make every recipe by ``work(recipe, threads)``, in several processes, and print what each has become."""
+    for number, done in enumerate(spread(work, recipes, workers, threads_each(workers, threads)), start=1):
+        print(f"{number}/{len(recipes)}", done, flush=True)
 
 
 def run(

@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from audit.demo import ASSETS, load_set
+from audit.study.adapters import half
 from testbed import data
 from testbed.codec import encode_all
-from testbed.finetune import BATCH, LORA_TARGETS, RANK, Recipe, Tuning, half, kohya_metadata
+from testbed.finetune import BATCH, LORA_TARGETS, RANK, Recipe, Tuning, kohya_metadata
 from testbed.sets import few_shot_set, training_captions
 from testbed.sources import cache_dir
 from testbed.train_base import EMPTY_SHARE, new_scheduler, new_text_encoder, new_unet, token_ids

@@ -62,8 +62,8 @@ def save_adapter(pipeline: Any, denoiser: str, factors: TrainingFactors, folder:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / FILES[factors.layout]
     network = getattr(pipeline, denoiser)
-    tensors = _half(get_peft_model_state_dict(network))
-    encoder = _half(get_peft_model_state_dict(pipeline.text_encoder)) if factors.text_encoder else {}
+    tensors = half(get_peft_model_state_dict(network))
+    encoder = half(get_peft_model_state_dict(pipeline.text_encoder)) if factors.text_encoder else {}
     if factors.layout is Layout.kohya:
         found = kohya_names(tensors, "lora_unet") | kohya_names(encoder, "lora_te_text_model")
         save_file(found, path, metadata=kohya_metadata(factors) | said)
@@ -114,6 +114,6 @@ def kohya_metadata(factors: TrainingFactors) -> dict[str, str]:
     return {name: str(value) for name, value in fields.items()}
 
 
-def _half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors in float16, on the CPU and contiguous, as published files are."""
     return {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in state.items()}

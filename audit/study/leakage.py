@@ -7,16 +7,13 @@ over many audits, and no verdict on any. Steps, N0 and captions are claims of up
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from audit.errors import StudyError
-from audit.report.page import environment
-from audit.report.pages import keep_sets
 from audit.study.figures import Figure, bars, curves
-from audit.study.report import STUDIES, as_csv, svg_url
+from audit.study.pages import Written, write_results
 from audit.study.results import ResultTable, Row, grouped, interval, shown
 from audit.workspace import Workspace
 
@@ -52,27 +49,17 @@ FACTORS = {
 }  # fmt: skip
 BINNED = ("claimed_steps", "training_images")  # into powers of two
 MOST_NAMED = 20  # base models that are named; the others are one line
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Leakage:
-    """What was written of the catalog: the page, the folder of tables and figures, how many audits, the tables."""
+class Leakage(Written):
+    """What was written of the catalog, and of how many audits it is."""
 
-    page: str
-    folder: str
     audits: int
-    tables: list[ResultTable]
-    figures: list[str]
-    no_figures: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``lora-audit study catalog --json`` prints them."""
-        tables = [{"name": one.name, "title": one.title, "head": one.head, "rows": one.rows} for one in self.tables]
-        return {
-            "page": self.page, "folder": self.folder, "audits": self.audits, "tables": tables, "figures": self.figures,
-            "no_figures": self.no_figures,
-        }  # fmt: skip
+        return super().as_dict() | {"audits": self.audits}
 
 
 def leaks(workspace: Workspace) -> list[Row]:
@@ -101,28 +88,11 @@ def report_catalog(workspace: Workspace) -> Leakage:
     rows = leaks(workspace)
     drawn = {name: title for name, title in DRAWN.items() if any(row[name] is not None for row in rows)}
     tables = [_table(name, title, rows, drawn) for name, title in FACTORS.items()]
-    figures: list[Figure] = []
-    no_figures = None
-    try:
-        figures = list(_figures(rows, drawn))
-    except StudyError as error:
-        no_figures = str(error)
-        log.warning("%s", no_figures)
-    for table in tables:
-        workspace.files.write(f"{STUDIES}/{NAME}/{table.name}.csv", as_csv(table))
-    for one in figures:
-        workspace.files.write(f"{STUDIES}/{NAME}/{one.name}.png", one.png)
-        workspace.files.write(f"{STUDIES}/{NAME}/{one.name}.svg", one.svg)
-    html = environment().get_template("leakage.html").render(
-        audits=len(rows), tables=tables, figures=[(one, svg_url(one.svg)) for one in figures], no_figures=no_figures
-    )  # fmt: skip
-    page = f"{STUDIES}/{NAME}.html"
-    keep_sets(
-        workspace, page, [row["reference_set"] for row in workspace.rows("SELECT DISTINCT reference_set FROM matches")]
+    sets = [row["reference_set"] for row in workspace.rows("SELECT DISTINCT reference_set FROM matches")]
+    written = write_results(
+        workspace, NAME, "leakage.html", {"audits": len(rows)}, tables, lambda: _figures(rows, drawn), sets
     )
-    workspace.files.write(page, html.encode())
-    folder = f"{workspace.files}/{STUDIES}/{NAME}"
-    return Leakage(f"{workspace.files}/{page}", folder, len(rows), tables, [one.name for one in figures], no_figures)
+    return Leakage(**vars(written), audits=len(rows))
 
 
 def _table(name: str, title: str, rows: Sequence[Row], drawn: dict[str, str]) -> ResultTable:

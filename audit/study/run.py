@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from audit.bench import Bench
 from audit.devices import default_device
 from audit.errors import StudyError
 from audit.models.base import locate_base
+from audit.processes import spread, threads_each
 from audit.progress import Tell, quiet
 from audit.study.factors import levels_of
 from audit.study.plan import Plan, Study, difference, study_of, varied
@@ -118,20 +116,12 @@ def units_of(plan: Plan, base: str, workspace: str, device: str) -> Iterator[Uni
 
 
 def _work(units: Sequence[Unit], workers: int, tell: Tell) -> Iterator[Done]:
-    if workers == 1:
-        bench = Bench(units[0].device) if units else Bench()
-        for unit in units:
-            yield do_unit(unit, bench, tell)
+    if workers > 1:
+        yield from spread(_in_worker, units, workers, threads_each(workers))
         return
-    threads = max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1) // workers)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(_in_worker, unit, threads) for unit in units]
-        try:
-            for done in as_completed(running):
-                yield done.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    bench = Bench(units[0].device) if units else Bench()
+    for unit in units:
+        yield do_unit(unit, bench, tell)
 
 
 _BENCHES: dict[str, Bench] = {}  # of this worker process, by device

@@ -106,14 +106,17 @@ class Trainee:
 
 
 def factor_of(schedule: Schedule, step: int, steps: int) -> float:
-    """The share of the peak learning rate at ``step``: 1, or a cosine from it to FLOOR behind a linear warm-up."""
-    if schedule is Schedule.constant:
-        return 1.0
-    warm = min(WARMUP, steps // 4)
+    """The share of the peak learning rate at ``step``."""
+    return 1.0 if schedule is Schedule.constant else cosine_factor(step, steps)
+
+
+def cosine_factor(step: int, steps: int, warmup: int = WARMUP, floor: float = FLOOR) -> float:
+    """A cosine from 1 to ``floor`` over ``steps``, behind a linear warm-up of a quarter of them at the most."""
+    warm = min(warmup, steps // 4)
     if step < warm:
         return (step + 1) / warm
     progress = min(1.0, (step - warm) / max(1, steps - warm))
-    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * progress))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def seed_of(*parts: object) -> int:
