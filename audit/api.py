@@ -284,6 +284,7 @@ def add_references(
     kind: SetKind = SetKind.reference,
     decoys_of: Sequence[str] = (),
     drawn: bool = False,
+    workers: int = 1,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Added:
@@ -294,7 +295,9 @@ def add_references(
     Latents of the pictures under each of ``bases``, in ``resolution`` or the base's own, are kept too: membership is
     measured on them. ``kind`` background makes them decoys, of the reference sets ``decoys_of``, or of any; ``drawn``
     declares that they and these sets, as they are now, are a random split of one collection. What is passed over is
-    listed with its reason. Raises ReferenceSetError where nothing can be read, or one of those sets is not there.
+    listed with its reason. ``workers`` are processes that describe; a call that is stopped goes on, when it is made
+    again, with what was described. Raises ReferenceSetError where nothing can be read, or one of those sets is not
+    there.
     """
     from audit.references.latents import codec_id, keep_latents
 
@@ -313,7 +316,7 @@ def add_references(
     added = ReferenceSets(opened).add(
         name, Path(folder), bench.load_descriptor(descriptor), thumbnails,
         lambda done, total: tell("describing", done, total), kind, decoys_of,
-        decoys_of if drawn else (),
+        decoys_of if drawn else (), workers, descriptor,
     )  # fmt: skip
     for one in located:
         codec = partial(bench.codec_of, one, resolution)

@@ -118,6 +118,7 @@ REFERENCES = _schema(
         "of a background that was declared a random split of one collection with reference sets: the SHA256 of the "
         "pictures of each (their ids, sorted, with commas between), so that it holds for just these; null for none",
     ),
+    ("metadata", pa.string(), "what its input says of it, an object of JSON of 4096 characters at most; null for none"),
     ("added_at", pa.timestamp("us", "UTC"), "when"),
 )
 

@@ -69,9 +69,12 @@ def add(
             "collection, drawn by lot. --rule either asks for it, and accuses wrongly where it is not so.",
         ),
     ] = False,
+    workers: Annotated[int, typer.Option(help="Processes that describe pictures, each of one core.", min=1)] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
+
+    The set appears when all of it is described, at once. Stopped before, the same command goes on where it was.
 
     PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF are read, HEIF where pillow-heif is installed. Every file that is passed
     over is listed with its reason.
@@ -88,7 +91,7 @@ def add(
         added = api.add_references(
             name, folder, descriptor=config.descriptor, workspace=config.workspace, thumbnails=thumbnails,
             bases=base or (), resolution=resolution, kind=kind, decoys_of=of or (),
-            drawn=drawn, progress=progress, bench=bench,
+            drawn=drawn, workers=workers, progress=progress, bench=bench,
         )  # fmt: skip
     loaded = bench.load_descriptor(config.descriptor)
     if as_json:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -34,11 +34,13 @@ from audit.untrusted.pool import RefusedError, Reply, pool
 
 __all__ = [
     "FORMATS", "HEIF_SUFFIXES", "MAX_EXIF_TAGS", "MAX_FILE_BYTES", "MAX_METADATA_BYTES", "MAX_PIXELS",
-    "MAX_PROFILE_BYTES", "MAX_SAMPLE_BYTES", "MAX_SCANNED_PIXELS", "MAX_SCANS", "MAX_SIDE", "SUFFIXES", "open_image",
-    "opened_ahead", "pixels_of", "read_picture",
+    "MAX_PROFILE_BYTES", "MAX_SAMPLE_BYTES", "MAX_SCANNED_PIXELS", "MAX_SCANS", "MAX_SIDE", "SUFFIXES", "ahead",
+    "open_image", "opened_ahead", "pixels_of", "read_picture",
 ]  # fmt: skip
 MOST_PIXEL_BYTES = 3 * MAX_PIXELS
 AHEAD = 2  # pictures that are decoded while one is worked on
+One = TypeVar("One")
+Made = TypeVar("Made")
 
 
 def read_picture(path: Path) -> bytes:
@@ -109,11 +111,16 @@ def _opened(path: Path) -> Opened:
 
 def opened_ahead(paths: Iterable[Path]) -> Iterator[Opened]:
     """Each file as ``open_image`` opens it, in order; the next ones are decoded meanwhile."""
-    waiting: deque[Future[Opened]] = deque()
+    yield from ahead(_opened, paths)
+
+
+def ahead(make: Callable[[One], Made], of: Iterable[One]) -> Iterator[Made]:
+    """What ``make`` gives for each of ``of``, in order, which threads do for the next ones meanwhile."""
+    waiting: deque[Future[Made]] = deque()
     with ThreadPoolExecutor(AHEAD, thread_name_prefix="pictures") as threads:
         try:
-            for path in paths:
-                waiting.append(threads.submit(_opened, path))
+            for one in of:
+                waiting.append(threads.submit(make, one))
                 if len(waiting) > AHEAD:
                     yield waiting.popleft().result()
             while waiting:

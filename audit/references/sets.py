@@ -5,41 +5,39 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
 
-from audit.descriptors import Descriptor, pdq_hash
-from audit.descriptors.base import to_png
 from audit.descriptors.facts import DescriptorFacts
-from audit.descriptors.pictures import opened_ahead
 from audit.errors import ReferenceSetError
-from audit.evidence.kind import look_of
-from audit.faults import reason_of_fault
-from audit.references.folder import SkippedImage, survey
+from audit.references import staging
+from audit.references.describe import CHUNK, Wanted, described
+from audit.references.folder import SkippedImage
 from audit.references.index import forget
+from audit.references.inputs.folders import folder_pictures
+from audit.references.inputs.given import Pictures, chunks
 from audit.references.lists import read_list
+from audit.references.staging import Staging
 from audit.schemas import REFERENCES
 from audit.stages.membership import Membership
 from audit.states import SetKind
-from audit.storable import path_as_text
 from audit.workspace import Workspace
 from audit.workspace.names import KEY
 
+if TYPE_CHECKING:
+    from audit.descriptors import Descriptor
+
 log = logging.getLogger(__name__)
-SMALLEST_SIDE = 16  # pixels: below it neither the descriptor nor PDQ says anything
-THUMBNAIL = 256
 PDQ_NAME = "pdq"  # the descriptor that describes a picture by its PDQ hash
 SET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 MAX_SET_SECONDS = 1800  # that its pictures may take to decode, beside
 SECONDS_A_PICTURE = 2  # of each
-CHUNK = 64  # pictures that are described together; of each no more is kept than that takes
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,8 @@ class ReferenceSets:
         self.workspace = workspace
 
     @staticmethod
-    def _key(name: str, descriptor_name: str) -> str:
+    def key_of(name: str, descriptor_name: str) -> str:
+        """The key of a set's rows. Raises ReferenceSetError for a name that is none."""
         if not SET_NAME.fullmatch(name):
             raise ReferenceSetError(
                 f"{name!r} cannot name a reference set: use up to 64 letters, digits, '.', '_', '-'"
@@ -108,15 +107,22 @@ class ReferenceSets:
     def add(
         self,
         name: str,
-        folder: Path,
+        source: Path | Pictures,
         descriptor: Descriptor,
         thumbnails: bool = True,
         progress: Callable[[int, int], None] | None = None,
         kind: SetKind = SetKind.reference,
         decoys_of: Sequence[str] = (),
         drawn_with: Sequence[str] = (),
+        workers: int = 1,
+        loaded_as: str = "",
     ) -> Added:
-        """Describe the pictures below ``folder`` and keep them as the set ``name``, to be found or to be decoys.
+        """Describe the pictures of ``source`` and keep them as the set ``name``, to be found or to be decoys.
+
+        A source is a folder with all below it, or a stream of pictures, of which a few are in memory. The set appears
+        when all are described, at once; until then the one that there was stays. Where this is stopped, it goes on with
+        what was described. Several ``workers`` are processes that describe, on CPUs; they load the descriptor as
+        ``loaded_as``.
 
         Decoys are for the sets ``decoys_of``, or for any, and are declared a random split of one collection with each
         of ``drawn_with``, as these are now. Raises ReferenceSetError where one of these is not there.
@@ -124,68 +130,69 @@ class ReferenceSets:
         Every file that is passed over is listed with its reason: what cannot be read or described, is too small, is
         no picture by its ending, or is the same file again. Raises ReferenceSetError where nothing can be read.
         """
-        key = self._key(name, descriptor.name)
+        key = self.key_of(name, descriptor.name)
         if decoys_of and kind is not SetKind.background:
             raise ReferenceSetError(f"{name}: only decoys (--kind background) are for other sets (--of)")
         self.require_any(decoys_of)
         declared = self._declared(name, kind, drawn_with, descriptor)
-        paths, others = survey(folder)
+        pictures = folder_pictures(source) if isinstance(source, Path) else source
+        kept = Staging(self.workspace.files, key, f"{descriptor.name} {thumbnails}")
+        if kept.known:
+            log.info("%s: %d pictures were described before and are not described again", name, len(kept.known))
         skipped: list[SkippedImage] = []
-        rows: dict[str, dict[str, Any]] = {}
-        now = datetime.now(UTC)
+        names: dict[bytes, tuple[str, str | None]] = {}
         done, patience = 0, _Patience()
-        for chunk in (paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)):
-            fresh: dict[str, _Prepared | Exception] = {}
-            names: dict[str, str] = {}
-            for digest, label, picture in self._opened(chunk, skipped, folder, patience):
-                if digest in rows or digest in names:
-                    first = rows[digest]["name"] if digest in rows else names[digest]
-                    skipped.append(SkippedImage(label, f"the same file as {first}"))
-                else:
-                    names[digest] = label
-                    fresh[digest] = _prepared(label, picture, descriptor, thumbnails)
-                del picture
-            for digest, described in self._described(fresh, names, descriptor, skipped):
-                rows[digest] = described | {
-                    "reference_set": name,
-                    "reference_id": digest,
-                    "descriptor_name": descriptor.name,
-                    "added_at": now,
-                    "kind": kind,
-                    "decoys_of": sorted(set(decoys_of)) or None,
-                    "drawn_with": declared,
-                }
-            done += len(chunk)
-            if progress:
-                progress(done, len(paths))
-        if not rows:
-            listed = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:3])
-            raise ReferenceSetError(f"none of the {len(paths)} pictures in {folder} can be read ({listed})")
-        passed = skipped + others
-        self.workspace.write("passed_over", key, _passed_rows(name, descriptor.name, now, passed))
-        self.workspace.write("references", key, list(rows.values()))
-        forget(self.workspace.files.scratch, name)
-        self._forget_others(name)
+        wanted = Wanted(descriptor.name, loaded_as, thumbnails, frozenset(kept.known) if workers > 1 else kept.known)
+        try:
+            for found in described(chunks(pictures.given, CHUNK), descriptor, wanted, workers):
+                kept.add(row for digest, row in found.rows.items() if bytes.fromhex(digest) not in kept.known)
+                skipped += found.skipped
+                for label, seconds in found.seconds:
+                    patience.spend(seconds, label)
+                for one in found.seen:
+                    if (first := names.setdefault(bytes.fromhex(one.digest), (one.name, one.metadata)))[0] != one.name:
+                        skipped.append(SkippedImage(one.name, f"the same file as {first[0]}"))
+                done += found.given
+                if progress:
+                    progress(done, pictures.total or 0)
+        finally:
+            kept.flush()
+        passed = skipped + pictures.passed
+        if not names:
+            listed = "; ".join(f"{one.name}: {one.reason}" for one in passed[:3])
+            raise ReferenceSetError(f"none of the {done} pictures in {pictures.label} can be read ({listed})")
+        same = {"reference_set": name, "descriptor_name": descriptor.name, "added_at": datetime.now(UTC),
+                "kind": kind, "decoys_of": sorted(set(decoys_of)) or None, "drawn_with": declared}  # fmt: skip
+        self.put_whole(name, descriptor.name, kept.rows(names, same), passed)
+        kept.discard()
         if not thumbnails:
             self._forget_pictures(name)
-        return Added(name, len(rows), passed)
+        return Added(name, len(names), passed)
 
     def add_list(self, name: str, path: Path) -> Added:
         """Keep the PDQ hashes of a list as the reference set ``name``, described by pdq; see ``read_list``."""
-        key, now, found = self._key(name, PDQ_NAME), datetime.now(UTC), read_list(path)
+        found = read_list(path)
         columns: dict[str, Any] = found.rows()
         number, width = columns["descriptor"].shape
         offsets = np.arange(number + 1, dtype=np.int32) * width
         columns["descriptor"] = pa.ListArray.from_arrays(offsets, columns["descriptor"].reshape(-1))
-        same = {"reference_set": name, "descriptor_name": PDQ_NAME, "added_at": now, "kind": str(SetKind.reference)}
+        same = {"reference_set": name, "descriptor_name": PDQ_NAME, "added_at": datetime.now(UTC),
+                "kind": str(SetKind.reference)}  # fmt: skip
         columns |= {one: pa.repeat(pa.scalar(value, REFERENCES.field(one).type), number) for one, value in same.items()}
         given = {one.name: columns.get(one.name, pa.nulls(number, one.type)) for one in REFERENCES}
-        self.workspace.write("passed_over", key, _passed_rows(name, PDQ_NAME, now, found.skipped))
-        self.workspace.write("references", key, pa.table(given).cast(REFERENCES))
-        forget(self.workspace.files.scratch, name)
-        self._forget_others(name)
+        self.put_whole(name, PDQ_NAME, [pa.table(given).cast(REFERENCES)], found.skipped)
         self._forget_pictures(name)
         return Added(name, number, found.skipped)
+
+    def put_whole(self, name: str, descriptor_name: str, parts: Iterable[pa.Table], passed: list[SkippedImage]) -> None:
+        """Make ``parts`` the set ``name``, in place of the one that there is, at once."""
+        key = self.key_of(name, descriptor_name)
+        instead = [("reference_set", name), ("descriptor_name", descriptor_name)]
+        singles = self.workspace.table("references").has_beginning(f"{key}.")  # which the key does not take away
+        self.workspace.write("passed_over", key, _passed_rows(name, descriptor_name, datetime.now(UTC), passed))
+        self.workspace.write_parts("references", key, parts, instead if singles else ())
+        forget(self.workspace.files.scratch, name)
+        self.forget_others(name)
 
     def _declared(
         self, name: str, kind: SetKind, drawn_with: Sequence[str], descriptor: Descriptor
@@ -202,7 +209,7 @@ class ReferenceSets:
         )
         return sorted({row["pictures"] for row in rows}) or None
 
-    def _forget_others(self, name: str) -> None:
+    def forget_others(self, name: str) -> None:
         """Let go of latents where some are of pictures that the set does not have any more."""
         stale = self.workspace.rows(
             "SELECT 1 FROM latents WHERE reference_set = ? AND reference_id NOT IN "
@@ -229,56 +236,6 @@ class ReferenceSets:
         if self.workspace.rows("SELECT 1 FROM denoised WHERE reference_set = ? LIMIT 1", [name]):
             self.workspace.erase("reference_set", name, "denoised")
 
-    @staticmethod
-    def _opened(
-        paths: list[Path], skipped: list[SkippedImage], folder: Path, patience: _Patience
-    ) -> Iterator[tuple[str, str, Image.Image]]:
-        """(SHA256 of the file, its name in the folder, picture) of every readable one; each file is read once."""
-        root = folder.resolve()
-        for opened in opened_ahead(paths):
-            label, picture = path_as_text(str(opened.path.relative_to(root))), opened.picture
-            patience.spend(opened.seconds, label)
-            if isinstance(picture, ValueError):
-                skipped.append(SkippedImage(label, str(picture)))
-                continue
-            if min(picture.size) < SMALLEST_SIDE:
-                reason = f"{picture.width} x {picture.height} pixels are too few: the least is {SMALLEST_SIDE} a side"
-                skipped.append(SkippedImage(label, reason))
-                continue
-            yield hashlib.sha256(opened.data).hexdigest(), label, picture
-
-    @staticmethod
-    def _described(
-        fresh: dict[str, _Prepared | Exception],
-        names: dict[str, str],
-        descriptor: Descriptor,
-        skipped: list[SkippedImage],
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(SHA256 of the file, what its row says of the picture); a picture that cannot be described costs itself.
-
-        Raises what the descriptor raises where it describes none of them: then it is the descriptor that fails.
-        """
-        good = {digest: one for digest, one in fresh.items() if isinstance(one, _Prepared)}
-        failed = {digest: one for digest, one in fresh.items() if isinstance(one, Exception)}
-        vectors: dict[str, np.ndarray] = {}
-        if good:
-            try:
-                found = descriptor.describe_prepared([one.prepared for one in good.values()])
-                vectors = dict(zip(good, found, strict=True))
-            except Exception:
-                for digest, one in good.items():
-                    try:
-                        vectors[digest] = descriptor.describe_prepared([one.prepared])[0]
-                    except Exception as error:
-                        failed[digest] = error
-        if failed and not vectors:
-            raise next(iter(failed.values()))
-        for digest, failure in failed.items():
-            what = reason_of_fault(failure, names[digest], log)
-            skipped.append(SkippedImage(names[digest], f"cannot be described ({what[:200]})"))
-        for digest, vector in vectors.items():
-            yield digest, {**good[digest].row, "descriptor": vector}
-
     def list(self) -> list[dict[str, Any]]:
         """A row a set and descriptor: reference_set, descriptor_name, kind, decoys_of, drawn, images, added_at."""
         return self.workspace.rows(
@@ -304,9 +261,9 @@ class ReferenceSets:
         matches = self.workspace.rows(
             "SELECT count(DISTINCT (audit_id, reference_id)) AS n FROM matches WHERE reference_set = ?", [name]
         )
-        if not rows[0]["pictures"] and not matches[0]["n"] and not pages:
-            known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
-            raise ReferenceSetError(f"there is no reference set {name!r} (there are: {known})")
+        unfinished = staging.forget(self.workspace.files, lambda key: key.rpartition(".")[0] == name)
+        if not rows[0]["pictures"] and not matches[0]["n"] and not pages and not unfinished:
+            raise ReferenceSetError(f"there is no reference set {name!r} ({self._there(name)})")
         for page in pages:  # what shows pictures goes first
             remove_page(self.workspace, page)
         remove_pictures(self.workspace, name)
@@ -331,8 +288,13 @@ class ReferenceSets:
         known = {row["reference_set"] for row in self.list()} if names else set()
         for name in names:
             if name not in known:
-                there = ", ".join(sorted(known)) or "none"
-                raise ReferenceSetError(f"there is no reference set {name!r} (there are: {there})")
+                raise ReferenceSetError(f"there is no reference set {name!r} ({self._there(name)})")
+
+    def _there(self, name: str) -> str:
+        """What to say where the set ``name`` is missing."""
+        if any(key.rpartition(".")[0] == name for key in staging.unfinished(self.workspace.files)):
+            return "it is half added: the same 'lora-audit references add' goes on with it"
+        return f"there are: {', '.join(sorted({row['reference_set'] for row in self.list()})) or 'none'}"
 
     def require(self, name: str, descriptor: Descriptor | DescriptorFacts) -> None:
         """Raise ReferenceSetError where the set does not exist, or only under another descriptor."""
@@ -345,33 +307,6 @@ class ReferenceSets:
                 f"{descriptor.name}: add it again with 'lora-audit references add {name} FOLDER --descriptor ...'"
                 + (", or audit with --descriptor pdq" if PDQ_NAME in described_by else "")
             )
-        known = ", ".join(sorted({row["reference_set"] for row in self.list()})) or "none"
         raise ReferenceSetError(
-            f"{name!r} is neither a folder nor a reference set of this workspace (there are: {known})"
+            f"{name!r} is neither a folder nor a reference set of this workspace ({self._there(name)})"
         )
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """All that is kept of a picture: what the descriptor needs, and its row without the vector."""
-
-    prepared: np.ndarray
-    row: dict[str, Any]
-
-
-def _prepared(label: str, picture: Image.Image, descriptor: Descriptor, thumbnails: bool) -> _Prepared | Exception:
-    """What to keep of ``picture``, which is made small; the error where that fails."""
-    try:
-        prepared = descriptor.prepare(picture)
-        packed, quality = pdq_hash(picture)
-        width, height = picture.size
-        look = look_of(picture)
-        if thumbnails:
-            picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        return _Prepared(
-            prepared,
-            {"name": label, "width": width, "height": height, "pdq": packed, "pdq_quality": quality,
-             "look": look, "thumbnail": to_png(picture) if thumbnails else None},
-        )  # fmt: skip
-    except Exception as error:
-        return error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -16,7 +17,7 @@ from audit.files import ABANDONED
 from audit.schemas import TABLES
 from audit.workspace.manifest import Manifest, MergedFile, Taken
 from audit.workspace.names import DATA, LooseName, merged_name, merged_number, read_name
-from audit.workspace.table import MISSING, ROWS_A_GROUP, Table, check_file, is_damage, log
+from audit.workspace.table import MISSING, ROWS_A_GROUP, Condition, Table, check_file, is_damage, log
 from audit.workspace.view import KEY_COLUMN, OWN, PARQUET, STAMP_COLUMN, View, merged_schema
 
 MOST_LOOSE, MOST_MERGED = 64, 16
@@ -308,14 +309,14 @@ def _manifests(table: Table) -> list[Manifest]:
 # Removing for good
 
 
-def erase(table: Table, column: str, value: str | int) -> None:
-    """Remove all rows with ``value`` in ``column`` now, from every file on the storage.
+def erase(table: Table, *conditions: Condition) -> None:
+    """Remove all rows that meet all ``conditions``, (column, value), now, from every file on the storage.
 
     Raises WorkspaceError naming a damaged file, which may hold some, and where others write them again all the time.
     """
     if not _parquet_files(table):
         return
-    table.take_away_where(column, value)
+    table.take_away_where(*conditions)
     stamp = table.clock.floor
     holding: list[str] = []
     for attempt in range(TRIES):
@@ -324,7 +325,7 @@ def erase(table: Table, column: str, value: str | int) -> None:
         settle(table, 0.0)
         vacuum(table, 0.0)
         table.files.sweep(f"{table.folder}/merged", 0.0)
-        holding = [key for key in _parquet_files(table) if _holds(table, key, column, value, stamp)]
+        holding = [key for key in _parquet_files(table) if _holds(table, key, conditions, stamp)]
         signs = [one for one in table.view().fresh if one.kind != DATA and one.stamp <= stamp]
         if not holding and not signs:
             return
@@ -344,8 +345,8 @@ def _parquet_files(table: Table) -> list[str]:
     ]
 
 
-def _holds(table: Table, key: str, column: str, value: str | int, stamp: int) -> bool:
-    """Whether the file ``key`` has rows with ``value`` that were written before ``stamp``."""
+def _holds(table: Table, key: str, conditions: Sequence[Condition], stamp: int) -> bool:
+    """Whether the file ``key`` has rows that meet all ``conditions`` and were written before ``stamp``."""
     name = key.rpartition("/")[2]
     loose = read_name(name)
     if loose is not None and loose.stamp >= stamp:
@@ -354,11 +355,13 @@ def _holds(table: Table, key: str, column: str, value: str | int, stamp: int) ->
     data = ds.FileSystemDataset.from_paths(
         [table.files.path(key)], schema=schema, format=PARQUET, filesystem=table.files.system
     )
-    wanted = ds.field(column) == pa.scalar(value, schema.field(column).type)
+    wanted = pc.scalar(True)
+    for column, value in conditions:
+        wanted &= ds.field(column) == pa.scalar(value, schema.field(column).type)
     if STAMP_COLUMN in schema.names:
         wanted &= ds.field(STAMP_COLUMN) < stamp
     try:
-        return data.head(1, columns=[column], filter=wanted).num_rows > 0
+        return data.head(1, columns=[conditions[0][0]], filter=wanted).num_rows > 0
     except (OSError, pa.ArrowException) as error:
         problem = check_file(table.files, key, deep=True)
         if problem == MISSING:

@@ -23,11 +23,19 @@ class MergedFile:
 
 @dataclass(frozen=True)
 class Removal:
-    """Rows with ``value`` in ``column`` that were written before ``stamp`` are removed."""
+    """Rows with ``value`` in ``column`` that were written before ``stamp`` are removed; of these only those that have
+    each value of ``also``, (column, value), too.
+    """
 
     column: str
     value: str | int
     stamp: int
+    also: tuple[tuple[str, str | int], ...] = ()
+
+    @property
+    def conditions(self) -> tuple[tuple[str, str | int], ...]:
+        """(column, value) of each that a row has to have."""
+        return ((self.column, self.value), *self.also)
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,10 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """As JSON; two calls never give the same bytes."""
         document = {"format": FORMAT, **asdict(self), "token": secrets.token_hex(8)}
+        for removal in (one for batch in document["taken"] for one in batch["removals"]):
+            removal["also"] = [list(one) for one in removal["also"]]
+            if not removal["also"]:  # as older versions know it
+                del removal["also"]
         return json.dumps(document | {"sha256": _digest(document)}, indent=1).encode()
 
     @classmethod
@@ -85,7 +97,10 @@ class Manifest:
 
 
 def _taken(batch: dict[str, Any]) -> Taken:
-    removals = tuple(Removal(**removal) for removal in batch["removals"])
+    removals = tuple(
+        Removal(**removal | {"also": tuple((name, value) for name, value in removal.get("also", ()))})
+        for removal in batch["removals"]
+    )
     return Taken(batch["at"], tuple(batch["names"]), removals)
 
 

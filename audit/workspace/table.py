@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import IO, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
@@ -26,6 +27,7 @@ from audit.workspace.names import DATA, GONE, WHERE, Clock, LooseName, loose_nam
 from audit.workspace.view import KEY_COLUMN, View, fresh_names
 
 T = TypeVar("T")
+Condition = tuple[str, str | int]  # a column and the value that it has
 TRIES = 30
 REMEMBERED = 40  # manifests
 ROWS_A_GROUP = 4096  # of which a merge holds a few in memory
@@ -54,9 +56,16 @@ class Table:
 
     # Commits
 
-    def commit(self, key: str, kind: str, write: Callable[[IO[bytes]], object]) -> None:
-        """Add a loose file of ``key`` with what ``write`` writes."""
-        with self.files.writing(self.loose_key("new"), lambda: self._new_name(key, kind)) as file:
+    def commit(
+        self, key: str, kind: str, write: Callable[[IO[bytes]], object], before: Callable[[], object] = lambda: None
+    ) -> None:
+        """Add a loose file of ``key`` with what ``write`` writes; ``before`` is done when all of it is written."""
+
+        def name() -> str:
+            before()
+            return self._new_name(key, kind)
+
+        with self.files.writing(self.loose_key("new"), name) as file:
             write(file)
 
     def _new_name(self, key: str, kind: str) -> str:
@@ -68,14 +77,30 @@ class Table:
         """Make ``rows`` those of ``key``."""
         self.commit(key, DATA, lambda file: write_rows(rows, file))
 
+    def put_parts(self, key: str, parts: Iterable[pa.Table], instead_of: Sequence[Condition] = ()) -> None:
+        """Make the rows of ``parts``, of which one at a time is in memory, those of ``key``, all at once.
+
+        Rows that meet all conditions ``instead_of``, under whatever key, are removed just before: who reads sees the
+        old rows, none, or the new ones, and never a part of either.
+        """
+
+        def write(file: IO[bytes]) -> None:
+            with pq.ParquetWriter(file, self.schema, compression="zstd", write_page_checksum=True) as target:
+                for part in parts:
+                    target.write_table(part.cast(self.schema), ROWS_A_GROUP)
+
+        self.commit(key, DATA, write, lambda: self.take_away_where(*instead_of) if instead_of else None)
+
     def take_away(self, key: str) -> None:
         """Let ``key`` have no rows."""
         self.commit(key, GONE, lambda file: None)
 
-    def take_away_where(self, column: str, value: str | int) -> None:
-        """Remove all rows with ``value`` in ``column`` that were written so far."""
+    def take_away_where(self, *conditions: Condition) -> None:
+        """Remove all rows that were written so far and meet all ``conditions``, (column, value)."""
         self.clock.floor = max(self.clock.floor, self.view().top)
-        document = json.dumps({"column": column, "value": value}).encode()
+        [(column, value), *more] = conditions
+        said = {"conditions": conditions} if more else {"column": column, "value": value}
+        document = json.dumps(said).encode()
         self.commit(WHERE, WHERE, lambda file: file.write(document))
 
     # Views
@@ -138,11 +163,13 @@ class Table:
             content = self.files.read(self.loose_key(one.name))
             try:
                 document = json.loads(content or b"")
-                column, value = document["column"], document["value"]
-                if column not in TABLES[self.name].names or not isinstance(value, str | int):
-                    raise ValueError(f"column {column!r}")
-                self._removals[one.name] = Removal(column, value, one.stamp)
-            except (ValueError, KeyError, TypeError) as error:
+                said = document.get("conditions") or [[document["column"], document["value"]]]
+                (column, value), *more = conditions = [(column, value) for column, value in said]
+                for column_of, value_of in conditions:
+                    if column_of not in TABLES[self.name].names or not isinstance(value_of, str | int):
+                        raise ValueError(f"column {column_of!r}")
+                self._removals[one.name] = Removal(column, value, one.stamp, tuple(more))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 if content is None:
                     return None  # a merge has taken it in since
                 self._removals[one.name] = None
@@ -167,6 +194,22 @@ class Table:
             merged = replace(view, fresh=tuple(name for name in view.fresh if name.kind == WHERE))
             wanted = ds.field(KEY_COLUMN) == key
             return any(data.head(1, columns=[KEY_COLUMN], filter=wanted).num_rows for data in self.datasets(merged))
+
+        return self.read(look)
+
+    def has_beginning(self, beginning: str) -> bool:
+        """Whether there are rows of a key with this beginning; some that were removed since may count, too."""
+
+        def look(view: View) -> bool:
+            if any(one.key.startswith(beginning) for one in view.loose):
+                return True
+            merged = replace(view, fresh=tuple(one for one in view.fresh if one.kind == WHERE))
+            wanted = pc.starts_with(ds.field(KEY_COLUMN), beginning)
+            return any(
+                data.head(1, columns=[KEY_COLUMN], filter=wanted).num_rows
+                for data in self.datasets(merged)
+                if KEY_COLUMN in data.schema.names
+            )
 
         return self.read(look)
 

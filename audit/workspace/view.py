@@ -31,9 +31,11 @@ def merged_schema(table: str) -> pa.Schema:
 
 def kept_by(removal: Removal, schema: pa.Schema) -> pc.Expression:
     """Which rows ``removal`` leaves, but for their stamps."""
-    value = pa.scalar(removal.value, schema.field(removal.column).type)
-    column = ds.field(removal.column)
-    return (column != value) | column.is_null()
+    kept = pc.scalar(False)
+    for name, value in removal.conditions:
+        column = ds.field(name)
+        kept |= (column != pa.scalar(value, schema.field(name).type)) | column.is_null()
+    return kept
 
 
 @dataclass(frozen=True)

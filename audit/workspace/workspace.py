@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +24,7 @@ from audit.storable import storable_values
 from audit.workspace import compaction
 from audit.workspace.names import KEY, check_key, new_rows_key
 from audit.workspace.spool import BATCH, Spool
-from audit.workspace.table import TRIES, Table
+from audit.workspace.table import TRIES, Condition, Table
 from audit.workspace.view import View
 
 T = TypeVar("T")
@@ -127,6 +127,13 @@ class Workspace:
         else:
             self.table(table).put(key, data.cast(TABLES[table]))
 
+    def write_parts(
+        self, table: str, key: str, parts: Iterable[pa.Table], instead_of: Sequence[Condition] = ()
+    ) -> None:
+        """As ``write``, of rows that come in ``parts``; see ``Table.put_parts``. Texts have to be storable."""
+        check_key(table, key)
+        self.table(table).put_parts(key, parts, instead_of)
+
     def append(self, table: str, rows: list[dict[str, Any]]) -> None:
         """Add ``rows`` to ``table``; from time to time the many small files become one."""
         if not rows:
@@ -151,7 +158,7 @@ class Workspace:
         They leave the files at the next merges; ``erase`` does it now.
         """
         self._check_value(table, column, value)
-        self.table(table).take_away_where(column, value)
+        self.table(table).take_away_where((column, value))
 
     def erase(self, column: str, value: str | int, *tables: str) -> None:
         """Remove for good the rows with ``value`` in ``column`` from ``tables``, else from all that have the column.
@@ -162,7 +169,13 @@ class Workspace:
         for name in chosen or ("",):
             self._check_value(name, column, value)
         for name in chosen:
-            compaction.erase(self.table(name), column, value)
+            compaction.erase(self.table(name), (column, value))
+
+    def erase_rows(self, table: str, **values: str | int) -> None:
+        """As ``erase``, of the rows of ``table`` that have each of ``values`` in its column."""
+        for column, value in values.items():
+            self._check_value(table, column, value)
+        compaction.erase(self.table(table), *values.items())
 
     def _check_value(self, table: str, column: str, value: str | int) -> None:
         try:
