@@ -201,8 +201,11 @@ class Backlog:
     note: str = ""
 
 
-_BY_FAMILY = {"sd1": "sd15", "sd2": "sd2", "sdxl": "sdxl", "flux": "flux-dev", "chroma": "chroma"}
+_BY_FAMILY = {
+    "sd1": "sd15", "sd2": "sd2", "sdxl": "sdxl", "flux": "flux-dev", "chroma": "chroma", "flux2": "flux2-dev",
+}  # fmt: skip
 _SD3_UNSAID = "the size is not said: counted as large"
+_KLEIN_UNSAID = "the size is not said: counted as 9B"
 _ALT = "its UNet is that of Stable Diffusion 1"
 
 
@@ -213,6 +216,10 @@ def model_of(family: str | None, base_model: str | None) -> tuple[str | None, st
         if "medium" in claim or claim in ("sd 3", "sd3"):
             return "sd3.5-medium", ""
         return "sd3.5-large", "" if "large" in claim else _SD3_UNSAID
+    if family == "flux2-klein":
+        claim = (base_model or "").lower()
+        small = "4b" in claim
+        return ("flux2-klein-4b", "") if small else ("flux2-klein-9b", "" if "9b" in claim else _KLEIN_UNSAID)
     if family == "altdiffusion":
         return "sd15", _ALT
     return _BY_FAMILY.get(family or ""), ""

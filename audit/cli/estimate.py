@@ -10,6 +10,7 @@ import typer
 from audit.cli.common import JsonOption, print_json, result_console
 from audit.cli.options import configured
 from audit.config import Config
+from audit.models.published import PUBLISHED
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,9 +37,7 @@ ASSUMPTIONS = (
 )  # fmt: skip
 def estimate(
     config: Config,
-    family: Annotated[
-        str, typer.Option(help="A published base model: sd15, sd2, sdxl, sd3.5-medium, sd3.5-large, flux-dev, chroma.")
-    ] = "all",
+    family: Annotated[str, typer.Option(help=f"A published base model: {', '.join(PUBLISHED)}.")] = "all",
     device: Annotated[
         str,
         typer.Option(help="rtx3060, rtx4090, l4, a10g, a100-40, a100-80, h100-pcie, h100 (SXM) or h200."),
@@ -71,7 +70,7 @@ def estimate(
     from audit.claims.captions import DEFAULT_TRAINING_IMAGES
     from audit.estimate import DEVICES, Work, device_named
     from audit.estimate import estimate as compute
-    from audit.models.published import PUBLISHED, published
+    from audit.models.published import published
 
     devices = list(DEVICES) if device == "all" else [device]
     families = list(PUBLISHED) if family == "all" else [family]

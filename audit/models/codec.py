@@ -95,9 +95,9 @@ class Codec:
 
     def _latents(self, images: torch.Tensor) -> torch.Tensor:
         pixels = images.to(self.device).permute(0, 3, 1, 2).to(self.vae.dtype).div(127.5).sub(1)
-        mean, deviation = self._latent_statistics()
-        found: torch.Tensor = (self.architecture.to_latents(self.vae, pixels) - mean) / deviation
-        return found
+        found: torch.Tensor = self.architecture.to_latents(self.vae, pixels)
+        mean, deviation = self.architecture.latent_statistics(self.vae, found)
+        return (found - mean) / deviation
 
     def _sliced(self, what: str, items: torch.Tensor, work: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
         kind = what, self.architecture.name, tuple(items.shape[1:]), self.vae.dtype
@@ -106,7 +106,7 @@ class Codec:
 
     def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
         """uint8 [N, H, W, 3] on the device."""
-        mean, deviation = self._latent_statistics()
+        mean, deviation = self.architecture.latent_statistics(self.vae, latents)
         pixels = self.architecture.to_pixels(self.vae, (latents * deviation + mean).to(self.vae.dtype))
         if not torch.isfinite(pixels).all():
             if self.vae.dtype is torch.float32:
@@ -115,13 +115,3 @@ class Codec:
             return self._pixels(latents)
         unit = (pixels.float() / 2 + 0.5).clamp_(0, 1).mul_(255).round_().to(torch.uint8)
         return unit.permute(0, 2, 3, 1)
-
-    def _latent_statistics(self) -> tuple[Any, Any]:
-        """What the VAE's latents are shifted and scaled by: numbers, or one a channel [1, C, 1, 1, ...]."""
-        config = self.vae.config
-        mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is None or deviation is None:
-            return getattr(config, "shift_factor", None) or 0.0, 1 / config.scaling_factor
-        axes = (1, -1, *[1] * (len(self.latent_shape) - 1))
-        mean, deviation = (torch.tensor(one, device=self.device).view(axes) for one in (mean, deviation))
-        return mean, deviation / config.scaling_factor

@@ -71,7 +71,7 @@ class ModelPair(Codec):
         self.fits = fits or Fits()
         self.compiled = Compile.off
         self.scheduler = base.pipeline.scheduler
-        self.warnings = family_warnings(checkpoint, base)
+        self.warnings = [*family_warnings(checkpoint, base), *base.architecture.warnings(base.pipeline)]
         tuned = tuned or tune(base, checkpoint, lora_scale, adapter, self.dtype)
         self.warnings += tuned.warnings
         self.changes, self.tokens = tuned.changes, sorted(tuned.embeddings)

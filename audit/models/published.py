@@ -72,6 +72,14 @@ SD35_LARGE: dict[str, Any] = {
 }  # fmt: skip
 FLUX: dict[str, Any] = {"guidance_embeds": True}
 CHROMA: dict[str, Any] = {}
+FLUX2_DEV: dict[str, Any] = {}
+FLUX2_KLEIN_4B: dict[str, Any] = {
+    "num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}  # fmt: skip
+FLUX2_KLEIN_9B: dict[str, Any] = {
+    "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288, "guidance_embeds": False,
+}  # fmt: skip
 CLIP_L: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768,
@@ -87,12 +95,30 @@ T5_XXL: dict[str, Any] = {
     "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
+QWEN3_4B: dict[str, Any] = {
+    "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+QWEN3_8B: dict[str, Any] = {**QWEN3_4B, "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False}
+MISTRAL_SMALL: dict[str, Any] = {
+    "text_config": {
+        "model_type": "mistral", "vocab_size": 131072, "hidden_size": 5120, "intermediate_size": 32768,
+        "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    },
+    "vision_config": {
+        "model_type": "pixtral", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+        "num_attention_heads": 16, "patch_size": 14, "image_size": 1540,
+    },
+    "spatial_merge_size": 2, "vision_feature_layer": -1, "projector_hidden_act": "gelu",
+    "multimodal_projector_bias": False, "tie_word_embeddings": False,
+}  # fmt: skip
 # force_upcast is not in the older configurations, and true by diffusers' default
 VAE_4: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
     "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
 }  # fmt: skip
 VAE_16: dict[str, Any] = {**VAE_4, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+VAE_FLUX2: dict[str, Any] = {**VAE_4, "latent_channels": 32}
 
 _VAE_4 = PublishedNetwork("AutoencoderKL", VAE_4, 83.65)
 _VAE_16 = PublishedNetwork("AutoencoderKL", VAE_16, 83.82)
@@ -101,6 +127,8 @@ _CLIP_L_PROJECTED = PublishedNetwork("CLIPTextModelWithProjection", CLIP_L, 123.
 _OPEN_CLIP_H = PublishedNetwork("CLIPTextModel", OPEN_CLIP_H, 340.39)
 _OPEN_CLIP_G = PublishedNetwork("CLIPTextModelWithProjection", OPEN_CLIP_G, 694.66)
 _T5_XXL = PublishedNetwork("T5EncoderModel", T5_XXL, 4762.3)
+_QWEN3_4B = PublishedNetwork("Qwen3ForCausalLM", QWEN3_4B, 4022.47)
+_VAE_FLUX2 = PublishedNetwork("AutoencoderKLFlux2", VAE_FLUX2, 84.05)
 _SD3_ENCODERS = {"text_encoder": _CLIP_L_PROJECTED, "text_encoder_2": _OPEN_CLIP_G, "text_encoder_3": _T5_XXL}
 
 PUBLISHED: dict[str, PublishedModel] = {
@@ -136,6 +164,22 @@ PUBLISHED: dict[str, PublishedModel] = {
         "Chroma", "ChromaPipeline", 1024, 512, 2,
         {"transformer": PublishedNetwork("ChromaTransformer2DModel", CHROMA, 8900.0), "text_encoder": _T5_XXL,
          "vae": _VAE_16},
+    ),
+    "flux2-dev": PublishedModel(
+        "FLUX.2 dev", "Flux2Pipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("Flux2Transformer2DModel", FLUX2_DEV, 32223.28),
+         "text_encoder": PublishedNetwork("Mistral3ForConditionalGeneration", MISTRAL_SMALL, 24011.36),
+         "vae": _VAE_FLUX2},
+    ),
+    "flux2-klein-4b": PublishedModel(
+        "FLUX.2 klein 4B", "Flux2KleinPipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("Flux2Transformer2DModel", FLUX2_KLEIN_4B, 3875.54),
+         "text_encoder": _QWEN3_4B, "vae": _VAE_FLUX2},
+    ),
+    "flux2-klein-9b": PublishedModel(
+        "FLUX.2 klein 9B", "Flux2KleinPipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("Flux2Transformer2DModel", FLUX2_KLEIN_9B, 9078.58),
+         "text_encoder": PublishedNetwork("Qwen3ForCausalLM", QWEN3_8B, 8190.74), "vae": _VAE_FLUX2},
     ),
 }  # fmt: skip
 
@@ -189,8 +233,8 @@ def _maker(kind: str) -> Callable[[Configuration], Any]:
 
     if hasattr(diffusers, kind):
         return partial(_called, getattr(diffusers, kind))
-    configuration = transformers.T5Config if kind.startswith("T5") else transformers.CLIPTextConfig
-    return lambda values: getattr(transformers, kind)(configuration(**values))
+    made = getattr(transformers, kind)
+    return lambda values: made(made.config_class(**values))
 
 
 def _called(kind: Callable[..., Any], values: Configuration) -> Any:

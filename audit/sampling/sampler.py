@@ -52,7 +52,8 @@ def _flow_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
     config = pair.scheduler.config
-    shift = _time_shift(pair) if config.get("use_dynamic_shifting") else None
+    dynamic = config.get("use_dynamic_shifting")
+    shift = pair.architecture.time_shift(config, pair.latent_shape, steps) if dynamic else None
     if solver is Solver.ddim:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
         # Flux' pipelines give the sigmas, those of Stable Diffusion 3 leave them to the scheduler
@@ -71,16 +72,6 @@ def _flow_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
         scheduler.set_timesteps(steps, device="cpu")
     alphas = [1 - float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]
     return Schedule(scheduler, scheduler.timesteps, alphas)
-
-
-def _time_shift(pair: ModelPair) -> float:
-    """mu: linear in the number of patches, between the two that the base's configuration names."""
-    config = pair.scheduler.config
-    *_, height, width = pair.latent_shape
-    patches = height * width // 4
-    few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    return low + (high - low) * (patches - few) / (many - few)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import diffusers
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -26,7 +28,11 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     XLMRobertaTokenizerFast,
@@ -36,6 +42,7 @@ from audit.models.base import BaseModel, load_base, locate_base
 
 WORDS = ["a", "photo", "of", "painting", "sks", "dog", "cat", "red", "the", "in", "style"]
 TOKENS = 16
+CHAT_TOKENS = 48  # with what stands around a caption
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -196,8 +203,81 @@ def chroma() -> Any:
     )  # fmt: skip
 
 
+def qwen_tokenizer() -> Any:
+    """Whole words, with the special tokens of Qwen's chats."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]
+    mistral = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
+    chat = ["user", "assistant", "system", "<think>", "</think>"]
+    words = Tokenizer(
+        models.WordLevel({name: n for n, name in enumerate([*special, *mistral, *chat, *WORDS])}, "<unk>")
+    )
+    words.pre_tokenizer, words.normalizer = WhitespaceSplit(), Lowercase()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token=special[0], eos_token=special[2], unk_token="<unk>",
+        bos_token=special[0], model_max_length=CHAT_TOKENS, additional_special_tokens=[*special[1:3], *mistral],
+    )  # fmt: skip
+
+
+def qwen3(width: int, layers: int, kind: type = Qwen3ForCausalLM) -> Any:
+    torch.manual_seed(11)
+    return kind(
+        Qwen3Config(
+            vocab_size=32, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, head_dim=4,
+            num_attention_heads=2, num_key_value_heads=1, initializer_range=0.3, tie_word_embeddings=True,
+        )
+    )  # fmt: skip
+
+
+def flux2_vae() -> AutoencoderKLFlux2:
+    torch.manual_seed(6)
+    made = AutoencoderKLFlux2(
+        block_out_channels=(8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, norm_num_groups=4,
+        sample_size=64,
+    )  # fmt: skip
+    torch.nn.init.normal_(made.bn.running_mean)
+    torch.nn.init.uniform_(made.bn.running_var, 0.5, 2)
+    return made
+
+
+def flux2_transformer(text: int, guidance: bool) -> Flux2Transformer2DModel:
+    torch.manual_seed(12)
+    return Flux2Transformer2DModel(
+        in_channels=16, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=text, timestep_guidance_channels=16, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance,
+    )  # fmt: skip
+
+
+def klein(is_distilled: bool = False) -> Any:
+    return diffusers.Flux2KleinPipeline(
+        flow(use_dynamic_shifting=True, shift=3.0), flux2_vae(), qwen3(8, 27), qwen_tokenizer(),
+        flux2_transformer(24, False), is_distilled,
+    )  # fmt: skip
+
+
+def mistral() -> Any:
+    torch.manual_seed(11)
+    text = {
+        "model_type": "mistral", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 30,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "initializer_range": 0.3,
+    }  # fmt: skip
+    vision = {
+        "model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
+
+
+def flux2() -> Any:
+    return diffusers.Flux2Pipeline(
+        flow(use_dynamic_shifting=True, shift=3.0), flux2_vae(), mistral(), qwen_tokenizer(),
+        flux2_transformer(24, True),
+    )  # fmt: skip
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
+    "klein": klein, "flux2": flux2,
 }  # fmt: skip
 
 

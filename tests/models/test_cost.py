@@ -26,9 +26,13 @@ from tests.models.files import full_change
 SIDE = 1000  # numbers of an image in the hand-made networks; 4 bytes each
 
 
+# TFLOP of one evaluation of one image at the model's own resolution, its text tokens counted
+EVALUATIONS = {"sd15": 0.80, "sdxl": 6.8, "sd3.5-medium": 11.3, "flux-dev": 74.0, "flux2-klein-4b": 34.8}
+
+
 @pytest.fixture(scope="module")
 def sizings() -> dict[str, Sizing]:
-    return {name: size(name) for name in PUBLISHED}
+    return {name: size(name) for name in (*EVALUATIONS, "sd2", "chroma")}
 
 
 @pytest.mark.parametrize("name", list(PUBLISHED))
@@ -38,10 +42,6 @@ def test_every_published_network_has_the_parameters_that_were_published(name: st
         millions = sum(parameter.numel() for parameter in made.parameters()) / 1e6
         assert millions == pytest.approx(network.millions, rel=2e-4), part
         assert all(tensor.is_meta for tensor in [*made.parameters(), *made.buffers()]), part
-
-
-# TFLOP of one evaluation of one image at the model's own resolution, its text tokens counted
-EVALUATIONS = {"sd15": 0.80, "sdxl": 6.8, "sd3.5-medium": 11.3, "flux-dev": 74.0}
 
 
 @pytest.mark.parametrize("name", list(EVALUATIONS))

@@ -24,6 +24,8 @@ from tests.models import nano
 from tests.models.files import full_change
 
 STEPS = 4
+CHATTING = ("Flux2Pipeline", "Flux2KleinPipeline")
+WITHOUT_CFG = ("Flux2Pipeline",)
 CAPTIONS = ["a photo of sks dog", "painting of the red cat"]
 
 
@@ -39,28 +41,40 @@ def pair(request: pytest.FixtureRequest, folder: Path) -> ModelPair:
     return ModelPair(base, open_checkpoint(full_change(base, folder / f"{request.param}-tuned")), resolution=64)
 
 
-def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, embedded: float = 3.5) -> torch.Tensor:
+def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float) -> torch.Tensor:
+    """What diffusers' pipeline makes of ``latents``: of w as CFG, or as its guidance input where it has no other."""
     pipeline = pair.tuned
     family = type(pipeline).__name__
     pipeline.scheduler = make_schedule(pair, Solver.ddim, STEPS).scheduler
     arguments: dict[str, Any] = {
-        "prompt": CAPTIONS, "num_inference_steps": STEPS, "output_type": "latent", "height": 64, "width": 64,
+        "prompt": list(CAPTIONS), "num_inference_steps": STEPS, "output_type": "latent", "height": 64, "width": 64,
+        "guidance_scale": w, "latents": latents,
     }  # fmt: skip
     patched = family in ("FluxPipeline", "ChromaPipeline")
-    arguments["latents"] = pack(latents) if patched else latents
+    if patched:
+        arguments["latents"] = pack(latents)
     if family == "FluxPipeline":
-        arguments |= {"guidance_scale": embedded}
+        arguments |= {"guidance_scale": 3.5}
         if w != 1:
             arguments |= {"true_cfg_scale": w, "negative_prompt": ["", ""]}
-    else:
-        arguments["guidance_scale"] = w
+    if family in CHATTING:
+        arguments["max_sequence_length"] = nano.CHAT_TOKENS
+    if family.startswith("Flux2"):
+        arguments["latents"] = pipeline._patchify_latents(latents)
+    if family == "Flux2Pipeline":
+        arguments["guidance_scale"] = 3.5 if w == 1 else w
     pipeline.set_progress_bar_config(disable=True)
     found = pipeline(**arguments).images
-    return unpack(found, *latents.shape[2:]) if patched else found
+    if family == "Flux2KleinPipeline":  # what it gives is the VAE's
+        mean, deviation = pair.architecture.latent_statistics(pipeline.vae, found)
+        return (found - mean) / deviation
+    return unpack(found, *latents.shape[2:]) if patched or family == "Flux2Pipeline" else found
 
 
 @pytest.mark.parametrize(("guidance", "w"), [(Direct(), 1.0), (ClassifierFree(), 3.0)])
 def test_sampling_is_that_of_diffusers_pipeline(pair: ModelPair, guidance: Direct | ClassifierFree, w: float) -> None:
+    if w != 1 and type(pair.tuned).__name__ in WITHOUT_CFG:
+        pytest.skip("diffusers' pipeline has no classifier-free guidance")
     sampler = Sampler(pair, guidance, CAPTIONS, Solver.ddim, STEPS, seed=3, w=w)
     ours = sampler.latents([0, 1])
     noise = torch.cat([sampler.noise(0), sampler.noise(1)])
@@ -181,6 +195,33 @@ def test_schnell_has_no_guidance_embedding(folder: Path) -> None:
     weak = Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0])
     pair.embedded_guidance = 9.0
     torch.testing.assert_close(Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0]), weak)
+
+
+def test_few_step_models_come_with_a_warning(folder: Path) -> None:
+    nano.klein(is_distilled=True).save_pretrained(folder / "distilled")
+    base = load_base(locate_base(str(folder / "distilled")))
+    pair = ModelPair(base, open_checkpoint(full_change(base, folder / "distilled-tuned")), resolution=64)
+    [said] = pair.warnings
+    assert "distilled to few steps" in said
+
+
+def test_a_caption_is_cut_where_what_stands_around_it_is_counted(folder: Path) -> None:
+    for name in ("klein", "flux2"):
+        base = nano.make(name, folder)
+        room = base.architecture.caption_tokens(base.pipeline)
+        assert 0 < room < nano.CHAT_TOKENS
+        assert not base.architecture.is_truncated(base.pipeline, " ".join(["dog"] * room))
+        assert base.architecture.is_truncated(base.pipeline, " ".join(["dog"] * (room + 1)))
+
+
+def test_a_template_of_a_strangers_tokenizer_is_not_run(folder: Path, tmp_path: Path) -> None:
+    made = nano.klein()
+    made.tokenizer.chat_template = "{{ 1 / 0 }}"
+    made.save_pretrained(tmp_path / "m")
+    base = load_base(locate_base(str(tmp_path / "m")))
+    own = nano.make("klein", folder)
+    states = [one.architecture.encode(one.pipeline, ["a dog"], torch.device("cpu")).states for one in (base, own)]
+    torch.testing.assert_close(*states)
 
 
 def test_a_resolution_that_does_not_fit_is_refused(folder: Path) -> None:

@@ -13,9 +13,9 @@ from torch import nn
 from audit.models.families.identify import Family, family_of_name, family_of_shapes
 from audit.models.families.registry import FAMILIES
 from audit.models.families.unet import original_unet_names
-from audit.models.published import SD15, SD21, SD35_LARGE, SDXL
+from audit.models.published import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, SD15, SD21, SD35_LARGE, SDXL
 from audit.models.safetensors_header import TensorInfo
-from tests.models.test_keys import flux_modules, sd3_modules
+from tests.models.test_keys import FLUX2, flux2_modules, flux_modules, sd3_modules
 
 KOLORS = SDXL | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
                  "projection_class_embeddings_input_dim": 5632}  # fmt: skip
@@ -36,7 +36,6 @@ IF = {
                        "ResnetUpsampleBlock2D"),
 }  # fmt: skip
 UNET = "UNet2DConditionModel"
-FLUX2_KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
 LTX_WIDE = {"num_layers": 4}
 # class, configuration (what is left out is diffusers' default, the published one of most), the right answer
 TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
@@ -55,8 +54,9 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "Stable Diffusion 3.5 large": ("SD3Transformer2DModel", SD35_LARGE, Family.sd3),
     "FLUX.1 dev": ("FluxTransformer2DModel", {"guidance_embeds": True}, Family.flux),
     "FLUX.1 schnell": ("FluxTransformer2DModel", {}, Family.flux),
-    "FLUX.2 dev": ("Flux2Transformer2DModel", {}, None),
-    "FLUX.2 klein 4B": ("Flux2Transformer2DModel", FLUX2_KLEIN, None),
+    "FLUX.2 dev": ("Flux2Transformer2DModel", FLUX2_DEV, Family.flux2),
+    "FLUX.2 klein 4B": ("Flux2Transformer2DModel", FLUX2_KLEIN_4B, Family.flux2_klein),
+    "FLUX.2 klein 9B": ("Flux2Transformer2DModel", FLUX2_KLEIN_9B, Family.flux2_klein),
     "FLUX 3": ("Flux3Transformer2DModel", {}, None),
     "Chroma": ("ChromaTransformer2DModel", {}, Family.chroma),
     "HunyuanVideo": ("HunyuanVideoTransformer3DModel", {}, None),
@@ -216,34 +216,14 @@ def hunyuan_modules() -> dict[str, tuple[int, ...]]:
     return found
 
 
-def flux2_modules(double: int, single: int, width: int) -> dict[str, tuple[int, ...]]:
-    """FLUX.2 as Black Forest Labs' code names its layers."""
-    found: dict[str, tuple[int, ...]] = {}
-    for block in range(double):
-        for stream in ("img", "txt"):
-            found |= {
-                f"double_blocks.{block}.{stream}_attn.qkv": (3 * width, width),
-                f"double_blocks.{block}.{stream}_attn.proj": (width, width),
-                f"double_blocks.{block}.{stream}_mlp.0": (6 * width, width),
-                f"double_blocks.{block}.{stream}_mlp.2": (width, 3 * width),
-            }
-    for block in range(single):
-        found |= {
-            f"single_blocks.{block}.linear1": (9 * width, width),
-            f"single_blocks.{block}.linear2": (width, 4 * width),
-        }
-    return found
+def only(modules: dict[str, tuple[int, ...]], part: str) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in modules.items() if part in name}
 
 
 OTHERS: dict[str, Callable[[], dict[str, tuple[int, ...]]]] = {
     "HunyuanVideo": hunyuan_modules,
     "HunyuanVideo, attention": lambda: {k: s for k, s in hunyuan_modules().items() if "attn" in k},
     "HunyuanVideo, single blocks": lambda: {k: s for k, s in hunyuan_modules().items() if "single" in k},
-    "FLUX.2 dev": lambda: flux2_modules(8, 48, 6144),
-    "FLUX.2 klein 9B": lambda: flux2_modules(8, 24, 4096),
-    "FLUX.2 klein 4B": lambda: flux2_modules(5, 20, 3072),
-    "FLUX.2 klein 4B, double blocks": lambda: flux2_modules(5, 0, 3072),
-    "FLUX.2 klein 4B, single blocks": lambda: flux2_modules(0, 20, 3072),
 }
 
 
@@ -255,11 +235,34 @@ def test_original_layouts_of_others_with_flux_names_are_unknown(name: str, namin
     assert family_of_shapes(tensors) is None
 
 
+FLUX2_FILES: dict[str, tuple[dict[str, tuple[int, ...]], Family | None]] = {
+    "dev": (FLUX2["flux2-dev"], Family.flux2),
+    "dev, attention": (only(flux2_modules(8, 0, 6144), "attn"), Family.flux2),
+    "klein 9B": (FLUX2["klein-9b"], Family.flux2_klein),
+    "klein 9B, attention": (only(flux2_modules(8, 0, 4096), "attn"), Family.flux2_klein),
+    "klein 4B": (FLUX2["klein-4b"], Family.flux2_klein),
+    "klein 4B, blocks": (flux2_modules(5, 20, 3072), Family.flux2_klein),
+    "klein 4B, double blocks": (flux2_modules(5, 0, 3072), Family.flux2_klein),
+    "klein 4B, single blocks": (flux2_modules(0, 20, 3072), Family.flux2_klein),
+    "klein 4B, attention": (only(flux2_modules(5, 0, 3072), "attn"), None),  # FLUX.1's first blocks have these shapes
+}
+
+
+@pytest.mark.parametrize("naming", ["comfy", "kohya", "whole"])
+@pytest.mark.parametrize("name", list(FLUX2_FILES))
+def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> None:
+    modules, family = FLUX2_FILES[name]
+    tensors = {f"{key}.weight": info(*s) for key, s in modules.items()} if naming == "whole" else lora(modules, naming)
+    assert family_of_shapes(tensors) is family
+
+
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("FLUX.2", "other"), ("Flux.2 D", "other"), ("Flux.2 Klein 9B", "other"), ("flux2", "other"),
-        ("flux-2-dev/lora", "other"), ("black-forest-labs/FLUX.2-dev", "other"), ("flux-1-dev/lora", "flux"),
+        ("FLUX.2", "flux2"), ("Flux.2 D", "flux2"), ("Flux.2 Klein 9B", "flux2-klein"), ("flux2", "flux2"),
+        ("Flux.2 Klein 4B-base", "flux2-klein"), ("black-forest-labs/FLUX.2-klein-4B", "flux2-klein"),
+        ("flux-2-dev/lora", "flux2"), ("black-forest-labs/FLUX.2-dev", "flux2"), ("FLUX.3", "other"),
+        ("flux-1.2", "flux"), ("flux-1-dev/lora", "flux"),
         ("Flux.1 Krea", "flux"), ("flux1", "flux"), ("Flux.1 S", "flux"), ("Pony V7", "other"), ("ponyv7", "other"),
         ("purplesmartai/pony-v7-base", "other"), ("Pony Diffusion V7", "other"), ("Pony Diffusion V6 XL", "sdxl"),
         ("Pony", "sdxl"), ("NoobAI", "sdxl"), ("Hunyuan Video", "other"), ("hunyuan-video", "other"),

@@ -11,6 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import (
     convert_chroma_transformer_checkpoint_to_diffusers,
+    convert_flux2_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
     convert_open_clip_checkpoint,
@@ -27,6 +28,8 @@ from audit.models.published import PUBLISHED, PublishedNetwork, build
 from audit.models.safetensors_header import TensorInfo
 from tests.models import nano
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 def parameters_of(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
@@ -37,6 +40,9 @@ REAL: dict[str, PublishedNetwork] = {
     "sd21": PUBLISHED["sd2"].networks["unet"],
     "sdxl": PUBLISHED["sdxl"].networks["unet"],
     "flux": PUBLISHED["flux-dev"].networks["transformer"],
+    "klein-4b": PUBLISHED["flux2-klein-4b"].networks["transformer"],
+    "klein-9b": PUBLISHED["flux2-klein-9b"].networks["transformer"],
+    "flux2-dev": PUBLISHED["flux2-dev"].networks["transformer"],
     "sd35": PUBLISHED["sd3.5-large"].networks["transformer"],
     "clip-l": PUBLISHED["sd15"].networks["text_encoder"],
     "open-clip-h": PUBLISHED["sd2"].networks["text_encoder"],
@@ -73,15 +79,25 @@ def kohya_keys(prefix: str, modules: dict[str, tuple[int, ...]], rank: int = 8) 
     return found
 
 
+def dotted_keys(prefix: str, modules: Shapes, rank: int = 8) -> dict[str, TensorInfo]:
+    """As PEFT, diffusers, ai-toolkit and ComfyUI name them."""
+    found = {}
+    for name, shape in modules.items():
+        found[f"{prefix}.{name}.lora_A.weight"] = TensorInfo("BF16", (rank, *shape[1:]), 0, 0)
+        found[f"{prefix}.{name}.lora_B.weight"] = TensorInfo("BF16", (shape[0], rank), 0, 0)
+    return found
+
+
 def assert_complete(keys: dict[str, TensorInfo], network: nn.Module) -> None:
     """Every key is understood, every module is in the network with the shape that the file has, none is hit twice."""
     names = read_names(keys)
     assert names.unknown == []
     assert {group.algorithm for group in names.groups} == {Algorithm.lora}
-    targets = flat_targets(module_targets(network))
+    dotted = module_targets(network)
+    flat = flat_targets(dotted)
     hit: list[str] = []
     for group in names.groups:
-        target = targets[group.module]
+        target = (flat if group.flat else dotted)[group.module]
         rows = sum(network.get_submodule(module).weight.shape[0] for module in target.modules)
         first = network.get_submodule(target.modules[0]).weight
         assert keys[group.tensors["up"]].shape[0] == rows, group.module
@@ -150,6 +166,50 @@ def test_every_key_of_a_full_kohya_flux_lora_is_mapped(networks: dict[str, nn.Mo
     assert_complete(kohya_keys("lora_unet", flux_modules()), networks["flux"])
 
 
+def flux2_modules(doubles: int, singles: int, width: int, text: int = 0, guided: bool = False) -> Shapes:
+    """FLUX.2 as Black Forest Labs' code names its linear layers; without ``text``, those of the blocks alone."""
+    found: Shapes = {}
+    if text:
+        found |= {
+            "img_in": (width, 128), "txt_in": (width, text), "time_in.in_layer": (width, 256),
+            "time_in.out_layer": (width, width), "single_stream_modulation.lin": (3 * width, width),
+            "double_stream_modulation_img.lin": (6 * width, width),
+            "double_stream_modulation_txt.lin": (6 * width, width), "final_layer.linear": (128, width),
+            "final_layer.adaLN_modulation.1": (2 * width, width),
+        }  # fmt: skip
+    if guided:
+        found |= {"guidance_in.in_layer": (width, 256), "guidance_in.out_layer": (width, width)}
+    for block in range(doubles):
+        for stream in ("img", "txt"):
+            found |= {
+                f"double_blocks.{block}.{stream}_attn.qkv": (3 * width, width),
+                f"double_blocks.{block}.{stream}_attn.proj": (width, width),
+                f"double_blocks.{block}.{stream}_mlp.0": (6 * width, width),
+                f"double_blocks.{block}.{stream}_mlp.2": (width, 3 * width),
+            }
+    for block in range(singles):
+        found |= {
+            f"single_blocks.{block}.linear1": (9 * width, width),
+            f"single_blocks.{block}.linear2": (width, 4 * width),
+        }
+    return found
+
+
+FLUX2 = {
+    "klein-4b": flux2_modules(5, 20, 3072, 7680),
+    "klein-9b": flux2_modules(8, 24, 4096, 12288),
+    "flux2-dev": flux2_modules(8, 48, 6144, 15360, guided=True),
+}
+
+
+@pytest.mark.parametrize("name", list(FLUX2))
+def test_every_key_of_a_full_kohya_flux2_lora_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
+    assert_complete(kohya_keys("lora_unet", FLUX2[name]), networks[name])
+    assert_complete(dotted_keys("diffusion_model", FLUX2[name]), networks[name])
+    own = {key: tuple(module.weight.shape) for key, module in adaptable(networks[name]).items()}
+    assert_complete(dotted_keys("transformer", own), networks[name])
+
+
 def sd3_modules(blocks: int = 38, width: int = 2432) -> dict[str, tuple[int, ...]]:
     """All layers of Stable Diffusion 3.5 large as Stability's code has them."""
     found: dict[str, tuple[int, ...]] = {
@@ -207,7 +267,7 @@ def test_unet_names_are_those_of_diffusers_converter() -> None:
         assert_same_state(convert_ldm_unet_checkpoint(state, dict(network.config)), network)
 
 
-@pytest.mark.parametrize("name", ["flux", "chroma", "sd3"])
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2"])
 def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The converters know the real width only, so the networks have it; with few blocks."""
     if name == "sd3":
@@ -215,6 +275,9 @@ def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypat
         targets = dict(originals_of(network))
         state = original_state(network, targets) | {"pos_embed": network.state_dict()["pos_embed.pos_embed"]}
         found = convert_sd3_transformer_checkpoint_to_diffusers(state)
+    elif name == "flux2":
+        network = nano.flux2().transformer
+        found = convert_flux2_transformer_checkpoint_to_diffusers(original_state(network, dict(originals_of(network))))
     else:
         torch.manual_seed(0)
         sizes = {"num_layers": 1, "num_single_layers": 1, "in_channels": 4, "joint_attention_dim": 8}
@@ -251,5 +314,5 @@ def test_open_clip_names_are_those_of_diffusers_converter() -> None:
 def test_sizes_of_the_table_in_the_documentation(networks: dict[str, nn.Module]) -> None:
     """docs/models.md says how large each denoiser is; from the same configurations."""
     text = (Path(__file__).parents[2] / "docs/models.md").read_text()
-    for name in ("sd15", "sd21", "sdxl", "sd35", "flux"):
+    for name in ("sd15", "sd21", "sdxl", "sd35", "flux", "klein-4b", "klein-9b", "flux2-dev"):
         assert f"{parameters_of(networks[name]) / 1e9 * 2:.2f} GB" in text, name

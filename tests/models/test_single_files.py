@@ -19,7 +19,7 @@ from audit.models.formats.parts import gathered
 from audit.models.tuning import tune
 from tests.models import nano
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein")
 RANK, ALPHA = 3, 2.0
 
 

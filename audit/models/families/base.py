@@ -142,6 +142,36 @@ class ModelFamily(ABC):
         ``embedded`` is the guidance weight that guidance-distilled models take as an input.
         """
 
+    def warnings(self, pipeline: Any) -> list[str]:
+        """What has to be known of audits against ``pipeline``, a sentence each."""
+        return []
+
+    def time_shift(self, scheduler: Mapping[str, Any], latent_shape: Sequence[int], steps: int) -> float:
+        """mu of a flow whose ``scheduler`` (its configuration) shifts larger pictures further towards noise.
+
+        Linear in the number of 2 x 2 patches, between the two that the configuration names.
+        """
+        *_, height, width = latent_shape
+        few, many = scheduler.get("base_image_seq_len", 256), scheduler.get("max_image_seq_len", 4096)
+        low, high = scheduler.get("base_shift", 0.5), scheduler.get("max_shift", 1.15)
+        found: float = low + (high - low) * (height * width // 4 - few) / (many - few)
+        return found
+
+    def latent_statistics(self, vae: Any, latents: torch.Tensor) -> tuple[Any, Any]:
+        """Mean and deviation of the VAE's latents, of which the denoiser sees (x - mean) / deviation.
+
+        Numbers, or tensors that go with ``latents`` [N, C, ..., H, W].
+        """
+        import torch
+
+        config = vae.config
+        mean, deviation = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or deviation is None:
+            return config.get("shift_factor") or 0.0, 1 / config.scaling_factor
+        axes = (1, -1, *[1] * (latents.ndim - 2))
+        mean, deviation = (torch.tensor(one, device=latents.device).view(axes) for one in (mean, deviation))
+        return mean, deviation / config.get("scaling_factor", 1.0)
+
     def to_pixels(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
         """One picture [N, 3, H, W] from -1 to 1 of each of the VAE's latents; of a video, the one that is looked at."""
         found: torch.Tensor = vae.decode(latents, return_dict=False)[0]

@@ -72,7 +72,7 @@ def positions(latents: torch.Tensor) -> torch.Tensor:
     return found.reshape(-1, 3)
 
 
-_CALLED = re.compile(r"\b(flux)")
+_CALLED = re.compile(r"\bflux(?![-. ]?[23](?!\d))")
 
 
 class Patched(ModelFamily):
@@ -215,7 +215,8 @@ def _flux(tensors: Mapping[str, TensorInfo]) -> Family | None:
     double, single = _numbers(tensors, _ORIGINAL_DOUBLE), _numbers(tensors, _ORIGINAL_SINGLE)
     if double or single:
         fits = max(double, default=0) < _FLUX_DOUBLE and max(single, default=0) < _FLUX_SINGLE
-        klein = (double, single) == tuple(set(range(count)) for count in _KLEIN)
+        of_klein = [set(range(count)) for count in _KLEIN]
+        klein = double == of_klein[0] and single in (of_klein[1], set())
         complete = max(double, default=0) == _FLUX_DOUBLE - 1 or max(single, default=0) == _FLUX_SINGLE - 1
         told = _FLUX_WIDTH in sizes or complete  # LoKr, LoHa and OFT show no widths
         return Family.flux if fits and told and not klein and _sizes_are_flux(tensors) else None

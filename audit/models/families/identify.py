@@ -22,6 +22,8 @@ class Family(StrEnum):
     sd3 = "sd3"
     flux = "flux"
     chroma = "chroma"
+    flux2 = "flux2"
+    flux2_klein = "flux2-klein"
     alt = "altdiffusion"
     other = "other"
 
@@ -29,7 +31,7 @@ class Family(StrEnum):
 # Names of models of no family here that hold the name of one that is
 _NONE_OF_THEM = (
     re.compile(r"refiner|\bkolors|\bsvd\b|stable[- ]video"),
-    re.compile(r"\bflux[-. ]?2|\bpony[- ]?(?:diffusion[- ]?)?v?7|\bchroma(?:xl|1?[- ]?radiance)"),
+    re.compile(r"\bpony[- ]?(?:diffusion[- ]?)?v?7|\bchroma(?:xl|1?[- ]?radiance)"),
 )
 
 

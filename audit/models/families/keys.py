@@ -50,6 +50,16 @@ def originals_of(network: Any) -> Iterator[tuple[str, Target]]:
         yield from family.originals(network)
     elif kind in _CLIP:
         yield from _open_clip(network)
+    elif kind in _STORED_AS:
+        yield from _stored_names(network, _STORED_AS[kind])
+
+
+def _stored_names(network: Any, prefixes: tuple[tuple[str, str], ...]) -> Iterator[tuple[str, Target]]:
+    for name, _ in network.named_modules():
+        for ours, theirs in prefixes:
+            if name.startswith(ours):
+                yield f"{theirs}{name.removeprefix(ours)}", Target((name,))
+                break
 
 
 def _open_clip(network: Any) -> Iterator[tuple[str, Target]]:
@@ -68,6 +78,14 @@ def _open_clip(network: Any) -> Iterator[tuple[str, Target]]:
         )
 
 
+# Models of text and pictures, which transformers stores under the names that they had in its earlier versions
+_STORED_AS = {
+    "Mistral3ForConditionalGeneration": (
+        ("model.language_model.", "language_model.model."), ("model.vision_tower.", "vision_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."), ("lm_head", "language_model.lm_head"),
+    ),
+    "Qwen2_5_VLForConditionalGeneration": (("model.language_model.", "model."), ("model.visual.", "visual.")),
+}  # fmt: skip
 _CLIP = ("CLIPTextModel", "CLIPTextModelWithProjection")
 # diffusers' attention processors of old: to_q_lora is the adapter of to_q, and CLIP's have other names than UNet's
 _OLD_CLIP = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}

@@ -34,6 +34,8 @@ def scatter(network: nn.Module, target: Target, value: torch.Tensor, name: str =
     if target.swapped:
         value = _swap(value)
     modules = [network.get_submodule(module) for module in target.modules]
+    if len(modules) == 1 and name not in ("weight", "bias"):
+        return set_parameter(modules[0], name, value)
     sizes = [_rows(module) for module in modules]
     if sum(sizes) != value.shape[0]:
         raise ValueError(f"{value.shape[0]} rows do not fit {', '.join(target.modules)} with {sum(sizes)}")

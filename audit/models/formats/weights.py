@@ -81,7 +81,7 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
             raise ValueError(f"{name[:120]} has the shape {tuple(value.shape)}, the base {wanted}{variant}")
         value = value.reshape(before.shape)
         done = covered.setdefault(place.component, set())
-        done |= {f"{module}.{place.parameter}" for module in place.target.modules}
+        done |= {f"{module}.{place.parameter}".removeprefix(".") for module in place.target.modules}
         used += norm_of(value) ** 2
         stored = tensors.as_stored(name, before.float().contiguous())
         if stored is None:
@@ -137,7 +137,17 @@ def _place(base: BaseModel, name: str, part: str | None, targets: dict[str, dict
     module, _, parameter = rest.rpartition(".")
     parameter = "weight" if parameter == "scale" else parameter
     target = targets[component].get(module)
-    return None if target is None or parameter not in ("weight", "bias") else _Place(component, target, parameter)
+    if target is None and isinstance(getattr(network, parameter, None), nn.Parameter) and not module:
+        target = Target(("",))  # of the network itself
+    if target is None or not (parameter in ("weight", "bias") or _has_parameter(network, target, parameter)):
+        return None
+    return _Place(component, target, parameter)
+
+
+def _has_parameter(network: nn.Module, target: Target, name: str) -> bool:
+    """Whether the one module of ``target`` has a parameter of its own of this name."""
+    one = len(target.modules) == 1 and getattr(network.get_submodule(target.modules[0]), name, None)
+    return isinstance(one, nn.Parameter)
 
 
 def _component(base: BaseModel, name: str, part: str | None) -> tuple[str | None, str]:
