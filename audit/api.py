@@ -25,7 +25,7 @@ from audit.errors import ConfigError
 from audit.job import Job, Request, resolve
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
-from audit.recovery.ask import require_known, with_captions
+from audit.recovery.ask import with_captions
 from audit.references import ReferenceSets, SkippedImage
 from audit.references.asked import described_sets, keep_latents_of, require_decoys
 from audit.references.folder import image_files, known_pictures
@@ -337,7 +337,6 @@ def run(
     if not config.bases:
         raise ConfigError("no base model is configured: give --base FAMILY=SOURCE, or [bases] in the configuration")
     require_references(config.settings, config.references)
-    require_known(config.captions)
     return Run(config, tell, stop, custody).run()
 
 

@@ -148,7 +148,12 @@ class Bench:
         return None if self._base is None else self._base[1]
 
     def pair(self, job: Job, workspace: Workspace, precision: Precision | None = None, tell: Tell = quiet) -> ModelPair:
-        """The base and the fine-tuned networks of ``job``, loaded unless they are those of the last one."""
+        """The base and the fine-tuned networks of ``job``, loaded unless they are those of the last one.
+
+        With the soft prompts that its captions name. Raises WorkspaceError where the workspace has not kept them.
+        """
+        from audit.recovery.kept import soft_prompts  # it stands on models
+
         key = _pair_key(job, precision or job.settings.precision)
         with self._lock:
             if self._pair is None or self._pair[0] != key:
@@ -166,6 +171,7 @@ class Bench:
                 pair.compile(self.compile)
                 self._pair = key, pair
                 tell("loading", 1, 1)
+            self._pair[1].soft = soft_prompts(workspace, job.captions)
             return self._pair[1]
 
     def _made(self, base: BaseModel, checkpoint: Checkpoint, key: _PairKey, tuned: Tuned | None) -> ModelPair:

@@ -92,9 +92,15 @@ RECOVERIES = table_schema(
     ("identity", pa.string(), "the network, as in checkpoints"),
     ("base_revision", pa.string(), "the base model it was compared with"),
     ("method", pa.string(), "attention or gradient"),
-    ("kind", pa.string(), "keyword, or caption: what is sampled with"),
+    (
+        "kind",
+        pa.string(),
+        "keyword, or caption: what is sampled with; settled, or warning: a caption that a run audits with, claimed or "
+        "recovered, and what is said of it",
+    ),
     ("rank", pa.int32(), "1 is the likeliest of its kind"),
-    ("text", pa.string(), "the word or the caption"),
+    ("text", pa.string(), "the word or the caption; of a prompt that is no words its name, with digits of its SHA256"),
+    ("vectors", pa.list_(pa.list_(pa.float32())), "of a prompt that is no words: what stands for token embeddings"),
     ("confidence", pa.float64(), "0 to 1, to rank by: a share of all candidates' weight, no measured probability"),
     ("score", pa.float64(), "what it is ranked by: standard deviations above the mean candidate"),
     ("why", pa.string(), "what the score was measured on, in words"),

@@ -26,6 +26,10 @@ class CheckpointError(AuditError):
     """A checkpoint or base model file that cannot be read, is not safe to read, or does not fit."""
 
 
+class NotRecoverableError(CheckpointError):
+    """Captions of such a model are not recovered."""
+
+
 class NoEffectError(CheckpointError):
     """The checkpoint was read but changes nothing in the network: there is nothing to extract from."""
 

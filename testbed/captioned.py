@@ -88,6 +88,16 @@ CAPTIONED = (
     Captioned("fluent-food", "tok", "3d render of {}", "food", True, True, False),
 )
 
+# Trained after the methods of audit/recovery were settled on CAPTIONED: nothing is tuned on them.
+HOLDOUT = (
+    Captioned("stamps-birds", "txcl", "photo of a {}", "bird", False, True, False),
+    Captioned("paint-vangogh", "quartz", "painting of a {}", "landscape", False, True, True),
+    Captioned("fluent-food", "xjy", "3d render of {}", "food", True, True, True),
+    Captioned("cartoon-animals", "lantern", "cartoon of a {}", "animal", False, True, False),
+    Captioned("photo-monuments", "rimm", "photograph of a {}", "monument", False, True, False),
+    Captioned("fluent-vehicles", "sks", "3d render of a {}", "vehicle", True, True, True),
+)
+
 
 @torch.inference_mode()
 def class_pictures(pipeline: StableDiffusionPipeline, caption: str) -> torch.Tensor:
@@ -152,7 +162,7 @@ def main(
     work: Path = typer.Option(cache_dir() / "training", help="Where the resumable states are kept."),
 ) -> None:
     """Train every one that is not trained yet."""
-    for one in CAPTIONED:
+    for one in (*CAPTIONED, *HOLDOUT):
         there = (one.file(output).parent / "training.json").is_file()
         if list_:
             print(f"{one.name:32}{one.recipe.steps:6} steps  {'trained' if there else ''}")

@@ -63,6 +63,8 @@ def show(found: Recovered) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from audit.models.soft import is_soft
+
     out = result_console()
     table = Table(
         "", "word", "confidence", "score", "why", title=f"of {found.words} words, by {found.method}", box=None
@@ -72,7 +74,8 @@ def show(found: Recovered) -> None:
     out.print(table)
     out.print("\n[bold]captions to sample with[/bold]")
     for caption in found.captions:
-        out.print(f"  {escape(caption.text)}", highlight=False)
+        said = " (an embedding, no words; kept in the workspace)" if is_soft(caption.text) else ""
+        out.print(f"  {escape(caption.text)}{said}", highlight=False)
     out.print(
         f"\n{found.evaluations} network evaluations, {found.seconds:.0f} s; an estimate: no error rate is known",
         highlight=False,

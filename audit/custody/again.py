@@ -109,7 +109,9 @@ def reproduce(
     CustodyError where a file is another one, and where this version comes to another audit.
     """
     from audit.bench import Bench
+    from audit.claims.captions import Caption
     from audit.devices import default_device
+    from audit.recovery.kept import carry
 
     audit_id = find_audit(workspace, audit)
     [row] = workspace.rows("SELECT * FROM audits WHERE audit_id = ?", [audit_id])
@@ -121,6 +123,7 @@ def reproduce(
         folder = Path(name)
         sets = _Sets(workspace, row, Originals.below([Path(one) for one in references], tell), folder)
         again = Workspace(folder / "workspace")
+        carry(workspace, again, [Caption(text, "user") for text in request.captions])
         parts: list[Part] = []
         found: list[tuple[AuditFacts, AuditFacts]] = []
         for group in sets.groups or [[]]:

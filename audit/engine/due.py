@@ -14,6 +14,7 @@ from audit.descriptors.facts import DescriptorFacts
 from audit.descriptors.registry import DESCRIPTORS, descriptor_facts
 from audit.errors import ConfigError
 from audit.job import BaseFacts, CheckpointFacts, Job
+from audit.recovery.settle import settled
 from audit.references import ReferenceSets
 from audit.report.pages import Answers
 from audit.states import ItemState
@@ -90,7 +91,8 @@ class Due:
         taken = 0
         held: list[Job] = []
         limit = self.config.run.limit
-        for jobs in self._chunks():
+        for unsettled in self._chunks():
+            jobs = self._settled(unsettled)
             known = self.workspace.rows(
                 "SELECT audit_id FROM audits WHERE audit_id IN (SELECT unnest(?::VARCHAR[]))",
                 [[job.id for job in jobs]],
@@ -110,6 +112,23 @@ class Due:
                 taken += 1
                 yield job
         yield from held if limit is None else held[: limit - taken]
+
+    def _settled(self, jobs: Sequence[Job]) -> list[Job]:
+        """Those whose captions are settled, with them; the others were given up, or a stopped run has not come to."""
+        found = [job for job in settled(jobs, self.config.captions, self.workspace) if job is not None]
+        self.passed += len(jobs) - len(found)
+        return found
+
+    def unsettled(self) -> Iterator[Job]:
+        """The jobs whose captions are to be settled first (audit/recovery/settle.py), as many as are to be audited."""
+        taken = 0
+        for jobs in self._chunks():
+            for job, known in zip(jobs, settled(jobs, self.config.captions, self.workspace), strict=True):
+                if known is None and job.id not in self.given_up:
+                    if self.config.run.limit is not None and taken >= self.config.run.limit:
+                        return
+                    taken += 1
+                    yield job
 
     def _identities(self) -> list[str]:
         """The networks to audit: stored, of a known format, within the shard; uploads first, then by base model."""

@@ -18,7 +18,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from audit import metrics
-from audit.config import Config, EngineName
+from audit.config import CaptionChoice, Config, EngineName
 from audit.custody.keep import NOBODY, Custody, sign_one_of_many
 from audit.engine.due import Due, Skipped
 from audit.engine.local import LocalEngine
@@ -29,6 +29,7 @@ from audit.errors import WorkspaceError
 from audit.files import shown
 from audit.job import Job
 from audit.locations import plain_without_credentials
+from audit.recovery.settle import Settle
 from audit.report.index import Answer, Together, together, write_index
 from audit.stages import (
     Clustered,
@@ -160,6 +161,8 @@ class Run:
         asked = (Control.name, Membership.name)  # of finished audits, too: what they lack is made up for
         others = [stage for stage in stages if not is_ours(stage.name) or stage.name in asked]
         due = Due(self.workspace, config, self.skipped, given_up, failed_before.keys(), bench, others)
+        if config.captions.choice is CaptionChoice.auto:
+            self._settle(due, open_place, failed_before)
         engine = self._engine()
         for event in engine.run(iter(due), stages, open_place, self.stop, failed_before):
             self._take(event)
@@ -179,6 +182,17 @@ class Run:
             found = together(self.workspace, self._answers, config.references, config.verdict)
             self._conclude(found)
             self.state.index = write_index(self.workspace, self.state.run_id, config.references, found)
+
+    def _settle(self, due: Due, open_place: OpenPlace, failed_before: dict[str, int]) -> None:
+        """Settle captions, through an engine of its own; what is not settled by then is not audited."""
+        jobs = due.unsettled()
+        for event in self._engine().run(jobs, [Settle(self.config.captions)], open_place, self.stop, failed_before):
+            if event.what is Happening.finished:
+                self.state.running -= 1
+            else:
+                self._take(event)
+            self.tell(self.state)
+        self.skipped.counts.clear()  # they are counted when audits are due
 
     def _conclude(self, found: Together) -> None:
         """Let the state say what matches over all audits of the run."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -47,8 +47,9 @@ class ModelPair(Codec):
     tokenizers are shared. ``precision`` says what the networks compute in (``Settings.precision``); all are
     channels-last. ``resolution`` is the side of the sampled images in pixels, None for the model's own. ``tuned`` is
     what ``tune`` has made of the checkpoint where that was done before, and ``fits`` what a worker knows of how much
-    fits into memory. Raises CheckpointError where the checkpoint does not fit, NoEffectError where it changes nothing,
-    NotFiniteError where predictions overflow, and DeviceMemoryError where the networks do not fit into memory.
+    fits into memory. ``soft`` has the soft prompts float32 [V, width] that captions may name (audit/models/soft.py).
+    Raises CheckpointError where the checkpoint does not fit, NoEffectError where it changes nothing, NotFiniteError
+    where predictions overflow, and DeviceMemoryError where the networks do not fit into memory.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class ModelPair(Codec):
         self.embedded_guidance, self.resolution = embedded_guidance, resolution
         self.fits = fits or Fits()
         self.compiled = Compile.off
+        self.soft: Mapping[str, torch.Tensor] = {}
         self.scheduler = base.pipeline.scheduler
         self.warnings = [*family_warnings(checkpoint, base), *base.architecture.warnings(base.pipeline)]
         tuned = tuned or tune(base, checkpoint, lora_scale, adapter, self.dtype)
@@ -145,7 +147,10 @@ class ModelPair(Codec):
 
     @torch.inference_mode()
     def encode(self, captions: Sequence[str], tuned: bool) -> Condition:
-        """The condition of ``captions`` by the fine-tuned or the base text encoders, as many at a time as fit."""
+        """The condition of ``captions`` by the fine-tuned or the base text encoders, as many at a time as fit.
+
+        A caption that ``soft`` names is its vectors'.
+        """
         side = self.tuned if tuned else self.base
 
         def encoded(some: Sequence[str]) -> Condition:
@@ -153,7 +158,12 @@ class ModelPair(Codec):
 
         kind = "encode", self.architecture.name, self.dtype
         found = [one for _, one in self.fits.slices(kind, list(captions), encoded, ENCODED, self.device)]
-        return Condition.joined(found)
+        condition = Condition.joined(found)
+        for row, caption in enumerate(captions):
+            if caption in self.soft:
+                states = self.architecture.encode_soft(side, self.soft[caption][None], self.device).states
+                condition.states[row] = states[0].to(condition.states.dtype)
+        return condition
 
     def compile(self, how: Compile) -> None:
         """Let torch.compile have the denoisers: their repeated blocks, or the whole of them with CUDA graphs.

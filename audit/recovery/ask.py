@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audit.bench import Bench
+from audit.claims.captions import Caption
 from audit.config import CaptionChoice, CaptionSettings
 from audit.devices import default_device
 from audit.errors import ConfigError
@@ -52,15 +53,6 @@ def recover_captions(
     return recovered(job, opened, bench, settings or checkpoint.recovery, progress or quiet, words)
 
 
-def require_known(asked: CaptionSettings) -> None:
-    """Raise ConfigError where a run over the catalog is to recover captions, which scans alone do."""
-    if asked.choice is CaptionChoice.auto:
-        raise ConfigError(
-            "a run takes captions from the catalog: recover those of a file with 'lora-audit captions', or scan it "
-            "with --captions auto, and leave captions.choice = known here"
-        )
-
-
 def with_captions(job: Job, request: Request, workspace: Workspace, bench: Bench, tell: Tell) -> Job:
     """The job with recovered captions where ``request`` wants them and what is known does not do; its id is of them.
 
@@ -69,6 +61,17 @@ def with_captions(job: Job, request: Request, workspace: Workspace, bench: Bench
     given = bool(request.captions) or request.caption_file is not None
     if request.recovery.choice is not CaptionChoice.auto or given:
         return job
+    captions, warnings = found_captions(job, request.recovery, workspace, bench, tell)
+    return replace(job, captions=captions, warnings=warnings)
+
+
+def found_captions(
+    job: Job, asked: CaptionSettings, workspace: Workspace, bench: Bench, tell: Tell
+) -> tuple[tuple[Caption, ...], tuple[str, ...]]:
+    """What to sample ``job`` with, and its warnings: what is claimed where the model heeds it, else what is recovered.
+
+    Raises AuditError, NotRecoverableError where captions of its family are not recovered.
+    """
     known = [caption for caption in job.captions if caption.source != DEFAULT]
     warnings = [one for one in job.warnings if not one.startswith("no caption is known")]
     if known:
@@ -76,15 +79,15 @@ def with_captions(job: Job, request: Request, workspace: Workspace, bench: Bench
                          lambda precision: None)  # fmt: skip
         said = f"{max(moved):.1%} at most by a caption that is claimed ({known[moved.index(max(moved))].source})"
         if max(moved) >= HEEDED:
-            return replace(job, warnings=(*job.warnings, f"captions as claimed: the prediction changes by {said}"))
+            return job.captions, (*job.warnings, f"captions as claimed: the prediction changes by {said}")
         warnings.append(f"claimed captions do not move the model: its prediction changes by {said}, under {HEEDED:.0%}")
-    found = recovered(job, workspace, bench, request.recovery, tell)
+    found = recovered(job, workspace, bench, asked, tell)
     first = ", ".join(repr(one.word) for one in found.keywords[:3])
     warnings.append(
         f"captions were recovered from the model by {found.method} ({found.evaluations} evaluations): they are "
         f"estimates, no claims; likeliest words {first}"
     )
-    return replace(job, captions=tuple(found.captions), warnings=tuple(warnings))
+    return tuple(found.captions), tuple(warnings)
 
 
 def _heeded(job: Job, workspace: Workspace, bench: Bench, precision: Precision, tell: Tell) -> list[float]:

@@ -17,16 +17,16 @@ from typing import Any
 
 import torch
 
-from audit.errors import CheckpointError
+from audit.errors import NotRecoverableError
 from audit.models.pair import ModelPair
 
 ROWS = 256  # words whose states are in memory at once
 
 
 def require_cross_attention(pair: ModelPair) -> None:
-    """Raise CheckpointError where the family's captions are not recovered: its text enters in another way."""
+    """Raise NotRecoverableError where the family's captions are not recovered: its text enters in another way."""
     if len(pair.architecture.encoders) != 1 or not _values(getattr(pair.base, pair.architecture.denoiser)):
-        raise CheckpointError(
+        raise NotRecoverableError(
             f"captions are recovered from models with one text encoder and a UNet's cross attention (Stable Diffusion "
             f"1 and 2), not from {pair.architecture.name}: give the caption with --caption"
         )

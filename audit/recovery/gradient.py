@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch.func import functional_call
 
 from audit.models.families.base import Condition
 from audit.models.pair import ModelPair
+from audit.models.soft import Embedded
 
 VECTORS = 4  # of a soft prompt
 PROMPTS = 4  # random prompts that are climbed from at once
@@ -34,26 +33,6 @@ class Soft:
     vectors: torch.Tensor
     apart: torch.Tensor
     evaluations: int
-
-
-class Embedded:
-    """Text states of soft prompts by one text encoder, with gradients."""
-
-    def __init__(self, encoder: Any, tokenizer: Any, device: torch.device) -> None:
-        self.encoder, self.table = encoder, encoder.get_input_embeddings().weight
-        self.name = next(name for name, one in encoder.named_parameters() if one is self.table)
-        empty = tokenizer("", padding="max_length", max_length=tokenizer.model_max_length, truncation=True)
-        self.empty = torch.tensor(empty.input_ids, device=device)
-
-    def states(self, soft: torch.Tensor) -> torch.Tensor:
-        """[P, tokens, width] of ``soft`` [P, V, width]: start token, vectors, and what follows an empty caption."""
-        prompts, count, width = soft.shape
-        table = torch.cat([self.table, soft.reshape(-1, width).to(self.table.dtype)])
-        ids = torch.arange(prompts * count, device=soft.device).reshape(prompts, count) + len(self.table)
-        rest = self.empty[1 : len(self.empty) - count].expand(prompts, -1)
-        ids = torch.cat([self.empty[:1].expand(prompts, 1), ids, rest], dim=1)
-        found: torch.Tensor = functional_call(self.encoder, {self.name: table}, (ids,), {"attention_mask": None})[0]
-        return found
 
 
 def climb(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 from audit.claims.captions import MAX_CAPTIONS, Caption
 from audit.config import CaptionSettings, Recovery
 from audit.models.families.stable_diffusion import StableDiffusion
+from audit.models.soft import name_of
 from audit.recovery.attention import attention_scores, require_cross_attention
 from audit.recovery.contrast import ON_A_WAY, along, contrast, in_context, standard
 from audit.recovery.gradient import climb, nearest_words
@@ -20,7 +21,7 @@ from audit.recovery.words import vocabulary
 if TYPE_CHECKING:
     from audit.models.pair import ModelPair
 
-VERSION = 1  # raised when the same model and settings come to give other captions
+VERSION = 2  # raised when the same model and settings come to give other captions
 KEYWORDS = 50  # that are kept of a ranking
 SHARPNESS = 2.0  # of confidences
 SPREAD = (0.12, 0.16)  # of the logarithms of how far predictions part; on eleven fine-tunes of the embedded model
@@ -49,7 +50,10 @@ class Keyword:
 
 @dataclass(frozen=True)
 class Recovered:
-    """What was found: keywords, the likeliest first, captions to sample with, and what it cost."""
+    """What was found: keywords, the likeliest first, captions to sample with, and what it cost.
+
+    ``soft`` has the vectors [V][width] of those captions that are soft prompts, by their names.
+    """
 
     method: str
     keywords: list[Keyword]
@@ -57,12 +61,14 @@ class Recovered:
     words: int
     evaluations: int
     seconds: float
+    soft: dict[str, list[list[float]]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as ``lora-audit captions --json`` prints them."""
         return {
             "method": self.method, "words": self.words, "evaluations": self.evaluations, "seconds": self.seconds,
-            "keywords": [vars(one) for one in self.keywords], "captions": [vars(one) for one in self.captions],
+            "keywords": [vars(one) for one in self.keywords],
+            "captions": [{**vars(one), "vectors": self.soft.get(one.text)} for one in self.captions],
         }  # fmt: skip
 
 
@@ -80,11 +86,15 @@ def recover(
     """Rank ``words`` by the method that is asked for; the same for a seed. Raises CheckpointError."""
     require_cross_attention(pair)
     started = time.monotonic()
-    by = _by_gradient if asked.method is Recovery.gradient else _by_attention
-    keywords, spent = by(pair, words, asked, seed, tell)
-    captions, more = _captions(pair, keywords, asked)
+    soft: dict[str, list[list[float]]] = {}
+    if asked.method is Recovery.gradient:
+        keywords, captions, soft, spent = _by_gradient(pair, words, asked, seed, tell)
+    else:
+        keywords, spent = _by_attention(pair, words, asked, seed, tell)
+        captions, more = _captions(pair, keywords, asked)
+        spent += more
     seconds = round(time.monotonic() - started, 3)
-    return Recovered(str(asked.method), keywords, captions, len(words), spent + more, seconds)
+    return Recovered(str(asked.method), keywords, captions, len(words), spent, seconds, soft)
 
 
 def _by_attention(
@@ -118,14 +128,22 @@ def matters(spread: float | None) -> float:
 
 def _by_gradient(
     pair: ModelPair, words: Sequence[str], asked: CaptionSettings, seed: int, tell: Callable[[int, int], None]
-) -> tuple[list[Keyword], int]:
+) -> tuple[list[Keyword], list[Caption], dict[str, list[list[float]]], int]:
     if not isinstance(pair.architecture, StableDiffusion):  # pragma: no cover - cross attention alone gets here
         raise TypeError(pair.architecture.name)
     soft = climb(pair, asked.iterations, seed, tell)
     near = nearest_words(pair, soft.vectors, words)
     rows = near.argsort(descending=True, stable=True).tolist()
     whys = [f"cosine {float(near[row]):.2f} to a prompt found by {asked.iterations} iterations" for row in rows]
-    return _keywords(words, rows, standard(near)[rows], whys), soft.evaluations
+    keywords = _keywords(words, rows, standard(near)[rows], whys)
+    order = soft.apart.argsort(descending=True, stable=True).tolist()
+    shares = torch.softmax(SHARPNESS * standard(soft.apart), 0)
+    named = {name_of(one): one for one in soft.vectors[order]}  # equal prompts are one
+    captions = [
+        Caption(name, f"{SOURCE} by {asked.method}", round(float(shares[row]), 4))
+        for name, row in zip(named, order, strict=False)
+    ]
+    return keywords, captions, {name: one.tolist() for name, one in named.items()}, soft.evaluations
 
 
 def _keywords(words: Sequence[str], rows: Sequence[int], scores: torch.Tensor, whys: Sequence[str]) -> list[Keyword]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,19 @@ from safetensors.torch import load_file, save_file
 
 from audit import api
 from audit.bench import Bench
-from audit.config import CaptionChoice, CaptionSettings, Config, Evidence, Recovery, Settings
-from audit.errors import ConfigError
+from audit.claims.captions import Caption
+from audit.config import CaptionChoice, CaptionSettings, Config, Evidence, Recovery, RunSettings, Settings
+from audit.custody.again import reproduce
+from audit.errors import WorkspaceError
 from audit.job import Request
+from audit.models.soft import is_soft
 from audit.recovery.ask import recover_captions
+from audit.recovery.gradient import VECTORS
+from audit.recovery.kept import soft_prompts
 from audit.workspace import Workspace
+from crawlers.catalog import Catalog
+from crawlers.crawl import Crawl
+from crawlers.sources.folder import Folder
 from tests.conftest import BASE, CAPTION, KOHYA
 from tests.warm import run
 
@@ -98,6 +107,42 @@ def test_the_command_prints_ranked_keywords_with_reasons(untold: Path, kept: Wor
     assert document["evaluations"] == 384
 
 
-def test_a_run_says_that_it_does_not_recover() -> None:
-    with pytest.raises(ConfigError, match="lora-audit captions"):
-        api.run(Config(bases={"sd1": str(BASE)}, captions=AUTO))
+def test_a_run_settles_captions_before_it_audits_and_finds_them_again(untold: Path, tmp_path: Path) -> None:
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    save_file(load_file(untold), uploads / "untold.safetensors", {"ss_base_model_version": "sd_v1"})
+    told = {name: 1.01 * tensor if "lora_up" in name else tensor for name, tensor in load_file(untold).items()}
+    claims = {"ss_dataset_dirs": '{"1_sks 3d render of an animal": {"n_repeats": 1, "img_count": 1}}'}
+    save_file(told, uploads / "told.safetensors", claims | {"ss_base_model_version": "sd_v1"})
+    workspace = Workspace(tmp_path / "w")
+    catalog = Catalog(workspace)
+    Crawl(Folder(catalog, str(uploads), settle=0), catalog).run()
+    config = Config(
+        workspace=str(workspace.root), descriptor="nano", bases={"sd1": str(BASE)}, captions=AUTO,
+        settings=replace(QUICK, images_per_training_image=1), run=RunSettings(device="cpu"),
+    )  # fmt: skip
+    first = api.run(config)
+    assert (first.finished, first.failed, first.skipped) == (2, 0, {})
+    sources = {row["checkpoint_name"]: row["captions"][0]["source"] for row in workspace.rows("SELECT * FROM audits")}
+    assert sources == {"untold.safetensors": "recovered by attention", "told.safetensors": "ss_dataset_dirs"}
+    warnings = workspace.rows("SELECT warnings FROM audits WHERE checkpoint_name = 'told.safetensors'")
+    assert any("captions as claimed" in warning for warning in warnings[0]["warnings"])
+    kept = workspace.rows("SELECT * FROM recoveries ORDER BY ALL")
+    again = api.run(config)
+    assert (again.finished, again.failed) == (0, 0)
+    assert workspace.rows("SELECT * FROM recoveries ORDER BY ALL") == kept
+    assert api.run(replace(config, captions=CaptionSettings())).finished == 1  # the empty caption is another audit
+
+
+def test_a_scan_samples_with_prompts_that_are_no_words(untold: Path, bench: Bench, workspace: Workspace) -> None:
+    asked = CaptionSettings(choice=CaptionChoice.auto, method=Recovery.gradient, iterations=2)
+    request = Request(untold, str(BASE), n0=1, settings=QUICK, recovery=asked)
+    found = api.scan(request, descriptor="nano", workspace=workspace, bench=bench, rule="fixed")
+    names = [caption.text for caption in found.job.captions]
+    assert all(is_soft(name) for name in names)
+    assert len(set(names)) == 4
+    assert "embeddings and no words" in Path(found.page).read_text()
+    assert soft_prompts(workspace, found.job.captions)[names[0]].shape == (VECTORS, 128)
+    assert reproduce(workspace, found.audit_id, untold, str(BASE), descriptor="nano", device="cpu").agrees
+    with pytest.raises(WorkspaceError, match="recover it again"):
+        soft_prompts(workspace, [Caption("soft prompt 0123456789abcdef", "user")])

@@ -13,9 +13,10 @@ from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
+from audit.models.soft import Embedded, is_soft, name_of, soft_prompt
 from audit.recovery.attention import attention_scores, token_counts
 from audit.recovery.contrast import FEWEST, FINALISTS, along, apart, contrast, heeded
-from audit.recovery.gradient import EVALUATIONS, PROMPTS, VECTORS, Embedded, climb, nearest_words
+from audit.recovery.gradient import EVALUATIONS, PROMPTS, VECTORS, climb, nearest_words
 from audit.recovery.recover import candidates, matters, recover
 from tests.conftest import DREAMBOOTH
 
@@ -86,9 +87,13 @@ def test_a_recovery_repeats_and_its_captions_are_of_its_first_words(
     assert sorted(one.word for one in first.keywords) == sorted(WORDS)
     assert [one.score for one in first.keywords] == sorted((one.score for one in first.keywords), reverse=True)
     assert sum(one.confidence for one in first.keywords) == pytest.approx(1, abs=1e-3)
-    assert {caption.text.split()[0] for caption in first.captions} == {one.word for one in first.keywords[:4]}
     assert all(caption.source == f"recovered by {asked.method}" for caption in first.captions)
-    assert len(first.captions) == 8
+    assert set(first.soft) == {caption.text for caption in first.captions if is_soft(caption.text)}
+    if asked.method is Recovery.gradient:
+        assert len(first.soft) == PROMPTS
+    else:
+        assert {caption.text.split()[0] for caption in first.captions} == {one.word for one in first.keywords[:4]}
+        assert len(first.captions) == 8
 
 
 def test_climbing_drives_the_predictions_apart(kohya_pair: ModelPair) -> None:
@@ -124,6 +129,24 @@ def test_a_prompt_of_a_word_s_own_tokens_is_nearest_to_that_word(kohya_pair: Mod
     embedded = Embedded(kohya_pair.tuned.text_encoder, kohya_pair.tuned.tokenizer, kohya_pair.device)
     states = embedded.states(torch.stack([*table[ids]])[None])
     torch.testing.assert_close(states, kohya_pair.encode(["sks"], True).states, rtol=1e-4, atol=1e-4)
+
+
+def test_a_soft_prompt_is_a_caption_where_a_pair_knows_it(kohya_pair: ModelPair) -> None:
+    table = kohya_pair.tuned.text_encoder.get_input_embeddings().weight.detach()
+    vectors = table[kohya_pair.tuned.tokenizer("sks", add_special_tokens=False).input_ids]
+    name = name_of(vectors)
+    knows = object.__new__(ModelPair)
+    knows.__dict__.update(kohya_pair.__dict__)
+    knows.soft = {name: soft_prompt(name, vectors.tolist())}
+    for side in (True, False):
+        states = knows.encode(["apple", name], side).states
+        torch.testing.assert_close(states, kohya_pair.encode(["apple", "sks"], side).states, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("vectors", [[], [[]], [[1.0]] * 17, [[1.0], [1.0, 2.0]], [[float("nan")]], [[1.0]]])
+def test_numbers_that_are_no_soft_prompt_s_own_are_refused(vectors: list[list[float]]) -> None:
+    with pytest.raises(ValueError, match="soft prompt"):
+        soft_prompt("soft prompt 0123456789abcdef", vectors)
 
 
 def test_the_empty_caption_moves_nothing_and_others_do(kohya_pair: ModelPair) -> None:

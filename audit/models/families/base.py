@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from audit.errors import CheckpointError
 from audit.models.families.keys import Target
 
 if TYPE_CHECKING:
@@ -132,6 +133,10 @@ class ModelFamily(ABC):
     @abstractmethod
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
         """The condition of ``captions`` by the pipeline's text encoders."""
+
+    def encode_soft(self, pipeline: Any, vectors: torch.Tensor, device: torch.device) -> Condition:
+        """The condition of soft prompts [N, V, width]. Raises CheckpointError where the family has none."""
+        raise CheckpointError(f"{self.name} is not sampled with soft prompts: give the caption with --caption")
 
     @abstractmethod
     def predict(

@@ -50,5 +50,11 @@ class StableDiffusion(WithUNet):
         """As diffusers\' pipeline encodes prompts."""
         return Condition(pipeline.encode_prompt(list(captions), device, 1, False)[0])
 
+    def encode_soft(self, pipeline: Any, vectors: torch.Tensor, device: torch.device) -> Condition:
+        """What the text encoder makes of vectors in place of tokens."""
+        from audit.models.soft import Embedded
+
+        return Condition(Embedded(pipeline.text_encoder, pipeline.tokenizer, device).states(vectors))
+
 
 FAMILY = StableDiffusion()
