@@ -52,6 +52,7 @@ SLOW = (
     "study/test_results.py::test_a_study_from_file_to_page",
     "study/test_results.py::test_no_page_shows_pictures_where_none_are_kept",
     "study/test_defences.py",
+    "study/test_ray.py",
     "study/test_train.py",
     "fuzz/",
     "models/test_cost.py",

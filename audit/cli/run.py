@@ -62,7 +62,7 @@ def run(config: Config, as_json: JsonOption = False) -> None:
     out = console()
     display = _Display(out)
     stop = threading.Event()
-    handlers = _drain_on_signals(stop)
+    handlers = drain_on_signals(stop)
     try:
         with display, redirect_stdout(sys.stderr):  # Ray prints to stdout, which is for --json
             state = api.run(config, display.tell, stop, custody)
@@ -81,7 +81,7 @@ def run(config: Config, as_json: JsonOption = False) -> None:
     leave(said, bool(state.finished) and state.told_nothing == state.finished)
 
 
-def _drain_on_signals(stop: threading.Event) -> dict[int, Any]:
+def drain_on_signals(stop: threading.Event) -> dict[int, Any]:
     """SIGTERM and the first SIGINT drain; a second SIGINT interrupts."""
     if threading.current_thread() is not threading.main_thread():
         return {}

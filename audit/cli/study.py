@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
+import sys
+import threading
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +15,7 @@ import typer
 from audit.cli.common import EXIT_ALL_FAILED, JsonOption, console, print_json, progress_display, result_console
 from audit.cli.options import configured
 from audit.cli.text import say
-from audit.config import Config
+from audit.config import Config, EngineName
 
 if TYPE_CHECKING:
     from audit.study.plan import Plan
@@ -22,12 +26,22 @@ log = logging.getLogger(__name__)
 app = typer.Typer(
     no_args_is_help=True, help="Experiments as data: fine-tunes of few-shot sets, their audits, tables and figures."
 )
-Workers = Annotated[int, typer.Option(min=1, max=64, help="Processes, each with its share of the cores' threads.")]
+Workers = Annotated[
+    int,
+    typer.Option(min=1, max=64, help="Processes of the local engine, each with its share of the cores' threads."),
+]
+ENGINE = tuple(
+    f"run.{name}"
+    for name in (
+        "engine", "address", "device", "min_workers", "max_workers", "gpus_per_worker", "cpus_per_worker", "attempts",
+        "sample_deadline", "drain_seconds",
+    )
+)  # fmt: skip
 Name = Annotated[str, typer.Argument(metavar="STUDY", help="The study's name.")]
 
 
 @app.command()
-@configured("run.device", "workspace")
+@configured(*ENGINE, "workspace")
 def run(
     config: Config,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The study file, TOML (docs/study.md).")],
@@ -39,8 +53,9 @@ def run(
 ) -> None:
     """Fine-tune, audit and report what a study file asks for; what is done already is left alone.
 
-    Stopping it loses nothing: the same command, or resume, goes on where it was. A study that was begun with another
-    file, other pictures or another base is refused.
+    With --engine ray its fine-tunes and their audits are spread over a Ray cluster, beside others' audits; SIGTERM and
+    SIGINT drain it. Stopping it loses nothing: the same command, or resume, goes on where it was. A study that was begun
+    with another file, other pictures or another base is refused.
 
     [bold]Example[/bold]: lora-audit study run examples/paper-nano.toml
     """
@@ -55,7 +70,7 @@ def run(
 
 
 @app.command()
-@configured("run.device", "workspace")
+@configured(*ENGINE, "workspace")
 def resume(config: Config, study: Name, workers: Workers = 1, as_json: JsonOption = False) -> None:
     """Go on with a study as it was begun, whatever its file says now, and report it."""
     from audit.study.plan import plan_of
@@ -67,13 +82,23 @@ def resume(config: Config, study: Name, workers: Workers = 1, as_json: JsonOptio
 
 
 def _go(config: Config, plan: Plan, beside: Path, workers: int, as_json: bool) -> None:
+    from audit.cli.run import drain_on_signals
     from audit.study.report import report_study
     from audit.study.run import run_study
     from audit.workspace import Workspace
 
     workspace = Workspace(config.workspace)
-    with progress_display(console()) as tell:
-        finished = run_study(plan, workspace, beside, workers=workers, device=config.run.device, tell=tell)
+    stop = threading.Event()
+    on_ray = config.run.engine is EngineName.ray
+    if on_ray and workers > 1:
+        raise typer.BadParameter("--workers is of the local engine: with --engine ray give --max-workers")
+    handlers = drain_on_signals(stop) if on_ray else {}
+    try:
+        with progress_display(console()) as tell, redirect_stdout(sys.stderr):  # Ray prints to stdout
+            finished = run_study(plan, workspace, beside, workers=workers, run=config.run, stop=stop, tell=tell)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     for reason in finished.failed:
         log.error("failed: %s", reason)
     if workspace.rows("SELECT 1 FROM study_cells WHERE study = ? LIMIT 1", [plan.study.name]):

@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 
+from audit.config import RunSettings
 from audit.engine.ray_workers import Worker, beside, result_of
 from audit.engine.work import (
     Event,
@@ -56,6 +57,15 @@ class RayOptions:
     finish_deadline: float = 1800.0
     drain_seconds: float = 60.0
     ahead: int = 256
+
+    @staticmethod
+    def of(run: RunSettings) -> RayOptions:
+        """As the configuration says."""
+        return RayOptions(
+            run.address, run.min_workers, run.max_workers, run.gpus_per_worker, run.cpus_per_worker,
+            attempts=run.attempts, sample_deadline=run.sample_deadline, finish_deadline=run.finish_deadline,
+            drain_seconds=run.drain_seconds,
+        )  # fmt: skip
 
 
 @dataclass

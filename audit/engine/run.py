@@ -234,12 +234,7 @@ class Run:
             return LocalEngine(run.attempts)
         from audit.engine.ray import RayEngine, RayOptions
 
-        options = RayOptions(
-            run.address, run.min_workers, run.max_workers, run.gpus_per_worker, run.cpus_per_worker,
-            attempts=run.attempts, sample_deadline=run.sample_deadline, finish_deadline=run.finish_deadline,
-            drain_seconds=run.drain_seconds,
-        )  # fmt: skip
-        return RayEngine(options, self._progress, self._deaths())
+        return RayEngine(RayOptions.of(run), self._progress, self._deaths())
 
     def _progress(self, job: Job) -> tuple[bool, int]:
         spool = self.workspace.spool(job.id)

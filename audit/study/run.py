@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from audit.bench import Bench
+from audit.config import EngineName, RunSettings
 from audit.devices import default_device
 from audit.errors import StudyError
+from audit.locations import is_remote
 from audit.models.base import locate_base
 from audit.processes import spread, threads_each
 from audit.progress import Tell, quiet
@@ -89,37 +94,52 @@ def study_from(said: dict[str, Any]) -> Study:
 
 
 def run_study(
-    plan: Plan, workspace: Workspace, beside: Path, *, workers: int = 1, device: str | None = None, tell: Tell = quiet
+    plan: Plan,
+    workspace: Workspace,
+    beside: Path,
+    *,
+    workers: int = 1,
+    run: RunSettings | None = None,
+    stop: threading.Event | None = None,
+    tell: Tell = quiet,
 ) -> Finished:
     """Do what is missing of a study; it can be stopped at any time, and goes on where it was.
 
-    Raises StudyError where it was begun otherwise, and WorkspaceError for a workspace that is no folder.
+    ``run`` says on what engine and device: on this machine in ``workers`` processes, or on Ray, where ``stop`` drains.
+    Raises StudyError where it was begun otherwise.
     """
+    run = run or RunSettings()
     base = begin(workspace, plan, beside)
-    units = list(units_of(plan, base, str(workspace.root), device or default_device()))
+    where = workspace.files.location
+    units = list(units_of(plan, base, where if is_remote(where) else os.path.abspath(where)))
     finished = Finished(plan.study.name)
-    for number, done in enumerate(_work(units, workers, tell), start=1):
+    if run.engine is EngineName.ray:
+        from audit.study.on_ray import on_ray
+
+        work = on_ray(units, workspace, run, stop or threading.Event())
+    else:
+        work = _work(units, workers, run.device or default_device(), tell)
+    for number, done in enumerate(work, start=1):
         finished.add(done)
         tell("fine-tunes and their audits", number, len(units))
     return finished
 
 
-def units_of(plan: Plan, base: str, workspace: str, device: str) -> Iterator[Unit]:
+def units_of(plan: Plan, base: str, workspace: str) -> Iterator[Unit]:
     """The units of a plan, in its order."""
     names = list(plan.sets)
     for (few_shot, training), cells in plan.groups.items():
         other = plan.sets[names[(names.index(few_shot) + 1) % len(names)]]
         yield Unit(
-            plan.study, base, plan.set_of(few_shot, training), training, tuple(cells), tuple(other.captions), workspace,
-            device,
-        )  # fmt: skip
+            plan.study, base, plan.set_of(few_shot, training), training, tuple(cells), tuple(other.captions), workspace
+        )
 
 
-def _work(units: Sequence[Unit], workers: int, tell: Tell) -> Iterator[Done]:
+def _work(units: Sequence[Unit], workers: int, device: str, tell: Tell) -> Iterator[Done]:
     if workers > 1:
-        yield from spread(_in_worker, units, workers, threads_each(workers))
+        yield from spread(partial(_in_worker, device), units, workers, threads_each(workers))
         return
-    bench = Bench(units[0].device) if units else Bench()
+    bench = Bench(device)
     for unit in units:
         yield do_unit(unit, bench, tell)
 
@@ -127,11 +147,11 @@ def _work(units: Sequence[Unit], workers: int, tell: Tell) -> Iterator[Done]:
 _BENCHES: dict[str, Bench] = {}  # of this worker process, by device
 
 
-def _in_worker(unit: Unit, threads: int) -> Done:
+def _in_worker(device: str, unit: Unit, threads: int) -> Done:
     import torch
 
     torch.set_num_threads(threads)
-    return do_unit(unit, _BENCHES.setdefault(unit.device, Bench(unit.device)))
+    return do_unit(unit, _BENCHES.setdefault(device, Bench(device)))
 
 
 def _base_source(study: Study, beside: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,13 @@ def rows_of(step: int, batch: int, count: int, seed: int) -> list[int]:
     return found
 
 
-def fine_tune(trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = quiet) -> float:
+def fine_tune(
+    trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = quiet, saved: Callable[[], None] = lambda: None
+) -> float:
     """Train the networks of ``trainee`` in place, and filter their adapters where asked; the last steps' mean loss.
 
-    A state is kept in ``state_file`` from time to time, from which a stopped fine-tuning goes on. Raises StudyError.
+    A state is kept in ``state_file`` from time to time, from which a stopped fine-tuning goes on; then ``saved`` is
+    called. Raises StudyError.
     """
     factors = lesson.factors
     check_layout(factors, trainee.base.family)
@@ -162,6 +165,7 @@ def fine_tune(trainee: Trainee, lesson: Lesson, state_file: Path, tell: Tell = q
         tell("training", step + 1, lesson.steps)
         if time.monotonic() - kept > KEEP_EVERY:
             save_state(state_file, lesson.key, step + 1, named, optimizer, losses)
+            saved()
             kept = time.monotonic()
     if factors.defence is Defence.weight_filter:
         assert factors.filter_kept is not None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -35,6 +34,7 @@ from audit.stages import Cluster, Sample, Scores
 from audit.states import Cause, Known, SetKind
 from audit.study.adapters import FILES, save_adapter, save_networks
 from audit.study.factors import AuditFactors, Judgement, Knowledge, TrainingFactors, Tuning, Witness
+from audit.study.kept import KeptState, fetch_checkpoint, keep_checkpoint
 from audit.study.plan import Cell, Study, settings_of
 from audit.study.quality import losses_of, quality_of, samples_of
 from audit.study.sets import FewShotSet, SetPicture
@@ -42,8 +42,6 @@ from audit.study.train import Lesson, Trainee, fine_tune, privacy_of, seed_of
 from audit.workspace import Workspace
 
 TRAINING_VERSION = 1  # raised when the same factors come to give another checkpoint
-FOLDER = "studies/fine-tunes"
-STATES = "studies/states"
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,17 @@ class Unit:
     cells: tuple[Cell, ...]
     others: tuple[str, ...]
     workspace: str
-    device: str = "cpu"
+
+    @property
+    def id(self) -> str:
+        """32 hex digits: what tells it from all others of its study."""
+        told = [self.study.name, self.few_shot.name, self.training.as_dict()]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def group(self) -> str:
+        """What it shares with others: the base model, which a worker has in memory."""
+        return self.base
 
     @property
     def name(self) -> str:
@@ -108,10 +116,7 @@ def do_unit(unit: Unit, bench: Bench, tell: Tell = quiet) -> Done:
             _train(unit, key, location, workspace, bench, tell)
             done.trained = True
         [row] = workspace.rows("SELECT file FROM fine_tunes WHERE fine_tune_id = ?", [key])
-        path = workspace.root / row["file"]
-        if not path.exists():
-            workspace.remove("fine_tunes", key)
-            raise StudyError(f"{path} is gone: the next 'lora-audit study resume' trains it again")
+        path = _fetched(workspace, key, row["file"])
     except Exception as error:
         done.failed.append(f"{unit.name}: {_reason(error)}")
         return done
@@ -127,6 +132,17 @@ def do_unit(unit: Unit, bench: Bench, tell: Tell = quiet) -> Done:
     return done
 
 
+def _fetched(workspace: Workspace, key: str, kept: str) -> Path:
+    """The checkpoint on this machine. Raises StudyError where it is gone, and forgets it."""
+    try:
+        return fetch_checkpoint(workspace.files, kept)
+    except FileNotFoundError:
+        workspace.remove("fine_tunes", key)
+        raise StudyError(
+            f"{workspace.files}/{kept} is gone: the next 'lora-audit study resume' trains it again"
+        ) from None
+
+
 def _reason(error: Exception) -> str:
     """Why something failed, in words. Raises the error where it is the storage that fails, or a device that is lost."""
     if kind_of(error) in (Cause.storage, Cause.device_lost):
@@ -137,7 +153,7 @@ def _reason(error: Exception) -> str:
 def _train(unit: Unit, key: str, location: BaseLocation, workspace: Workspace, bench: Bench, tell: Tell) -> None:
     """Fine-tune, keep the checkpoint, and write the rows: quality first, fine_tunes last."""
     started = time.monotonic()
-    trainee = Trainee(load_base(location), torch.device(unit.device), unit.study.settings.resolution)
+    trainee = Trainee(load_base(location), torch.device(bench.device), unit.study.settings.resolution)
     size = trainee.codec.picture_size
     pictures = stacked([one.open() for one in unit.few_shot.training], size)
     held_out = stacked([one.open() for one in unit.few_shot.control], size) if unit.few_shot.control else None
@@ -145,12 +161,12 @@ def _train(unit: Unit, key: str, location: BaseLocation, workspace: Workspace, b
     seed = seed_of("fine-tune", unit.study.seed, unit.training.repeat) % 2**31
     lesson = Lesson(key, unit.training, pictures, captions, unit.few_shot.class_caption, seed)
     before = losses_of(trainee, pictures, held_out, captions)
-    state_file = workspace.root / STATES / f"{key}.safetensors"
-    final = fine_tune(trainee, lesson, state_file, tell)
+    state = KeptState(workspace.files, key)
+    final = fine_tune(trainee, lesson, state.find(), tell, state.saved)
     after = losses_of(trainee, pictures, held_out, captions)
     descriptor = bench.load_descriptor(unit.study.descriptor)
     quality = quality_of(before, after, samples_of(trainee, unit.few_shot.captions), pictures, descriptor)
-    path = _publish(unit, key, trainee, workspace.root)
+    kept = _publish(unit, key, trainee, workspace)
     factors = unit.training.as_dict() | {"lr": unit.training.rate, "n0": len(pictures)}
     worth = {**asdict(quality), "epsilon": privacy_of(lesson), "descriptor": descriptor.name}
     workspace.write("quality", key, [{"fine_tune_id": key, **worth}])
@@ -158,26 +174,24 @@ def _train(unit: Unit, key: str, location: BaseLocation, workspace: Workspace, b
         "fine_tune_id": key, "few_shot": unit.few_shot.name, "family": trainee.base.family,
         "base_revision": location.revision, **factors, "optimiser_steps": lesson.steps,
         "captions": unit.few_shot.captions, "picture_sha256": [one.sha256 for one in unit.few_shot.training],
-        "identity": open_checkpoint(path).identity, "file": str(path.relative_to(workspace.root)), "final_loss": final,
-        "seconds": time.monotonic() - started, "device": unit.device, "finished_at": datetime.now(UTC),
+        "identity": open_checkpoint(_fetched(workspace, key, kept)).identity, "file": kept, "final_loss": final,
+        "seconds": time.monotonic() - started, "device": bench.device, "finished_at": datetime.now(UTC),
     }  # fmt: skip
     workspace.write("fine_tunes", key, [row])
-    state_file.unlink(missing_ok=True)
+    state.remove()
 
 
-def _publish(unit: Unit, key: str, trainee: Trainee, root: Path) -> Path:
-    """Keep the checkpoint in the workspace, whole; what an audit opens."""
-    folder = root / FOLDER / key
-    partial = folder.with_suffix(f".{os.getpid()}.part")
-    for old in (partial, folder):
-        shutil.rmtree(old, ignore_errors=True)
+def _publish(unit: Unit, key: str, trainee: Trainee, workspace: Workspace) -> str:
+    """Keep the checkpoint in the workspace, whole; its key there."""
     denoiser, factors = trainee.base.architecture.denoiser, unit.training
-    if factors.method is Tuning.lora:
-        save_adapter(trainee.pipeline, denoiser, factors, partial, {})
-    else:
-        save_networks(trainee.pipeline, denoiser, factors.text_encoder, partial)
-    partial.rename(folder)
-    return folder / FILES[factors.layout] if factors.layout is not None else folder
+
+    def write(folder: Path) -> None:
+        if factors.method is Tuning.lora:
+            save_adapter(trainee.pipeline, denoiser, factors, folder, {})
+        else:
+            save_networks(trainee.pipeline, denoiser, factors.text_encoder, folder)
+
+    return keep_checkpoint(workspace.files, key, write, FILES[factors.layout] if factors.layout is not None else None)
 
 
 def _audit(unit: Unit, cell: Cell, key: str, path: Path, place: Place, tell: Tell) -> None:
