@@ -30,6 +30,7 @@ from audit.references import ReferenceSets, SkippedImage
 from audit.references.asked import described_sets, keep_latents_of, require_decoys
 from audit.references.folder import image_files, known_pictures
 from audit.references.lists import is_list
+from audit.references.policy import require_in_force
 from audit.references.sets import PDQ_NAME, Added
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
@@ -372,5 +373,6 @@ def match(
     asked = verdict_settings(rule, fdr)
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
     ReferenceSets(opened).require_any(references)
+    require_in_force(opened, references)
     chosen = [find_audit(opened, one) for one in audits] if audits else None
     return Compared(*match_again(opened, references, chosen, progress or quiet, asked, custody))

@@ -122,6 +122,21 @@ REFERENCES = _schema(
     ("added_at", pa.timestamp("us", "UTC"), "when"),
 )
 
+POLICIES = _schema(
+    "One row a reference set that has a policy. It is read when audits are matched, and kept with what was found.",
+    ("reference_set", pa.string(), "joins references"),
+    ("role", pa.string(), "deny: its pictures are to be found; allow: they are known-good, and silence their copies"),
+    ("threshold", pa.float64(), "descriptor cosine from which a picture counts; null for the descriptor's own"),
+    ("threshold_of", pa.string(), "the descriptor whose cosine it is: for others it does not hold; null without"),
+    ("pdq_distance", pa.int32(), "differing bits up to which PDQ agrees, 0 to 31; null for 31"),
+    ("expires_at", pa.timestamp("us", "UTC"), "from when on it is not matched; null for never"),
+    ("disabled_until", pa.timestamp("us", "UTC"), "until when it is not matched; null for not"),
+    ("owner", pa.string(), "whose it is, as it was told"),
+    ("notes", pa.string(), "what was told of it, 2000 characters at most"),
+    ("sets", pa.list_(pa.string()), "of an allow bank: the reference sets that it silences; null for any"),
+    ("set_at", pa.timestamp("us", "UTC"), "when"),
+)
+
 PASSED_OVER = _schema(
     "One row a file of a reference set's folder that is not among its pictures; 10,000 a set at most.",
     ("reference_set", pa.string(), "joins references"),
@@ -155,6 +170,7 @@ MATCHES = _schema(
         "descriptor cosine of the reference and the control generation nearest to it: where it reaches the threshold, "
         "or similarity, the base alone draws it as well; null without control generations",
     ),
+    ("allowed_by", pa.string(), "the allow bank that holds a copy of the reference, which is no match; null for none"),
 )
 
 LATENTS = _schema(
@@ -290,6 +306,12 @@ SET_CHANCES = _schema(
         "the decoys' similarities to the nearest extractions, without names",
     ),
     ("decoy_scores", pa.list_(pa.float64()), "membership scores of those decoys that have one that counts"),
+    (
+        "policy",
+        pa.string(),
+        "what the set was matched by, as JSON: its policy, how many of its references each allow bank has silenced, "
+        "and the policies of these; null where there were none",
+    ),
 )
 
 EVALUATIONS = _schema(
@@ -331,6 +353,7 @@ TABLES: dict[str, pa.Schema] = {
     "control_generations": CONTROL_GENERATIONS,
     "extractions": EXTRACTIONS,
     "references": REFERENCES,
+    "policies": POLICIES,
     "passed_over": PASSED_OVER,
     "matches": MATCHES,
     "evaluations": EVALUATIONS,

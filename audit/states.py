@@ -85,6 +85,13 @@ class SetKind(StrEnum):
     background = "background"
 
 
+class Role(StrEnum):
+    """What a match with a reference set means; ``allow``: its pictures are known-good, and silence their copies."""
+
+    deny = "deny"
+    allow = "allow"
+
+
 class Known(StrEnum):
     """Which pictures an audit is scored against: those it was trained on, or a control nobody trained on."""
 

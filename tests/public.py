@@ -184,6 +184,10 @@ def _run_all(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "study resume", call("study", "resume", "one", *where)
     yield "study report", call("study", "report", "one", *where)
     yield "study export", call("study", "export", "one", folder / "long", *where)
+    single = min(control.glob("*.png"))
+    yield "references policy", call("references", "policy", "own", "--owner", "me", *where)
+    yield "references put", call("references", "put", "own", single, "--descriptor", "nano", *where)
+    yield "references drop", call("references", "drop", "own", single.name, *where)
     yield "references remove", call("references", "remove", "own", *where)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +21,7 @@ from audit.cli.common import (
 )
 from audit.cli.options import configured
 from audit.config import Config
-from audit.states import SetKind
+from audit.states import Role, SetKind
 
 log = logging.getLogger(__name__)
 app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference sets.")
@@ -104,6 +105,154 @@ def add(
     log.info("%s: %d pictures, described by %s", name, added.images, loaded.name)
 
 
+@app.command()
+@configured("descriptor", "run.device", "workspace")
+def put(
+    config: Config,
+    name: Annotated[str, typer.Argument(help="The set's name.")],
+    files: Annotated[list[Path], typer.Argument(help="Pictures; or lists of PDQ hashes, of a set of hashes.")],
+    metadata: Annotated[
+        str | None, typer.Option(metavar="JSON", help="An object that comes back with a match of these pictures.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Add single pictures to a set, or replace those of the same file name; the others stay as they are.
+
+    They are searched from the next match on. Finished audits are compared with them by 'lora-audit match', or the next
+    run.
+    """
+    from audit.bench import Bench
+    from audit.references.inputs.metadata import metadata_of
+    from audit.references.lists import is_list
+    from audit.references.singles import files_given
+    from audit.references.singles import put as put_in
+    from audit.workspace import Workspace
+
+    try:
+        about = None if metadata is None else metadata_of(metadata)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--metadata") from None
+    given = [one if is_list(one) else files_given([one], about)[0] for one in files]
+    loaded = Bench(config.run.device or default_device()).load_descriptor(config.descriptor)
+    done = put_in(Workspace(config.workspace, create=False), name, given, loaded)
+    if as_json:
+        print_json(asdict(done))
+        return
+    tell_skipped(done.skipped)
+    log.info("%s: %d new, %d replaced, %d with other metadata; %d pictures", name, done.added, done.replaced,
+             done.changed, done.images)  # fmt: skip
+
+
+@app.command()
+@configured("workspace")
+def drop(
+    config: Config,
+    name: Annotated[str, typer.Argument(help="The set's name.")],
+    pictures: Annotated[list[str], typer.Argument(help="Names of pictures, their SHA256, or its first 8 digits.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Take single pictures out of a set for good, with what was found with the set, and the pages that show it."""
+    from audit.references.singles import drop as drop_from
+    from audit.workspace import Workspace
+
+    done = drop_from(Workspace(config.workspace, create=False), name, pictures)
+    if as_json:
+        print_json(asdict(done))
+        return
+    log.info(
+        "%s: %d taken out, %d left; %d report pages removed", name, len(done.pictures), done.images, len(done.pages)
+    )
+
+
+@app.command()
+@configured("workspace")
+def policy(
+    config: Config,
+    name: Annotated[str, typer.Argument(help="The set's name.")],
+    role: Annotated[
+        Role | None,
+        typer.Option(
+            help="deny: its pictures are to be found, as those of any set. allow: they are known-good (official art, "
+            "logos), and references that are copies of them are no match."
+        ),
+    ] = None,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COSINE|own", help="From which descriptor cosine a picture counts; own: the descriptor's."
+        ),
+    ] = None,
+    threshold_of: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The descriptor whose cosine it is, where the set has several.")
+    ] = None,
+    pdq_distance: Annotated[int | None, typer.Option(help="Up to how many bits PDQ agrees.", min=0, max=31)] = None,
+    expires: Annotated[str | None, typer.Option(metavar="DATE|never", help="From when on it is not matched.")] = None,
+    disable_until: Annotated[
+        str | None, typer.Option(metavar="DATE|never", help="Until when it is not matched.")
+    ] = None,
+    owner: Annotated[str | None, typer.Option(help="Whose it is.")] = None,
+    notes: Annotated[str | None, typer.Option(help="What is to be known of it.")] = None,
+    of: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SET", help="Of an allow bank: a set that it silences. Repeat. \\[default: any]"),
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Let it have no policy.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or change what is made of a set: what a match with it means, how near is near, and when it is in force.
+
+    It holds for what is matched from now on; finished audits keep what they were matched by, until 'lora-audit match'.
+    An allow bank silences references alone that are copies of its pictures, by the descriptor's threshold or a stricter
+    one, and by PDQ; what was silenced is counted and shown.
+    """
+    from audit.references import ReferenceSets
+    from audit.references.policy import Policy, clear_policy, policies, set_policy
+    from audit.workspace import Workspace
+
+    changes = {
+        "role": role, "threshold": _number(threshold), "threshold_of": threshold_of, "pdq_distance": pdq_distance,
+        "expires_at": _date("--expires", expires), "disabled_until": _date("--disable-until", disable_until),
+        "owner": owner, "notes": notes, "sets": of or None,
+    }  # fmt: skip
+    given = {
+        name: value for name, value in changes.items()
+        if value is not None or (name, "own") == ("threshold", threshold)
+        or (name, expires) == ("expires_at", "never") or (name, disable_until) == ("disabled_until", "never")
+    }  # fmt: skip
+    workspace = Workspace(config.workspace, reading=not given and not clear, create=False)
+    ReferenceSets(workspace).require_any([name])
+    if clear:
+        clear_policy(workspace, name)
+    found = set_policy(workspace, name, **given) if given else policies(workspace).get(name, Policy(name))
+    if as_json:
+        print_json(found.as_json())
+        return
+    from rich.markup import escape
+
+    said = {what: value for what, value in found.as_json().items() if value is not None}
+    for what, value in said.items():
+        result_console().print(f"{what}: {escape(str(value))}", highlight=False)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text in (None, "own") else float(text or "")
+    except ValueError:
+        raise typer.BadParameter(f"{text!r}: write a cosine such as 0.8, or own", param_hint="--threshold") from None
+
+
+def _date(option: str, text: str | None) -> datetime | None:
+    """UTC where it says no other zone."""
+    if text in (None, "never"):
+        return None
+    try:
+        found = datetime.fromisoformat(text or "")
+    except ValueError:
+        told = f"{text!r}: write a date such as 2027-01-31, or never"
+        raise typer.BadParameter(told, param_hint=option) from None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
+
+
 @app.command("list")
 @configured("workspace")
 def list_sets(config: Config, as_json: JsonOption = False) -> None:
@@ -118,11 +267,12 @@ def list_sets(config: Config, as_json: JsonOption = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("reference set", "kind", "of", "drawn", "pictures", "descriptor", "added (UTC)")
+    table = Table("reference set", "kind", "role", "of", "drawn", "pictures", "descriptor", "added (UTC)")
     for row in rows:
         added = f"{row['added_at']:%Y-%m-%d %H:%M}"
+        out = f" ({row['out_of_force']})" if row["out_of_force"] else ""
         table.add_row(
-            escape(row["reference_set"]), row["kind"], escape(", ".join(row["decoys_of"] or [])),
+            escape(row["reference_set"]), row["kind"], row["role"] + out, escape(", ".join(row["decoys_of"] or [])),
             "yes" if row["drawn"] else "", str(row["images"]), escape(row["descriptor_name"]), added,
         )  # fmt: skip
     result_console().print(table)

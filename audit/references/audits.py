@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from audit.errors import WorkspaceError
 from audit.references.index import open_bank
 from audit.references.match import match_extractions
+from audit.references.silence import Rule, rules_of
 from audit.references.weigh import WEIGHED, Weighed, weigh_in
 from audit.workspace import Workspace
 
@@ -32,10 +33,11 @@ def match_audits(workspace: Workspace, audits: Sequence[str], sets: Sequence[str
         return
 
     def ask(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, list[Weighed]]:
-        found = pa.concat_tables(_found(connection, workspace, audits, sets))
-        return found, [weigh_in(connection, workspace.files.scratch, one, sets) for one in audits]
+        rules: dict[str, dict[str, Rule]] = {}
+        found = pa.concat_tables(_found(connection, workspace, audits, sets, rules))
+        return found, [weigh_in(connection, workspace.files.scratch, one, sets, rules[one]) for one in audits]
 
-    found, weighed = workspace.asked(ask, WEIGHED)
+    found, weighed = workspace.asked(ask, f"{WEIGHED} policies")
     for audit_id, chances in zip(audits, weighed, strict=True):
         mine = found.filter(pc.equal(found["audit_id"], audit_id))
         for name in sets:
@@ -46,9 +48,10 @@ def match_audits(workspace: Workspace, audits: Sequence[str], sets: Sequence[str
 
 
 def _found(
-    connection: duckdb.DuckDBPyConnection, workspace: Workspace, audits: Sequence[str], sets: Sequence[str]
-) -> Iterable[pa.Table]:
-    """Rows of matches, all from one view of the tables."""
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, audits: Sequence[str], sets: Sequence[str],
+    rules_of_audits: dict[str, dict[str, Rule]],
+) -> Iterable[pa.Table]:  # fmt: skip
+    """Rows of matches, all from one view of the tables; by what rules is put into ``rules_of_audits``."""
 
     def table(sql: str, *values: object) -> pa.Table:
         return connection.sql(sql, params=list(values)).to_arrow_table()
@@ -74,4 +77,8 @@ def _found(
             alike["audits"],
         )
         banks = {name: open_bank(connection, workspace.files.scratch, name, described_by) for name in sets}
-        yield match_extractions(connection, extractions, banks, alike["threshold"], alike["size"], control=control)
+        rules = rules_of(connection, workspace.files.scratch, described_by, alike["threshold"], banks)
+        rules_of_audits |= dict.fromkeys(alike["audits"], rules)
+        yield match_extractions(
+            connection, extractions, banks, alike["threshold"], alike["size"], control=control, rules=rules
+        )

@@ -10,6 +10,7 @@ from audit.descriptors.pdq import MATCH_DISTANCE, MIN_QUALITY
 from audit.references.index import Bank
 from audit.references.index.bank import unit_vectors
 from audit.references.index.hashes import packed
+from audit.references.silence import Rule, plain_rules, tables_of
 from audit.sampling.spooled import vectors_of
 from audit.schemas import MATCHES, VECTOR
 
@@ -27,19 +28,20 @@ WITH placed AS (
         PARTITION BY audit_id, rank, reference_set ORDER BY similarity DESC, reference_id
     ) AS position, row_number() OVER (
         PARTITION BY audit_id, rank, reference_set ORDER BY pdq_distance NULLS LAST, reference_id
-    ) AS hash_position FROM candidates
+    ) AS hash_position
+    FROM candidates JOIN rules USING (reference_set) LEFT JOIN allowed USING (reference_set, reference_id)
 ), judged AS (
-    SELECT *, CASE WHEN similarity < $threshold OR position > 1 THEN 'none'
-        WHEN coalesce(control_similarity >= least(similarity, $threshold), false) THEN 'none'
+    SELECT *, CASE WHEN similarity < threshold OR position > 1 OR allowed_by IS NOT NULL THEN 'none'
+        WHEN coalesce(control_similarity >= least(similarity, control_threshold), false) THEN 'none'
         WHEN is_small THEN 'possible' ELSE 'match' END AS verdict FROM placed
 )
 SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_distance,
     verdict = 'match' AS is_match, verdict,
-    CASE WHEN similarity >= $threshold AND coalesce(pdq_distance <= $distance, false) THEN 'both'
-        WHEN similarity >= $threshold THEN 'descriptor'
-        WHEN coalesce(pdq_distance <= $distance, false) THEN 'pdq'
-        ELSE 'none' END AS evidence, control_similarity
-FROM judged WHERE position <= $top OR (hash_position <= $most AND coalesce(pdq_distance <= $distance, false))
+    CASE WHEN similarity >= threshold AND coalesce(pdq_distance <= bits, false) THEN 'both'
+        WHEN similarity >= threshold THEN 'descriptor'
+        WHEN coalesce(pdq_distance <= bits, false) THEN 'pdq'
+        ELSE 'none' END AS evidence, control_similarity, allowed_by
+FROM judged WHERE position <= $top OR (hash_position <= $most AND coalesce(pdq_distance <= bits, false))
 ORDER BY audit_id, rank, position
 """
 _CANDIDATES = pa.schema(
@@ -59,6 +61,7 @@ def match_extractions(
     input_size: int = 0,
     top: int = TOP,
     control: pa.Table | None = None,
+    rules: dict[str, Rule] | None = None,
 ) -> pa.Table:
     """The matches table's rows: the ``top`` nearest references of each extraction and set, and PDQ matches: the
     MOST_HASHES nearest.
@@ -66,8 +69,8 @@ def match_extractions(
     ``extractions`` has the schema of that table, and may be those of many audits; ``banks`` are the references of each
     set, by the extractions' descriptor. References with a side below ``input_size`` pixels, the descriptor's own, have
     been enlarged to be described, which makes small pictures alike: they are possible at most. ``control`` are the
-    audits' control generations, audit_id and descriptor: what they draw as well is none. Raises ReferenceSetError for
-    vectors of another width.
+    audits' control generations, audit_id and descriptor: what they draw as well is none. ``rules`` say of each set by
+    what it is matched, else the threshold. Raises ReferenceSetError for vectors of another width.
     """
     drawn = _by_audit(_NO_CONTROL if control is None else control)
     parts = [
@@ -75,8 +78,10 @@ def match_extractions(
         for name, bank in banks.items()
         for start in range(0, extractions.num_rows, AT_ONCE)
     ]
-    parameters = {"threshold": threshold, "distance": MATCH_DISTANCE, "top": top, "most": MOST_HASHES}
+    parameters = {"top": top, "most": MOST_HASHES}
     connection.register("candidates", pa.concat_tables(parts or [_CANDIDATES.empty_table()]))
+    for name, table in tables_of(rules or plain_rules(list(banks), threshold)).items():
+        connection.register(name, table)
     return connection.sql(_SQL, params=parameters).to_arrow_table().cast(MATCHES)
 
 

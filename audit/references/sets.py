@@ -23,6 +23,7 @@ from audit.references.index import forget
 from audit.references.inputs.folders import folder_pictures
 from audit.references.inputs.given import Pictures, chunks
 from audit.references.lists import read_list
+from audit.references.policy import Policy, policies, require_in_force
 from audit.references.staging import Staging
 from audit.schemas import REFERENCES
 from audit.stages.membership import Membership
@@ -237,13 +238,21 @@ class ReferenceSets:
             self.workspace.erase("reference_set", name, "denoised")
 
     def list(self) -> list[dict[str, Any]]:
-        """A row a set and descriptor: reference_set, descriptor_name, kind, decoys_of, drawn, images, added_at."""
-        return self.workspace.rows(
+        """A row a set and descriptor: reference_set, descriptor_name, kind, decoys_of, drawn, images, added_at; its
+        role, and why it is not in force.
+        """
+        known, now = policies(self.workspace), datetime.now(UTC)
+        rows = self.workspace.rows(
             "SELECT reference_set, descriptor_name, coalesce(any_value(kind), 'reference') AS kind, "
             "any_value(decoys_of) AS decoys_of, any_value(drawn_with) IS NOT NULL AS drawn, count(*) AS images, "
             'max(added_at) AS added_at FROM "references" '
             "GROUP BY reference_set, descriptor_name ORDER BY ALL"
         )
+        own = [known.get(row["reference_set"], Policy(row["reference_set"])) for row in rows]
+        return [
+            row | {"role": str(one.role), "out_of_force": one.out_of_force(now)}
+            for row, one in zip(rows, own, strict=True)
+        ]
 
     def remove(self, name: str) -> Removed:
         """Remove the set ``name`` under every descriptor, all matches with it, and the pages that speak of it.
@@ -271,13 +280,13 @@ class ReferenceSets:
         # the set itself last: killed before, it is still there to be removed
         for row in self.workspace.rows(
             "SELECT DISTINCT reference_set FROM (SELECT reference_set, unnest(backgrounds) AS one FROM set_chances) "
-            "WHERE one.background = ?",
-            [name],
-        ):  # they name the background, and have to be weighed again without it
+            "WHERE one.background = ? UNION SELECT reference_set FROM set_chances WHERE contains(policy, ?)",
+            [name, f'"{name}"'],
+        ):  # they name the background or the allow bank, and have to be matched again without it
             self.workspace.erase("reference_set", row["reference_set"], "set_chances")
         tables = (
             "denoised", "latents", "base_losses", "memberships", "chances", "set_chances", "passed_over", "matches",
-            "references",
+            "policies", "references",
         )  # fmt: skip
         self.workspace.erase("reference_set", name, *tables)
         forget(self.workspace.files.scratch, name)
@@ -296,10 +305,13 @@ class ReferenceSets:
             return "it is half added: the same 'lora-audit references add' goes on with it"
         return f"there are: {', '.join(sorted({row['reference_set'] for row in self.list()})) or 'none'}"
 
-    def require(self, name: str, descriptor: Descriptor | DescriptorFacts) -> None:
-        """Raise ReferenceSetError where the set does not exist, or only under another descriptor."""
+    def require(self, name: str, descriptor: Descriptor | DescriptorFacts, in_force: bool = True) -> None:
+        """Raise ReferenceSetError where the set does not exist, or only under another descriptor, or, ``in_force``,
+        where its policy is against matching with it.
+        """
         described_by = {row["descriptor_name"] for row in self.list() if row["reference_set"] == name}
         if descriptor.name in described_by:
+            require_in_force(self.workspace, [name] if in_force else [])
             return
         if described_by:
             raise ReferenceSetError(

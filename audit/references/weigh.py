@@ -22,6 +22,7 @@ from audit.references.control import ControlGenerations, by_fine_tuning, control
 from audit.references.decoys import Paired, caveat_of, questions_of
 from audit.references.index import Bank, open_bank
 from audit.references.offer import ABOUT, BACKGROUND, ORDER, PICTURE, counting, on_offer, pairing_of
+from audit.references.silence import Rule
 from audit.sampling.spooled import vectors_of
 
 WEIGHED = 'audits extractions "references" memberships control_generations'
@@ -30,6 +31,7 @@ FROM "references" AS r LEFT JOIN memberships AS m
 ON m.audit_id = ? AND m.reference_set = r.reference_set AND m.reference_id = r.reference_id
 WHERE r.descriptor_name = ? AND """
 BLOCK = 1024  # pictures at a time
+KNOWN_GOOD = "the allow bank {} has a copy of it: it is known-good, and counts neither for nor against"
 NOTED = 2000  # references of a set that have a row, where it has more: the nearest, and those known best
 
 
@@ -56,7 +58,7 @@ class _Audit:
 @dataclass(frozen=True)
 class _Set:
     """The N references of a set: ``pictures``, and beside each its row of the ``bank``, the cosines to the nearest
-    extraction and control generation, its membership score (NaN: none), and whether it counts.
+    extraction and control generation, its membership score (NaN: none), and whether it counts; and its rule.
     """
 
     pictures: pa.Table
@@ -66,10 +68,13 @@ class _Set:
     controls: np.ndarray
     scores: np.ndarray
     counts: np.ndarray
+    rule: Rule
 
 
-def weigh_in(connection: duckdb.DuckDBPyConnection, scratch: Path, audit_id: str, sets: Sequence[str]) -> Weighed:
-    """Weigh the references of ``sets``, over a connection that sees the tables of ``WEIGHED``.
+def weigh_in(
+    connection: duckdb.DuckDBPyConnection, scratch: Path, audit_id: str, sets: Sequence[str], rules: dict[str, Rule]
+) -> Weighed:
+    """Weigh the references of ``sets`` by their ``rules``, over a connection that sees the tables of ``WEIGHED``.
 
     What is kept of large sets is below ``scratch``.
     """
@@ -88,13 +93,14 @@ def weigh_in(connection: duckdb.DuckDBPyConnection, scratch: Path, audit_id: str
         pictures = table(f"SELECT {ABOUT}, {_MEASURED}r.reference_set = ?{ORDER}", audit_id, name_of, name)
         if not pictures.num_rows:
             continue
-        mine = _set(pictures, open_bank(connection, scratch, name, name_of), audit)
+        mine = _set(pictures, open_bank(connection, scratch, name, name_of), audit, rules[name])
         alike = replace(offer, scores=np.where(_measured_alike(backgrounds, pictures), scores, np.nan))
         pairing = pairing_of(name, mine.bank, pictures, alike, serves, audit.row["threshold"], size)
         about = {"audit_id": audit_id, "reference_set": name}
         found.chances.extend({**about, **row} for row in _rows(mine, audit, pairing))
         found.set_chances.append(
             {**about, "question": questions.of[name], **_whole(mine, audit, pairing),
+             "policy": rules[name].applied.as_text(),
              "backgrounds": pairing.backgrounds, "decoy_similarities": _finite(pairing.decoys.cosines),
              "decoy_scores": _finite(pairing.decoys.scores)}
         )  # fmt: skip
@@ -109,10 +115,12 @@ def _audit(table: Callable[..., pa.Table], connection: duckdb.DuckDBPyConnection
     return _Audit(row, seen, extractions["rank"].to_pylist(), control_of(connection, audit_id))
 
 
-def _set(pictures: pa.Table, bank: Bank, audit: _Audit) -> _Set:
+def _set(pictures: pa.Table, bank: Bank, audit: _Audit, rule: Rule) -> _Set:
     place = pc.index_in(pictures["reference_id"], value_set=bank.ids).to_numpy()
     best, control = (bank.best(vectors)[place] for vectors in (audit.seen, audit.control.vectors))
-    return _Set(pictures, bank, place, best, control, _scores(pictures), counting(pictures, audit.row["size"]))
+    allowed = pc.is_in(pictures["reference_id"], value_set=pa.array(rule.allowed, pa.string()))
+    counts = counting(pictures, audit.row["size"]) & ~allowed.to_numpy(zero_copy_only=False)
+    return _Set(pictures, bank, place, best, control, _scores(pictures), counts, rule)
 
 
 def _finite(values: np.ndarray) -> list[float]:
@@ -163,7 +171,7 @@ def _noted(mine: _Set, threshold: float) -> np.ndarray:
 
 
 def _rows(mine: _Set, audit: _Audit, pairing: Paired) -> Iterator[dict[str, Any]]:
-    decoys, problem, threshold = pairing.decoys, pairing.problem, audit.row["threshold"]
+    decoys, problem, threshold = pairing.decoys, pairing.problem, mine.rule.control_threshold
     noted = _noted(mine, threshold)
     for start in range(0, len(noted), BLOCK):
         some = noted[start : start + BLOCK]
@@ -175,7 +183,8 @@ def _rows(mine: _Set, audit: _Audit, pairing: Paired) -> Iterator[dict[str, Any]
         for number, (row, score) in enumerate(zip(part, mine.scores[some], strict=True)):
             best = int(cosines[number].argmax()) if len(audit.seen) else None
             similarity = None if best is None else float(cosines[number, best])
-            caveat = caveat_of(row, audit.row["size"])
+            bank = mine.rule.allowed.get(row["reference_id"])
+            caveat = KNOWN_GOOD.format(bank) if bank else caveat_of(row, audit.row["size"])
             extraction_p, extraction_decoys = _p(similarity, decoys.cosines, problem)
             extraction_p = 1.0 if alone[number] and extraction_p is not None else extraction_p
             control = float(controls[number]) if np.isfinite(controls[number]) else None
@@ -208,7 +217,7 @@ def _whole(mine: _Set, audit: _Audit, pairing: Paired) -> dict[str, Any]:
     References and decoys that the base alone draws as well have the least cosine, so that a set without a part has no
     higher ranks than its decoys.
     """
-    decoys, problem, threshold = pairing.decoys, pairing.problem, audit.row["threshold"]
+    decoys, problem, threshold = pairing.decoys, pairing.problem, mine.rule.control_threshold
     of_decoys = by_fine_tuning(decoys.cosines, audit.control.nearest(decoys.vectors)[0], threshold)
     drawn = by_fine_tuning(mine.cosines, mine.controls, threshold)[mine.counts]
     scores = mine.scores[mine.counts]

@@ -178,7 +178,7 @@ def _without_p(one: Chance) -> Verdict:
 def set_chances_of(ask: Ask, audit_id: str, questions: Questions, asked: VerdictSettings) -> list[SetChance]:
     """The sets of ``questions`` that were weighed with just these pictures and decoys; matches as ``asked``."""
     rows = ask(
-        "SELECT * EXCLUDE (audit_id) FROM set_chances WHERE audit_id = ? "
+        "SELECT * EXCLUDE (audit_id, policy) FROM set_chances WHERE audit_id = ? "
         "AND list_contains(?::VARCHAR[], reference_set) ORDER BY p NULLS LAST, reference_set",
         [audit_id, list(questions.of)],
     )

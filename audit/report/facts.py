@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -12,12 +12,16 @@ import duckdb
 
 from audit.config import VerdictSettings
 from audit.custody.record import Record, SetLines, record_of
+from audit.descriptors.pdq import MATCH_DISTANCE
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
+from audit.references.inputs.metadata import plain
+from audit.references.policy import Applied
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of, unnamed
 from audit.report.control import DrawnAlone, drawn_alone_of
 from audit.report.estimates import Estimates, estimates_of
 from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
+from audit.report.policies import applied_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
 from audit.workspace import Workspace
@@ -33,7 +37,9 @@ _TABLES = (
 class Match:
     """One reference near an extraction, with both similarities; its verdict is the fixed threshold's.
 
-    ``control_similarity`` is that to what the base alone draws, None without control generations.
+    ``control_similarity`` is that to what the base alone draws, None without control generations. It is alike
+    ``alike_from`` a similarity, and by PDQ up to ``pdq_limit`` bits; ``allowed_by`` is the allow bank that has silenced
+    it, ``metadata`` what the set's input says of it, plain values.
     """
 
     reference_set: str
@@ -45,11 +51,20 @@ class Match:
     evidence: str
     thumbnail: bytes | None
     control_similarity: float | None = None
+    allowed_by: str | None = None
+    alike_from: float = 0.0
+    pdq_limit: int = MATCH_DISTANCE
+    metadata: Any = None
 
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
         control = self.control_similarity
-        return control is not None and self.similarity >= threshold and control >= threshold
+        return control is not None and self.is_alike and control >= min(self.alike_from, threshold)
+
+    @property
+    def is_alike(self) -> bool:
+        """Whether it reaches the set's own threshold, or else the descriptor's."""
+        return self.similarity >= self.alike_from
 
     @property
     def is_match(self) -> bool:
@@ -152,6 +167,8 @@ class AuditFacts:
             "possible_references": [vars(one) for one in self.verdict.possible],
             "alike_references": [vars(one) for one in self.verdict.alike],
             "common_references": [vars(one) for one in self.verdict.common],
+            "silenced_references": [vars(one) for one in self.verdict.silenced],
+            "policies": {name: asdict(one) for name, one in self.verdict.applied.items()},
             "control_generations": self.control_generations,
             "tells_nothing": self.verdict.tells_nothing,
             "passed_over": [vars(one) for one in self.passed_over],
@@ -178,9 +195,14 @@ class AuditFacts:
 def _alike(extractions: Sequence[Extraction], threshold: float) -> Alike:
     """Each picture that the fixed threshold speaks for, once, with the extraction nearest to it; nearest first."""
     best: dict[str, tuple[Extraction, Match]] = {}
+    silenced: dict[str, Found] = {}
     for extraction in extractions:
         for match in extraction.matches:
             known = best.get(match.reference_id)
+            if match.allowed_by is not None:
+                if match.is_alike:
+                    silenced.setdefault(match.reference_id, _found(extraction, match))
+                continue
             if match.verdict == Verdict.none and not match.is_drawn_alone(threshold):
                 continue
             order = match.is_match, match.similarity
@@ -188,11 +210,17 @@ def _alike(extractions: Sequence[Extraction], threshold: float) -> Alike:
                 best[match.reference_id] = (extraction, match)
     found: dict[str, list[Found]] = {Verdict.match: [], Verdict.possible: [], Verdict.none: []}
     for extraction, match in sorted(best.values(), key=lambda pair: -pair[1].similarity):
-        found[match.verdict].append(
-            Found(match.reference_set, match.reference_id, match.name, match.similarity, match.pdq_distance,
-                  match.evidence, extraction.rank, control_similarity=match.control_similarity)
-        )  # fmt: skip
-    return Alike(*found.values())
+        found[match.verdict].append(_found(extraction, match))
+    large, small, common = found.values()
+    return Alike(large, small, common, list(silenced.values()))
+
+
+def _found(extraction: Extraction, match: Match) -> Found:
+    return Found(
+        match.reference_set, match.reference_id, match.name, match.similarity, match.pdq_distance, match.evidence,
+        extraction.rank, control_similarity=match.control_similarity, allowed_by=match.allowed_by,
+        metadata=match.metadata,
+    )  # fmt: skip
 
 
 def find_audit(workspace: Workspace, beginning: str) -> str:
@@ -250,19 +278,22 @@ def _collected(
     checkpoint = ask("SELECT * FROM checkpoints WHERE checkpoint_sha256 = ?", [row["checkpoint_sha256"]])[0]
     captions = row.pop("captions")
     matches = ask(
-        """SELECT m.*, r.name, r.thumbnail FROM matches AS m LEFT JOIN "references" AS r
+        """SELECT m.*, r.name, r.thumbnail, r.metadata FROM matches AS m LEFT JOIN "references" AS r
         ON r.reference_set = m.reference_set AND r.reference_id = m.reference_id AND r.descriptor_name = ?
         WHERE m.audit_id = ? AND list_contains(?::VARCHAR[], m.reference_set)
         ORDER BY m.rank, m.similarity DESC, m.position""",
         [row["descriptor"], audit_id, names],
     )
     by_rank: dict[int, list[Match]] = {}
+    applied = applied_of(ask, audit_id, names)
     for found in matches:
+        rule = applied.get(found["reference_set"], Applied())
         match = Match(
             found["reference_set"], found["reference_id"], found["name"] or "(removed from the workspace)",
             found["similarity"], found["pdq_distance"],
             found["verdict"] or (Verdict.match if found["is_match"] else Verdict.none), found["evidence"],
-            found["thumbnail"], found["control_similarity"],
+            found["thumbnail"], found["control_similarity"], found["allowed_by"],
+            row["threshold"] if rule.threshold is None else rule.threshold, rule.bits, plain(found["metadata"]),
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [
@@ -295,7 +326,7 @@ def _collected(
     pairings = pairings_of(set_chances, questions)
     verdict = verdict_of(
         Evidenced(names, len(references), row["threshold"], _alike(extractions, row["threshold"]), chances,
-                  set_chances, pairings, row["tells_nothing"], unnamed(ask, audit_id, set_chances)),
+                  set_chances, pairings, row["tells_nothing"], unnamed(ask, audit_id, set_chances), applied),
         asked,
     )  # fmt: skip
     return AuditFacts(

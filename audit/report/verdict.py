@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from audit.config import Rule, VerdictSettings
 from audit.evidence.chance import FEWEST
+from audit.references.policy import Applied
 from audit.report.chance import Chance, Pairing, SetChance
+from audit.report.policies import by_policies
 from audit.sampling.pictures import NOT_SAMPLED
 from audit.states import Verdict
 
@@ -40,7 +42,8 @@ BY_EXTRACTION_ALONE = (
 class Found:
     """A reference that is a match, possible, or alike: with the extraction nearest to it, and its chances.
 
-    ``control_similarity`` is how near it is to what the base alone draws.
+    ``control_similarity`` is how near it is to what the base alone draws, ``allowed_by`` the allow bank that has
+    silenced it, and ``metadata`` what the input of its set says of it.
     """
 
     reference_set: str
@@ -56,6 +59,8 @@ class Found:
     alone_fdr: float | None = None
     expected: float | None = None
     control_similarity: float | None = None
+    allowed_by: str | None = None
+    metadata: Any = None
 
 
 @dataclass(frozen=True)
@@ -70,12 +75,14 @@ class Unanswered:
 class Alike:
     """References that the fixed threshold would call a match, and those that are too small for it.
 
-    ``common`` are those that reach it, and that the base alone draws as well.
+    ``common`` are those that reach it, and that the base alone draws as well, ``silenced`` those that an allow bank
+    has a copy of.
     """
 
     large: list[Found]
     small: list[Found]
     common: list[Found] = field(default_factory=list)
+    silenced: list[Found] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ class QuestionVerdict:
     call a match, ``common`` what it would if the base alone did not draw it as well, ``unanswered`` sets without a
     verdict; ``compared`` references have a p, and ``expected`` of those that match would be so by chance.
     ``by_extraction_alone`` says how many of those that match by both kinds of evidence had but what was drawn, by the
-    reason why. ``rate`` is None by the fixed rule: it is not known.
+    reason why. ``silenced`` are alike and known-good, ``applied`` is what sets were matched by. ``rate`` is None by the
+    fixed rule: it is not known.
     """
 
     said: Verdict | None
@@ -107,6 +115,8 @@ class QuestionVerdict:
     warnings: list[str] = field(default_factory=list)
     common: list[Found] = field(default_factory=list)
     by_extraction_alone: dict[str, int] = field(default_factory=dict)
+    silenced: list[Found] = field(default_factory=list)
+    applied: dict[str, Applied] = field(default_factory=dict)
 
     @property
     def headline(self) -> str:
@@ -123,6 +133,8 @@ class QuestionVerdict:
         for said, some in ((Verdict.match, self.matched), (Verdict.possible, self.possible)):
             if any(one.reference_id == reference_id and (similar or one.rank == rank) for one in some):
                 return said
+        if any((one.reference_id, one.rank) == (reference_id, rank) for one in self.silenced):
+            return "known-good"
         return "looks alike" if similar and self.rule is not Rule.fixed else "no match"
 
     def as_json(self) -> dict[str, Any]:
@@ -151,11 +163,13 @@ class Evidenced:
     pairings: Sequence[Pairing]
     tells_nothing: str | None
     unnamed: int = 0
+    applied: dict[str, Applied] = field(default_factory=dict)
 
 
 def verdict_of(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
     """The verdict of a question by the rule and at the rate that are ``asked`` for."""
-    return (_fixed if asked.rule is Rule.fixed else _among_decoys)(found, asked)
+    said = (_fixed if asked.rule is Rule.fixed else _among_decoys)(found, asked)
+    return replace(said, silenced=found.alike.silenced, applied=found.applied)
 
 
 def _fixed(found: Evidenced, asked: VerdictSettings) -> QuestionVerdict:
@@ -219,7 +233,7 @@ def _plain(one: Chance, alike: Alike) -> Found:
     return Found(
         one.reference_set, one.reference_id, one.name, one.similarity, near.pdq_distance if near else None,
         near.evidence if near else "none", one.rank, one.score, one.p, one.fdr, one.alone_fdr,
-        one.expected, one.control_similarity,
+        one.expected, one.control_similarity, metadata=near.metadata if near else None,
     )  # fmt: skip
 
 
@@ -294,7 +308,12 @@ def _explained(verdict: QuestionVerdict) -> list[str]:
     if verdict.tells_nothing:
         return [f"{verdict.tells_nothing}. Nothing follows from no match being found in it."]
     said = _by_threshold(verdict) if verdict.rule is Rule.fixed else _by_decoys(verdict)
-    return said + _drawn_alone(verdict)
+    came_out = [one.allowed_by or "" for one in verdict.silenced]
+    return (
+        said
+        + _drawn_alone(verdict)
+        + list(by_policies(verdict.applied, verdict.references, verdict.threshold, came_out))
+    )
 
 
 def _drawn_alone(verdict: QuestionVerdict) -> list[str]:

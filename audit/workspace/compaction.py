@@ -310,13 +310,20 @@ def _manifests(table: Table) -> list[Manifest]:
 
 
 def erase(table: Table, *conditions: Condition) -> None:
-    """Remove all rows that meet all ``conditions``, (column, value), now, from every file on the storage.
+    """``erase_each`` of the rows that meet all ``conditions``."""
+    erase_each(table, [conditions])
+
+
+def erase_each(table: Table, several: Sequence[Sequence[Condition]]) -> None:
+    """Remove all rows that meet all conditions, (column, value), of one of ``several``, now, from every file on the
+    storage.
 
     Raises WorkspaceError naming a damaged file, which may hold some, and where others write them again all the time.
     """
     if not _parquet_files(table):
         return
-    table.take_away_where(*conditions)
+    for conditions in several:
+        table.take_away_where(*conditions)
     stamp = table.clock.floor
     holding: list[str] = []
     for attempt in range(TRIES):
@@ -325,7 +332,7 @@ def erase(table: Table, *conditions: Condition) -> None:
         settle(table, 0.0)
         vacuum(table, 0.0)
         table.files.sweep(f"{table.folder}/merged", 0.0)
-        holding = [key for key in _parquet_files(table) if _holds(table, key, conditions, stamp)]
+        holding = [key for key in _parquet_files(table) if _holds(table, key, several, stamp)]
         signs = [one for one in table.view().fresh if one.kind != DATA and one.stamp <= stamp]
         if not holding and not signs:
             return
@@ -345,8 +352,8 @@ def _parquet_files(table: Table) -> list[str]:
     ]
 
 
-def _holds(table: Table, key: str, conditions: Sequence[Condition], stamp: int) -> bool:
-    """Whether the file ``key`` has rows that meet all ``conditions`` and were written before ``stamp``."""
+def _holds(table: Table, key: str, several: Sequence[Sequence[Condition]], stamp: int) -> bool:
+    """Whether the file ``key`` has rows that meet conditions of ``several`` and were written before ``stamp``."""
     name = key.rpartition("/")[2]
     loose = read_name(name)
     if loose is not None and loose.stamp >= stamp:
@@ -355,13 +362,16 @@ def _holds(table: Table, key: str, conditions: Sequence[Condition], stamp: int) 
     data = ds.FileSystemDataset.from_paths(
         [table.files.path(key)], schema=schema, format=PARQUET, filesystem=table.files.system
     )
-    wanted = pc.scalar(True)
-    for column, value in conditions:
-        wanted &= ds.field(column) == pa.scalar(value, schema.field(column).type)
+    wanted = pc.scalar(False)
+    for conditions in several:
+        met = pc.scalar(True)
+        for column, value in conditions:
+            met &= ds.field(column) == pa.scalar(value, schema.field(column).type)
+        wanted |= met
     if STAMP_COLUMN in schema.names:
         wanted &= ds.field(STAMP_COLUMN) < stamp
     try:
-        return data.head(1, columns=[conditions[0][0]], filter=wanted).num_rows > 0
+        return data.head(1, columns=[several[0][0][0]], filter=wanted).num_rows > 0
     except (OSError, pa.ArrowException) as error:
         problem = check_file(table.files, key, deep=True)
         if problem == MISSING:

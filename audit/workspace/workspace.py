@@ -171,11 +171,12 @@ class Workspace:
         for name in chosen:
             compaction.erase(self.table(name), (column, value))
 
-    def erase_rows(self, table: str, **values: str | int) -> None:
-        """As ``erase``, of the rows of ``table`` that have each of ``values`` in its column."""
-        for column, value in values.items():
+    def erase_rows(self, table: str, several: Sequence[Sequence[Condition]]) -> None:
+        """As ``erase``, of the rows of ``table`` that meet all conditions, (column, value), of one of ``several``."""
+        for column, value in (one for conditions in several for one in conditions):
             self._check_value(table, column, value)
-        compaction.erase(self.table(table), *values.items())
+        if several:
+            compaction.erase_each(self.table(table), several)
 
     def _check_value(self, table: str, column: str, value: str | int) -> None:
         try:
