@@ -33,7 +33,7 @@ def match_audits(workspace: Workspace, audits: Sequence[str], sets: Sequence[str
 
     def ask(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, list[Weighed]]:
         found = pa.concat_tables(_found(connection, workspace, audits, sets))
-        return found, [weigh_in(connection, workspace.files.scratch, one, sets) for one in audits]
+        return found, [weigh_in(connection, workspace, one, sets) for one in audits]
 
     found, weighed = workspace.asked(ask, WEIGHED)
     for audit_id, chances in zip(audits, weighed, strict=True):
@@ -73,5 +73,5 @@ def _found(
             "SELECT audit_id, descriptor FROM control_generations WHERE list_contains(?::VARCHAR[], audit_id)",
             alike["audits"],
         )
-        banks = {name: open_bank(connection, workspace.files.scratch, name, described_by) for name in sets}
+        banks = {name: open_bank(connection, workspace, name, described_by) for name in sets}
         yield match_extractions(connection, extractions, banks, alike["threshold"], alike["size"], control=control)
