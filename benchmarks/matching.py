@@ -151,7 +151,7 @@ def one_size(number: int, extractions: int, joined: int, rng: np.random.Generato
         few = asked.slice(0, ONE_AUDIT)
 
         def opened(connection: duckdb.DuckDBPyConnection) -> Bank:
-            return open_bank(connection, workspace.files.scratch, "bank", "made-up", large=1)
+            return open_bank(connection, workspace, "bank", "made-up", large=1)
 
         index_s, bank = seconds(lambda: workspace.asked(opened, '"references"'))
         kept = sum(one.stat().st_size for one in (workspace.files.scratch / store.FOLDER).rglob("*") if one.is_file())

@@ -242,7 +242,7 @@ class _Check:
                 found.append(_gone(entry, entry.name in predicate.reference_sets))
                 continue
             now_entry = entry_of(current, entry.scores is None) if current else None
-            found += self._set(entry, now_entry, current.lines if current else [])
+            found += self._set(entry, now_entry, (current.lines if current else None) or [])
         return found
 
     def _inputs(self, predicate: Predicate, now: Record) -> list[Finding]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from audit.custody.record import Record
 from audit.custody.statement import (
@@ -16,10 +16,12 @@ from audit.custody.statement import (
     Statement,
     documents_of,
     entry_of,
+    list_key,
     read_statement,
     statement_of,
 )
 from audit.errors import CustodyError
+from audit.references.index.known import Known
 from audit.workspace import Workspace
 from audit.workspace.names import REPORTS
 
@@ -49,6 +51,28 @@ class Custody:
 NOBODY = Custody()
 
 
+class KeptHashes:
+    """The hashes of large sets whose lists the workspace has: their pages are written without reading the set.
+
+    They hold for what the tables said when a list was written; ``verify`` reads the set itself.
+    """
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace, self._known = workspace, Known(workspace.files.scratch)
+        self._seen: dict[str, str] = {}  # of small sets too: for many audits in a row
+
+    def get(self, about: tuple[str, str], pictures: int, held: Sequence[Any]) -> str | None:
+        """The hash of the lines of a set and descriptor; None where it, or the list, is not there."""
+        found = self._seen.get(repr((about, held))) or self._known.get("rows", about, pictures, held)
+        there = found is not None and self.workspace.files.exists(list_key(about[0], found))
+        return found if there else None
+
+    def put(self, about: tuple[str, str], pictures: int, held: Sequence[Any], sha256: str) -> None:
+        """Keep it for those who find the list, which is written with the page."""
+        self._seen[repr((about, held))] = sha256
+        self._known.put("rows", about, pictures, held, sha256)
+
+
 def keep_manifest(workspace: Workspace, page: str, html: bytes, audit_id: str, sets: list[str], record: Record,
                   custody: Custody = NOBODY) -> None:  # fmt: skip
     """Write the manifest of ``page`` before the page itself: a page that is there has one.
@@ -65,7 +89,7 @@ def keep_manifest(workspace: Workspace, page: str, html: bytes, audit_id: str, s
     new = statement_of(audit_id, sets, record, subjects[0], subjects[1], custody.operator, custody.command)
     for one in record.sets:
         key = entry_of(one, one.name in sets).key
-        if not workspace.files.exists(key):
+        if one.lines is not None and not workspace.files.exists(key):
             workspace.files.write(key, _document(one.lines))
     if _there(workspace, manifest_key, new):
         if workspace.files.read(rows_key) != rows:

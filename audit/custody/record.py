@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import duckdb
 import numpy as np
@@ -52,7 +52,8 @@ class Rows:
 
 @dataclass(frozen=True)
 class SetRecord:
-    """A reference set as an audit met it: the lines of its rows in the tables ``OF_SETS``.
+    """A reference set as an audit met it: the lines of its rows in the tables ``OF_SETS``, and their hash, in their
+    order; ``lines`` is None where the workspace has the list of that hash already.
 
     Where they are decoys, ``scores`` are the membership scores that the audit gave its pictures, and ``question`` is
     what they were measured for: another question measures decoys again.
@@ -61,14 +62,10 @@ class SetRecord:
     name: str
     kind: str
     pictures: int
-    lines: list[str]
+    sha256: str
+    lines: list[str] | None
     scores: Rows = field(default_factory=lambda: Rows([]))
     question: str | None = None
-
-    @property
-    def sha256(self) -> str:
-        """The hash of its lines, in their order."""
-        return sha256_of_lines(self.lines)
 
 
 @dataclass(frozen=True)
@@ -151,17 +148,30 @@ def _lines(connection: duckdb.DuckDBPyConnection, table: str, where: str, values
 Asked = Callable[[str, list[Any]], list[dict[str, Any]]]
 
 
-SetLines = dict[tuple[Any, ...], list[str]]  # the lines of sets, by their names and what the tables held
+class SetHashes(Protocol):
+    """Hashes of the lines of sets that are known already; ``held`` is what the tables hold of the set."""
+
+    def get(self, about: tuple[str, str], pictures: int, held: Sequence[Any]) -> str | None:
+        """The hash for a set and descriptor; None where it has to be worked out."""
+
+    def put(self, about: tuple[str, str], pictures: int, held: Sequence[Any], sha256: str) -> None:
+        """Keep it."""
+
+
+_KNOWN = """SELECT reference_set AS name, coalesce(any_value(kind), 'reference') AS kind, count(*) AS pictures,
+max(added_at) AS newest, sum(epoch_us(added_at)) AS added FROM "references" WHERE descriptor_name = ?
+AND (list_contains(?::VARCHAR[], reference_set) OR kind = ?) GROUP BY ALL ORDER BY ALL"""
+_PASSED = """SELECT count(*) AS passed, max(added_at) AS last_passed, sum(epoch_us(added_at)) AS passed_at
+FROM passed_over WHERE descriptor_name = ? AND reference_set = ?"""
 
 
 def record_of(
-    connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str], kept: SetLines | None = None
+    connection: duckdb.DuckDBPyConnection, audit_id: str, sets: Sequence[str], hashes: SetHashes | None = None
 ) -> Record:
     """All that a report of ``audit_id`` about ``sets`` rests on, over a connection that sees the tables it names.
 
     Those are the tables of KEY_COLUMNS, checkpoints, references and passed_over. Decoys are the background sets that
-    the audit's descriptor has described. Lines of sets are taken from ``kept``, and put into it, where the tables have
-    not changed: for many audits in a row.
+    the audit's descriptor has described. A set whose hash is among ``hashes`` is not read; without, every one is.
     """
 
     def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
@@ -170,30 +180,25 @@ def record_of(
     audits = ask("SELECT * FROM audits WHERE audit_id = ? LIMIT 1", [audit_id])
     descriptor = audits[0]["descriptor"] if audits else None
     tables = {name: Rows(_lines(connection, name, *_of_audit(name, audit_id, sets))) for name in KEY_COLUMNS}
-    known = ask(
-        """SELECT reference_set AS name, coalesce(any_value(kind), 'reference') AS kind, count(*) AS pictures,
-            sum(epoch_us(added_at)) AS added
-        FROM "references" WHERE descriptor_name = ?
-        AND (list_contains(?::VARCHAR[], reference_set) OR kind = ?) GROUP BY ALL ORDER BY ALL""",
-        [descriptor, list(sets), SetKind.background],
-    )
     found = []
-    for one in known:
-        where, values = "descriptor_name = ? AND reference_set = ?", [descriptor, one["name"]]
-        held = (descriptor, *one.values())
-        lines = (kept or {}).get(held)
-        if lines is None:
+    for one in ask(_KNOWN, [descriptor, list(sets), SetKind.background]):
+        about, values = (one["name"], descriptor or ""), [descriptor, one["name"]]
+        held = [*one.values(), *ask(_PASSED, values)[0].values()]
+        del one["newest"], one["added"]
+        lines, sha256 = None, hashes.get(about, one["pictures"], held) if hashes else None
+        if sha256 is None:
+            where = "descriptor_name = ? AND reference_set = ?"
             lines = [line for table in OF_SETS for line in _lines(connection, table, where, values)]
-            if kept is not None:
-                kept[held] = lines
-        del one["added"]
+            sha256 = sha256_of_lines(lines)
+            if hashes:
+                hashes.put(about, one["pictures"], held, sha256)
         if one["name"] in sets:
-            found.append(SetRecord(**one, lines=lines))
+            found.append(SetRecord(**one, sha256=sha256, lines=lines))
             continue
         where, values = "audit_id = ? AND reference_set = ?", [audit_id, one["name"]]
         [asked] = ask(f"SELECT max(question) AS question FROM memberships WHERE {where}", values)
         scores = Rows(_lines(connection, "memberships", where, values))
-        found.append(SetRecord(**one, lines=lines, scores=scores, **asked))
+        found.append(SetRecord(**one, sha256=sha256, lines=lines, scores=scores, **asked))
     return Record(_inputs(ask, audits[0]) if audits else {}, tables, found)
 
 

@@ -65,6 +65,11 @@ class Counted:
     sha256: str
 
 
+def list_key(name: str, sha256: str) -> str:
+    """Where the lines of the set ``name`` are, by their hash."""
+    return f"{PICTURES}/{name}.{sha256}.jsonl"
+
+
 @dataclass(frozen=True)
 class SetEntry:
     """A reference set: its kind, how many pictures, the hash of its lines; of decoys also their membership scores, and
@@ -83,7 +88,7 @@ class SetEntry:
     @property
     def key(self) -> str:
         """Where its lines are."""
-        return f"{PICTURES}/{self.name}.{self.sha256}.jsonl"
+        return list_key(self.name, self.sha256)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def match_audits(workspace: Workspace, audits: Sequence[str], sets: Sequence[str
     def ask(connection: duckdb.DuckDBPyConnection) -> tuple[pa.Table, list[Weighed]]:
         rules: dict[str, dict[str, Rule]] = {}
         found = pa.concat_tables(_found(connection, workspace, audits, sets, rules))
-        return found, [weigh_in(connection, workspace.files.scratch, one, sets, rules[one]) for one in audits]
+        return found, [weigh_in(connection, workspace, one, sets, rules[one]) for one in audits]
 
     found, weighed = workspace.asked(ask, f"{WEIGHED} policies")
     for audit_id, chances in zip(audits, weighed, strict=True):
@@ -76,8 +76,8 @@ def _found(
             "SELECT audit_id, descriptor FROM control_generations WHERE list_contains(?::VARCHAR[], audit_id)",
             alike["audits"],
         )
-        banks = {name: open_bank(connection, workspace.files.scratch, name, described_by) for name in sets}
-        rules = rules_of(connection, workspace.files.scratch, described_by, alike["threshold"], banks)
+        banks = {name: open_bank(connection, workspace, name, described_by) for name in sets}
+        rules = rules_of(connection, workspace, described_by, alike["threshold"], banks)
         rules_of_audits |= dict.fromkeys(alike["audits"], rules)
         yield match_extractions(
             connection, extractions, banks, alike["threshold"], alike["size"], control=control, rules=rules

@@ -17,6 +17,7 @@ from audit.descriptors.pdq import MIN_QUALITY
 from audit.evidence.chance import FEWEST, standing_out
 from audit.evidence.kind import kind_problem, of_their_kind
 from audit.references.index import Bank
+from audit.references.index.known import Known
 
 VERSION = 4  # raised when the same pictures and decoys come to have other chances, or more is kept of them
 ANOTHER_LOOK = "its pictures are of another look than the references"
@@ -107,25 +108,40 @@ def caveat_of(row: dict[str, Any], input_size: int) -> str | None:
 class Questions:
     """What the chances of sets depend on, beside the audit: ``of`` has a hash a set, of its pictures and decoys.
 
-    ``has_decoys`` says whether there is any background for one of them, ``drawn`` which backgrounds were declared a
-    random split of one collection with the pictures of a set.
+    ``pictures`` has how many each has, and the SHA256 of their ids. ``has_decoys`` says whether there is any background
+    for one of them, ``drawn`` which backgrounds were declared a random split of one collection with the pictures of a
+    set.
     """
 
     of: dict[str, str]
     has_decoys: bool
     drawn: dict[str, frozenset[str]] = field(default_factory=dict)
+    pictures: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
-def questions_of(ask: Ask, descriptor: str, sets: Sequence[str]) -> Questions:
-    """The questions of ``sets`` as the tables are now."""
-    rows = ask(
-        """SELECT reference_set, coalesce(any_value(kind), 'reference') AS kind, any_value(decoys_of) AS decoys_of,
-            any_value(drawn_with) AS drawn_with, sha256(string_agg(reference_id, ',' ORDER BY reference_id)) AS pictures
-        FROM "references"
-        WHERE descriptor_name = ? AND (kind = 'background' OR list_contains(?::VARCHAR[], reference_set))
-        GROUP BY reference_set ORDER BY reference_set""",
-        [descriptor, list(sets)],
-    )
+_ASKED = """SELECT reference_set, coalesce(any_value(kind), 'reference') AS kind, any_value(decoys_of) AS decoys_of,
+any_value(drawn_with) AS drawn_with, count(*) AS n, max(added_at) AS newest, sum(epoch_us(added_at)) AS added
+FROM "references" WHERE descriptor_name = ? AND (kind = 'background' OR list_contains(?::VARCHAR[], reference_set))
+GROUP BY reference_set ORDER BY reference_set"""
+_PICTURES = """SELECT reference_set, sha256(string_agg(reference_id, ',' ORDER BY reference_id)) AS pictures
+FROM "references" WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set) GROUP BY reference_set"""
+
+
+def questions_of(ask: Ask, descriptor: str, sets: Sequence[str], known: Known | None = None) -> Questions:
+    """The questions of ``sets`` as the tables are now; what is ``known`` of large ones is not worked out again."""
+    rows = ask(_ASKED, [descriptor, list(sets)])
+    for row in rows:
+        row["held"] = [row["n"], row.pop("newest"), row.pop("added")]
+        about = row["reference_set"], descriptor
+        row["pictures"] = known.get("pictures", about, row["n"], row["held"]) if known else None
+    missing = [row for row in rows if row["pictures"] is None]
+    found_of = ask(_PICTURES, [descriptor, [row["reference_set"] for row in missing]]) if missing else []
+    worked_out = {one["reference_set"]: one["pictures"] for one in found_of}
+    for row in missing:
+        row["pictures"] = worked_out.get(row["reference_set"])
+        if known and row["pictures"]:
+            known.put("pictures", (row["reference_set"], descriptor), row["n"], row["held"], row["pictures"])
+    rows = [row for row in rows if row["pictures"]]  # but for a set that went away meanwhile
     found, drawn, has_decoys = {}, {}, False
     for name in sets:
         own = [row["pictures"] for row in rows if row["reference_set"] == name]
@@ -138,7 +154,8 @@ def questions_of(ask: Ask, descriptor: str, sets: Sequence[str]) -> Questions:
         has_decoys |= bool(decoys)
         drawn[name] = frozenset(declared)
         found[name] = hashlib.sha256(repr([VERSION, own, decoys]).encode()).hexdigest()[:16]
-    return Questions(found, has_decoys, drawn)
+    pictures = {row["reference_set"]: (row["n"], row["pictures"]) for row in rows if row["reference_set"] in sets}
+    return Questions(found, has_decoys, drawn, pictures)
 
 
 def is_for(decoys_of: Sequence[str] | None, name: str) -> bool:

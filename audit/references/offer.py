@@ -84,7 +84,7 @@ def decoys_of(workspace: Workspace, descriptor: DescriptorFacts, sets: Sequence[
             mine = table(ABOUT, "r.reference_set = ?", name)
             if not mine.num_rows:
                 continue
-            bank = open_bank(connection, workspace.files.scratch, name, descriptor.name)
+            bank = open_bank(connection, workspace, name, descriptor.name)
             pairing = pairing_of(name, bank, mine, offer, serves, descriptor.threshold, descriptor.input_size)
             if pairing.problem is None:
                 found |= set(zip(pairing.decoys.backgrounds.tolist(), pairing.decoys.ids.tolist(), strict=True))

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -22,6 +21,7 @@ from audit.references.index import Bank, open_bank
 from audit.references.index.bank import ROUNDING
 from audit.references.policy import Applied, Policy, policies_in
 from audit.states import Role
+from audit.workspace import Workspace
 
 AT_ONCE = 256  # pictures of an allow bank
 
@@ -40,7 +40,11 @@ class Rule:
 
 
 def rules_of(
-    connection: duckdb.DuckDBPyConnection, scratch: Path, descriptor: str, threshold: float, banks: dict[str, Bank]
+    connection: duckdb.DuckDBPyConnection,
+    workspace: Workspace,
+    descriptor: str,
+    threshold: float,
+    banks: dict[str, Bank],
 ) -> dict[str, Rule]:
     """The rules of the sets ``banks``, by the policies as they are now, over a connection that sees them.
 
@@ -55,7 +59,7 @@ def rules_of(
         one for name, one in sorted(known.items())
         if one.role is Role.allow and name in described and one.out_of_force(now) is None
     ]  # fmt: skip
-    opened = {one.reference_set: open_bank(connection, scratch, one.reference_set, descriptor) for one in allowing}
+    opened = {one.reference_set: open_bank(connection, workspace, one.reference_set, descriptor) for one in allowing}
     found = {}
     for name, bank in banks.items():
         own = known.get(name)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -21,9 +20,11 @@ from audit.evidence.effort import WHOLE
 from audit.references.control import ControlGenerations, by_fine_tuning, control_of, drawn_alone
 from audit.references.decoys import Paired, caveat_of, questions_of
 from audit.references.index import Bank, open_bank
+from audit.references.index.known import Known
 from audit.references.offer import ABOUT, BACKGROUND, ORDER, PICTURE, counting, on_offer, pairing_of
 from audit.references.silence import Rule
 from audit.sampling.spooled import vectors_of
+from audit.workspace import Workspace
 
 WEIGHED = 'audits extractions "references" memberships control_generations'
 _MEASURED = """m.score, m.caveat AS score_caveat, m.question
@@ -72,11 +73,15 @@ class _Set:
 
 
 def weigh_in(
-    connection: duckdb.DuckDBPyConnection, scratch: Path, audit_id: str, sets: Sequence[str], rules: dict[str, Rule]
+    connection: duckdb.DuckDBPyConnection,
+    workspace: Workspace,
+    audit_id: str,
+    sets: Sequence[str],
+    rules: dict[str, Rule],
 ) -> Weighed:
     """Weigh the references of ``sets`` by their ``rules``, over a connection that sees the tables of ``WEIGHED``.
 
-    What is kept of large sets is below ``scratch``.
+    What is kept of large sets is with the ``workspace``.
     """
 
     def table(sql: str, *values: Any) -> pa.Table:
@@ -88,12 +93,14 @@ def weigh_in(
     scores = _scores(backgrounds)
     offer = on_offer(backgrounds, size, _cosines(backgrounds, audit.seen), scores)
     serves = backgrounds["decoys_of"].to_pylist()
-    questions = questions_of(lambda sql, values: table(sql, *values).to_pylist(), name_of, sets)
+    questions = questions_of(
+        lambda sql, values: table(sql, *values).to_pylist(), name_of, sets, Known(workspace.files.scratch)
+    )
     for name in sets:
         pictures = table(f"SELECT {ABOUT}, {_MEASURED}r.reference_set = ?{ORDER}", audit_id, name_of, name)
         if not pictures.num_rows:
             continue
-        mine = _set(pictures, open_bank(connection, scratch, name, name_of), audit, rules[name])
+        mine = _set(pictures, open_bank(connection, workspace, name, name_of), audit, rules[name])
         alike = replace(offer, scores=np.where(_measured_alike(backgrounds, pictures), scores, np.nan))
         pairing = pairing_of(name, mine.bank, pictures, alike, serves, audit.row["threshold"], size)
         about = {"audit_id": audit_id, "reference_set": name}

@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from audit.config import VerdictSettings
-from audit.custody.keep import NOBODY, Custody, sign_one_of_many
-from audit.custody.record import SetLines
+from audit.custody.keep import NOBODY, Custody, KeptHashes, sign_one_of_many
 from audit.references.audits import BLOCK, match_audit, match_audits
 from audit.report.facts import collect
 from audit.report.index import Answer, Together, together
@@ -39,12 +38,12 @@ def match_again(
                        if row["descriptor"] not in usable)  # fmt: skip
     rows = [row for row in rows if row["descriptor"] in usable]
     answers = []
-    lines: SetLines = {}
+    hashes = KeptHashes(workspace)
     for number, row in enumerate(rows):
         tell("matching", number, len(rows))
         if number % BLOCK == 0:
             match_audits(workspace, [one["audit_id"] for one in rows[number : number + BLOCK]], sets)
-        facts = collect(workspace, row["audit_id"], sets, asked, lines)
+        facts = collect(workspace, row["audit_id"], sets, asked, hashes)
         page, said = write_page(facts, workspace, custody), facts.verdict
         sign_one_of_many(workspace, page, custody)
         answers.append(

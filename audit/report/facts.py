@@ -11,10 +11,12 @@ from typing import Any
 import duckdb
 
 from audit.config import VerdictSettings
-from audit.custody.record import Record, SetLines, record_of
+from audit.custody.keep import KeptHashes
+from audit.custody.record import Record, SetHashes, record_of
 from audit.descriptors.pdq import MATCH_DISTANCE
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
+from audit.references.index.known import Known
 from audit.references.inputs.metadata import plain
 from audit.references.policy import Applied
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of, unnamed
@@ -22,6 +24,7 @@ from audit.report.control import DrawnAlone, drawn_alone_of
 from audit.report.estimates import Estimates, estimates_of
 from audit.report.membership import Denoised, Member, Unmeasured, denoised_of, members_of, unmeasured_of
 from audit.report.policies import applied_of
+from audit.report.references import Reference, references_of
 from audit.report.verdict import Alike, Evidenced, Found, QuestionVerdict, verdict_of
 from audit.states import Verdict
 from audit.workspace import Workspace
@@ -85,17 +88,6 @@ class Extraction:
 
 
 @dataclass(frozen=True)
-class Reference:
-    """One picture of the sets that were asked about."""
-
-    reference_set: str
-    reference_id: str
-    name: str
-    width: int | None
-    height: int | None
-
-
-@dataclass(frozen=True)
 class PassedOver:
     """A file of a set's folder that was not compared, and why."""
 
@@ -108,7 +100,8 @@ class PassedOver:
 class AuditFacts:
     """One finished audit and one question: which of the pictures in ``reference_sets`` were recovered.
 
-    ``row`` is its line of the audits table; ``references`` are the pictures of the sets, one in several sets once;
+    ``row`` is its line of the audits table; ``pictures`` says how many the sets have, one in several sets once, and
+    ``references`` are they, of large sets those that came nearest;
     ``guidance_weights`` are those that its images were sampled with, none where sampling was direct. ``members`` are
     the references with their membership scores, ``unmeasured`` the sets that have none; ``chances`` are the
     references with their error rates, ``set_chances`` whole sets, ``pairings`` the backgrounds that decoys are of.
@@ -125,6 +118,7 @@ class AuditFacts:
     extractions: list[Extraction]
     evaluations: list[dict[str, Any]]
     reference_sets: list[str]
+    pictures: int
     references: list[Reference]
     passed_over: list[PassedOver]
     questions: Questions
@@ -161,7 +155,7 @@ class AuditFacts:
             "captions": self.captions,
             "estimates": self.estimates.as_json(),
             "reference_sets": self.reference_sets,
-            "references": len(self.references),
+            "references": self.pictures,
             "verdict": self.verdict.as_json(),
             "matched_references": [vars(one) for one in self.verdict.matched],
             "possible_references": [vars(one) for one in self.verdict.possible],
@@ -245,22 +239,23 @@ def no_audit(workspace: Workspace, beginning: str) -> WorkspaceError:
 
 def collect(
     workspace: Workspace, audit_id: str, sets: Sequence[str] | None = None, asked: VerdictSettings | None = None,
-    lines: SetLines | None = None,
+    hashes: SetHashes | None = None,
 ) -> AuditFacts:  # fmt: skip
     """Read one finished audit back, as far as it concerns the reference ``sets``; None: all it was matched with.
 
-    ``asked`` is what counts as a match. ``lines`` keeps what manifests say of sets, for many audits in a row. Nothing
+    ``asked`` is what counts as a match. ``hashes`` are what manifests say of sets, for many audits in a row. Nothing
     of another set is in it. Raises WorkspaceError where there is no such audit.
     """
     if len(audit_id) < WHOLE_ID:
         audit_id = find_audit(workspace, audit_id)
     asked = asked or VerdictSettings()
-    return workspace.asked(lambda connection: _collected(connection, workspace, audit_id, sets, asked, lines), _TABLES)
+    known = hashes or KeptHashes(workspace)
+    return workspace.asked(lambda connection: _collected(connection, workspace, audit_id, sets, asked, known), _TABLES)
 
 
 def _collected(
     connection: duckdb.DuckDBPyConnection, workspace: Workspace, audit_id: str, sets: Sequence[str] | None,
-    asked: VerdictSettings, lines: SetLines | None = None,
+    asked: VerdictSettings, hashes: SetHashes,
 ) -> AuditFacts:  # fmt: skip
     """All of it from one view of the tables."""
 
@@ -304,13 +299,6 @@ def _collected(
         )
     ]
     evaluations = ask("SELECT * EXCLUDE (audit_id) FROM evaluations WHERE audit_id = ? ORDER BY kind DESC", [audit_id])
-    references = ask(
-        """SELECT reference_set, reference_id, name, width, height FROM "references"
-        WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set)
-        QUALIFY row_number() OVER (PARTITION BY reference_id ORDER BY reference_set, name) = 1
-        ORDER BY reference_set, name""",
-        [row["descriptor"], names],
-    )
     passed = ask(
         """SELECT reference_set, name, reason FROM passed_over
         WHERE descriptor_name = ? AND list_contains(?::VARCHAR[], reference_set) ORDER BY ALL""",
@@ -320,23 +308,24 @@ def _collected(
     members = members_of(ask, audit_id, row["descriptor"], names)
     [control] = ask("SELECT count(*) AS n FROM control_generations WHERE audit_id = ?", [audit_id])
     settings = json.loads(row["settings"])
-    questions = questions_of(ask, row["descriptor"], names)
+    questions = questions_of(ask, row["descriptor"], names, Known(workspace.files.scratch))
+    pictures, references = references_of(ask, audit_id, row["descriptor"], names, questions)
     set_chances = set_chances_of(ask, audit_id, questions, asked)  # of others nothing is said: their decoys changed
     chances = chances_of(ask, audit_id, row["descriptor"], set_chances, asked)
     pairings = pairings_of(set_chances, questions)
     verdict = verdict_of(
-        Evidenced(names, len(references), row["threshold"], _alike(extractions, row["threshold"]), chances,
+        Evidenced(names, pictures, row["threshold"], _alike(extractions, row["threshold"]), chances,
                   set_chances, pairings, row["tells_nothing"], unnamed(ask, audit_id, set_chances), applied),
         asked,
     )  # fmt: skip
     return AuditFacts(
         row, checkpoint, captions, extractions, evaluations, names,
-        [Reference(**one) for one in references], [PassedOver(**one) for one in passed], questions, asked,
+        pictures, references, [PassedOver(**one) for one in passed], questions, asked,
         verdict, [found["w"] for found in weights], members,
         unmeasured_of(ask, names, members, row["base_revision"], settings.get("resolution")),
         chances, set_chances, pairings, denoised_of(ask, audit_id, row["descriptor"], names),
         {one.reference_set: (one.decoy_similarities or [], one.decoy_scores or []) for one in set_chances},
         estimates_of(ask, audit_id, checkpoint["identity"], row["base_revision"], captions),
-        record_of(connection, audit_id, names, lines), control["n"],
+        record_of(connection, audit_id, names, hashes), control["n"],
         drawn_alone_of(ask, audit_id, row["descriptor"], verdict.common),
     )  # fmt: skip

@@ -69,7 +69,7 @@ def write_page(facts: AuditFacts, workspace: Workspace, custody: Custody = NOBOD
     references = [one.reference_id for one in facts.references]
     key = page_key(row["audit_id"], facts.reference_sets, references, facts.questions, facts.asked)
     said = PageFacts(
-        row["audit_id"], row["checkpoint_name"], facts.reference_sets, len(facts.references), len(verdict.matched),
+        row["audit_id"], row["checkpoint_name"], facts.reference_sets, facts.pictures, len(verdict.matched),
         len(verdict.possible), verdict.tells_nothing, row["finished_at"].isoformat(), verdict.said, verdict.rule,
         verdict.rate, sorted({one.background for one in facts.pairings}),
     )  # fmt: skip

@@ -17,6 +17,8 @@ import duckdb
 from audit.config import Rule, VerdictSettings
 from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
+from audit.references.index import store
+from audit.references.index.known import Known
 from audit.workspace import Workspace
 from audit.workspace.names import KEY, REPORTS
 
@@ -47,6 +49,8 @@ def page_key(
 ) -> str:
     """The key of the page of an audit and ``sets``, of which ``references`` are the pictures' SHA256.
 
+    Large sets are told by the SHA256 of all of these together, and ``references`` are looked at no more.
+
     A set of other pictures under the same name has another page, and so have other decoys, another rule and another
     rate. Raises WorkspaceError for what is no audit id.
     """
@@ -54,7 +58,7 @@ def page_key(
         raise WorkspaceError(f"{audit_id!r} is not an audit id")
     if not sets:
         return f"{FOLDER}/{audit_id}.html"
-    told: list[Any] = [sorted(sets), sorted(references)]
+    told: list[Any] = [sorted(sets), questions.pictures if is_large(questions) else sorted(references)]
     if questions.has_decoys:
         told.append(questions.of)
     if asked != VerdictSettings():
@@ -62,6 +66,11 @@ def page_key(
     question = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
     named = sets[0][:MOST_NAME] if len(sets) == 1 else f"{len(sets)}-sets"
     return f"{FOLDER}/{audit_id}.{named}-{question}.html"
+
+
+def is_large(questions: Questions) -> bool:
+    """Whether the sets are too large for all of their pictures to be listed."""
+    return sum(number for number, _ in questions.pictures.values()) >= store.LARGE
 
 
 class Answers:
@@ -78,13 +87,17 @@ class Answers:
             def ask(sql: str, values: list[Any]) -> list[dict[str, Any]]:
                 return connection.sql(sql, params=values).to_arrow_table().to_pylist()
 
-            rows = ask(
-                'SELECT DISTINCT reference_id FROM "references" WHERE descriptor_name = ? '
-                "AND list_contains(?::VARCHAR[], reference_set)",
-                [descriptor_name, self.sets],
+            self._questions = questions_of(ask, descriptor_name, self.sets, Known(workspace.files.scratch))
+            rows = (
+                []
+                if is_large(self._questions)
+                else ask(
+                    'SELECT DISTINCT reference_id FROM "references" WHERE descriptor_name = ? '
+                    "AND list_contains(?::VARCHAR[], reference_set)",
+                    [descriptor_name, self.sets],
+                )
             )
             self._references = [row["reference_id"] for row in rows]
-            self._questions = questions_of(ask, descriptor_name, self.sets)
             for row in ask("SELECT audit_id, reference_set, question FROM set_chances", []):
                 if self._questions.of.get(row["reference_set"]) == row["question"]:
                     self._weighed.setdefault(row["audit_id"], set()).add(row["reference_set"])

@@ -169,9 +169,11 @@ def question_of(job: Job, workspace: Workspace, references: Sequence[str], known
 def _decoys_of(job: Job, workspace: Workspace, references: Sequence[str], known: Decoys) -> frozenset[tuple[str, str]]:
     """(background, picture) of the decoys of ``references``; read again where ``known`` has them of other pictures."""
     from audit.references.decoys import questions_of
+    from audit.references.index.known import Known
     from audit.references.offer import decoys_of
 
-    about, now = (job.descriptor, *references), questions_of(workspace.rows, job.descriptor.name, references)
+    about, digests = (job.descriptor, *references), Known(workspace.files.scratch)
+    now = questions_of(workspace.rows, job.descriptor.name, references, digests)
     if about not in known or known[about][0] != now.of:
         known[about] = now.of, frozenset(decoys_of(workspace, job.descriptor, references) if now.has_decoys else ())
     return known[about][1]

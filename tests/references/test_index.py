@@ -176,7 +176,7 @@ def opened(workspace: Workspace, name: str = "big") -> Bank:
     store._opened.clear()  # as another process would
 
     def ask(connection: duckdb.DuckDBPyConnection) -> Bank:
-        return open_bank(connection, workspace.files.scratch, name, "d", large=1)
+        return open_bank(connection, workspace, name, "d", large=1)
 
     return workspace.asked(ask, '"references"')
 
@@ -292,6 +292,41 @@ def test_of_two_that_make_an_index_at_once_one_counts(
     monkeypatch.setattr(store, "_write_parts", meanwhile)
     assert opened(workspace).nearest(vectors[:5], 3).row.tolist() == before.row.tolist()
     assert folders(workspace) == [kept]
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_an_index_of_a_set_that_went_while_it_was_made_is_not_kept(
+    workspace: Workspace, vectors: np.ndarray, how: str
+) -> None:
+    put(workspace, vectors)
+
+    def ask(connection: duckdb.DuckDBPyConnection) -> Bank:  # over tables as they were before
+        if how == "replaced":
+            put(workspace, vectors[:200], at=1)
+        else:
+            workspace.remove("references", "big.d")
+        forget(workspace.files.scratch, "big")
+        return open_bank(connection, workspace, "big", "d", large=1)
+
+    assert len(workspace.asked(ask, '"references"')) == 300  # whoever asked over them has an answer
+    assert not folders(workspace)
+
+
+def test_a_set_that_is_removed_while_it_is_indexed_is_said_to_be(
+    workspace: Workspace, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = store._write_parts
+
+    def meanwhile(*arguments: Any) -> None:
+        inner(*arguments)
+        for begun in folders(workspace):  # as another process forgets the set
+            shutil.rmtree(begun)
+
+    put(workspace, vectors)
+    monkeypatch.setattr(store, "_write_parts", meanwhile)
+    with pytest.raises((WorkspaceError, ReferenceSetError), match="replaced or removed while it was indexed"):
+        opened(workspace)
+    assert not folders(workspace)
 
 
 def test_a_half_made_index_does_not_count(workspace: Workspace, vectors: np.ndarray) -> None:

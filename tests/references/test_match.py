@@ -54,7 +54,7 @@ def match_extractions(
     """Rows of matches; sets of ``large`` pictures or more are searched by their index."""
 
     def ask(connection: duckdb.DuckDBPyConnection) -> list[dict[str, Any]]:
-        banks = {name: open_bank(connection, workspace.files.scratch, name, descriptor, large=large) for name in sets}
+        banks = {name: open_bank(connection, workspace, name, descriptor, large=large) for name in sets}
         return match_in(connection, extractions, banks, threshold, top=top, control=control).to_pylist()
 
     return workspace.asked(ask, '"references"')

@@ -83,9 +83,8 @@ def allowed(workspace: Workspace, descriptor: Descriptor) -> dict[str, str]:
     """Which references of the set are silenced now."""
 
     def ask(connection: duckdb.DuckDBPyConnection) -> dict[str, str]:
-        scratch = workspace.files.scratch
-        banks = {"mine": open_bank(connection, scratch, "mine", descriptor.name)}
-        return rules_of(connection, scratch, descriptor.name, descriptor.threshold, banks)["mine"].allowed
+        banks = {"mine": open_bank(connection, workspace, "mine", descriptor.name)}
+        return rules_of(connection, workspace, descriptor.name, descriptor.threshold, banks)["mine"].allowed
 
     return workspace.asked(ask, '"references" policies')
 

@@ -43,7 +43,7 @@ def names(workspace: Workspace, name: str = "mine") -> list[str]:
 
 def indexed(workspace: Workspace, descriptor: Descriptor) -> Bank:
     def ask(connection: duckdb.DuckDBPyConnection) -> Bank:
-        return open_bank(connection, workspace.files.scratch, "mine", descriptor.name, large=2)
+        return open_bank(connection, workspace, "mine", descriptor.name, large=2)
 
     return workspace.asked(ask, '"references"')
 

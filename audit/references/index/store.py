@@ -20,7 +20,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import duckdb
 import numpy as np
@@ -34,6 +34,9 @@ from audit.progress import Tell, quiet
 from audit.references.index.bank import UNKNOWN, Bank, unit_vectors
 from audit.references.index.hashes import BRUTE, PARTS, Parts, build_part, packed
 from audit.references.index.quantized import Quantized, quantized
+
+if TYPE_CHECKING:
+    from audit.workspace import Workspace
 
 log = logging.getLogger(__name__)
 FORMAT = 1  # of the files
@@ -56,43 +59,62 @@ _WIDTH = 'SELECT len(descriptor) FROM "references" WHERE reference_set = ? AND d
 
 
 def open_bank(
-    connection: duckdb.DuckDBPyConnection, scratch: Path, name: str, descriptor_name: str, tell: Tell = quiet,
-    large: int = LARGE,
+    connection: duckdb.DuckDBPyConnection, workspace: Workspace, name: str, descriptor_name: str, tell: Tell = quiet,
+    large: int | None = None,
 ) -> Bank:  # fmt: skip
     """The references of the set ``name`` as ``descriptor_name`` describes them, as arrays.
 
-    ``connection`` sees the table of references; arrays of large sets are kept below ``scratch``. Raises
+    ``connection`` sees the table of references; arrays of sets of ``large`` ones (LARGE) and more are kept with the
+    ``workspace``. One that was replaced or removed while its index was made leaves none behind. Raises
     ReferenceSetError where vectors are of several widths, or one is no direction.
     """
     about = [name, descriptor_name]
-    [stamp] = connection.sql(_STAMP, params=about).to_arrow_table().to_pylist()
-    if stamp["n"] < large:
+    stamp = _stamp(connection, about)
+    if stamp["n"] < (LARGE if large is None else large):
         return _in_memory(connection, about)
-    folder = scratch / FOLDER / f"{_set_key(name)}-{_key(descriptor_name)}-{_key(str([FORMAT, *stamp.values()]))}"
+    place = workspace.files.scratch / FOLDER
+    folder = place / f"{set_key(name)}-{key_of(descriptor_name)}-{key_of(str([FORMAT, *stamp.values()]))}"
     with _one_opens:
         if folder not in _opened:
-            _opened[folder] = _mapped(folder) or _made(connection, folder, about, stamp["n"], tell)
+            found = _mapped(folder)
+            if found is None:
+                found = _made(connection, folder, about, stamp["n"], tell)
+                # who replaces or removes a set does it first, and then removes the indexes that are there
+                if workspace.asked(lambda now: _stamp(now, about), '"references"') != stamp:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    return found
+            _opened[folder] = found
         _opened.move_to_end(folder)
         while len(_opened) > KEPT_OPEN:
             _opened.popitem(last=False)
         return _opened[folder]
 
 
+def _stamp(connection: duckdb.DuckDBPyConnection, about: list[str]) -> dict[str, Any]:
+    """What the table holds of a set and descriptor; it changes with every row of theirs."""
+    [stamp] = connection.sql(_STAMP, params=about).to_arrow_table().to_pylist()
+    return dict(stamp)
+
+
 def forget(scratch: Path, name: str) -> None:
     """Remove what is kept of the set ``name``, and what was begun of it."""
-    for pattern in (f"{_set_key(name)}-*", f".{_set_key(name)}-*"):
+    for pattern in (f"{set_key(name)}-*", f".{set_key(name)}-*"):
         for folder in (scratch / FOLDER).glob(pattern):
             with _one_opens:
                 _opened.pop(folder, None)
             shutil.rmtree(folder, ignore_errors=True)
+            if folder.is_file():  # what audit/references/index/known.py keeps
+                folder.unlink(missing_ok=True)
 
 
-def _key(text: str) -> str:
+def key_of(text: str) -> str:
+    """What a text is called in names of files, 16 hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _set_key(name: str) -> str:
-    return _key(f"set {name}")
+def set_key(name: str) -> str:
+    """With which the names of all that is kept of the set ``name`` begin."""
+    return key_of(f"set {name}")
 
 
 def _batches(connection: duckdb.DuckDBPyConnection, about: list[str]) -> Iterator[pa.RecordBatch]:
@@ -168,6 +190,10 @@ def _made(connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str],
         with suppress(OSError):  # another process has made it meanwhile
             making.rename(folder)
     except OSError as error:
+        if not making.exists():
+            raise WorkspaceError(
+                f"the set {about[0]!r} was replaced or removed while it was indexed: run the same command again"
+            ) from error
         raise WorkspaceError(
             f"the index of the set {about[0]!r} cannot be written to {folder.parent} ({error.strerror or error}): it "
             f"takes some {number * (width * 5 + 600) / 2**20:.0f} MiB; free them, then run the same command again"
