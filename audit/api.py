@@ -267,7 +267,7 @@ def from_catalog(request: Request, workspace: Workspace) -> tuple[Request, Path 
     entry = Catalog(workspace, OptOuts.read(workspace, None)).entry(str(request.checkpoint))
     known = replace(
         request, checkpoint=entry.path, name=entry.name, known_captions=entry.captions,
-        known_n0=entry.n0, known_warnings=entry.warnings,
+        known_n0=entry.n0, known_warnings=entry.warnings, known_bases=entry.bases,
     )  # fmt: skip
     return known, entry.ground_truth
 
