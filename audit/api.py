@@ -178,7 +178,7 @@ def scan(
     require_references(request.settings, references)
     require_decoys(references, decoys, drawn)
     bench = _bench(bench, device, batch_size, compile)
-    if _is_item(Path(request.checkpoint)):
+    if is_item(Path(request.checkpoint)):
         workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
         request, truth = from_catalog(request, workspace)
         training_images = training_images or truth
@@ -247,7 +247,8 @@ def _bench(bench: Bench | None, device: str | None, batch_size: int, compile: Co
     return bench
 
 
-def _is_item(path: Path) -> bool:
+def is_item(path: Path) -> bool:
+    """Whether what is given in place of a file names an item of the catalog."""
     source, _, rest = str(path).partition(":")
     if not rest or path.exists():
         return False

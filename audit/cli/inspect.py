@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audit.cli.common import EXIT_BAD_INPUT, JsonOption, print_json, result_console
+from audit.cli.options import configured
 from audit.cli.text import say
+from audit.config import Config
 from audit.text import printable
 
 if TYPE_CHECKING:
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
 WIDTH = 32  # of the longest bar
 
 
+@configured(among="bases")
 def inspect(
+    config: Config,
     file: Annotated[Path, typer.Argument(help="A LoRA, LyCORIS, embedding or full-weight file, or a folder.")],
     base: Annotated[
         str | None,
         typer.Option(
-            help="Also look whether every tensor has a place in this base model (as for scan), and how far it moves it."
+            help="Also look whether every tensor has a place in this base model (as for scan), and how far it moves "
+            "it; auto: the one of --among that the file wants."
         ),
     ] = None,
     base_config: Annotated[
@@ -40,8 +45,11 @@ def inspect(
     command that audits the file. Exit codes: 0 it can be audited, 2 it cannot, and why.
     """
     from audit import api
+    from audit.cli.bases import chosen
     from audit.models.inspect import as_json as plain
 
+    if base is not None:
+        base, base_config = chosen(config, file, base, base_config)
     found = api.inspect(file, base, base_config=base_config, adapter=adapter)
     command = None if found.problem else scan_command(found, base, base_config, adapter)
     if as_json:

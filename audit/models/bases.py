@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 TABLE = Path(__file__).parent / "known_bases.toml"
 MAX_NAME = 200  # characters of a claimed name that are looked at
@@ -76,10 +77,10 @@ def known_bases() -> Mapping[str, KnownBase]:
     """The table, by key."""
     with TABLE.open("rb") as file:
         rows = tomllib.load(file)["base"]
-    found = [
-        KnownBase(**{name: tuple(value) if isinstance(value, list) else value for name, value in row.items()})
-        for row in rows
-    ]
+    found: list[KnownBase] = []
+    for row in rows:
+        values: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in row.items()}
+        found.append(KnownBase(**values))
     return {one.key: one for one in found}
 
 

@@ -1,4 +1,4 @@
-"""Which of the configured bases an item of the catalog is audited on, and what is said where it is not the claimed one."""
+"""Which of the configured bases an item is audited on, and what is said where it is not the claimed one."""
 
 from __future__ import annotations
 
