@@ -179,7 +179,7 @@ def scan(
     require_references(request.settings, references)
     require_decoys(references, decoys, drawn)
     bench = _bench(bench, device, batch_size, compile)
-    if _is_item(Path(request.checkpoint)):
+    if is_item(Path(request.checkpoint)):
         workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace, create=False)
         request, truth = from_catalog(request, workspace)
         training_images = training_images or truth
@@ -248,7 +248,8 @@ def _bench(bench: Bench | None, device: str | None, batch_size: int, compile: Co
     return bench
 
 
-def _is_item(path: Path) -> bool:
+def is_item(path: Path) -> bool:
+    """Whether what is given in place of a file names an item of the catalog."""
     source, _, rest = str(path).partition(":")
     if not rest or path.exists():
         return False
@@ -268,7 +269,7 @@ def from_catalog(request: Request, workspace: Workspace) -> tuple[Request, Path 
     entry = Catalog(workspace, OptOuts.read(workspace, None)).entry(str(request.checkpoint))
     known = replace(
         request, checkpoint=entry.path, name=entry.name, known_captions=entry.captions,
-        known_n0=entry.n0, known_warnings=entry.warnings,
+        known_n0=entry.n0, known_warnings=entry.warnings, known_bases=entry.bases,
     )  # fmt: skip
     return known, entry.ground_truth
 

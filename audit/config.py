@@ -250,7 +250,8 @@ class Config:
     references: tuple[str, ...] = _setting((), "A reference set of the workspace to match with. Repeat for several.")
     bases: dict[str, str] = _setting(
         None,
-        "The base model of a family, or of a base model's claimed name: sd1=sd15, sd1=owner/name@COMMIT, or a folder.",
+        "The base model of a family, or of a base model's claimed name, key or hash: sd1=sd15, pony-v6=FOLDER, "
+        "sd1=owner/name@COMMIT.",
         default_factory=dict, option="base", metavar="FAMILY=SOURCE",
     )  # fmt: skip
     base_configs: dict[str, str] = _setting(

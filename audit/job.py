@@ -16,6 +16,7 @@ from audit.claims.captions import N0, Caption, choose_captions, choose_n0
 from audit.config import CaptionSettings, Evidence, Settings
 from audit.descriptors.facts import DescriptorFacts
 from audit.errors import ConfigError
+from audit.models.bases import claims_of, mismatches
 from audit.models.trained import Training, training_of
 
 if TYPE_CHECKING:
@@ -29,8 +30,9 @@ ALGORITHM_VERSION = 6  # raised when the same settings come to give another resu
 class Request:
     """What a user asks for: one checkpoint, its base, and perhaps captions and the number of training images.
 
-    ``name`` and ``known_...`` are what the catalog has; they stand back behind what the user says. ``recovery`` says
-    whether captions are recovered from the model where nobody knows them.
+    ``name`` and ``known_...`` are what the catalog has; they stand back behind what the user says. ``known_bases`` are
+    claims of what it was trained on, each with the field that makes it. ``recovery`` says whether captions are
+    recovered from the model where nobody knows them.
     """
 
     checkpoint: Path | str
@@ -44,6 +46,7 @@ class Request:
     known_captions: list[Caption] = field(default_factory=list)
     known_n0: N0 | None = None
     known_warnings: list[str] = field(default_factory=list)
+    known_bases: list[tuple[str, str]] = field(default_factory=list)
     recovery: CaptionSettings = field(default_factory=CaptionSettings)
 
 
@@ -186,6 +189,8 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
         request.captions, request.caption_file, metadata, request.known_captions
     )
     n0, count_warnings = choose_n0(request.n0, metadata, request.known_n0)
+    claims = claims_of(metadata, request.known_bases)
+    base_warnings = mismatches(claims, location.name, location.revision, request.base)
     return Job(
         facts,
         BaseFacts(request.base, request.base_config, location.name, location.revision),
@@ -193,7 +198,7 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
         n0,
         request.settings,
         bench.described_by(descriptor),
-        tuple(caption_warnings + count_warnings + request.known_warnings),
+        tuple(caption_warnings + count_warnings + request.known_warnings + base_warnings),
     )
 
 

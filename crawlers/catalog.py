@@ -56,7 +56,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Entry:
-    """A stored item for an audit: its file, and what the catalog knows of captions, N0 and training images."""
+    """A stored item for an audit: its file, and what the catalog knows of captions, N0, training images and bases."""
 
     path: Path
     name: str
@@ -64,6 +64,7 @@ class Entry:
     n0: N0 | None
     ground_truth: Path | None
     warnings: list[str]
+    bases: list[tuple[str, str]]
 
 
 class Catalog:
@@ -177,6 +178,10 @@ class Catalog:
             "base_model_source": found.base_model.source if found.base_model else None,
             "family": str(found.family.value) if found.family else None,
             "family_source": found.family.source if found.family else None,
+            "wanted_base": found.wanted.base,
+            "wanted_base_by": found.wanted.by,
+            "wanted_base_sure": found.wanted.sure,
+            "wanted_base_why": found.wanted.why,
             "training_images": min(count.count, 2**31 - 1) if count else None,
             "training_images_source": count.source if count else None,
             "contradictions": found.contradictions,
@@ -348,12 +353,22 @@ class Catalog:
             N0(count, row["training_images_source"]) if count else None,
             self._ground_truth(truth) if truth else None,
             [f"claims contradict each other: {text}" for text in row["contradictions"] or ()],
+            base_claims_of(row),
         )
 
     def _ground_truth(self, name: str) -> Path:
         """The folder of a training set; a copy in the cache where the workspace is on object storage."""
         fetched = [self.workspace.files.fetch(entry.key) for entry in self.workspace.files.list(f"ground-truth/{name}")]
         return fetched[0].parent
+
+
+def base_claims_of(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a row's claims say it was trained on: hashes and names, each with the field that says it."""
+    claims: dict[str, list[list[Any]]] = {}
+    with suppress(ValueError, TypeError):
+        claims = json.loads(row["claims"] or "{}")
+    pairs = [*claims.get("base_hash", []), *claims.get("base_model", [])]
+    return [(str(value), str(source)) for value, source in pairs]
 
 
 def item_of(row: dict[str, Any], captions: Iterable[dict[str, Any]] = ()) -> Item:

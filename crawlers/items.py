@@ -19,6 +19,7 @@ from audit.claims.captions import (
     n0_claims,
     rank_captions,
 )
+from audit.models.bases import HASHES, Wanted, claims_of, wanted
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.safetensors_header import Header
 from audit.models.trained import Training, training_of
@@ -94,6 +95,7 @@ class Conclusions:
     contradictions: list[str] = field(default_factory=list)
     claims: dict[str, list[list[Any]]] = field(default_factory=dict)
     training: Training = field(default_factory=Training)
+    wanted: Wanted = Wanted(None, None, None, "nothing", "none", "neither claims nor shapes say")
 
 
 # Whom to believe about N0, the surest first: counted pictures, then what the training program wrote, then prose.
@@ -120,8 +122,14 @@ def conclude(item: Item, header: Header | None) -> Conclusions:
         family=named[0] if named else (families[0] if families else None),
         n0=counts[0] if counts else None,
         training=training_of(metadata, header.tensors) if header else Training(),
+        wanted=wanted(
+            claims_of(metadata, [(claim.value, claim.source) for claim in bases]),
+            shapes,
+            next((claim.value for claim in named if claim.source != "shapes"), None),
+        ),
         claims={
             "base_model": [[claim.value, claim.source] for claim in bases],
+            "base_hash": [[clean_text(metadata[name], 100), name] for name in HASHES if metadata.get(name)],
             "family": [[claim.value, claim.source] for claim in named],
             "training_images": [[claim.count, claim.source] for claim in counts],
         },

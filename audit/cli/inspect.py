@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from audit.cli.common import EXIT_BAD_INPUT, JsonOption, print_json, result_console
+from audit.cli.options import configured
 from audit.cli.text import say
+from audit.config import Config
 from audit.text import printable
 
 if TYPE_CHECKING:
@@ -18,12 +20,15 @@ if TYPE_CHECKING:
 WIDTH = 32  # of the longest bar
 
 
+@configured(among="bases")
 def inspect(
+    config: Config,
     file: Annotated[Path, typer.Argument(help="A LoRA, LyCORIS, embedding or full-weight file, or a folder.")],
     base: Annotated[
         str | None,
         typer.Option(
-            help="Also look whether every tensor has a place in this base model (as for scan), and how far it moves it."
+            help="Also look whether every tensor has a place in this base model (as for scan), and how far it moves "
+            "it; auto: the one of --among that the file wants."
         ),
     ] = None,
     base_config: Annotated[
@@ -40,8 +45,11 @@ def inspect(
     command that audits the file. Exit codes: 0 it can be audited, 2 it cannot, and why.
     """
     from audit import api
+    from audit.cli.bases import chosen
     from audit.models.inspect import as_json as plain
 
+    if base is not None:
+        base, base_config = chosen(config, file, base, base_config)
     found = api.inspect(file, base, base_config=base_config, adapter=adapter)
     command = None if found.problem else scan_command(found, base, base_config, adapter)
     if as_json:
@@ -58,11 +66,15 @@ def scan_command(
     found: Inspection, base: str | None = None, base_config: str | None = None, adapter: str | None = None
 ) -> str:
     """The command that audits the file: with ``base``, else the pinned model it claims, or of its family."""
+    from audit.models.bases import known_bases
     from audit.models.published import ALIASES
 
     families = {"sd1": "sd15", "sdxl": "sdxl"}
     claimed = found.claims.get("ss_sd_model_name", "")
     family = families.get(found.family or found.claimed_family or "")
+    known = known_bases().get((found.wants.base if found.wants else None) or "")
+    if known is not None and known.key not in ALIASES:  # of its parent an audit would find less
+        family = f"{known.repos[0]}@COMMIT" if known.repos else None
     base = base or (claimed if claimed in ALIASES else family)
     words = ["lora-audit", "scan", found.path, "--base", base or "OWNER/NAME@COMMIT"]
     words += ["--base-config", base_config] if base_config else []
@@ -121,6 +133,7 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
     rows += [
         ("format", f"{found.format}{kind}{dora}"),
         ("family", f"{family}{claim}"),
+        ("wants", wants(found)),
         ("size", f"{found.bytes / 1e6:,.1f} MB, {found.tensors} tensors, {found.parameters / 1e6:,.2f} M numbers"),
         ("precision", _counted(found.precisions)),
         ("rank", _counted(found.ranks)),
@@ -137,6 +150,15 @@ def facts(found: Inspection) -> list[tuple[str, str]]:
     ]
     rows += [(f"claims {name}", value) for name, value in found.claims.items()]
     return [(label, value) for label, value in rows if value]
+
+
+def wants(found: Inspection) -> str:
+    """Which base the file wants, how sure that is, and why."""
+    if found.wants is None:
+        return ""
+    one = found.wants
+    what = one.title or (f"a model of family {one.family}" if one.family else "not told")
+    return f"{what} (sure: {one.sure}; {one.why})"
 
 
 def _counted(counts: dict[str, int] | dict[int, int] | dict[float, int]) -> str:

@@ -162,7 +162,7 @@ def finish(result: Result, as_json: bool) -> None:
 
 @configured(
     "references", "descriptor", "settings.*", "verdict.*", "captions.*", "run.device", "run.batch_size", "run.compile",
-    "run.latents", "workspace", "operator", "signing_key",
+    "run.latents", "workspace", "operator", "signing_key", among="bases",
 )  # fmt: skip
 def scan(
     config: Config,
@@ -176,7 +176,8 @@ def scan(
     base: Annotated[
         str,
         typer.Option(
-            help="What it was trained on: sd15, sdxl, nano, owner/name@COMMIT, a diffusers folder, a .safetensors file."
+            help="What it was trained on: sd15, sdxl, nano, owner/name@COMMIT, a diffusers folder, a .safetensors "
+            "file, or auto: the one of --among that the file wants."
         ),
     ],
     caption: Annotated[
@@ -224,10 +225,12 @@ def scan(
     and something stands out, 2 bad input.
     """
     from audit import api
+    from audit.cli.bases import chosen
     from audit.cli.custody import custody_of
     from audit.job import Request
 
     custody = custody_of(config)
+    base, base_config = chosen(config, file, base, base_config)
     request = Request(
         Path(file), base, base_config, caption or [], caption_file, n0, config.settings, recovery=config.captions
     )

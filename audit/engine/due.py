@@ -14,6 +14,8 @@ from audit.descriptors.facts import DescriptorFacts
 from audit.descriptors.registry import DESCRIPTORS, descriptor_facts
 from audit.errors import ConfigError
 from audit.job import BaseFacts, CheckpointFacts, Job
+from audit.models.bases import BaseClaim, claims_of, mismatches, named_in
+from audit.models.families.identify import Family
 from audit.recovery.settle import settled
 from audit.references import ReferenceSets
 from audit.report.pages import Answers
@@ -155,7 +157,7 @@ class Due:
             rows: dict[str, list[dict[str, Any]]] = {identity: [] for identity in chunk}
             for row in self.workspace.rows(
                 "SELECT item_id, identity, checkpoint_sha256, tensors_sha256, format, bytes, name, base_model, family, "
-                "training_images, training_images_source, contradictions FROM checkpoints "
+                "claims, training_images, training_images_source, contradictions FROM checkpoints "
                 f"WHERE state <> '{ItemState.opted_out}' AND "
                 "identity IN (SELECT unnest(?::VARCHAR[])) ORDER BY item_id",
                 [chunk],
@@ -174,8 +176,10 @@ class Due:
 
     def _job(self, identity: str, rows: list[dict[str, Any]], claims: dict[str, list[Caption]]) -> Job | None:
         """The job of one network seen in ``rows``, None where it has to be skipped."""
-        named = next((row for row in rows if self._base_name(row)), None)
-        if named is None:
+        claims_by_row = {row["item_id"]: self._claims(row) for row in rows}
+        found = ((row, self._base_name(row, claims_by_row[row["item_id"]])) for row in rows)
+        named, base_name = next(((row, name) for row, name in found if name), (None, None))
+        if named is None or base_name is None:
             family = rows[0]["family"] if rows else None
             self.skipped.add(f"no base model is configured for family {family or 'unknown'}")
             return None
@@ -187,12 +191,15 @@ class Due:
         contradictions = sorted({text for row in rows for text in row["contradictions"] or ()})
         warnings = [*caption_warnings, *count_warnings]
         warnings += [f"claims contradict each other: {text}" for text in contradictions]
+        base = self._base(base_name)
+        source = base.source if base_name in [*Family] else base_name
+        warnings += mismatches(claims_by_row[named["item_id"]], base.name, base.revision, source)
         checkpoint = CheckpointFacts(
             named["checkpoint_sha256"], named["tensors_sha256"], identity, named["name"], named["format"],
             named["bytes"], named["item_id"],
         )  # fmt: skip
         return Job(
-            checkpoint, self._base(self._base_name(named) or ""), tuple(captions), n0,
+            checkpoint, base, tuple(captions), n0,
             self.config.settings, self._descriptor, tuple(warnings),
         )  # fmt: skip
 
@@ -204,7 +211,24 @@ class Due:
             self._bases[name] = BaseFacts(source, config, location.name, location.revision)
         return self._bases[name]
 
-    def _base_name(self, row: dict[str, Any]) -> str | None:
-        """The configured base of an item: of its claimed base model, else of its family ("unknown" without one)."""
-        claimed = (row["base_model"], row["family"] or "unknown")
-        return next((name for name in claimed if name in self.config.bases), None)
+    @staticmethod
+    def _claims(row: dict[str, Any]) -> list[BaseClaim]:
+        """What is claimed of an item's base, whom to believe most first."""
+        from crawlers.catalog import base_claims_of
+
+        return claims_of({}, [*base_claims_of(row), (row["base_model"] or "", "")])
+
+    def _base_name(self, row: dict[str, Any], claims: list[BaseClaim]) -> str | None:
+        """The configured base of an item: by a hash or name that it claims, else of its family ("unknown" without one).
+
+        A hash may be configured itself, or be that of a configured file.
+        """
+        for claim in claims:
+            if (name := named_in(claim, self.config.bases)) is not None:
+                return name
+            if claim.by_hash and len(claim.text) == 64:
+                found = (name for name in self.config.bases if self._base(name).revision == claim.text.lower())
+                if (name := next(found, None)) is not None:
+                    return name
+        family = row["family"] or "unknown"
+        return family if family in self.config.bases else None

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from audit.errors import AuditError, CheckpointError
 from audit.models.base import BaseModel
+from audit.models.bases import Wanted, claims_of, wanted
 from audit.models.checkpoint import Checkpoint, open_checkpoint
 from audit.models.formats.adapter import ModuleChange, check_names, lora_norm
 from audit.models.formats.algorithms import low_rank_change
@@ -35,7 +36,8 @@ _KIND = re.compile(
 )
 _CLAIMED = (
     "modelspec.title", "modelspec.architecture", "modelspec.trigger_phrase", "ss_base_model_version",
-    "ss_sd_model_name", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args", "ss_steps",
+    "ss_sd_model_name", "ss_sd_model_hash", "ss_new_sd_model_hash", "ss_network_module", "ss_network_dim",
+    "ss_network_alpha", "ss_network_args", "ss_steps",
     "ss_epoch", "ss_learning_rate", "ss_resolution", "ss_num_train_images", "ss_clip_skip",
 )  # fmt: skip
 
@@ -68,6 +70,7 @@ class Inspection:
     decomposed: bool = False
     family: str | None = None
     claimed_family: str | None = None
+    wants: Wanted | None = None
     ranks: dict[int, int] = field(default_factory=dict)
     alphas: dict[float, int] = field(default_factory=dict)
     parts: dict[str, int] = field(default_factory=dict)
@@ -132,6 +135,7 @@ def _describe(found: Inspection, checkpoint: Checkpoint, adapter: str | None) ->
     found.precisions = dict(Counter(info.dtype for info in tensors.values()).most_common())
     found.claims = {name: checkpoint.metadata[name][:300] for name in _CLAIMED if name in checkpoint.metadata}
     found.family, found.claimed_family = families_of(checkpoint)
+    found.wants = wanted(claims_of(checkpoint.metadata), found.family, found.claimed_family)
     if not checkpoint.format.is_adapter:
         found.parts = {part: len(header.tensors) for part, (_, header) in checkpoint.files.items()}
         return

@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from audit.devices import raise_fault
 from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel
+from audit.models.bases import claims_of, mismatches, prediction_refusal
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.formats.adapter import Tuned, apply_adapter
@@ -58,7 +59,7 @@ def tune(
 
 
 def check_prediction(base: BaseModel, checkpoint: Checkpoint) -> None:
-    """Raise CheckpointError where the file says that it predicts something else than the base does.
+    """Raise CheckpointError where the file, or the base that it claims, predicts something else than the base does.
 
     Nothing in the weights tells, and a network that is taken for another answers nonsense: an audit would find nothing.
     """
@@ -69,6 +70,9 @@ def check_prediction(base: BaseModel, checkpoint: Checkpoint) -> None:
     except ValueError as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
     wrong = contradiction(one, base.pipeline.scheduler, base.name)
+    if one.kind is None and not wrong:
+        kind = base.pipeline.scheduler.config.get("prediction_type", "epsilon")
+        wrong = prediction_refusal(claims_of(checkpoint.metadata), base.name, kind)
     if wrong:
         raise CheckpointError(f"{checkpoint.path}: {wrong}")
 
@@ -107,11 +111,16 @@ def families_of(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
 
 
 def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]:
-    """Where shapes, metadata and the base name different families: the base that was given holds, and it is said."""
+    """Where shapes, metadata and the base name different families, or metadata another base than the one given.
+
+    The base that was given holds, and it is said.
+    """
     shapes, claimed = families_of(checkpoint)
     warnings = []
     if shapes and base and not agree(shapes, base.family):
         warnings.append(f"its shapes are those of family {shapes}, the base is of family {base.family}")
     if shapes and claimed and not agree(shapes, claimed):
         warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
+    if base:
+        warnings += mismatches(claims_of(checkpoint.metadata), base.name, base.revision)
     return warnings

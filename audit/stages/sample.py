@@ -123,7 +123,9 @@ def _sample_in(
         sampling.run(lambda done, total: tell("sampling", done, total))
         evaluations = job.images * job.settings.steps * sampler.guidance.evaluations
     facts = SpoolFacts(
-        warnings=[*job.warnings, *pair.warnings, *warnings, *_caption_warnings(job, pair, truncated)],
+        warnings=list(
+            dict.fromkeys([*job.warnings, *pair.warnings, *warnings, *_caption_warnings(job, pair, truncated)])
+        ),
         problem=pair.problem,
         truncated=truncated,
         evaluations=evaluations,

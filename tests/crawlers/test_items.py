@@ -204,3 +204,14 @@ def test_sources_need_no_torch() -> None:
     script = "import sys; from crawlers.source import SOURCES; list(SOURCES); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "False"
+
+
+def test_the_base_that_a_file_wants_is_concluded_from_its_hash_first() -> None:
+    pony = "67ab2fd8ec439a89b3fedb15cc65f54336af163c7eb5e4f2acc98f090a29b0b3"
+    item = Item("civitai:1:2:3", "civitai", "1", "2", "x", "", base_models=(Claim("SDXL 1.0", "baseModel"),))
+    found = conclude(item, header(SDXL, {"ss_new_sd_model_hash": pony}))
+    assert (found.wanted.base, found.wanted.by, found.wanted.sure) == ("pony-v6", "hash", "medium")
+    assert found.claims["base_hash"] == [[pony, "ss_new_sd_model_hash"]]
+    assert conclude(item, header(SDXL)).wanted.base == "sdxl"
+    assert conclude(ITEM, header(SDXL)).wanted.by == "shapes"
+    assert conclude(ITEM, None).wanted.by == "nothing"
