@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from audit.study.paper import markdown as study_markdown
 from benchmarks.extraction import gains, is_plain, summary
 from benchmarks.judge import QUANTILES, VIEWS, key, shown
 
@@ -233,6 +234,8 @@ def calibration(content: dict[str, Any]) -> str:
 def markdown(path: Path) -> str:
     """The tables of one benchmark's JSON file, told apart by its keys."""
     content = json.loads(path.read_text())
+    if isinstance(content, dict) and "columns" in content:
+        return study_markdown(path)
     if isinstance(content, dict):
         return calibration(content) if "views" in content else sampling(content)
     if "algorithm" in content[0]:

@@ -1,5 +1,5 @@
 """Write what the documents take from the code: docs/tables.md from the schemas, docs/json.md from the public snapshot,
-the factors of docs/study.md from their definitions.
+the factors of docs/study.md from their definitions, the paper's tables in docs/results.md from an exported study.
 
     python -m docs.generate           # make docs does it first
     python -m docs.generate --check   # exit code 1 where a document is stale; so does tests/test_docs.py
@@ -23,9 +23,11 @@ import typer
 from audit.config import Config, leaves
 from audit.schemas import KEY_COLUMNS, TABLES
 from audit.study.factors import FACTORS, TrainingFactors
+from audit.study.paper import markdown
 
 DOCS = Path(__file__).parent
 SNAPSHOT = DOCS.parent / "tests" / "public.json"
+STUDY = DOCS.parent / "benchmarks" / "results" / "paper-tables.json"
 SENTENCES = DOCS / "json_keys.toml"
 BEGIN, END = "<!-- generated: make docs -->", "<!-- end of what is generated -->"
 
@@ -165,6 +167,7 @@ def documents() -> dict[Path, str]:
         DOCS / "tables.md": _filled(DOCS / "tables.md", tables_part()),
         DOCS / "json.md": _filled(DOCS / "json.md", json_part()),
         DOCS / "study.md": _filled(DOCS / "study.md", factors_part()),
+        DOCS / "results.md": _filled(DOCS / "results.md", markdown(STUDY)),
     }
 
 

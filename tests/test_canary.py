@@ -366,7 +366,7 @@ def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
             ["study", "run", s.folder / "secret.toml", *apart],
             ["study", "run", s.folder / "bad.toml", *apart],
             ["study", "run", s.remote, *apart],
-            ["study", "run", s.folder / "study.toml", "--workspace", s.remote],
+            ["study", "run", s.folder / "study.toml", "--dry-run", "--workspace", s.remote],
         ],
         ("study", "resume"): [["study", "resume", "one", *apart], ["study", "resume", "none", *wrong]],
         ("study", "report"): [["study", "report", "one", "--json", *apart], ["study", "report", "none", *apart]],

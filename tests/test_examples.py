@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
+import json
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from audit.workspace import Workspace
 
@@ -82,3 +88,37 @@ def test_leak_by_rank(tmp_path: Path) -> None:
         assert (tmp_path / "leak.svg").read_text().count("<use") >= 6
     else:
         assert "lora-audit[plots]" in done.stderr
+
+
+def test_the_notebook_of_the_catalog_runs_as_plain_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    workspace = _leaking(tmp_path / "w")
+    now = datetime(2026, 11, 2, tzinfo=UTC)
+    items = workspace.rows("SELECT item_id, checkpoint_sha256, tensor_rank FROM checkpoints ORDER BY item_id")
+    said = [
+        {**one, "source": "folder", "family": "sd1", "base_model": "SD 1.5", "claimed_steps": 900, "seen_at": now}
+        for one in items
+    ]
+    workspace.write("checkpoints", "again", said)
+    monkeypatch.setenv("LORA_AUDIT_WORKSPACE", str(tmp_path / "w"))
+    notebook = json.loads((ROOT / "examples/leakage.ipynb").read_text())
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    out = io.StringIO()
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(out):
+        for cell in cells:
+            exec(compile(cell, "examples/leakage.ipynb", "exec"), names)
+    text = out.getvalue()
+    assert "6 audits of crawled checkpoints" in text
+    assert "SD 1.5, 64: 0.70 (0.50 to 0.90) of 2" in text
+    figure = eval(cells[-1], names)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_the_notebook_keeps_small_outputs_of_a_whole_run_and_no_path_of_a_machine() -> None:
+    text = (ROOT / "examples/leakage.ipynb").read_text()
+    assert len(text) < 200_000
+    outputs = [cell["outputs"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    assert all(outputs), "run it again: jupyter nbconvert --execute"
+    assert not [one for some in outputs for one in some if one["output_type"] == "error"]
+    assert not re.search(r"/(home|root|tmp|work|Users|var)/", text)

@@ -54,8 +54,8 @@ def run(
     """Fine-tune, audit and report what a study file asks for; what is done already is left alone.
 
     With --engine ray its fine-tunes and their audits are spread over a Ray cluster, beside others' audits; SIGTERM and
-    SIGINT drain it. Stopping it loses nothing: the same command, or resume, goes on where it was. A study that was begun
-    with another file, other pictures or another base is refused.
+    SIGINT drain it. Stopping it loses nothing: the same command, or resume, goes on where it was. A study that was
+    begun with another file, other pictures or another base is refused.
 
     [bold]Example[/bold]: lora-audit study run examples/paper-nano.toml
     """

@@ -78,13 +78,15 @@ def save_adapter(pipeline: Any, denoiser: str, factors: TrainingFactors, folder:
     return path
 
 
-def save_networks(pipeline: Any, denoiser: str, text_encoder: bool, folder: Path) -> Path:
-    """Write the denoiser and, where it was trained, the text encoder as diffusers' folders, float16; the folder."""
+def save_networks(
+    pipeline: Any, denoiser: str, text_encoder: bool, folder: Path, dtype: torch.dtype = torch.float16
+) -> Path:
+    """Write the denoiser and, where it was trained, the text encoder as diffusers' folders in ``dtype``; the folder."""
     for name in (denoiser, *(("text_encoder",) if text_encoder else ())):
         network = getattr(pipeline, name)
         if hasattr(network, "register_to_config"):
             network.register_to_config(_name_or_path="")  # not where the base is on this machine
-        network.to(torch.float16).save_pretrained(folder / name, safe_serialization=True)
+        network.to(dtype).save_pretrained(folder / name, safe_serialization=True)
     return folder
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,12 @@ class Figure:
 
     name: str
     caption: str
-    png: bytes
-    svg: bytes
+    png: bytes = field(repr=False)
+    svg: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        """What notebooks show of it."""
+        return self.png
 
 
 def pyplot() -> Any:
@@ -212,8 +216,9 @@ def figures_of(rows: Sequence[Row], varied: Sequence[str], scores: dict[str, Any
             yield bars(f"by-{name}", f"By {TITLES[name]}.", some, name, lines)
     yield strength(rows)
     for name in ("augmentation", "defence"):
-        if name in varied:
-            yield cost(at_usual(alike_but(rows, name, varied), [one for one in varied if one in AUDIT]), name)
+        some = alike_but(rows, name, varied) if name in varied else []
+        if some:
+            yield cost(at_usual(some, [one for one in varied if one in AUDIT]), name)
     if scores:
         yield roc(scores)
 

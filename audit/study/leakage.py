@@ -86,13 +86,21 @@ def leaks(workspace: Workspace) -> list[Row]:
 def report_catalog(workspace: Workspace) -> Leakage:
     """Write tables (CSV), figures (PNG and SVG) and a page of what leaks; figures want matplotlib."""
     rows = leaks(workspace)
-    drawn = {name: title for name, title in DRAWN.items() if any(row[name] is not None for row in rows)}
-    tables = [_table(name, title, rows, drawn) for name, title in FACTORS.items()]
     sets = [row["reference_set"] for row in workspace.rows("SELECT DISTINCT reference_set FROM matches")]
     written = write_results(
-        workspace, NAME, "leakage.html", {"audits": len(rows)}, tables, lambda: _figures(rows, drawn), sets
+        workspace, NAME, "leakage.html", {"audits": len(rows)}, tables_of(rows), lambda: _figures(rows), sets
     )
     return Leakage(**vars(written), audits=len(rows))
+
+
+def _drawn(rows: Sequence[Row]) -> dict[str, str]:
+    """The figures that any row has, and their titles."""
+    return {name: title for name, title in DRAWN.items() if any(row[name] is not None for row in rows)}
+
+
+def tables_of(rows: Sequence[Row]) -> list[ResultTable]:
+    """A table a factor, each of it alone."""
+    return [_table(name, title, rows, _drawn(rows)) for name, title in FACTORS.items()]
 
 
 def _table(name: str, title: str, rows: Sequence[Row], drawn: dict[str, str]) -> ResultTable:
@@ -104,8 +112,9 @@ def _table(name: str, title: str, rows: Sequence[Row], drawn: dict[str, str]) ->
     return ResultTable(name.replace("_", "-"), title, [name.replace("_", " "), "audits", *drawn.values()], lines)
 
 
-def _figures(rows: Sequence[Row], drawn: dict[str, str]) -> Iterator[Figure]:
+def _figures(rows: Sequence[Row]) -> Iterator[Figure]:
     """Bars and curves with intervals over audits, of what is said of two checkpoints at the least."""
+    drawn = _drawn(rows)
     for name in ("family", "captioned"):
         known = [row for row in rows if row[name] is not None]
         if known:

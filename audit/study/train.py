@@ -19,12 +19,14 @@ import numpy as np
 import torch
 import torch.nn.functional as functional
 
+from audit.config import Settings
 from audit.errors import StudyError
 from audit.models.base import BaseModel
 from audit.models.codec import Codec
 from audit.models.families.base import Condition
+from audit.models.families.flux import Patched, unpack
 from audit.progress import Tell, quiet
-from audit.study.adapters import add_adapters, check_layout
+from audit.study.adapters import KOHYA_FAMILIES, add_adapters, check_layout
 from audit.study.augment import VERSIONS, versions_of
 from audit.study.factors import Defence, Schedule, TrainingFactors, Tuning
 from audit.study.objective import Objective, objective_of
@@ -32,7 +34,8 @@ from audit.study.private import CLIP, epsilon_of, private_gradients
 from audit.study.state import load_state, save_state
 from audit.study.weight_filter import filter_adapters
 
-FAMILIES = ("sd1", "sd2", "sdxl", "altdiffusion", "sd3")
+FAMILIES = ("sd1", "sd2", "sdxl", "altdiffusion", "sd3", "flux", "chroma")
+EMBEDDED = Settings.embedded_guidance  # what Flux dev is told while it is trained, as by diffusers' script
 KEEP_EVERY = 30.0  # seconds between two states
 CLASS_PICTURES = 50  # of prior preservation
 CLASS_STEPS = 25
@@ -100,7 +103,7 @@ class Trainee:
         noisy = self.objective.noised(latents, noise, level)
         timestep = self.objective.timestep(level)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            found = self.base.architecture.predict(self.pipeline, noisy, timestep, condition, 0.0)
+            found = self.base.architecture.predict(self.pipeline, noisy, timestep, condition, EMBEDDED)
         errors = functional.mse_loss(found.float(), self.objective.target(latents, noise, level), reduction="none")
         return errors.flatten(1).mean(1)
 
@@ -144,10 +147,9 @@ def fine_tune(
     """
     factors = lesson.factors
     check_layout(factors, trainee.base.family)
-    if factors.text_encoder and len(trainee.base.architecture.encoders) > 1:
-        raise StudyError(
-            f"text_encoder = true: {trainee.base.family} has several text encoders, which are not trained here"
-        )
+    if factors.text_encoder and trainee.base.family not in KOHYA_FAMILIES:
+        what = "several text encoders" if len(trainee.base.architecture.encoders) > 1 else "T5"
+        raise StudyError(f"text_encoder = true: {trainee.base.family} has {what}, which is not trained here")
     lessons = _Batches(trainee, lesson)
     named = _trained(trainee, lesson)
     optimizer = torch.optim.AdamW(list(named.values()), lr=factors.rate, weight_decay=0.01)
@@ -301,12 +303,12 @@ def class_latents(trainee: Trainee, lesson: Lesson, guidance: float = 3.0) -> to
     found = []
     for rows in slices(CLASS_PICTURES, 8):
         generators = [torch.Generator().manual_seed(seed_of("class", lesson.seed, row)) for row in rows]
-        found.append(
-            trainee.pipeline(
-                [str(lesson.class_caption)] * len(rows), num_inference_steps=CLASS_STEPS, guidance_scale=guidance,
-                generator=generators, output_type="latent", **sides(trainee),
-            ).images.float().cpu()
-        )  # fmt: skip
+        drawn = trainee.pipeline(
+            [str(lesson.class_caption)] * len(rows), num_inference_steps=CLASS_STEPS, guidance_scale=guidance,
+            generator=generators, output_type="latent", **sides(trainee),
+        ).images.float().cpu()  # fmt: skip
+        patched = isinstance(trainee.base.architecture, Patched)
+        found.append(unpack(drawn, *trainee.codec.latent_shape[1:]) if patched else drawn)
     return torch.cat(found)
 
 

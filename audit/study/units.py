@@ -189,7 +189,7 @@ def _publish(unit: Unit, key: str, trainee: Trainee, workspace: Workspace) -> st
         if factors.method is Tuning.lora:
             save_adapter(trainee.pipeline, denoiser, factors, folder, {})
         else:
-            save_networks(trainee.pipeline, denoiser, factors.text_encoder, folder)
+            save_networks(trainee.pipeline, denoiser, factors.text_encoder, folder, trainee.base.architecture.half)
 
     return keep_checkpoint(workspace.files, key, write, FILES[factors.layout] if factors.layout is not None else None)
 

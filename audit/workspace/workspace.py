@@ -249,7 +249,9 @@ class Workspace:
         for name, sql in NEWEST.items():
             if name in views:
                 connection.execute(f"CREATE TEMP VIEW {name} AS {sql}")
-        connection.execute("SET enable_progress_bar = false")  # DuckDB draws it on stdout, which is for --json
+        # DuckDB draws it on stdout, which is for --json; in a notebook without ipywidgets it cannot, and refuses
+        with suppress(duckdb.InvalidInputException):
+            connection.execute("SET enable_progress_bar = false")
         for name in ("http_proxy", "http_proxy_username", "http_proxy_password"):
             connection.execute(f"SET {name} = ''")  # DuckDB reads the environment's, password and all, and SQL shows it
         connection.execute("SET enable_external_access = false")

@@ -100,6 +100,10 @@ def test_presets_are_the_papers(sets: Path) -> None:
         ({"factors": {"n0": 4}}, "n0 = 4: the set dog has 3 pictures"),
         ({"factors": {"prior": True}, "only": ["jane-doe"]}, "what the class of the set jane-doe is called"),
         ({"factors": {"captions": "wrong"}, "only": ["dog"]}, "there is one set"),
+        ({"factors": {"method": "dreambooth", "defence": "weight-filter"}}, "filters a LoRA, and method = dreambooth"),
+        ({"factors": {"defence": "dp-sgd", "noise_multiplier": -1}}, "noise_multiplier: -1 is no level"),
+        ({"factors": {"captions": "some"}}, "there are known, partial, trigger, wrong, empty, unknown"),
+        ({"factors": {"captions": "partial", "caption_share": 2}}, "caption_share: 2 is no level"),
         ({"factors": {"rule": "fixed"}}, "jane-doe has no control pictures"),
         ({"factors": {"rule": "calibrated"}, "only": ["dog"]}, "dog has 0 decoys, of 19"),
         ({"settings": {"w": 3}}, "settings.w is varied as a factor"),
@@ -209,6 +213,12 @@ def test_sets_that_cannot_be_trained_on_are_refused_by_name(
     spoil(sets)
     with pytest.raises(StudyError, match=match):
         read_sets("sets", sets.parent)
+
+
+def test_a_trigger_that_nobody_can_tell_is_refused_before_anything_is_trained(sets: Path) -> None:
+    (sets / "prompts.csv").write_text("subject,prompt\ndog,a photo of a hound\n")
+    with pytest.raises(StudyError, match="nobody says which words of 'a photo of a hound' stand for dog; write a col"):
+        planned(sets.parent, factors={"captions": "trigger"}, only=["dog"])
 
 
 def test_the_first_pictures_are_trained_on_and_the_others_held_out(sets: Path) -> None:

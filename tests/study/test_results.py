@@ -13,6 +13,7 @@ import pytest
 from audit.errors import StudyError
 from audit.study.figures import bars, curves, figures_of, roc_points
 from audit.study.leakage import leaks, report_catalog
+from audit.study.paper import markdown
 from audit.study.results import grouped, interval, means_table
 from audit.workspace import Workspace
 from tests.public import call
@@ -159,6 +160,7 @@ def test_a_study_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted((one["references"], one["innocent"]) for one in rows) == [(2, 8), (2, 8), (2, 10), (2, 10)]
     assert all(one["held_out_loss"] > 0 and one["sharpness"] > 0 for one in rows)
     assert len((tmp_path / "out/tiny.csv").read_text().splitlines()) == 5
+    assert "| lora | model-guidance | known |" in markdown(tmp_path / "out/tiny.json")
     captions = workspace.rows("SELECT captions[1].caption AS one FROM audits ORDER BY one")
     assert [one["one"] for one in captions] == sorted(2 * ["sks 3d render of an animal", "sks photo of a fruit"])
 

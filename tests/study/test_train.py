@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as functional
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from audit.errors import StudyError
 from audit.models.base import BaseModel, load_base, locate_base
@@ -70,9 +70,38 @@ def test_both_predictions_of_a_diffusion_are_met(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["flux", "chroma"])
-def test_families_that_are_not_trained_are_refused_in_words(name: str, folder: Path) -> None:
-    with pytest.raises(StudyError, match=f"of family {name}: studies fine-tune sd1, sd2, sdxl"):
-        trainee(name, folder)
+def test_the_loss_of_patched_transformers_is_that_of_diffusers_script(name: str, folder: Path) -> None:
+    """As examples/dreambooth/train_dreambooth_lora_flux.py computes it, without weights of noise levels."""
+    one = trainee(name, folder)
+    generator = torch.Generator().manual_seed(0)
+    channels, height, width = one.codec.latent_shape
+    latents, noise = (torch.randn(2, channels, height, width, generator=generator) for _ in range(2))
+    level, condition = torch.tensor([100, 900]), one.encode(CAPTIONS)
+    schedule = FlowMatchEulerDiscreteScheduler.from_config(one.pipeline.scheduler.config)
+    sigmas, timesteps = schedule.sigmas[level].view(-1, 1, 1, 1), schedule.timesteps[level]
+    noisy = (1.0 - sigmas) * latents + sigmas * noise
+    ids = FluxPipeline._prepare_latent_image_ids(2, height // 2, width // 2, torch.device("cpu"), torch.float32)
+    told: dict[str, Any] = {"pooled_projections": condition.pooled, "guidance": torch.full((2,), 3.5)}
+    if name == "chroma":
+        assert condition.mask is not None
+        told = {"attention_mask": torch.cat([condition.mask.float(), torch.ones(2, len(ids))], dim=1)}
+    with torch.no_grad():
+        found = one.loss(latents, noise, level, condition)
+        answer = one.pipeline.transformer(
+            hidden_states=FluxPipeline._pack_latents(noisy, 2, channels, height, width), timestep=timesteps / 1000,
+            encoder_hidden_states=condition.states, txt_ids=torch.zeros(condition.states.shape[1], 3), img_ids=ids,
+            return_dict=False, **told,
+        )[0]  # fmt: skip
+    scale = one.pipeline.vae_scale_factor
+    predicted = FluxPipeline._unpack_latents(answer, height * scale, width * scale, scale)
+    expected = ((predicted - (noise - latents)) ** 2).flatten(1).mean(1)
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_families_that_are_not_trained_are_refused_in_words(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("audit.study.train.FAMILIES", ("sd2",))
+    with pytest.raises(StudyError, match="of family sd1: studies fine-tune sd2; audits of others"):
+        trainee("sd1", folder)
 
 
 LAYOUTS = [
@@ -85,6 +114,9 @@ LAYOUTS = [
     ("sd3", {"layout": "diffusers", "targets": "transformer"}),
     ("sd1", {"method": "dreambooth", "text_encoder": True, "prior": True}),
     ("sd3", {"method": "dreambooth"}),
+    ("flux", {"layout": "diffusers", "targets": "transformer", "prior": True}),
+    ("flux", {"method": "dreambooth"}),
+    ("chroma", {"layout": "peft", "targets": "transformer"}),
 ]
 
 
@@ -93,6 +125,7 @@ def test_what_is_trained_is_what_our_readers_put_into_effect(
     name: str, said: dict[str, Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("audit.study.train.CLASS_PICTURES", 3)
+    monkeypatch.setattr("audit.study.train.CLASS_STEPS", 2)
     factors = TrainingFactors.of({"rank": 3, "steps": 2, "lr": 1e-2, **said})
     one = trainee(name, folder)
     base = load_base(locate_base(str(folder / name)))
@@ -102,20 +135,21 @@ def test_what_is_trained_is_what_our_readers_put_into_effect(
     latents = torch.randn(1, *one.codec.latent_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         answers.append(
-            one.base.architecture.predict(one.pipeline, latents, torch.tensor([300]), one.encode(captions), 0.0)
+            one.base.architecture.predict(one.pipeline, latents, torch.tensor([300]), one.encode(captions), 3.5)
         )
         before = base.architecture.encode(base.pipeline, captions, torch.device("cpu"))
-        answers.append(base.architecture.predict(base.pipeline, latents, torch.tensor([300]), before, 0.0))
+        answers.append(base.architecture.predict(base.pipeline, latents, torch.tensor([300]), before, 3.5))
     if factors.layout is not None:
         path = save_adapter(one.pipeline, denoiser, factors, tmp_path / "lora", {})
     else:
-        path = save_networks(one.pipeline, denoiser, factors.text_encoder, tmp_path / "full")
+        half = one.base.architecture.half
+        path = save_networks(one.pipeline, denoiser, factors.text_encoder, tmp_path / "full", half)
     tuned = tune(base, open_checkpoint(path))
     assert tuned.unused == []
     side = _with(base, tuned.networks)
     with torch.no_grad():
         condition = base.architecture.encode(side, captions, torch.device("cpu"))
-        read = base.architecture.predict(side, latents, torch.tensor([300]), condition, 0.0)
+        read = base.architecture.predict(side, latents, torch.tensor([300]), condition, 3.5)
     moved = (answers[0] - answers[1]).norm()
     assert moved > 1e-4
     assert (read - answers[0]).norm() < 0.05 * moved + 2e-3 * answers[0].norm()  # float16 in the file
@@ -137,6 +171,8 @@ def _with(base: BaseModel, networks: dict[str, Any]) -> Any:
         ("sdxl", {"layout": "kohya"}, "layout = kohya is written for sd1"),
         ("sd1", {"layout": "peft", "text_encoder": True}, "layout = peft holds one network"),
         ("sdxl", {"layout": "diffusers", "text_encoder": True}, "several text encoders"),
+        ("chroma", {"layout": "diffusers", "text_encoder": True}, "chroma has T5, which is not trained"),
+        ("flux", {"layout": "kohya"}, "for flux take diffusers or peft"),
     ],
 )
 def test_what_has_no_place_in_a_file_is_refused(
