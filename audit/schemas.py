@@ -154,6 +154,14 @@ MATCHES = _schema(
         "descriptor cosine of the reference and the control generation nearest to it: where it reaches the threshold, "
         "or similarity, the base alone draws it as well; null without control generations",
     ),
+    (
+        "inliers",
+        pa.int32(),
+        "second look: points of the reference that are found in the extraction, where one turn, size and place puts "
+        "them (SIFT, RANSAC); null where it was not looked at, as pictures are not kept or OpenCV is not installed",
+    ),
+    ("coverage", pa.float64(), "second look: share of the reference's area that these points span"),
+    ("mirrored", pa.bool_(), "second look: they are points of the mirrored reference"),
 )
 
 LATENTS = _schema(

@@ -36,7 +36,8 @@ _TABLES = (
 class Match:
     """One reference near an extraction, with both similarities; its verdict is the fixed threshold's.
 
-    ``control_similarity`` is that to what the base alone draws, None without control generations.
+    ``control_similarity`` is that to what the base alone draws, None without control generations; ``inliers``,
+    ``coverage`` and ``mirrored`` are what a second look found (audit/references/second_look.py), None without one.
     """
 
     reference_set: str
@@ -48,6 +49,9 @@ class Match:
     evidence: str
     thumbnail: bytes | None
     control_similarity: float | None = None
+    inliers: int | None = None
+    coverage: float | None = None
+    mirrored: bool | None = None
 
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
@@ -257,7 +261,7 @@ def _collected(
             found["reference_set"], found["reference_id"], found["name"] or "(removed from the workspace)",
             found["similarity"], found["pdq_distance"],
             found["verdict"] or (Verdict.match if found["is_match"] else Verdict.none), found["evidence"],
-            found["thumbnail"], found["control_similarity"],
+            found["thumbnail"], found["control_similarity"], found["inliers"], found["coverage"], found["mirrored"],
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [
