@@ -171,6 +171,14 @@ MATCHES = _schema(
         "or similarity, the base alone draws it as well; null without control generations",
     ),
     ("allowed_by", pa.string(), "the allow bank that holds a copy of the reference, which is no match; null for none"),
+    (
+        "inliers",
+        pa.int32(),
+        "second look: points of the reference that are found in the extraction, where one turn, size and place puts "
+        "them (SIFT, RANSAC); null where it was not looked at, as pictures are not kept or OpenCV is not installed",
+    ),
+    ("coverage", pa.float64(), "second look: share of the reference's area that these points span"),
+    ("mirrored", pa.bool_(), "second look: they are points of the mirrored reference"),
 )
 
 LATENTS = _schema(

@@ -52,6 +52,8 @@ def audited(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         standalone_mode=False,
     )  # fmt: skip
     assert code == 10
+    known = str(set_folder("fluent-animals", "train"))
+    app(["references", "add", "portfolio", known, "--descriptor", "nano", "--workspace", folder], standalone_mode=False)
     return Workspace(folder)
 
 

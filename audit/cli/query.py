@@ -47,6 +47,9 @@ def query(
     [bold]Example[/bold]: lora-audit query "SELECT checkpoint_name, reference_set, p
     FROM audits JOIN set_chances USING (audit_id) ORDER BY p" --format csv
 
+    nearest('SET', TOP, 'AUDIT') is a table, too: the TOP references (3) of a set that are nearest to each extraction,
+    of audits that begin so (all).
+
     Columns are described in audit/schemas.py. The statement can read the tables and nothing else. Bytes are printed as
     hex. Where two columns have one name, JSON and Parquet number the second. Piped, a table is not cut.
     """
@@ -54,6 +57,7 @@ def query(
 
     from audit.cli.rows import as_csv, as_json_lines, as_json_rows, as_parquet
     from audit.errors import WorkspaceError
+    from audit.references.nearest import answered
     from audit.workspace import Workspace
 
     if as_json and format_ not in (RowFormat.table, RowFormat.json):
@@ -61,7 +65,7 @@ def query(
     if format_ is RowFormat.parquet and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is no text: redirect it into a file", param_hint="--format")
     try:
-        rows = Workspace(config.workspace, reading=True, create=False).select(sql)
+        rows = answered(Workspace(config.workspace, reading=True, create=False), sql)
     except duckdb.Error as error:
         raise WorkspaceError(f"the query failed: {error}") from error
     if as_json or format_ is RowFormat.json:

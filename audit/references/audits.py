@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from audit.errors import WorkspaceError
 from audit.references.index import open_bank
 from audit.references.match import match_extractions
+from audit.references.second_look import looked_at_again
 from audit.references.silence import Rule, rules_of
 from audit.references.weigh import WEIGHED, Weighed, weigh_in
 from audit.workspace import Workspace
@@ -79,6 +80,7 @@ def _found(
         banks = {name: open_bank(connection, workspace, name, described_by) for name in sets}
         rules = rules_of(connection, workspace, described_by, alike["threshold"], banks)
         rules_of_audits |= dict.fromkeys(alike["audits"], rules)
-        yield match_extractions(
+        matches = match_extractions(
             connection, extractions, banks, alike["threshold"], alike["size"], control=control, rules=rules
         )
+        yield looked_at_again(connection, matches, described_by)

@@ -42,7 +42,8 @@ class Match:
 
     ``control_similarity`` is that to what the base alone draws, None without control generations. It is alike
     ``alike_from`` a similarity, and by PDQ up to ``pdq_limit`` bits; ``allowed_by`` is the allow bank that has silenced
-    it, ``metadata`` what the set's input says of it, plain values.
+    it, ``metadata`` what the set's input says of it, plain values. ``inliers``, ``coverage`` and ``mirrored`` are what
+    a second look found (audit/references/second_look.py), None without one.
     """
 
     reference_set: str
@@ -58,6 +59,9 @@ class Match:
     alike_from: float = 0.0
     pdq_limit: int = MATCH_DISTANCE
     metadata: Any = None
+    inliers: int | None = None
+    coverage: float | None = None
+    mirrored: bool | None = None
 
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
@@ -289,6 +293,7 @@ def _collected(
             found["verdict"] or (Verdict.match if found["is_match"] else Verdict.none), found["evidence"],
             found["thumbnail"], found["control_similarity"], found["allowed_by"],
             row["threshold"] if rule.threshold is None else rule.threshold, rule.bits, plain(found["metadata"]),
+            found["inliers"], found["coverage"], found["mirrored"],
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [
