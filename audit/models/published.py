@@ -80,6 +80,7 @@ FLUX2_KLEIN_4B: dict[str, Any] = {
 FLUX2_KLEIN_9B: dict[str, Any] = {
     "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288, "guidance_embeds": False,
 }  # fmt: skip
+Z_IMAGE: dict[str, Any] = {}
 CLIP_L: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768,
@@ -180,6 +181,11 @@ PUBLISHED: dict[str, PublishedModel] = {
         "FLUX.2 klein 9B", "Flux2KleinPipeline", 1024, 512, 2,
         {"transformer": PublishedNetwork("Flux2Transformer2DModel", FLUX2_KLEIN_9B, 9078.58),
          "text_encoder": PublishedNetwork("Qwen3ForCausalLM", QWEN3_8B, 8190.74), "vae": _VAE_FLUX2},
+    ),
+    "z-image": PublishedModel(
+        "Z-Image, base and Turbo", "ZImagePipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("ZImageTransformer2DModel", Z_IMAGE, 6154.91), "text_encoder": _QWEN3_4B,
+         "vae": _VAE_16},
     ),
 }  # fmt: skip
 

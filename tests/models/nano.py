@@ -19,6 +19,7 @@ from diffusers import (
     FluxTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from tokenizers import Tokenizer, models
 from tokenizers.normalizers import Lowercase
@@ -33,6 +34,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     XLMRobertaTokenizerFast,
@@ -275,9 +277,24 @@ def flux2() -> Any:
     )  # fmt: skip
 
 
+def z_image() -> Any:
+    torch.manual_seed(13)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[4, 6, 6], axes_lens=[128, 16, 16],
+    )  # fmt: skip
+    return diffusers.ZImagePipeline(
+        flow(shift=6.0),
+        vae(4, shift_factor=0.1, scaling_factor=0.4),
+        qwen3(16, 3, Qwen3Model),
+        qwen_tokenizer(),
+        transformer,
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
-    "klein": klein, "flux2": flux2,
+    "klein": klein, "flux2": flux2, "z-image": z_image,
 }  # fmt: skip
 
 

@@ -202,7 +202,7 @@ def test_memory_is_linear_in_the_batch(pair: ModelPair) -> None:
         condition = text.condition(batch, torch.float32)
         return pair.architecture.predict(parts, latents, inputs(1)[0], condition, 3.5)
 
-    assert found.evaluation.peak_bytes(7) == pytest.approx(cost._count(evaluate, 7, network).peak, rel=0.01)
+    assert found.evaluation.peak_bytes(7) == pytest.approx(cost._count(evaluate, 7, network).peak, rel=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.flux import pack, unpack
+from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
 from audit.sampling.guidance import ClassifierFree, Direct, ModelGuidance
 from audit.sampling.sampler import Sampler, make_schedule
@@ -24,7 +25,7 @@ from tests.models import nano
 from tests.models.files import full_change
 
 STEPS = 4
-CHATTING = ("Flux2Pipeline", "Flux2KleinPipeline")
+CHATTING = ("Flux2Pipeline", "Flux2KleinPipeline", "ZImagePipeline")
 WITHOUT_CFG = ("Flux2Pipeline",)
 CAPTIONS = ["a photo of sks dog", "painting of the red cat"]
 
@@ -63,6 +64,8 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float) -> torch.Tens
         arguments["latents"] = pipeline._patchify_latents(latents)
     if family == "Flux2Pipeline":
         arguments["guidance_scale"] = 3.5 if w == 1 else w
+    if family == "ZImagePipeline":  # pos + scale (pos - neg)
+        arguments["guidance_scale"] = w - 1
     pipeline.set_progress_bar_config(disable=True)
     found = pipeline(**arguments).images
     if family == "Flux2KleinPipeline":  # what it gives is the VAE's
@@ -203,6 +206,11 @@ def test_few_step_models_come_with_a_warning(folder: Path) -> None:
     pair = ModelPair(base, open_checkpoint(full_change(base, folder / "distilled-tuned")), resolution=64)
     [said] = pair.warnings
     assert "distilled to few steps" in said
+    turbo = nano.z_image()
+    assert FAMILIES["z-image"].warnings(turbo) == []
+    turbo.scheduler = nano.flow(shift=3.0)
+    [said] = FAMILIES["z-image"].warnings(turbo)
+    assert "Z-Image Turbo, distilled" in said
 
 
 def test_a_caption_is_cut_where_what_stands_around_it_is_counted(folder: Path) -> None:

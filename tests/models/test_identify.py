@@ -15,7 +15,7 @@ from audit.models.families.registry import FAMILIES
 from audit.models.families.unet import original_unet_names
 from audit.models.published import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, SD15, SD21, SD35_LARGE, SDXL
 from audit.models.safetensors_header import TensorInfo
-from tests.models.test_keys import FLUX2, flux2_modules, flux_modules, sd3_modules
+from tests.models.test_keys import FLUX2, ORIGINALS, flux2_modules, flux_modules, sd3_modules
 
 KOLORS = SDXL | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
                  "projection_class_embeddings_input_dim": 5632}  # fmt: skip
@@ -74,7 +74,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "PixArt": ("PixArtTransformer2DModel", {}, None),
     "Sana": ("SanaTransformer2DModel", {}, None),
     "Lumina 2": ("Lumina2Transformer2DModel", {}, None),
-    "Z-Image": ("ZImageTransformer2DModel", {}, None),
+    "Z-Image": ("ZImageTransformer2DModel", {}, Family.z_image),
     "CogVideoX": ("CogVideoXTransformer3DModel", {}, None),
     "CogView 4": ("CogView4Transformer2DModel", {}, None),
     "Mochi": ("MochiTransformer3DModel", {}, None),
@@ -106,6 +106,9 @@ def networks() -> dict[str, nn.Module]:
         for name, (kind, config, _) in TABLE.items():
             found[name] = getattr(diffusers, kind)(**config)
     return found
+
+
+ORIGINAL_MODULES = {"Z-Image": ORIGINALS["z-image"]}
 
 
 def info(*shape: int) -> TensorInfo:
@@ -181,6 +184,8 @@ def test_original_layouts_are_told_apart(networks: dict[str, nn.Module], name: s
         modules = flux_modules()
     elif kind == "SD3Transformer2DModel":
         modules = sd3_modules()
+    elif name in ORIGINAL_MODULES:
+        modules = ORIGINAL_MODULES[name]
     else:
         return
     assert len(modules) > 100 or kind in {one.denoiser_class for one in FAMILIES.values()}
@@ -268,7 +273,9 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("Pony", "sdxl"), ("NoobAI", "sdxl"), ("Hunyuan Video", "other"), ("hunyuan-video", "other"),
         ("HunyuanVideo", "other"), ("LTXV", "other"), ("ltx-video", "other"), ("AuraFlow", "other"),
         ("Hunyuan 1", "other"), ("Kolors", "other"), ("SVD XT", "other"), ("PixArt a", "other"), ("Qwen", "other"),
-        ("ZImageTurbo", "other"), ("Chroma", "chroma"), ("Chroma1-HD", "chroma"), ("ChromaXL", "other"),
+        ("ZImageTurbo", "z-image"), ("Z-Image Base", "z-image"), ("Tongyi-MAI/Z-Image-Turbo", "z-image"),
+        ("Z-Image-Omni-Base", "other"), ("Z-Image-Edit", "other"),
+        ("Chroma", "chroma"), ("Chroma1-HD", "chroma"), ("ChromaXL", "other"),
         ("Chroma1-Radiance", "other"), ("stable-diffusion-xl-v1-base/lora", "sdxl"),
         ("stable-diffusion-xl-v1-refiner", "other"), ("stable-video-diffusion", "other"), ("SDXL Lightning", "sdxl"),
         ("SDXL Turbo", "sdxl"), ("sd3.5_large", "sd3"), ("SD 3", "sd3"), ("sd_v2_768_v", "sd2"), ("SD 1.5 LCM", "sd1"),

@@ -21,16 +21,26 @@ if TYPE_CHECKING:
 class Condition:
     """What a batch is conditioned on: text states [N, tokens, width], and what some families have besides.
 
-    ``pooled`` [N, width]: the caption as one vector; ``mask`` [N, tokens]: which states count.
+    ``pooled`` [N, width]: the caption as one vector; ``mask`` [N, tokens]: which states count. ``lengths``: how many of
+    each caption's states there are, the first, where a network takes captions of their own lengths; on the host, since
+    to read them from a device would wait for it.
     """
 
     states: torch.Tensor
     pooled: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
     def select(self, rows: torch.Tensor) -> Condition:
         """The conditions of captions ``rows`` (int64 [M])."""
-        return Condition(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
+        lengths = None if self.lengths is None else tuple(self.lengths[row] for row in rows.tolist())
+        parts: Any = [None if part is None else part[rows] for part in self._parts()]
+        return Condition(*parts, lengths)
+
+    def each(self) -> list[torch.Tensor]:
+        """The states of each caption alone [its own tokens, width]."""
+        assert self.lengths is not None
+        return [states[:length] for states, length in zip(self.states, self.lengths, strict=True)]
 
     @staticmethod
     def joined(conditions: Sequence[Condition]) -> Condition:
@@ -40,15 +50,51 @@ class Condition:
         import torch
 
         columns = zip(*(one._parts() for one in conditions), strict=True)
-        return Condition(*(None if parts[0] is None else torch.cat(parts) for parts in columns))  # type: ignore[arg-type]
+        parts: Any = [None if parts[0] is None else torch.cat(parts) for parts in columns]
+        known = [one.lengths for one in conditions if one.lengths is not None]
+        return Condition(*parts, tuple(length for one in known for length in one) if known else None)
 
     def to(self, dtype: torch.dtype) -> Condition:
-        """In ``dtype``; the mask stays as it is."""
+        """In ``dtype``; mask and lengths stay as they are."""
         pooled = None if self.pooled is None else self.pooled.to(dtype)
-        return Condition(self.states.to(dtype), pooled, self.mask)
+        return Condition(self.states.to(dtype), pooled, self.mask, self.lengths)
 
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
         return self.states, self.pooled, self.mask
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """The shape of a Condition: text states, width of a state, width of the pooled vector if any, whether masked.
+
+    ``length``: of the longest caption, where captions have lengths of their own.
+    """
+
+    tokens: int
+    width: int
+    pooled: int | None = None
+    masked: bool = False
+    length: int | None = None
+
+    @classmethod
+    def of(cls, condition: Condition) -> TextShape:
+        """The shape of ``condition``, whatever its batch."""
+        tokens, width = condition.states.shape[1:]
+        pooled = None if condition.pooled is None else condition.pooled.shape[-1]
+        length = None if condition.lengths is None else max(condition.lengths)
+        return cls(tokens, width, pooled, condition.mask is not None, length)
+
+    def condition(self, batch: int, dtype: torch.dtype) -> Condition:
+        """A condition of this shape on the meta device."""
+        import torch
+
+        meta = torch.device("meta")
+        return Condition(
+            torch.empty(batch, self.tokens, self.width, dtype=dtype, device=meta),
+            None if self.pooled is None else torch.empty(batch, self.pooled, dtype=dtype, device=meta),
+            torch.empty(batch, self.tokens, dtype=dtype, device=meta) if self.masked else None,
+            None if self.length is None else (self.length,) * batch,
+        )
 
 
 class ModelFamily(ABC):
@@ -194,6 +240,11 @@ class ModelFamily(ABC):
         size = config.sample_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         return config.in_channels, height, width
+
+    def text_shape(self, denoiser: Any, tokens: int) -> TextShape:
+        """What a denoiser with the configuration ``denoiser`` is conditioned on by a caption of ``tokens`` states."""
+        pooled = denoiser.get("pooled_projection_dim")
+        return TextShape(tokens, denoiser.joint_attention_dim, pooled, masked=pooled is None)
 
     def caption_tokens(self, pipeline: Any) -> int:
         """Tokens that the encoder with the longest sight reads, its start and end token included."""

@@ -24,6 +24,7 @@ class Family(StrEnum):
     chroma = "chroma"
     flux2 = "flux2"
     flux2_klein = "flux2-klein"
+    z_image = "z-image"
     alt = "altdiffusion"
     other = "other"
 
