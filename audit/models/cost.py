@@ -137,6 +137,8 @@ def measure(forward: Callable[[int], Any], network: nn.Module) -> Cost:
 
     Raises RuntimeError where the pass needs a value that the meta device has not.
     """
+    with torch.no_grad():
+        forward(1)  # some networks keep tables from their first pass on, which are no pass' own
     one, two = (_count(forward, batch, network) for batch in (1, 2))
     slope = two.peak - one.peak
     return Cost(one.flops, weight_bytes(network), slope, max(0, one.peak - slope))

@@ -92,7 +92,7 @@ def size(name: str, resolution: int | None = None) -> Sizing:
     try:
         sampling = SamplingCost(
             published_evaluation(model, architecture, networks, side),
-            decoding_cost(architecture, networks["vae"], latent_shape(networks["vae"], side)),
+            decoding_cost(architecture, networks["vae"], latent_shape(architecture, networks["vae"], side)),
         )
     except ValueError as error:
         raise ConfigError(f"{model.title} does not sample {side} pixels: {str(error)[:200]}") from error
@@ -107,9 +107,9 @@ def build_all(model: PublishedModel, architecture: ModelFamily) -> dict[str, Any
     return networks
 
 
-def latent_shape(vae: Any, side: int) -> tuple[int, int, int]:
+def latent_shape(architecture: ModelFamily, vae: Any, side: int) -> tuple[int, int, int]:
     """Channels, height and width of the latents of ``side`` pixels."""
-    return vae.config.latent_channels, side // VAE_SCALE, side // VAE_SCALE
+    return architecture.latent_channels(vae), side // VAE_SCALE, side // VAE_SCALE
 
 
 def published_evaluation(model: PublishedModel, architecture: ModelFamily, networks: dict[str, Any], side: int) -> Cost:
@@ -117,7 +117,7 @@ def published_evaluation(model: PublishedModel, architecture: ModelFamily, netwo
     return evaluation_cost(
         architecture,
         SimpleNamespace(**networks, vae_scale_factor=VAE_SCALE),
-        latent_shape(networks["vae"], side),
+        latent_shape(architecture, networks["vae"], side),
         architecture.half,
         architecture.text_shape(networks[architecture.denoiser].config, model.text_tokens),
     )

@@ -46,6 +46,7 @@ REAL: dict[str, PublishedNetwork] = {
     "klein-9b": PUBLISHED["flux2-klein-9b"].networks["transformer"],
     "flux2-dev": PUBLISHED["flux2-dev"].networks["transformer"],
     "z-image": PUBLISHED["z-image"].networks["transformer"],
+    "qwen-image": PUBLISHED["qwen-image"].networks["transformer"],
     "sd35": PUBLISHED["sd3.5-large"].networks["transformer"],
     "clip-l": PUBLISHED["sd15"].networks["text_encoder"],
     "open-clip-h": PUBLISHED["sd2"].networks["text_encoder"],
@@ -225,19 +226,20 @@ def z_image_modules(layers: int = 30, refiners: int = 2, width: int = 3840) -> S
             found |= {
                 f"{block}.attention.qkv": (3 * width, width), f"{block}.attention.out": (width, width),
                 f"{block}.feed_forward.w1": (width * 8 // 3, width),
-                f"{block}.feed_forward.w2": (width, width * 8 // 3), f"{block}.feed_forward.w3": (width * 8 // 3, width),
+                f"{block}.feed_forward.w2": (width, width * 8 // 3),
+                f"{block}.feed_forward.w3": (width * 8 // 3, width),
             }  # fmt: skip
             if kind != "context_refiner":
                 found[f"{block}.adaLN_modulation.0"] = (4 * width, 256)
     return found
 
 
-@pytest.mark.parametrize("name", ["z-image"])
+@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
 def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
     """By the first code's names and by diffusers', which ai-toolkit, ComfyUI, diffusers and kohya write."""
     network = networks[name]
     own = {key: tuple(module.weight.shape) for key, module in adaptable(network).items()}
-    for modules in (own, ORIGINALS[name]):
+    for modules in (own, ORIGINALS.get(name, own)):
         for keys in (dotted_keys("diffusion_model", modules), dotted_keys("transformer", modules)):
             assert_complete(keys, network)
         assert_complete(kohya_keys("lora_unet", modules), network)
@@ -356,5 +358,5 @@ def test_open_clip_names_are_those_of_diffusers_converter() -> None:
 def test_sizes_of_the_table_in_the_documentation(networks: dict[str, nn.Module]) -> None:
     """docs/models.md says how large each denoiser is; from the same configurations."""
     text = (Path(__file__).parents[2] / "docs/models.md").read_text()
-    for name in ("sd15", "sd21", "sdxl", "sd35", "flux", "klein-4b", "klein-9b", "flux2-dev", "z-image"):
+    for name in ("sd15", "sd21", "sdxl", "sd35", "flux", "klein-4b", "klein-9b", "flux2-dev", "z-image", "qwen-image"):
         assert f"{parameters_of(networks[name]) / 1e9 * 2:.2f} GB" in text, name

@@ -34,8 +34,9 @@ class Condition:
     def select(self, rows: torch.Tensor) -> Condition:
         """The conditions of captions ``rows`` (int64 [M])."""
         lengths = None if self.lengths is None else tuple(self.lengths[row] for row in rows.tolist())
-        parts: Any = [None if part is None else part[rows] for part in self._parts()]
-        return Condition(*parts, lengths)
+        states, pooled, mask = (None if part is None else part[rows] for part in self._parts())
+        assert states is not None
+        return Condition(states, pooled, mask, lengths)
 
     def each(self) -> list[torch.Tensor]:
         """The states of each caption alone [its own tokens, width]."""
@@ -50,9 +51,10 @@ class Condition:
         import torch
 
         columns = zip(*(one._parts() for one in conditions), strict=True)
-        parts: Any = [None if parts[0] is None else torch.cat(parts) for parts in columns]
+        states, pooled, mask = (None if parts[0] is None else torch.cat(parts) for parts in columns)  # type: ignore[arg-type]
+        assert states is not None
         known = [one.lengths for one in conditions if one.lengths is not None]
-        return Condition(*parts, tuple(length for one in known for length in one) if known else None)
+        return Condition(states, pooled, mask, tuple(length for one in known for length in one) if known else None)
 
     def to(self, dtype: torch.dtype) -> Condition:
         """In ``dtype``; mask and lengths stay as they are."""
@@ -218,6 +220,12 @@ class ModelFamily(ABC):
         mean, deviation = (torch.tensor(one, device=latents.device).view(axes) for one in (mean, deviation))
         return mean, deviation / config.get("scaling_factor", 1.0)
 
+    def guided(self, empty: torch.Tensor, caption: torch.Tensor, w: float) -> torch.Tensor:
+        """Classifier-free guidance as the model's own pipeline does it: of two predictions, by the weight ``w``."""
+        import torch
+
+        return torch.lerp(empty, caption, w)
+
     def to_pixels(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
         """One picture [N, 3, H, W] from -1 to 1 of each of the VAE's latents; of a video, the one that is looked at."""
         found: torch.Tensor = vae.decode(latents, return_dict=False)[0]
@@ -226,6 +234,11 @@ class ModelFamily(ABC):
     def to_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         """The VAE's latents of pictures [N, 3, H, W] from -1 to 1."""
         found: torch.Tensor = vae.encode(pixels).latent_dist.mean
+        return found
+
+    def latent_channels(self, vae: Any) -> int:
+        """Channels of the VAE's latents."""
+        found: int = vae.config.latent_channels
         return found
 
     def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, ...]:

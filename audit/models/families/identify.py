@@ -25,6 +25,7 @@ class Family(StrEnum):
     flux2 = "flux2"
     flux2_klein = "flux2-klein"
     z_image = "z-image"
+    qwen_image = "qwen-image"
     alt = "altdiffusion"
     other = "other"
 
