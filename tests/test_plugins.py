@@ -59,7 +59,18 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_comes_with_the_package_is_there() -> None:
-    assert set(FAMILIES) == {"sd1", "sdxl", "sd3", "flux", "chroma", "altdiffusion", "flux2", "flux2-klein"}
+    assert set(FAMILIES) == {
+        "sd1",
+        "sdxl",
+        "sd3",
+        "flux",
+        "chroma",
+        "altdiffusion",
+        "flux2",
+        "flux2-klein",
+        "z-image",
+        "qwen-image",
+    }
     assert set(SOURCES) == {"civitai", "huggingface", "folder"}
     assert set(DESCRIPTORS) == {"nano", "sscd", "sscd-int8", "pdq"}
     assert [stage.name for stage in stages_for([])] == ["sample", "control", "membership", "cluster", "match", "report"]

@@ -19,7 +19,7 @@ from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.formats.prediction import followed, said
 from audit.models.hub import is_commit, is_hub_id, snapshot
 from audit.models.limits import check_configs
-from audit.models.placement import is_placed, place
+from audit.models.placement import channels_last, is_placed, place
 from audit.models.published import ALIASES, source_of
 from audit.models.safetensors_header import read_header
 from audit.models.tokenizers import check_tokenizers
@@ -262,7 +262,7 @@ def _vae(kind: Any, location: BaseLocation, as_stored: bool) -> Any:
         vae = kind.from_single_file(
             str(location.path), config=str(location.config), subfolder="vae", dtype=dtype, **options
         )
-    return vae.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+    return channels_last(vae.requires_grad_(False)).eval()
 
 
 def _stored_dtype(files: Iterable[Path]) -> torch.dtype:
@@ -352,7 +352,7 @@ def _base_of(pipeline: Any, architecture: ModelFamily, location: BaseLocation) -
     for part in architecture.networks:
         network = getattr(pipeline, part)
         if network is not None:
-            network.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+            channels_last(network.requires_grad_(False)).eval()
     architecture.check(pipeline, location.name)
     architecture.settle(pipeline)
     return BaseModel(location.name, location.revision, architecture, pipeline)

@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from audit.models.families.base import Condition, ModelFamily
+from audit.models.families.base import Condition, ModelFamily, TextShape
 from audit.models.formats.parts import layout_of
 
 if TYPE_CHECKING:
@@ -65,31 +65,6 @@ class SamplingCost:
         if not images_that_fit(self.decoding, free_bytes, 1):
             return 0
         return images_that_fit(self.evaluation, free_bytes, ceiling, rows)
-
-
-@dataclass(frozen=True)
-class TextShape:
-    """The shape of a Condition: text states, width of a state, width of the pooled vector if any, whether masked."""
-
-    tokens: int
-    width: int
-    pooled: int | None = None
-    masked: bool = False
-
-    @classmethod
-    def of(cls, condition: Condition) -> TextShape:
-        """The shape of ``condition``, whatever its batch."""
-        tokens, width = condition.states.shape[1:]
-        pooled = None if condition.pooled is None else condition.pooled.shape[-1]
-        return cls(tokens, width, pooled, condition.mask is not None)
-
-    def condition(self, batch: int, dtype: torch.dtype) -> Condition:
-        """A condition of this shape on the meta device."""
-        return Condition(
-            torch.empty(batch, self.tokens, self.width, dtype=dtype, device=META),
-            None if self.pooled is None else torch.empty(batch, self.pooled, dtype=dtype, device=META),
-            torch.empty(batch, self.tokens, dtype=dtype, device=META) if self.masked else None,
-        )
 
 
 def images_that_fit(cost: Cost, free_bytes: int, ceiling: int, rows: int = 1) -> int:
@@ -162,6 +137,8 @@ def measure(forward: Callable[[int], Any], network: nn.Module) -> Cost:
 
     Raises RuntimeError where the pass needs a value that the meta device has not.
     """
+    with torch.no_grad():
+        forward(1)  # some networks keep tables from their first pass on, which are no pass' own
     one, two = (_count(forward, batch, network) for batch in (1, 2))
     slope = two.peak - one.peak
     return Cost(one.flops, weight_bytes(network), slope, max(0, one.peak - slope))

@@ -92,6 +92,14 @@ def place(
     return copied.eval()
 
 
+def channels_last(network: nn.Module) -> Any:
+    """``network`` with the weights that have four axes channels-last; convolutions of videos have five."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return network
+
+
 def _moved(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
     layout = layout_of(tensor.ndim, torch.preserve_format)
     moved = tensor.detach().to(device, dtype, memory_format=layout)

@@ -80,6 +80,8 @@ FLUX2_KLEIN_4B: dict[str, Any] = {
 FLUX2_KLEIN_9B: dict[str, Any] = {
     "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288, "guidance_embeds": False,
 }  # fmt: skip
+Z_IMAGE: dict[str, Any] = {}
+QWEN_IMAGE: dict[str, Any] = {}
 CLIP_L: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768,
@@ -112,6 +114,16 @@ MISTRAL_SMALL: dict[str, Any] = {
     "spatial_merge_size": 2, "vision_feature_layer": -1, "projector_hidden_act": "gelu",
     "multimodal_projector_bias": False, "tie_word_embeddings": False,
 }  # fmt: skip
+QWEN25_VL_7B: dict[str, Any] = {
+    "text_config": {
+        "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
+        "num_attention_heads": 28, "num_key_value_heads": 4, "rope_scaling": {"type": "mrope",
+        "mrope_section": [16, 24, 24]}, "tie_word_embeddings": False,
+    },
+    "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16,
+                      "out_hidden_size": 3584},
+    "tie_word_embeddings": False,
+}  # fmt: skip
 # force_upcast is not in the older configurations, and true by diffusers' default
 VAE_4: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
@@ -119,6 +131,7 @@ VAE_4: dict[str, Any] = {
 }  # fmt: skip
 VAE_16: dict[str, Any] = {**VAE_4, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
 VAE_FLUX2: dict[str, Any] = {**VAE_4, "latent_channels": 32}
+VAE_QWEN: dict[str, Any] = {}
 
 _VAE_4 = PublishedNetwork("AutoencoderKL", VAE_4, 83.65)
 _VAE_16 = PublishedNetwork("AutoencoderKL", VAE_16, 83.82)
@@ -181,6 +194,17 @@ PUBLISHED: dict[str, PublishedModel] = {
         {"transformer": PublishedNetwork("Flux2Transformer2DModel", FLUX2_KLEIN_9B, 9078.58),
          "text_encoder": PublishedNetwork("Qwen3ForCausalLM", QWEN3_8B, 8190.74), "vae": _VAE_FLUX2},
     ),
+    "z-image": PublishedModel(
+        "Z-Image, base and Turbo", "ZImagePipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("ZImageTransformer2DModel", Z_IMAGE, 6154.91), "text_encoder": _QWEN3_4B,
+         "vae": _VAE_16},
+    ),
+    "qwen-image": PublishedModel(
+        "Qwen-Image", "QwenImagePipeline", 1328, 512, 2,
+        {"transformer": PublishedNetwork("QwenImageTransformer2DModel", QWEN_IMAGE, 20430.40),
+         "text_encoder": PublishedNetwork("Qwen2_5_VLForConditionalGeneration", QWEN25_VL_7B, 8292.17),
+         "vae": PublishedNetwork("AutoencoderKLQwenImage", VAE_QWEN, 126.89)},
+    ),
 }  # fmt: skip
 
 
@@ -220,11 +244,13 @@ def build(network: PublishedNetwork, dtype: torch.dtype | None = None) -> Any:
     import torch
     from torch import nn
 
+    from audit.models.placement import channels_last
+
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers uses what it deprecates
         made: nn.Module = _maker(network.kind)(network.configuration)
-    place: Any = nn.Module.to  # diffusers' own warns of parts kept in float32 where there are none
-    return place(made.requires_grad_(False), dtype=dtype, memory_format=torch.channels_last).eval()
+    cast: Any = nn.Module.to  # diffusers' own warns of parts kept in float32 where there are none
+    return channels_last(cast(made.requires_grad_(False), dtype=dtype)).eval()
 
 
 def _maker(kind: str) -> Callable[[Configuration], Any]:

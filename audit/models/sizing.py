@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from audit.errors import ConfigError
-from audit.models.cost import Cost, SamplingCost, TextShape, decoding_cost, evaluation_cost, weight_bytes
+from audit.models.cost import Cost, SamplingCost, decoding_cost, evaluation_cost, weight_bytes
 from audit.models.families.base import ModelFamily
 from audit.models.families.registry import of_pipeline
 from audit.models.placement import decoder_precision, place
@@ -30,7 +30,7 @@ from audit.models.published import PublishedModel, build, published
 HALF, EXACT = 2, 4  # bytes a weight
 CONTEXT_BYTES = 1 << 30  # of a card: the CUDA context, the libraries' kernels and the descriptor (an assumption)
 VAE_SCALE = 8
-_ATTENTION = re.compile(r"(?:^|\.)attn\d?\.")
+_ATTENTION = re.compile(r"(?:^|\.)(?:self_|cross_)?att(?:n\d?|ention)\.")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def size(name: str, resolution: int | None = None) -> Sizing:
     try:
         sampling = SamplingCost(
             published_evaluation(model, architecture, networks, side),
-            decoding_cost(architecture, networks["vae"], latent_shape(networks["vae"], side)),
+            decoding_cost(architecture, networks["vae"], latent_shape(architecture, networks["vae"], side)),
         )
     except ValueError as error:
         raise ConfigError(f"{model.title} does not sample {side} pixels: {str(error)[:200]}") from error
@@ -107,9 +107,9 @@ def build_all(model: PublishedModel, architecture: ModelFamily) -> dict[str, Any
     return networks
 
 
-def latent_shape(vae: Any, side: int) -> tuple[int, int, int]:
+def latent_shape(architecture: ModelFamily, vae: Any, side: int) -> tuple[int, int, int]:
     """Channels, height and width of the latents of ``side`` pixels."""
-    return vae.config.latent_channels, side // VAE_SCALE, side // VAE_SCALE
+    return architecture.latent_channels(vae), side // VAE_SCALE, side // VAE_SCALE
 
 
 def published_evaluation(model: PublishedModel, architecture: ModelFamily, networks: dict[str, Any], side: int) -> Cost:
@@ -117,22 +117,10 @@ def published_evaluation(model: PublishedModel, architecture: ModelFamily, netwo
     return evaluation_cost(
         architecture,
         SimpleNamespace(**networks, vae_scale_factor=VAE_SCALE),
-        latent_shape(networks["vae"], side),
+        latent_shape(architecture, networks["vae"], side),
         architecture.half,
-        text_shape(model, networks[architecture.denoiser]),
+        architecture.text_shape(networks[architecture.denoiser].config, model.text_tokens),
     )
-
-
-def text_shape(model: PublishedModel, denoiser: Any) -> TextShape:
-    """What the denoiser is conditioned on, by its configuration."""
-    config = denoiser.config
-    if "cross_attention_dim" in config:
-        pooled = None
-        if config.addition_embed_type == "text_time":  # six numbers of sizes and crop stand beside the pooled vector
-            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
-        return TextShape(model.text_tokens, config.cross_attention_dim, pooled)
-    pooled = config.get("pooled_projection_dim")
-    return TextShape(model.text_tokens, config.joint_attention_dim, pooled, masked=pooled is None)
 
 
 def footprint(networks: dict[str, Any], architecture: ModelFamily) -> Footprint:

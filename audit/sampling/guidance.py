@@ -87,7 +87,7 @@ class ClassifierFree:
     ) -> torch.Tensor:
         """eps_ft(x_t) + w (eps_ft(x_t, c) - eps_ft(x_t))."""
         empty, caption = pair.predict_tuned(torch.cat([x, x]), t, conditioning.tuned_both).chunk(2)
-        return extrapolate(empty, caption, w)
+        return pair.architecture.guided(empty, caption, w)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class BaseAlone:
     ) -> torch.Tensor:
         """eps_base(x_t) + w (eps_base(x_t, c) - eps_base(x_t))."""
         empty = pair.predict_base(x, t, conditioning.base_empty)
-        return extrapolate(empty, pair.predict_base(x, t, conditioning.base_caption), w)
+        return pair.architecture.guided(empty, pair.predict_base(x, t, conditioning.base_caption), w)
 
 
 @dataclass(frozen=True)

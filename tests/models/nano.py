@@ -12,17 +12,20 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
+    AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
-from tokenizers import Tokenizer, models
+from tokenizers import Regex, Tokenizer, models
 from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import Split, WhitespaceSplit
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -31,8 +34,11 @@ from transformers import (
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     XLMRobertaTokenizerFast,
@@ -204,14 +210,14 @@ def chroma() -> Any:
 
 
 def qwen_tokenizer() -> Any:
-    """Whole words, with the special tokens of Qwen's chats."""
+    """Words, signs and line ends, with the special tokens of Qwen's chats."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]
     mistral = ["[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"]
     chat = ["user", "assistant", "system", "<think>", "</think>"]
     words = Tokenizer(
         models.WordLevel({name: n for n, name in enumerate([*special, *mistral, *chat, *WORDS])}, "<unk>")
     )
-    words.pre_tokenizer, words.normalizer = WhitespaceSplit(), Lowercase()
+    words.pre_tokenizer, words.normalizer = Split(Regex(r"\n|\w+|[^\w\s]"), "removed", invert=True), Lowercase()
     return PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token=special[0], eos_token=special[2], unk_token="<unk>",
         bos_token=special[0], model_max_length=CHAT_TOKENS, additional_special_tokens=[*special[1:3], *mistral],
@@ -275,9 +281,61 @@ def flux2() -> Any:
     )  # fmt: skip
 
 
+def z_image() -> Any:
+    torch.manual_seed(13)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[4, 6, 6], axes_lens=[128, 16, 16],
+    )  # fmt: skip
+    return diffusers.ZImagePipeline(
+        flow(shift=6.0),
+        vae(4, shift_factor=0.1, scaling_factor=0.4),
+        qwen3(16, 3, Qwen3Model),
+        qwen_tokenizer(),
+        transformer,
+    )
+
+
+def qwen_vl(width: int) -> Any:
+    torch.manual_seed(11)
+    text = {
+        "vocab_size": 32, "hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width,
+        "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision))
+
+
+def qwen_vae() -> AutoencoderKLQwenImage:
+    torch.manual_seed(6)
+    return AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[-0.5, 0.2, 0.1, 0.4], latents_std=[2.0, 1.5, 0.7, 1.1],
+    )  # fmt: skip
+
+
+def qwen_image() -> Any:
+    torch.manual_seed(14)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return diffusers.QwenImagePipeline(
+        flow(use_dynamic_shifting=True, max_shift=0.9, shift_terminal=0.02, base_image_seq_len=256),
+        qwen_vae(),
+        qwen_vl(16),
+        qwen_tokenizer(),
+        transformer,
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
-    "klein": klein, "flux2": flux2,
+    "klein": klein, "flux2": flux2, "z-image": z_image, "qwen": qwen_image,
 }  # fmt: skip
 
 

@@ -166,7 +166,7 @@ def test_a_pair_of_every_family_costs_what_it_runs(pair: ModelPair) -> None:
     counted = []
     for run in (
         lambda: pair.architecture.predict(pair.base, latents, torch.tensor(500.0), condition, 3.5),
-        lambda: pair.vae.decode(latents),
+        lambda: pair.architecture.to_pixels(pair.vae, latents),
     ):
         with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             run()
@@ -191,7 +191,7 @@ def test_memory_is_linear_in_the_batch(pair: ModelPair) -> None:
     """What is counted at one and two images holds at seven."""
     found = cost_of_pair(pair)
     vae = cost.on_meta(pair.vae)
-    decoded = cost._count(lambda batch: vae.decode(inputs(batch, *pair.latent_shape)), 7, vae)
+    decoded = cost._count(lambda batch: pair.architecture.to_pixels(vae, inputs(batch, *pair.latent_shape)), 7, vae)
     assert found.decoding.peak_bytes(7) == pytest.approx(decoded.peak, rel=0.01)
     network = cost.on_meta(getattr(pair.base, pair.architecture.denoiser))
     parts = SimpleNamespace(**{pair.architecture.denoiser: network}, vae_scale_factor=pair.base.vae_scale_factor)
@@ -202,7 +202,7 @@ def test_memory_is_linear_in_the_batch(pair: ModelPair) -> None:
         condition = text.condition(batch, torch.float32)
         return pair.architecture.predict(parts, latents, inputs(1)[0], condition, 3.5)
 
-    assert found.evaluation.peak_bytes(7) == pytest.approx(cost._count(evaluate, 7, network).peak, rel=0.01)
+    assert found.evaluation.peak_bytes(7) == pytest.approx(cost._count(evaluate, 7, network).peak, rel=0.02)
 
 
 @pytest.fixture(scope="module")

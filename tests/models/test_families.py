@@ -16,6 +16,7 @@ from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.flux import pack, unpack
+from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.pair import ModelPair
 from audit.sampling.guidance import ClassifierFree, Direct, ModelGuidance
 from audit.sampling.sampler import Sampler, make_schedule
@@ -24,7 +25,7 @@ from tests.models import nano
 from tests.models.files import full_change
 
 STEPS = 4
-CHATTING = ("Flux2Pipeline", "Flux2KleinPipeline")
+CHATTING = ("Flux2Pipeline", "Flux2KleinPipeline", "ZImagePipeline", "QwenImagePipeline")
 WITHOUT_CFG = ("Flux2Pipeline",)
 CAPTIONS = ["a photo of sks dog", "painting of the red cat"]
 
@@ -50,19 +51,23 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float) -> torch.Tens
         "prompt": list(CAPTIONS), "num_inference_steps": STEPS, "output_type": "latent", "height": 64, "width": 64,
         "guidance_scale": w, "latents": latents,
     }  # fmt: skip
-    patched = family in ("FluxPipeline", "ChromaPipeline")
+    patched = family in ("FluxPipeline", "ChromaPipeline", "QwenImagePipeline")
     if patched:
         arguments["latents"] = pack(latents)
     if family == "FluxPipeline":
-        arguments |= {"guidance_scale": 3.5}
-        if w != 1:
-            arguments |= {"true_cfg_scale": w, "negative_prompt": ["", ""]}
+        arguments["guidance_scale"] = 3.5
+    if family == "QwenImagePipeline":
+        arguments["guidance_scale"] = None
+    if family in ("FluxPipeline", "QwenImagePipeline") and w != 1:
+        arguments |= {"true_cfg_scale": w, "negative_prompt": ["", ""]}
     if family in CHATTING:
         arguments["max_sequence_length"] = nano.CHAT_TOKENS
     if family.startswith("Flux2"):
         arguments["latents"] = pipeline._patchify_latents(latents)
     if family == "Flux2Pipeline":
         arguments["guidance_scale"] = 3.5 if w == 1 else w
+    if family == "ZImagePipeline":  # pos + scale (pos - neg)
+        arguments["guidance_scale"] = w - 1
     pipeline.set_progress_bar_config(disable=True)
     found = pipeline(**arguments).images
     if family == "Flux2KleinPipeline":  # what it gives is the VAE's
@@ -167,6 +172,22 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
         load_base(locate_base(str(other)))
 
 
+@pytest.mark.parametrize(
+    ("family", "values", "said"),
+    [
+        ("qwen", {"zero_cond_t": True}, "edits or layers pictures"),
+        ("qwen", {"in_channels": 32}, "takes 32 channels"),
+        ("klein", {"in_channels": 32}, "takes 32 channels"),
+        ("z-image", {"siglip_feat_dim": 8}, "takes pictures beside the caption"),
+    ],
+)
+def test_editing_models_are_refused_in_words(family: str, values: dict[str, Any], said: str) -> None:
+    pipeline = nano.FAMILIES[family]()
+    pipeline.transformer.register_to_config(**values)
+    with pytest.raises(CheckpointError, match=said):
+        of_pipeline(type(pipeline).__name__).check(pipeline, "its base")
+
+
 @pytest.mark.parametrize("family", ["sdxl", "sd3", "flux"])
 def test_an_audit_from_the_command_line(folder: Path, tmp_path: Path, family: str) -> None:
     """From a file to tables and a page; what the audit depends on is in its settings."""
@@ -203,10 +224,15 @@ def test_few_step_models_come_with_a_warning(folder: Path) -> None:
     pair = ModelPair(base, open_checkpoint(full_change(base, folder / "distilled-tuned")), resolution=64)
     [said] = pair.warnings
     assert "distilled to few steps" in said
+    turbo = nano.z_image()
+    assert FAMILIES["z-image"].warnings(turbo) == []
+    turbo.scheduler = nano.flow(shift=3.0)
+    [said] = FAMILIES["z-image"].warnings(turbo)
+    assert "Z-Image Turbo, distilled" in said
 
 
 def test_a_caption_is_cut_where_what_stands_around_it_is_counted(folder: Path) -> None:
-    for name in ("klein", "flux2"):
+    for name in ("klein", "flux2", "z-image", "qwen"):
         base = nano.make(name, folder)
         room = base.architecture.caption_tokens(base.pipeline)
         assert 0 < room < nano.CHAT_TOKENS

@@ -15,7 +15,7 @@ from audit.models.families.registry import FAMILIES
 from audit.models.families.unet import original_unet_names
 from audit.models.published import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, SD15, SD21, SD35_LARGE, SDXL
 from audit.models.safetensors_header import TensorInfo
-from tests.models.test_keys import FLUX2, flux2_modules, flux_modules, sd3_modules
+from tests.models.test_keys import FLUX2, ORIGINALS, flux2_modules, flux_modules, sd3_modules
 
 KOLORS = SDXL | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
                  "projection_class_embeddings_input_dim": 5632}  # fmt: skip
@@ -68,13 +68,15 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "LTX-Video": ("LTXVideoTransformer3DModel", {}, None),
     "LTX-2": ("LTX2VideoTransformer3DModel", {"num_layers": 4}, None),
     "AuraFlow, Pony V7": ("AuraFlowTransformer2DModel", {}, None),
-    "Qwen-Image": ("QwenImageTransformer2DModel", {}, None),
+    "Qwen-Image": ("QwenImageTransformer2DModel", {}, Family.qwen_image),
+    "Qwen-Image 2.1": ("QwenImage21Transformer2DModel", {}, None),
+    "JoyImage": ("JoyImageEditTransformer3DModel", {}, None),
     "Wan 2.1 14B": ("WanTransformer3DModel", {}, None),
     "Wan 2.1 1.3B": ("WanTransformer3DModel", {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, None),
     "PixArt": ("PixArtTransformer2DModel", {}, None),
     "Sana": ("SanaTransformer2DModel", {}, None),
     "Lumina 2": ("Lumina2Transformer2DModel", {}, None),
-    "Z-Image": ("ZImageTransformer2DModel", {}, None),
+    "Z-Image": ("ZImageTransformer2DModel", {}, Family.z_image),
     "CogVideoX": ("CogVideoXTransformer3DModel", {}, None),
     "CogView 4": ("CogView4Transformer2DModel", {}, None),
     "Mochi": ("MochiTransformer3DModel", {}, None),
@@ -106,6 +108,9 @@ def networks() -> dict[str, nn.Module]:
         for name, (kind, config, _) in TABLE.items():
             found[name] = getattr(diffusers, kind)(**config)
     return found
+
+
+ORIGINAL_MODULES = {"Z-Image": ORIGINALS["z-image"]}
 
 
 def info(*shape: int) -> TensorInfo:
@@ -181,6 +186,8 @@ def test_original_layouts_are_told_apart(networks: dict[str, nn.Module], name: s
         modules = flux_modules()
     elif kind == "SD3Transformer2DModel":
         modules = sd3_modules()
+    elif name in ORIGINAL_MODULES:
+        modules = ORIGINAL_MODULES[name]
     else:
         return
     assert len(modules) > 100 or kind in {one.denoiser_class for one in FAMILIES.values()}
@@ -267,8 +274,12 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("purplesmartai/pony-v7-base", "other"), ("Pony Diffusion V7", "other"), ("Pony Diffusion V6 XL", "sdxl"),
         ("Pony", "sdxl"), ("NoobAI", "sdxl"), ("Hunyuan Video", "other"), ("hunyuan-video", "other"),
         ("HunyuanVideo", "other"), ("LTXV", "other"), ("ltx-video", "other"), ("AuraFlow", "other"),
-        ("Hunyuan 1", "other"), ("Kolors", "other"), ("SVD XT", "other"), ("PixArt a", "other"), ("Qwen", "other"),
-        ("ZImageTurbo", "other"), ("Chroma", "chroma"), ("Chroma1-HD", "chroma"), ("ChromaXL", "other"),
+        ("Hunyuan 1", "other"), ("Kolors", "other"), ("SVD XT", "other"), ("PixArt a", "other"), ("Qwen", "qwen-image"),
+        ("ZImageTurbo", "z-image"), ("Z-Image Base", "z-image"), ("Tongyi-MAI/Z-Image-Turbo", "z-image"),
+        ("Qwen/Qwen-Image", "qwen-image"), ("qwen_image", "qwen-image"), ("Qwen-Image-2512", "qwen-image"),
+        ("Qwen-Image-Edit-2511", "other"), ("Qwen-Image-Layered", "other"), ("Qwen 2", "other"),
+        ("Qwen-Image-2.1", "other"), ("Z-Image-Omni-Base", "other"), ("Z-Image-Edit", "other"),
+        ("Chroma", "chroma"), ("Chroma1-HD", "chroma"), ("ChromaXL", "other"),
         ("Chroma1-Radiance", "other"), ("stable-diffusion-xl-v1-base/lora", "sdxl"),
         ("stable-diffusion-xl-v1-refiner", "other"), ("stable-video-diffusion", "other"), ("SDXL Lightning", "sdxl"),
         ("SDXL Turbo", "sdxl"), ("sd3.5_large", "sd3"), ("SD 3", "sd3"), ("sd_v2_768_v", "sd2"), ("SD 1.5 LCM", "sd1"),

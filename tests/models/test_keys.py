@@ -16,6 +16,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_open_clip_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
+    convert_z_image_transformer_checkpoint_to_diffusers,
 )
 from torch import nn
 from transformers import CLIPTextModelWithProjection
@@ -27,6 +28,7 @@ from audit.models.formats.parts import gathered
 from audit.models.published import PUBLISHED, PublishedNetwork, build
 from audit.models.safetensors_header import TensorInfo
 from tests.models import nano
+from tests.models.test_single_files import originals
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -43,6 +45,8 @@ REAL: dict[str, PublishedNetwork] = {
     "klein-4b": PUBLISHED["flux2-klein-4b"].networks["transformer"],
     "klein-9b": PUBLISHED["flux2-klein-9b"].networks["transformer"],
     "flux2-dev": PUBLISHED["flux2-dev"].networks["transformer"],
+    "z-image": PUBLISHED["z-image"].networks["transformer"],
+    "qwen-image": PUBLISHED["qwen-image"].networks["transformer"],
     "sd35": PUBLISHED["sd3.5-large"].networks["transformer"],
     "clip-l": PUBLISHED["sd15"].networks["text_encoder"],
     "open-clip-h": PUBLISHED["sd2"].networks["text_encoder"],
@@ -210,6 +214,40 @@ def test_every_key_of_a_full_kohya_flux2_lora_is_mapped(networks: dict[str, nn.M
     assert_complete(dotted_keys("transformer", own), networks[name])
 
 
+def z_image_modules(layers: int = 30, refiners: int = 2, width: int = 3840) -> Shapes:
+    """Z-Image as Tongyi's code names its linear layers."""
+    found: Shapes = {
+        "x_embedder": (width, 64), "final_layer.linear": (64, width), "final_layer.adaLN_modulation.1": (width, 256),
+        "t_embedder.mlp.0": (1024, 256), "t_embedder.mlp.2": (256, 1024), "cap_embedder.1": (width, 2560),
+    }  # fmt: skip
+    for kind, count in (("layers", layers), ("noise_refiner", refiners), ("context_refiner", refiners)):
+        for layer in range(count):
+            block = f"{kind}.{layer}"
+            found |= {
+                f"{block}.attention.qkv": (3 * width, width), f"{block}.attention.out": (width, width),
+                f"{block}.feed_forward.w1": (width * 8 // 3, width),
+                f"{block}.feed_forward.w2": (width, width * 8 // 3),
+                f"{block}.feed_forward.w3": (width * 8 // 3, width),
+            }  # fmt: skip
+            if kind != "context_refiner":
+                found[f"{block}.adaLN_modulation.0"] = (4 * width, 256)
+    return found
+
+
+@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
+def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
+    """By the first code's names and by diffusers', which ai-toolkit, ComfyUI, diffusers and kohya write."""
+    network = networks[name]
+    own = {key: tuple(module.weight.shape) for key, module in adaptable(network).items()}
+    for modules in (own, ORIGINALS.get(name, own)):
+        for keys in (dotted_keys("diffusion_model", modules), dotted_keys("transformer", modules)):
+            assert_complete(keys, network)
+        assert_complete(kohya_keys("lora_unet", modules), network)
+
+
+ORIGINALS: dict[str, Shapes] = {"z-image": z_image_modules()}
+
+
 def sd3_modules(blocks: int = 38, width: int = 2432) -> dict[str, tuple[int, ...]]:
     """All layers of Stable Diffusion 3.5 large as Stability's code has them."""
     found: dict[str, tuple[int, ...]] = {
@@ -267,7 +305,7 @@ def test_unet_names_are_those_of_diffusers_converter() -> None:
         assert_same_state(convert_ldm_unet_checkpoint(state, dict(network.config)), network)
 
 
-@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2"])
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image"])
 def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The converters know the real width only, so the networks have it; with few blocks."""
     if name == "sd3":
@@ -275,6 +313,12 @@ def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypat
         targets = dict(originals_of(network))
         state = original_state(network, targets) | {"pos_embed": network.state_dict()["pos_embed.pos_embed"]}
         found = convert_sd3_transformer_checkpoint_to_diffusers(state)
+    elif name == "z-image":
+        network = nano.z_image().transformer
+        state = original_state(network, originals(network)) | {
+            key: value for key, value in network.state_dict().items() if "pad_token" in key
+        }
+        found = convert_z_image_transformer_checkpoint_to_diffusers(state)
     elif name == "flux2":
         network = nano.flux2().transformer
         found = convert_flux2_transformer_checkpoint_to_diffusers(original_state(network, dict(originals_of(network))))
@@ -314,5 +358,5 @@ def test_open_clip_names_are_those_of_diffusers_converter() -> None:
 def test_sizes_of_the_table_in_the_documentation(networks: dict[str, nn.Module]) -> None:
     """docs/models.md says how large each denoiser is; from the same configurations."""
     text = (Path(__file__).parents[2] / "docs/models.md").read_text()
-    for name in ("sd15", "sd21", "sdxl", "sd35", "flux", "klein-4b", "klein-9b", "flux2-dev"):
+    for name in ("sd15", "sd21", "sdxl", "sd35", "flux", "klein-4b", "klein-9b", "flux2-dev", "z-image", "qwen-image"):
         assert f"{parameters_of(networks[name]) / 1e9 * 2:.2f} GB" in text, name

@@ -19,7 +19,7 @@ from audit.models.formats.parts import gathered
 from audit.models.tuning import tune
 from tests.models import nano
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein", "z-image")
 RANK, ALPHA = 3, 2.0
 
 
@@ -36,8 +36,16 @@ def originals(network: Any) -> dict[str, Target]:
             for ours, theirs in original_unet_names(network).items()
             if any(True for _ in modules[ours].parameters(recurse=False))
         }
-    found = dict(originals_of(network))
-    return {name: target for name, target in found.items() if "processor" not in name}
+    found = {name: target for name, target in originals_of(network) if "processor" not in name}
+    renamed = {module for target in found.values() for module in target.modules}
+    for name, module in network.named_modules():  # the others have the same name in both
+        if name not in renamed and any(True for _ in module.parameters(recurse=False)):
+            found[name] = Target((name,))
+    return found
+
+
+def parameters_of(network: Any, target: Target) -> list[str]:
+    return [name for name, _ in network.get_submodule(target.modules[0]).named_parameters(recurse=False)]
 
 
 def noisy(value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -48,11 +56,12 @@ def original_file(base: BaseModel, generator: torch.Generator) -> dict[str, torc
     """The denoiser with noise on every weight, under its original names."""
     state = {}
     for name, target in originals(base.denoiser).items():
-        for parameter in ("weight", "bias"):
+        for parameter in parameters_of(base.denoiser, target):
             value = gathered(base.denoiser, target, parameter)
             if value is not None:
                 is_scale = name.endswith(("query_norm", "key_norm")) or "distilled_guidance_layer.norms" in name
-                state[f"model.diffusion_model.{name}.{'scale' if is_scale else parameter}"] = noisy(value, generator)
+                key = f"{name}.{'scale' if is_scale else parameter}".removeprefix(".")
+                state[f"model.diffusion_model.{key}"] = noisy(value, generator)
     return state
 
 
@@ -68,10 +77,10 @@ def test_a_denoiser_in_one_file(folder: Path, tmp_path: Path, family: str, kind:
     assert tuned.unused == []
     network = tuned.networks[base.architecture.denoiser]
     for name, target in originals(base.denoiser).items():
-        for parameter in ("weight", "bias"):
+        for parameter in parameters_of(base.denoiser, target):
             found = gathered(network, target, parameter)
             if found is not None:
-                key = f"model.diffusion_model.{name}.{parameter}"
+                key = f"model.diffusion_model.{f'{name}.{parameter}'.removeprefix('.')}"
                 wanted = state.get(key, state.get(key.replace(".weight", ".scale")))
                 assert wanted is not None
                 assert torch.equal(found, wanted.float()), key
@@ -150,7 +159,7 @@ def test_a_lora_on_every_layer_by_its_original_name(folder: Path, tmp_path: Path
     generator = torch.Generator().manual_seed(3)
     state, deltas = {}, {}
     for name, target in originals(base.denoiser).items():
-        weight = gathered(base.denoiser, target)
+        weight = gathered(base.denoiser, target) if name else None
         if weight is None or weight.ndim < 2:
             continue
         down = torch.randn(RANK, *weight.shape[1:], generator=generator) * 0.1

@@ -22,16 +22,27 @@ if TYPE_CHECKING:
 class Condition:
     """What a batch is conditioned on: text states [N, tokens, width], and what some families have besides.
 
-    ``pooled`` [N, width]: the caption as one vector; ``mask`` [N, tokens]: which states count.
+    ``pooled`` [N, width]: the caption as one vector; ``mask`` [N, tokens]: which states count. ``lengths``: how many of
+    each caption's states there are, the first, where a network takes captions of their own lengths; on the host, since
+    to read them from a device would wait for it.
     """
 
     states: torch.Tensor
     pooled: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    lengths: tuple[int, ...] | None = None
 
     def select(self, rows: torch.Tensor) -> Condition:
         """The conditions of captions ``rows`` (int64 [M])."""
-        return Condition(*(None if part is None else part[rows] for part in self._parts()))  # type: ignore[arg-type]
+        lengths = None if self.lengths is None else tuple(self.lengths[row] for row in rows.tolist())
+        states, pooled, mask = (None if part is None else part[rows] for part in self._parts())
+        assert states is not None
+        return Condition(states, pooled, mask, lengths)
+
+    def each(self) -> list[torch.Tensor]:
+        """The states of each caption alone [its own tokens, width]."""
+        assert self.lengths is not None
+        return [states[:length] for states, length in zip(self.states, self.lengths, strict=True)]
 
     @staticmethod
     def joined(conditions: Sequence[Condition]) -> Condition:
@@ -41,15 +52,52 @@ class Condition:
         import torch
 
         columns = zip(*(one._parts() for one in conditions), strict=True)
-        return Condition(*(None if parts[0] is None else torch.cat(parts) for parts in columns))  # type: ignore[arg-type]
+        states, pooled, mask = (None if parts[0] is None else torch.cat(parts) for parts in columns)  # type: ignore[arg-type]
+        assert states is not None
+        known = [one.lengths for one in conditions if one.lengths is not None]
+        return Condition(states, pooled, mask, tuple(length for one in known for length in one) if known else None)
 
     def to(self, dtype: torch.dtype) -> Condition:
-        """In ``dtype``; the mask stays as it is."""
+        """In ``dtype``; mask and lengths stay as they are."""
         pooled = None if self.pooled is None else self.pooled.to(dtype)
-        return Condition(self.states.to(dtype), pooled, self.mask)
+        return Condition(self.states.to(dtype), pooled, self.mask, self.lengths)
 
     def _parts(self) -> tuple[torch.Tensor | None, ...]:
         return self.states, self.pooled, self.mask
+
+
+@dataclass(frozen=True)
+class TextShape:
+    """The shape of a Condition: text states, width of a state, width of the pooled vector if any, whether masked.
+
+    ``length``: of the longest caption, where captions have lengths of their own.
+    """
+
+    tokens: int
+    width: int
+    pooled: int | None = None
+    masked: bool = False
+    length: int | None = None
+
+    @classmethod
+    def of(cls, condition: Condition) -> TextShape:
+        """The shape of ``condition``, whatever its batch."""
+        tokens, width = condition.states.shape[1:]
+        pooled = None if condition.pooled is None else condition.pooled.shape[-1]
+        length = None if condition.lengths is None else max(condition.lengths)
+        return cls(tokens, width, pooled, condition.mask is not None, length)
+
+    def condition(self, batch: int, dtype: torch.dtype) -> Condition:
+        """A condition of this shape on the meta device."""
+        import torch
+
+        meta = torch.device("meta")
+        return Condition(
+            torch.empty(batch, self.tokens, self.width, dtype=dtype, device=meta),
+            None if self.pooled is None else torch.empty(batch, self.pooled, dtype=dtype, device=meta),
+            torch.empty(batch, self.tokens, dtype=dtype, device=meta) if self.masked else None,
+            None if self.length is None else (self.length,) * batch,
+        )
 
 
 class ModelFamily(ABC):
@@ -177,6 +225,12 @@ class ModelFamily(ABC):
         mean, deviation = (torch.tensor(one, device=latents.device).view(axes) for one in (mean, deviation))
         return mean, deviation / config.get("scaling_factor", 1.0)
 
+    def guided(self, empty: torch.Tensor, caption: torch.Tensor, w: float) -> torch.Tensor:
+        """Classifier-free guidance as the model's own pipeline does it: of two predictions, by the weight ``w``."""
+        import torch
+
+        return torch.lerp(empty, caption, w)
+
     def to_pixels(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
         """One picture [N, 3, H, W] from -1 to 1 of each of the VAE's latents; of a video, the one that is looked at."""
         found: torch.Tensor = vae.decode(latents, return_dict=False)[0]
@@ -185,6 +239,11 @@ class ModelFamily(ABC):
     def to_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
         """The VAE's latents of pictures [N, 3, H, W] from -1 to 1."""
         found: torch.Tensor = vae.encode(pixels).latent_dist.mean
+        return found
+
+    def latent_channels(self, vae: Any) -> int:
+        """Channels of the VAE's latents."""
+        found: int = vae.config.latent_channels
         return found
 
     def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, ...]:
@@ -199,6 +258,11 @@ class ModelFamily(ABC):
         size = config.sample_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         return config.in_channels, height, width
+
+    def text_shape(self, denoiser: Any, tokens: int) -> TextShape:
+        """What a denoiser with the configuration ``denoiser`` is conditioned on by a caption of ``tokens`` states."""
+        pooled = denoiser.get("pooled_projection_dim")
+        return TextShape(tokens, denoiser.joint_attention_dim, pooled, masked=pooled is None)
 
     def caption_tokens(self, pipeline: Any) -> int:
         """Tokens that the encoder with the longest sight reads, its start and end token included."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from audit.models.families.base import ModelFamily
+from audit.models.families.base import Condition, ModelFamily
+
+if TYPE_CHECKING:
+    import torch
 
 # What the published tokenizers' templates make of such messages, written out here: a template is a program, and those
 # of a stranger's files are not run
@@ -52,3 +56,11 @@ class Chatting(ModelFamily):
             self.messages(pipeline, caption), tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
         return len(tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def of_their_lengths(states: Sequence[torch.Tensor], tokens: int) -> Condition:
+    """The condition of captions' states [their own tokens, width], padded with zeros to ``tokens``."""
+    import torch
+
+    padded = [torch.nn.functional.pad(one, (0, 0, 0, tokens - len(one))) for one in states]
+    return Condition(torch.stack(padded), lengths=tuple(len(one) for one in states))

@@ -91,7 +91,7 @@ class Patched(ModelFamily):
 
     def check(self, pipeline: Any, name: str) -> None:
         """Refuse other channel counts, and what is no base model."""
-        taken, given = pipeline.transformer.config.in_channels, 4 * pipeline.vae.config.latent_channels
+        taken, given = pipeline.transformer.config.in_channels, 4 * self.latent_channels(pipeline.vae)
         if taken != given:
             raise CheckpointError(
                 f"{name}: its transformer takes {taken} channels, its patches have {given}: Fill, Canny, Depth and "

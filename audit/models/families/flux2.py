@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audit.models.families.base import Condition
+from audit.models.families.base import Condition, TextShape
 from audit.models.families.chat import MISTRAL, Chatting
 from audit.models.families.flux import Patched, pack, unpack
 from audit.models.families.identify import Family
@@ -81,6 +81,10 @@ class Flux2Like(Chatting, Patched):
             return_dict=False,
         )[0]
         return unpack(patches, *latents.shape[2:])
+
+    def text_shape(self, denoiser: Any, tokens: int) -> TextShape:
+        """The states of three layers side by side."""
+        return TextShape(tokens, denoiser.joint_attention_dim)
 
     def time_shift(self, scheduler: Mapping[str, Any], latent_shape: Sequence[int], steps: int) -> float:
         """By the number of patches and of steps."""

@@ -24,6 +24,8 @@ class Family(StrEnum):
     chroma = "chroma"
     flux2 = "flux2"
     flux2_klein = "flux2-klein"
+    z_image = "z-image"
+    qwen_image = "qwen-image"
     alt = "altdiffusion"
     other = "other"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from audit.errors import CheckpointError
-from audit.models.families.base import Condition, ModelFamily
+from audit.models.families.base import Condition, ModelFamily, TextShape
 from audit.models.families.identify import Family
 from audit.models.families.keys import Target
 
@@ -57,6 +57,13 @@ class WithUNet(ModelFamily):
                 f"{name}: its UNet takes {taken} channels, its latents have {given}: inpainting, depth and other "
                 "variants cannot be audited; give the text-to-image model"
             )
+
+    def text_shape(self, denoiser: Any, tokens: int) -> TextShape:
+        """By the width of cross attention; Stable Diffusion XL's sizes and crop stand beside the pooled vector."""
+        pooled = None
+        if denoiser.addition_embed_type == "text_time":
+            pooled = denoiser.projection_class_embeddings_input_dim - 6 * denoiser.addition_time_embed_dim
+        return TextShape(tokens, denoiser.cross_attention_dim, pooled)
 
     def predict(
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
