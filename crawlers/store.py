@@ -25,6 +25,8 @@ from audit.files import make_folder, private_file
 from audit.models.checkpoint import identity_of, layout_of
 from audit.models.formats.detect import Format, detect_format
 from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
+from audit.models.sketch import Sketch
+from audit.similar import sketch_or_none
 from audit.states import ItemState
 from audit.workspace import Workspace
 from crawlers.http import Session, check_status, shown
@@ -45,6 +47,7 @@ class Stored:
     identity: str
     format: Format | None
     note: str | None
+    sketch: Sketch | None = None
 
 
 class StreamingHash:
@@ -167,12 +170,14 @@ class Store:
         except CheckpointError as error:
             unknown = str(error).replace(str(part), clean_name(name))
             note = f"{note}; {unknown}" if note else unknown
+        adapter = kind is not None and kind.is_adapter
+        sketch = sketch_or_none([(part, header)], clean_name(name)) if adapter else None
         with self._lock:
             if self.files.exists(self.key(identity)):
                 part.unlink()
             else:
                 self.files.adopt(part, self.key(identity))
-        return Stored(header, sha256, tensors_sha256, identity, kind, note)
+        return Stored(header, sha256, tensors_sha256, identity, kind, note, sketch)
 
     def _quarantine(self, part: Path, sha256: str, name: str, reason: str) -> None:
         apart = f"checkpoints/quarantined/{sha256}"
