@@ -333,6 +333,17 @@ class Session:
             except (requests.RequestException, OSError) as error:
                 raise BrokeOffError(f"{shown(url)} broke off ({_cause(error)})") from None
 
+    def get_bytes(self, url: str, most: int) -> bytes:
+        """The small document at ``url``. Raises FetchError; its state is "refused" for more than ``most`` bytes."""
+        with self.open(url, headers={"Accept-Encoding": "identity"}) as response:
+            check_status(response)
+            body = bytearray()
+            for chunk in response.iter_content(1 << 16):
+                body += chunk
+                if len(body) > most:
+                    raise FetchError(f"{shown(url)} answers more than {most} bytes", ItemState.refused)
+        return bytes(body)
+
     def get_json(self, url: str, params: Mapping[str, Any] | None = None, json_body: Any = None) -> Any:
         """The JSON document at ``url``, of at most MAX_JSON_BYTES; asked again twice where the answer breaks off.
 

@@ -28,6 +28,8 @@ from audit.untrusted.documents import parse_json
 
 MAX_ID = 300
 MAX_COUNT = 10**12  # images and their repeats; more is no count
+PICKLE = "a pickle: only safetensors is read, pickles can run code"
+GGUF = "a GGUF file: crawls take safetensors alone; download it, and scan it as a file (pip install lora-audit[gguf])"
 
 
 @dataclass(frozen=True)
