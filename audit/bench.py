@@ -227,7 +227,14 @@ class Bench:
 def _open(job: Job, workspace: Workspace) -> Checkpoint:
     facts = job.checkpoint
     try:
-        path = workspace.files.fetch(facts.key) if facts.path is None else Path(facts.path)
+        if facts.path is None:
+            from crawlers.store import Store
+
+            path = Store(workspace).fetch(facts.identity)
+            if path is None:
+                raise FileNotFoundError(facts.key)
+        else:
+            path = Path(facts.path)
     except FileNotFoundError:
         raise CheckpointError(
             f"{facts.item_id} has no stored file any more: fetch it again with 'lora-audit catalog fetch'"

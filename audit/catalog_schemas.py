@@ -112,6 +112,17 @@ RECOVERIES = table_schema(
     ("seconds", pa.float64(), "wall time of the whole recovery, s"),
 )
 
+SKETCHES = table_schema(
+    "What adapters change, as a short vector: two re-saves of one adapter have a cosine near 1 (lora-audit similar).",
+    ("identity", pa.string(), "the network, as in checkpoints"),
+    ("kind", pa.string(), "how the vector was made; only equal ones are compared"),
+    ("modules", pa.int32(), "modules whose change is in it"),
+    ("left_out", pa.int32(), "modules that change in a way that has no sketch"),
+    ("norm", pa.float64(), "estimated Frobenius norm of the change of all modules; null without a sketch"),
+    ("sketch", pa.list_(pa.float32()), "512 numbers, of length 1; null where it has none"),
+    ("seen_at", pa.timestamp("us", "UTC"), "when it was made"),
+)
+
 ASKED = table_schema(
     "When a source was asked again about items it had listed before (catalog refresh); rows are only added.",
     ("item_id", pa.string(), "joins checkpoints"),

@@ -97,5 +97,9 @@ class FetchError(AuditError):
         self.state, self.wait, self.status, self.until = state, wait, status, until
 
 
+class PausedError(FetchError):
+    """The source wants none of our requests for a while, of whatever item: a quota is used up, a region is shut out."""
+
+
 class BrokeOffError(FetchError):
     """An answer that ended before it was whole: asking again is of use, and a download goes on where it was."""

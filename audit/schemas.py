@@ -11,6 +11,7 @@ from audit.catalog_schemas import ASKED as ASKED
 from audit.catalog_schemas import CAPTIONS as CAPTIONS
 from audit.catalog_schemas import CHECKPOINTS as CHECKPOINTS
 from audit.catalog_schemas import RECOVERIES as RECOVERIES
+from audit.catalog_schemas import SKETCHES as SKETCHES
 from audit.columns import table_schema as _schema
 from audit.study.tables import FINE_TUNES, QUALITY, STUDIES, STUDY_CELLS
 
@@ -355,6 +356,7 @@ TABLES: dict[str, pa.Schema] = {
     "checkpoints": CHECKPOINTS,
     "captions": CAPTIONS,
     "recoveries": RECOVERIES,
+    "sketches": SKETCHES,
     "asked": ASKED,
     "audits": AUDITS,
     "generations": GENERATIONS,

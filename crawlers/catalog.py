@@ -21,11 +21,12 @@ from audit.models.checkpoint import metadata_json
 from audit.models.safetensors_header import Header, read_header
 from audit.models.trained import Training
 from audit.schemas import CHECKPOINTS
+from audit.similar import keep
 from audit.states import ItemState
 from audit.storable import storable_values
 from audit.workspace import Workspace
 from audit.workspace.workspace import condition
-from crawlers.items import Claim, Item, conclude
+from crawlers.items import Claim, Item, base_claims_of, conclude
 from crawlers.opt_outs import OptOuts as OptOuts
 from crawlers.store import Store, Stored
 from crawlers.training_data import GroundTruth
@@ -119,6 +120,7 @@ class Catalog:
                 )  # fmt: skip
         if captions:
             self.workspace.append("captions", captions)
+        keep(self.workspace, [outcome.stored for _, outcome in outcomes if outcome.stored])
         if rows:
             self.workspace.append("checkpoints", rows)
         return recorded
@@ -303,6 +305,7 @@ class Catalog:
                 self.workspace.files.remove_folder(f"ground-truth/{name}")
             for identity in alone if column == "identity" else ():
                 self.workspace.erase("identity", identity, "recoveries")
+                self.workspace.erase("identity", identity, "sketches")
 
     def find(self, where: str = "TRUE", limit: int = 1000) -> pa.Table:
         """Rows of the checkpoints view that fulfil the SQL condition ``where``, newest first."""
@@ -360,15 +363,6 @@ class Catalog:
         """The folder of a training set; a copy in the cache where the workspace is on object storage."""
         fetched = [self.workspace.files.fetch(entry.key) for entry in self.workspace.files.list(f"ground-truth/{name}")]
         return fetched[0].parent
-
-
-def base_claims_of(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """What a row's claims say it was trained on: hashes and names, each with the field that says it."""
-    claims: dict[str, list[list[Any]]] = {}
-    with suppress(ValueError, TypeError):
-        claims = json.loads(row["claims"] or "{}")
-    pairs = [*claims.get("base_hash", []), *claims.get("base_model", [])]
-    return [(str(value), str(source)) for value, source in pairs]
 
 
 def item_of(row: dict[str, Any], captions: Iterable[dict[str, Any]] = ()) -> Item:

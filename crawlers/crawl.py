@@ -12,12 +12,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 from audit import metrics
-from audit.errors import CrawlError, FetchError, WorkspaceError
+from audit.errors import CrawlError, FetchError, PausedError, WorkspaceError
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.states import ItemState
 from audit.workspace import Workspace
 from crawlers.catalog import Catalog, Outcome, Step
 from crawlers.items import Item
+from crawlers.pauses import PAUSED, noted
 from crawlers.source import Source
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Crawl:
         counts = Counts()
         state_file = CrawlState(self.catalog.workspace, self.source.name, self.source.query())
         state = {} if self.restart else state_file.read()
+        state.pop(PAUSED, None)
         self.catalog.forget_opted_out()
         try:
             for page in self.source.pages(state):
@@ -138,7 +140,12 @@ class Crawl:
                     break
                 state_file.write(state)
         except FetchError as error:
-            raise CrawlError(f"{error}; what was crawled is kept, and the same command goes on from there") from error
+            when = ""
+            if isinstance(error, PausedError):  # no item is to blame: none is recorded as failed
+                state_file.write({**state, PAUSED: noted(error)})
+                when = f" after {error.until:%Y-%m-%d %H:%M} UTC" if error.until else ""
+            told = f"what was crawled is kept, and the same command goes on from there{when}"
+            raise CrawlError(f"{error}; {told}") from error
         kept = {name: state[name] for name in (PASSED_OVER,) if name in state}
         state_file.write({**self.source.finished(state), **kept})
         if self.download:
@@ -171,6 +178,8 @@ class Crawl:
                     try:
                         items = self.source.check(row)
                         failed = 0
+                    except PausedError as error:
+                        raise CrawlError(f"{error}; what was asked is recorded, run it again for the rest") from error
                     except FetchError as error:
                         failed += 1
                         counts.add(Outcome(ItemState.failed, str(error)))
@@ -232,6 +241,8 @@ class Crawl:
 
     def _failure(self, item: Item, error: Exception) -> Outcome:
         """What is recorded of ``item`` after ``error``. Raises it where it is not the item's own."""
+        if isinstance(error, PausedError):
+            raise error
         if isinstance(error, FetchError):
             return Outcome(error.state, str(error)[:1000], until=error.until)
         if not is_of_the_item(error):

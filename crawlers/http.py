@@ -36,6 +36,7 @@ from audit.states import ItemState
 from audit.storable import storable
 from audit.untrusted.wire import check_values
 from crawlers.items import time_of
+from crawlers.pauses import check_pause
 
 log = logging.getLogger(__name__)
 USER_AGENT = f"lora-audit/{version('lora-audit')} (audit of training images; +https://arxiv.org/abs/2410.03039)"
@@ -332,6 +333,17 @@ class Session:
             except (requests.RequestException, OSError) as error:
                 raise BrokeOffError(f"{shown(url)} broke off ({_cause(error)})") from None
 
+    def get_bytes(self, url: str, most: int) -> bytes:
+        """The small document at ``url``. Raises FetchError; its state is "refused" for more than ``most`` bytes."""
+        with self.open(url, headers={"Accept-Encoding": "identity"}) as response:
+            check_status(response)
+            body = bytearray()
+            for chunk in response.iter_content(1 << 16):
+                body += chunk
+                if len(body) > most:
+                    raise FetchError(f"{shown(url)} answers more than {most} bytes", ItemState.refused)
+        return bytes(body)
+
     def get_json(self, url: str, params: Mapping[str, Any] | None = None, json_body: Any = None) -> Any:
         """The JSON document at ``url``, of at most MAX_JSON_BYTES; asked again twice where the answer breaks off.
 
@@ -384,12 +396,12 @@ def check_status(response: requests.Response) -> None:
     status = response.status_code
     if status < 400:
         return
+    check_pause(response, shown(response.url))
     what = {
         401: "wants a token, or refuses the one it got",
         403: "forbids it",
         404: "does not have it",
         410: "does not have it any more",
-        429: "asks for fewer requests, still after all retries",
     }.get(status, "answers with an error")
     state = ItemState.gone if status in (404, 410) else ItemState.failed
     until = _deadline(response) if status in (401, 403) else None

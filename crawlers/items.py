@@ -7,6 +7,7 @@ import html
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
@@ -27,6 +28,8 @@ from audit.untrusted.documents import parse_json
 
 MAX_ID = 300
 MAX_COUNT = 10**12  # images and their repeats; more is no count
+PICKLE = "a pickle: only safetensors is read, pickles can run code"
+GGUF = "a GGUF file: crawls take safetensors alone; download it, and scan it as a file (pip install lora-audit[gguf])"
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,15 @@ def _repeats(metadata: Mapping[str, str]) -> str | None:
     if max(abs(total), abs(counted)) > MAX_COUNT:
         return None
     return None if total == counted else f"ss_num_train_images: {total} stated, {counted} by ss_dataset_dirs"
+
+
+def base_claims_of(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a row's claims say it was trained on: hashes and names, each with the field that says it."""
+    claims: dict[str, list[list[Any]]] = {}
+    with suppress(ValueError, TypeError):
+        claims = json.loads(row["claims"] or "{}")
+    pairs = [*claims.get("base_hash", []), *claims.get("base_model", [])]
+    return [(str(value), str(source)) for value, source in pairs]
 
 
 _N_IMAGES = re.compile(

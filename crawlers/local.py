@@ -10,6 +10,7 @@ from typing import Any
 from audit.claims.captions import Caption
 from audit.errors import CheckpointError, FetchError
 from audit.files import private_file
+from audit.models.formats.scaling import MAX_CONFIG_BYTES, config_beside
 from audit.states import ItemState
 from crawlers.catalog import Catalog, Outcome
 from crawlers.items import Item, clean_name
@@ -85,4 +86,7 @@ class LocalFile:
             part.unlink(missing_ok=True)
             raise FetchError(str(error), ItemState.refused) from None
         tell(hashed.bytes)
-        return Outcome(ItemState.stored, None, self.catalog.store.adopt(part, item.name, *hashed.results()))
+        beside = config_beside(self.path)
+        config = None if beside is None else beside.read_bytes()[: MAX_CONFIG_BYTES + 1]
+        stored = self.catalog.store.adopt(part, item.name, *hashed.results(), None, config)
+        return Outcome(ItemState.stored, None, stored)

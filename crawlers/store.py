@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -24,7 +24,10 @@ from audit.errors import BrokeOffError, CheckpointError, FetchError
 from audit.files import make_folder, private_file
 from audit.models.checkpoint import identity_of, layout_of
 from audit.models.formats.detect import Format, detect_format
+from audit.models.formats.scaling import CONFIG_NAME, with_config_beside
 from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
+from audit.models.sketch import Sketch
+from audit.similar import sketch_or_none
 from audit.states import ItemState
 from audit.workspace import Workspace
 from crawlers.http import Session, check_status, shown
@@ -45,6 +48,7 @@ class Stored:
     identity: str
     format: Format | None
     note: str | None
+    sketch: Sketch | None = None
 
 
 class StreamingHash:
@@ -105,16 +109,24 @@ class Store:
             raise ValueError(f"{identity!r} is not an identity")
         return f"checkpoints/{identity}.safetensors"
 
+    @classmethod
+    def config_key(cls, identity: str) -> str:
+        """The key of the PEFT configuration that came with the file of ``identity``, where one did."""
+        return f"{cls.key(identity).removesuffix('.safetensors')}.{CONFIG_NAME}"
+
     def fetch(self, identity: str) -> Path | None:
-        """A local path of the file of ``identity``, None where it is not stored."""
+        """A local path of the file of ``identity``, what came with it beside it; None where it is not stored."""
+        with suppress(FileNotFoundError):
+            self.files.fetch(self.config_key(identity))
         try:
             return self.files.fetch(self.key(identity))
         except FileNotFoundError:
             return None
 
     def remove(self, identity: str) -> None:
-        """Remove the file of ``identity``."""
+        """Remove the file of ``identity``, and what came with it."""
         self.files.remove(self.key(identity))
+        self.files.remove(self.config_key(identity))
 
     def part(self, item: Item) -> Path:
         """The unfinished download of ``item``."""
@@ -123,8 +135,12 @@ class Store:
         key = json.dumps([item.item_id, item.version_id, item.claimed_sha256])
         return parts / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.part"
 
-    def download(self, session: Session, item: Item, tell: Callable[[int], None] | None = None) -> Stored:
+    def download(
+        self, session: Session, item: Item, tell: Callable[[int], None] | None = None, config: bytes | None = None
+    ) -> Stored:
         """Download ``item`` to its place, going on where an earlier try stopped; ``tell`` hears of arriving bytes.
+
+        ``config`` is PEFT's adapter_config.json, where it came with one.
 
         Where the source's SHA256 is not the file's, the file is fetched once more: if it arrives the same, the
         source's record is wrong and the file counts, with a note. Raises FetchError.
@@ -147,12 +163,15 @@ class Store:
                     if again[0] != item.claimed_sha256:
                         note = "the SHA256 that the source states is not the file's, which arrived the same twice"
                     sha256, tensors = again
-            return self.adopt(part, item.name, sha256, tensors, note)
+            return self.adopt(part, item.name, sha256, tensors, note, config)
 
-    def adopt(self, part: Path, name: str, sha256: str, tensors_sha256: str, note: str | None = None) -> Stored:
+    def adopt(
+        self, part: Path, name: str, sha256: str, tensors_sha256: str, note: str | None = None,
+        config: bytes | None = None,
+    ) -> Stored:  # fmt: skip
         """Check the complete file ``part`` and move it into its place, or into quarantine.
 
-        Raises FetchError (state "refused") where the header check fails.
+        Raises FetchError (state "refused") where the header check fails, or its configuration cannot be read.
         """
         try:
             header = read_header(part)
@@ -160,19 +179,38 @@ class Store:
             reason = str(error).replace(str(part), clean_name(name))
             self._quarantine(part, sha256, clean_name(name), reason)
             raise FetchError(reason, ItemState.refused) from None
-        identity = identity_of(tensors_sha256, layout_of(header))
         kind: Format | None = None
         try:
             kind, _ = detect_format(part, header)
         except CheckpointError as error:
             unknown = str(error).replace(str(part), clean_name(name))
             note = f"{note}; {unknown}" if note else unknown
+        if config is not None and kind is Format.lora_peft:
+            header = self._configured(part, name, header, config)
+        identity = identity_of(tensors_sha256, layout_of(header))
+        adapter = kind is not None and kind.is_adapter
+        sketch = sketch_or_none([(part, header)], clean_name(name)) if adapter else None
         with self._lock:
+            if config is not None and kind is Format.lora_peft:  # before the file, which makes it count
+                self.files.write(self.config_key(identity), config)
             if self.files.exists(self.key(identity)):
                 part.unlink()
             else:
                 self.files.adopt(part, self.key(identity))
-        return Stored(header, sha256, tensors_sha256, identity, kind, note)
+        return Stored(header, sha256, tensors_sha256, identity, kind, note, sketch)
+
+    @staticmethod
+    def _configured(part: Path, name: str, header: Header, config: bytes) -> Header:
+        """``header`` with what the configuration says, as whoever opens the stored file will see it."""
+        beside = part.with_name(f"{part.stem}.{CONFIG_NAME}")
+        beside.write_bytes(config)
+        try:
+            return replace(header, metadata=with_config_beside(part, header.metadata))
+        except CheckpointError as error:
+            part.unlink()
+            raise FetchError(str(error).replace(str(beside), f"{CONFIG_NAME} of {name}"), ItemState.refused) from None
+        finally:
+            beside.unlink()
 
     def _quarantine(self, part: Path, sha256: str, name: str, reason: str) -> None:
         apart = f"checkpoints/quarantined/{sha256}"

@@ -24,6 +24,7 @@ from audit.cli import (
     report,
     run,
     scan,
+    similar,
     study,
     tables,
 )
@@ -75,6 +76,7 @@ def everywhere(
 
 app.command("scan")(scan.scan)
 app.command("inspect")(inspect.inspect)
+app.command("similar")(similar.similar)
 app.command("captions")(captions.captions)
 app.command("demo")(demo.demo)
 app.command("report")(report.report)

@@ -24,6 +24,8 @@ from audit.cli.text import say
 from audit.config import Config, CrawlSettings, Prompts
 
 if TYPE_CHECKING:
+    from audit.similar import Near
+    from audit.workspace import Workspace
     from crawlers.catalog import Catalog
     from crawlers.items import Item
     from crawlers.source import Source
@@ -59,6 +61,7 @@ def list_items(
         str | None, typer.Option(help="listed, stored, later, refused, failed, gone or opted-out.")
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 50,
+    near: Annotated[bool, typer.Option("--near", help="Say of each adapter which others are nearly the same.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """List the catalog."""
@@ -71,8 +74,12 @@ def list_items(
             conditions.append(f"{column} = '{escaped}'")
     catalog = open_catalog(config, reading=True, create=False)
     rows = _find(catalog, " AND ".join(conditions), limit)
+    hints = near_to(catalog.workspace, rows) if near else {}
     if as_json:
-        print_json([{name: _plain(value) for name, value in row.items()} for row in rows])
+        print_json(
+            [{name: _plain(value) for name, value in row.items()}
+             | ({"near": [asdict(one) for one in hints.get(row["item_id"], [])]} if near else {}) for row in rows]
+        )  # fmt: skip
         return
     from rich.markup import escape
     from rich.table import Table
@@ -90,13 +97,34 @@ def list_items(
     for row in rows:
         base = f"{row['family'] or '?'} ({row['base_model'] or '?'})"
         size = row["bytes"] or row["claimed_bytes"]
-        cells = (row["item_id"], short(row["title"] or row["name"] or "", 40), short(base, 30),
-                 row["training_images"] or "?", shown_bytes(size) if size else "?", row["state"],
-                 short(row["reason"] or "", 60))  # fmt: skip
+        cells = (
+            row["item_id"],
+            short(row["title"] or row["name"] or "", 40),
+            short(base, 30),
+            row["training_images"] or "?",
+            shown_bytes(size) if size else "?",
+            row["state"],
+            short("; ".join(filter(None, [row["reason"], *map(hint, hints.get(row["item_id"], []))])), 60),
+        )
         table.add_row(*(escape(str(cell)) for cell in cells))
     out.print(table)
     if len(rows) == limit:
         say(f"the newest {limit} are shown: see more with --limit")
+
+
+def near_to(workspace: Workspace, rows: list[dict[str, Any]]) -> dict[str, list[Near]]:
+    """By item, the networks of the workspace that are nearly the same."""
+    from audit.similar import kept, make_up, nearest
+
+    make_up(workspace)
+    vectors = kept(workspace, [row["identity"] for row in rows if row["identity"]])
+    found = {one: nearest(workspace, vector, but=one) for one, vector in vectors.items()}
+    return {row["item_id"]: found[row["identity"]] for row in rows if found.get(row["identity"])}
+
+
+def hint(one: Near) -> str:
+    """What a person is told of a near one."""
+    return f"near to {one.item_ids[0]}, cosine {one.cosine:.3f}"
 
 
 def _plain(value: Any) -> Any:

@@ -214,7 +214,7 @@ class Due:
     @staticmethod
     def _claims(row: dict[str, Any]) -> list[BaseClaim]:
         """What is claimed of an item's base, whom to believe most first."""
-        from crawlers.catalog import base_claims_of
+        from crawlers.items import base_claims_of
 
         return claims_of({}, [*base_claims_of(row), (row["base_model"] or "", "")])
 

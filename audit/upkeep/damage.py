@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 from audit.engine.state import read_run
 from audit.errors import CheckpointError
 from audit.models.checkpoint import hash_file, identity_of, layout_of
+from audit.models.formats.scaling import with_config_beside
 from audit.models.safetensors_header import read_header
 from audit.progress import Tell, quiet
 from audit.report.pages import pages
 from audit.schemas import TABLES
 from audit.workspace import Workspace
 from audit.workspace.verify import Problem, table_problems
+from crawlers.store import Store
 
 MOST_OF_A_RULE = 100
 RULES = {
@@ -71,9 +74,12 @@ def _checkpoints(workspace: Workspace, tell: Tell) -> Iterator[Problem]:
 
 def _checkpoint_problem(workspace: Workspace, key: str, identity: str, hashes: list[str]) -> str | None:
     try:
-        path = workspace.files.fetch(key)
+        path = Store(workspace).fetch(identity)
+        if path is None:
+            raise FileNotFoundError(key)
         header = read_header(path)
         sha256, tensors = hash_file(path, header)
+        header = replace(header, metadata=with_config_beside(path, header.metadata))
     except FileNotFoundError:
         return "the file is missing"
     except CheckpointError as error:

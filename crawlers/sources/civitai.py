@@ -24,6 +24,7 @@ from crawlers.civitai_answers import reference_of as reference_of
 from crawlers.crawl import News, with_passed_over
 from crawlers.http import Session, Token, is_of_the_request, read_token
 from crawlers.items import (
+    GGUF,
     Claim,
     Item,
     clean_name,
@@ -293,6 +294,8 @@ class Civitai:
         refusal = None
         if form == "PickleTensor" or re.search(r"\.(ckpt|pt|pth|bin|pickle|pkl|zip)$", name, re.IGNORECASE):
             refusal = f"a pickle ({form or name.rpartition('.')[2]}): only safetensors is read, pickles can run code"
+        elif form == "GGUF" or name.lower().endswith(".gguf"):
+            refusal = GGUF
         elif (
             text_of(file.get("virusScanResult"), 40) == "Danger"
             or text_of(file.get("pickleScanResult"), 40) == "Danger"

@@ -22,6 +22,8 @@ from audit.config import CrawlSettings
 from audit.errors import CheckpointError, FetchError
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.files import private_file, shown
+from audit.models.checkpoint import ADAPTER_NAME
+from audit.models.formats.scaling import CONFIG_NAME, MAX_CONFIG_BYTES
 from audit.states import ItemState
 from audit.storable import path_as_text, path_of_text
 from audit.untrusted.documents import parse_json
@@ -211,11 +213,22 @@ class Folder:
             part.unlink(missing_ok=True)
             raise FetchError(f"{item.name} cannot be copied: {str(error)[:200]}", ItemState.failed) from error
         tell(hashed.bytes)
+        config = self._configuration(path)
         if hashed.bytes != item.claimed_bytes:
             part.unlink()
             raise FetchError(f"{item.name} changed while it was read: the next look takes it", ItemState.failed)
         sha256, tensors = hashed.results()
-        return Outcome(ItemState.stored, None, self.catalog.store.adopt(part, item.name, sha256, tensors))
+        return Outcome(ItemState.stored, None, self.catalog.store.adopt(part, item.name, sha256, tensors, None, config))
+
+    def _configuration(self, path: str) -> bytes | None:
+        """PEFT's adapter_config.json beside an adapter that PEFT saved; None where there is none."""
+        if path.rpartition("/")[2] != ADAPTER_NAME:
+            return None
+        try:
+            with self.place.open(f"{path.removesuffix(ADAPTER_NAME)}{CONFIG_NAME}") as stream:
+                return stream.read(MAX_CONFIG_BYTES + 1)  # a longer one is cut: it cannot be read, and that is said
+        except OSError:
+            return None
 
 
 class FolderKind(SourceKind):

@@ -17,20 +17,34 @@ from audit.claims.captions import Caption
 from audit.config import CrawlSettings
 from audit.errors import CrawlError, FetchError
 from audit.faults import is_of_the_item, reason_of_fault
+from audit.models.checkpoint import ADAPTER_NAME
+from audit.models.formats.scaling import CONFIG_NAME, MAX_CONFIG_BYTES
 from audit.models.hub import is_hub_id
 from audit.states import ItemState
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import with_passed_over
 from crawlers.http import Session, Token, check_url, is_of_the_request, read_token
 from crawlers.hub_api import HubApi, gated
-from crawlers.items import Claim, Item, clean_name, count_in_prose, dict_of, hex_of, list_of, text_of, time_of
+from crawlers.items import (
+    GGUF,
+    PICKLE,
+    Claim,
+    Item,
+    clean_name,
+    count_in_prose,
+    dict_of,
+    hex_of,
+    list_of,
+    text_of,
+    time_of,
+)
 from crawlers.source import Page, Source, SourceKind, asked
 
 log = logging.getLogger(__name__)
 ENDPOINT = "https://huggingface.co"
 # How the hub and its client call an order; the first is the usual one.
 ORDERS = {"last_modified": "lastModified", "created_at": "createdAt", "downloads": "downloads", "likes": "likes"}
-FILES_A_MODEL = 8
+FILES_A_MODEL = 100  # adapters; what a repository has beyond is named among what was passed over
 UNSAFE = ("unsafe", "suspicious", "infected")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MAX_PATH = 1000
@@ -126,6 +140,8 @@ class HuggingFace:
         for model in models:
             try:
                 items += self._items(model)
+                if (left := len(_weights(model)) - FILES_A_MODEL) > 0:
+                    failed.append(f"{self.name} model {_id(model)}: {left} of its files are passed over")
             except Exception as error:
                 if not is_of_the_item(error):
                     raise
@@ -146,11 +162,11 @@ class HuggingFace:
         model_id, commit = _id(model), hex_of(model.get("sha"), 40)
         if not is_hub_id(model_id) or commit is None:
             return []
-        files = (dict_of(sibling).get("rfilename") for sibling in list_of(model.get("siblings"), 5000))
-        names = [name for name in files if isinstance(name, str) and is_path(name)]
-        paths = [name for name in names if name.lower().endswith(".safetensors")]
+        names = _files(model)
+        paths = _weights(model)
         paths.sort(key=lambda name: (name != "pytorch_lora_weights.safetensors", name.count("/"), name))
-        chosen = paths[:FILES_A_MODEL] or [name for name in names if name.lower().endswith(PICKLES)][:1]
+        others = [name for name in names if name.lower().endswith((*PICKLES, ".gguf"))]
+        chosen = paths[:FILES_A_MODEL] or others[:1]
         tags = [tag for tag in list_of(model.get("tags"), 1000) if isinstance(tag, str)]
         card = dict_of(model.get("cardData"))
         captions = [Caption(text_of(card.get("instance_prompt")), "instance_prompt", 0.9)]
@@ -184,7 +200,7 @@ class HuggingFace:
                 item_id=f"huggingface:{model_id}:{path}",
                 name=clean_name(path),
                 download_url=hf_hub_url(model_id, path, revision=commit, endpoint=self.endpoint),
-                refusal=None if path in paths else "a pickle: only safetensors is read, pickles can run code",
+                refusal=None if path in paths else GGUF if path.lower().endswith(".gguf") else PICKLE,
                 **shared,
             )
             for path in chosen
@@ -228,13 +244,28 @@ class HuggingFace:
         """The items of one model. Raises FetchError."""
         return self._items(self.api.model(model_id, revision))
 
+    def _configuration(self, item: Item) -> bytes | None:
+        """PEFT's adapter_config.json in the folder of an adapter that PEFT saved, at its commit; None without one."""
+        path = self._path(item)
+        if path.rpartition("/")[2] != ADAPTER_NAME:
+            return None
+        beside = f"{path.removesuffix(ADAPTER_NAME)}{CONFIG_NAME}"
+        url = hf_hub_url(item.model_id, beside, revision=item.version_id, endpoint=self.endpoint)
+        try:
+            return self.session.get_bytes(url, MAX_CONFIG_BYTES)
+        except FetchError as error:
+            if error.state == ItemState.gone:
+                return None
+            raise
+
     def fetch(self, item: Item, tell: Callable[[int], None]) -> Outcome:
         """Download the file at its commit.
 
         By our own session, not by hf_hub_download: that one begins anew after a kill.
         """
         try:
-            stored = self.catalog.store.download(self.session, item, tell)
+            config = self._configuration(item)
+            stored = self.catalog.store.download(self.session, item, tell, config)
         except FetchError as error:
             if error.status in (401, 403):
                 raise gated(item.model_id) from None
@@ -247,6 +278,17 @@ class HuggingFace:
 def is_path(name: str) -> bool:
     """Whether ``name`` can be a file's path in a repository: printable, without "." and ".." and empty folders."""
     return 0 < len(name) <= MAX_PATH and name.isprintable() and not {"", ".", ".."} & set(name.split("/"))
+
+
+def _files(model: dict[str, Any]) -> list[str]:
+    """The paths of a repository's files."""
+    files = (dict_of(sibling).get("rfilename") for sibling in list_of(model.get("siblings"), 5000))
+    return [name for name in files if isinstance(name, str) and is_path(name)]
+
+
+def _weights(model: dict[str, Any]) -> list[str]:
+    """Those of them that may be adapters."""
+    return [name for name in _files(model) if name.lower().endswith(".safetensors")]
 
 
 def _id(model: dict[str, Any]) -> str:

@@ -633,3 +633,33 @@ def test_any_model_becomes_items_that_can_be_recorded(workspace: Workspace, mode
         pa.Table.from_pylist([row], schema=CHECKPOINTS)
         assert item.item_id.startswith("civitai:")
         assert "/" not in item.name
+
+
+def test_a_quota_pauses_the_crawl_and_costs_no_item(workspace: Workspace) -> None:
+    with Site(make_models(12)) as site:
+        site.quota, site.quota_headers = 3, {"Retry-After": "0"}
+        with pytest.raises(CrawlError, match=r"quota of this account .*HTTP 429.* goes on from there after \d{4}-"):
+            crawl(site, workspace, retries=1)
+        assert {row["state"] for row in table(workspace)} <= {"stored"}
+        [state] = [json.loads(path.read_text())["state"] for path in (workspace.root / "crawls").iterdir()]
+        assert "quota" in state["paused"]["why"]
+        assert state["paused"]["until"]
+        site.quota = None
+        crawl(site, workspace)
+        assert {row["state"] for row in table(workspace)} == {"stored"}
+        [state] = [json.loads(path.read_text())["state"] for path in (workspace.root / "crawls").iterdir()]
+        assert "paused" not in state
+
+
+def test_a_region_that_is_shut_out_pauses_it_too(workspace: Workspace) -> None:
+    with Site(make_models(12)) as site:
+        crawl(site, workspace, download=False)
+        before = table(workspace)
+        site.region_blocked = True
+        with pytest.raises(CrawlError, match=r"may not be asked from this region .*HTTP 451"):
+            crawl(site, workspace)
+        catalog = Catalog(workspace)
+        with pytest.raises(CrawlError, match="HTTP 451"):
+            Crawl(source(site, catalog), catalog, False).refresh(catalog.find().to_pylist())
+        assert table(workspace) == before  # nothing is gone, nothing has failed
+        assert site.counts["451"] <= 3

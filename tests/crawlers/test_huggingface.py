@@ -8,14 +8,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from audit.errors import CrawlError, FetchError
+from audit.models.checkpoint import open_checkpoint
+from audit.models.inspect import inspect
+from audit.upkeep.damage import verify
 from audit.workspace import Workspace
 from crawlers import http
 from crawlers.catalog import Catalog
 from crawlers.crawl import Counts, Crawl
 from crawlers.http import Token
+from crawlers.sources import huggingface
 from crawlers.sources.huggingface import HuggingFace, HuggingFaceQuery, is_path, reference_of
 from tests.conftest import stored_bytes
 from tests.simulators.civitai import tiny_lora
@@ -171,7 +177,7 @@ def test_several_files_of_one_model_are_items_of_their_own(workspace: Workspace)
     files = {f"step-{number}/x.safetensors": tiny_lora(number) for number in range(12)} | {WEIGHTS: tiny_lora(99)}
     with Hub.serve() as hub:
         publish(hub, 1, files=files)
-        assert crawl(hub, workspace).states == {"stored": 8}
+        assert crawl(hub, workspace).states == {"stored": 13}
     assert f"huggingface:user1/lora-1:{WEIGHTS}" in rows(workspace)
 
 
@@ -257,3 +263,74 @@ def test_a_broken_card_costs_only_its_claims(workspace: Workspace, tmp_path: Pat
         assert crawl(hub, workspace).states == {"stored": 1}
     [row] = rows(workspace).values()
     assert (row["base_model"], row["family_source"]) == (None, "shapes")
+
+
+def peft_lora(rank: int = 4, seed: int = 0) -> bytes:
+    """An adapter as PEFT saves it: its alpha is in no tensor."""
+    random = np.random.default_rng(seed)
+    stem = "base_model.model.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    sides = {"lora_A": random.standard_normal((rank, 64)), "lora_B": random.standard_normal((64, rank))}
+    return save({f"{stem}.{side}.weight": values.astype(np.float16) for side, values in sides.items()})
+
+
+def configuration(rank: int, alpha: int) -> bytes:
+    return json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": ["to_q"]}).encode()
+
+
+def test_the_configuration_of_a_peft_file_comes_with_it(workspace: Workspace) -> None:
+    files = {
+        "adapter_model.safetensors": peft_lora(), "adapter_config.json": configuration(4, 16),
+        "step-100/adapter_model.safetensors": peft_lora(seed=1), "step-100/adapter_config.json": configuration(4, 4),
+        "bare/adapter_model.safetensors": peft_lora(seed=2),
+    }  # fmt: skip
+    with Hub.serve() as hub:
+        publish(hub, 1, files=files)
+        assert crawl(hub, workspace).states == {"stored": 3}
+    store, found = Catalog(workspace).store, {}
+    for item_id, row in rows(workspace).items():
+        path = store.fetch(row["identity"])
+        assert path is not None
+        checkpoint = open_checkpoint(path)
+        assert checkpoint.identity == row["identity"]  # as whoever audits it sees it
+        found[item_id.split(":", 2)[2]] = inspect(path).alphas
+    assert found == {
+        "adapter_model.safetensors": {16.0: 1}, "step-100/adapter_model.safetensors": {4.0: 1},
+        "bare/adapter_model.safetensors": {},
+    }  # fmt: skip
+    assert [one for one in verify(workspace) if "checkpoints/" in one.where] == []
+    for row in rows(workspace).values():
+        store.remove(row["identity"])
+    assert list((workspace.root / "checkpoints").glob("*.json")) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"), [(b"{", "adapter_config.json"), (b" " * (1 << 20) + b" {}", "answers more than")]
+)
+def test_a_configuration_that_cannot_be_read_refuses_its_file(workspace: Workspace, config: bytes, reason: str) -> None:
+    with Hub.serve() as hub:
+        publish(hub, 1, files={"adapter_model.safetensors": peft_lora(), "adapter_config.json": config})
+        assert crawl(hub, workspace).states == {"refused": 1}
+    [row] = rows(workspace).values()
+    assert reason in row["reason"]
+    assert row["identity"] is None
+
+
+def test_every_adapter_of_a_repository_is_an_item(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {f"styles/{number:02d}.safetensors": tiny_lora(number) for number in range(12)}
+    with Hub.serve() as hub:
+        publish(hub, 1, files=files)
+        assert crawl(hub, workspace).states == {"stored": 12}
+        monkeypatch.setattr(huggingface, "FILES_A_MODEL", 10)
+        publish(hub, 2, files=files)
+        counts = crawl(hub, workspace)
+        assert counts.states == {"stored": 10}
+        assert "huggingface model user2/lora-2: 2 of its files are passed over" in counts.reasons
+
+
+def test_gguf_is_recorded_and_not_downloaded(workspace: Workspace) -> None:
+    with Hub.serve() as hub:
+        publish(hub, 1, files={"lora-q8.gguf": b"GGUF" + bytes(100)})
+        assert crawl(hub, workspace).states == {"refused": 1}
+        assert hub.counts["cdn"] == hub.counts["resolve"] == 0
+    [row] = rows(workspace).values()
+    assert row["reason"].startswith("a GGUF file")

@@ -476,6 +476,9 @@ class Civitai:
         self._broken_links: dict[int, str] = {}
         for model in models:
             self.add(model)
+        self.region_blocked = False  # every request answers 451, as Civitai's filter of regions does
+        self.quota: int | None = None  # downloads that the account has left; then they answer 429
+        self.quota_headers: dict[str, str] = {}
         self._api_server = LocalServer(self._api)
         self._store_server = LocalServer(self._store)
         self.url = self._api_server.url + "/api/v1"
@@ -541,6 +544,15 @@ class Civitai:
         if self.token is not None and request.headers.get("Authorization", self._bearer()) != self._bearer():
             self._record.count("unauthorized")
             return json_response({"error": "Unauthorized"}, 401)
+        if self.region_blocked:
+            self._record.count("451")
+            why = "Access to this service is not available in your region due to legal restrictions."
+            return json_response({"error": why, "code": "REGION_BLOCKED"}, 451)
+        if self.quota is not None and "download" in request.path:
+            if self.quota == 0:
+                self._record.count("quota")
+                return json_response({"error": "Download limit reached"}, 429, self.quota_headers)
+            self.quota -= 1
         if refused := self._limits.refuse():
             self._record.count(str(refused))
             headers = {"Retry-After": self._retry_after} if refused == 429 and self._retry_after else {}

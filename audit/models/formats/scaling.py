@@ -294,14 +294,20 @@ def joined_configurations(headers: Iterable[Mapping[str, str]]) -> dict[str, str
     return {KEY: json.dumps(joined)} if joined else {}
 
 
+def config_beside(path: Path) -> Path | None:
+    """PEFT's configuration of the adapter ``path``: one of its own name, as a crawl stores it, or the folder's."""
+    own = path.with_name(f"{path.stem}.{CONFIG_NAME}")
+    return next((one for one in (own, path.with_name(CONFIG_NAME)) if one.is_file()), None)
+
+
 def with_config_beside(path: Path, metadata: dict[str, str], component: str | None = None) -> dict[str, str]:
     """``metadata`` with what PEFT's adapter_config.json beside ``path`` says, where there is one.
 
     ``component`` is the network it is of, None where nothing says so: then the denoiser. Raises CheckpointError where
     it cannot be read: without it the strength of the adapter would be a guess.
     """
-    config = path.with_name(CONFIG_NAME)
-    if KEY in metadata or not config.is_file():
+    config = config_beside(path)
+    if KEY in metadata or config is None:
         return metadata
     try:
         with config.open("rb") as file:
