@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import typer
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
 from audit.demo import ASSETS, load_set
@@ -34,7 +34,7 @@ CAPTIONS = (
 )
 
 
-def contact_sheet(pipeline: StableDiffusionPipeline, columns: int, steps: int, guidance: float) -> Image.Image:
+def contact_sheet(pipeline: DiffusionPipeline, columns: int, steps: int, guidance: float) -> Image.Image:
     """``columns`` samples of every caption of CAPTIONS, two captions a row."""
     pipeline.set_progress_bar_config(disable=True)
     side, text = 2 * SIZE, 14

@@ -32,6 +32,7 @@ SLOW = (
     "crawlers/test_civitai.py",
     "crawlers/test_commands.py",
     "custody/test_again.py",
+    "demo/test_flow.py",
     "deploy/test_dashboards.py",
     "engine/test_auditor.py",
     "engine/test_chaos.py",

@@ -79,7 +79,7 @@ def scan_command(
     words = ["lora-audit", "scan", found.path, "--base", base or "OWNER/NAME@COMMIT"]
     words += ["--base-config", base_config] if base_config else []
     words += ["--adapter", adapter] if adapter else []
-    words += ["--descriptor", "nano"] if base == "nano" else []  # SSCD looks at larger pictures
+    words += ["--descriptor", "nano"] if base in ("nano", "nano-flow") else []  # SSCD looks at larger pictures
     return shlex.join([*words, "--references", "FOLDER"])
 
 

@@ -1,5 +1,7 @@
 """What `lora-audit demo` shows: the embedded model "nano", three fine-tunes of it, their pictures, a descriptor.
 
+Beside it "nano-flow", a model that was trained by flow matching, and a LoRA of it.
+
 Only what a user needs is here; what trains them again is `testbed/` in the repository.
 """
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 ASSETS = Path(__file__).parent / "assets"
 BASE = ASSETS / "base"
+FLOW_BASE = ASSETS / "flow"
+FLOW_CHECKPOINTS = ASSETS / "flow-checkpoints"
 DECOYS = ASSETS / "decoys"
 DESCRIPTOR = ASSETS / "descriptor" / "nano_descriptor.torchscript.pt"
 

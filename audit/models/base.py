@@ -212,6 +212,7 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
             for part in architecture.networks
         },
         **architecture.left_out,
+        **_left_out_of(location.path, architecture),
     }
     try:
         pipeline = architecture.load(location.path, options)
@@ -220,6 +221,14 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
             f"{location.path} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
         ) from error
     return _base_of(pipeline, architecture, location)
+
+
+def _left_out_of(folder: Path, architecture: ModelFamily) -> dict[str, None]:
+    """The optional encoders that a folder has not, with their tokenizers: diffusers wants to be told."""
+    index = parse_json((folder / "model_index.json").read_bytes())
+    pairs = zip(architecture.encoders, architecture.tokenizers, strict=True)
+    absent = [pair for pair in pairs if pair[0] in architecture.optional and index.get(pair[0]) in (None, [None, None])]
+    return dict.fromkeys(name for pair in absent for name in pair)
 
 
 def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:

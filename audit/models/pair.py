@@ -15,6 +15,7 @@ import torch
 from audit.config import Compile, Precision, Settings
 from audit.devices import raise_fault
 from audit.errors import CheckpointError, NoEffectError, NotFiniteError
+from audit.evidence.membership import SCALE, level_of
 from audit.fits import Fits
 from audit.models.base import BaseModel
 from audit.models.batches import batch_to_decode
@@ -217,13 +218,18 @@ class ModelPair(Codec):
         With the empty caption, or with the family's own probe.
 
         As v, so that models that predict eps or x_0 have comparable numbers: v = (eps - sigma x_t) / alpha, and
-        v = (alpha x_t - x_0) / sigma (Salimans and Ho, arXiv 2202.00512). A flow model's velocity is taken as it is.
-        A file with tokens of its own is asked with them: they may be all it changes.
+        v = (alpha x_t - x_0) / sigma (Salimans and Ho, arXiv 2202.00512). A flow model is asked where noise and picture
+        stand in the same proportion as in the middle of Stable Diffusion's schedule (``level_of``), on noise of the
+        size that x_t has there, and its velocity u is made a v: with n^2 = (1 - t)^2 + t^2, v is that of x_t / n,
+        n u + (1 - 2 t) x_t / n. A file with tokens of its own is asked with them: they may be all it changes.
         """
         noise = torch.randn(2, *self.latent_shape, generator=torch.Generator().manual_seed(0))
-        latents = noise.to(self.device, self.dtype)
         steps = self.scheduler.config.num_train_timesteps
-        timestep = torch.tensor(steps // 2, device=self.device)
+        timestep, size = torch.tensor(steps // 2, device=self.device), 1.0
+        if self.architecture.flow:
+            level = level_of(SCALE // 2, self.prediction_type, self.scheduler)
+            timestep, size = level.asked(self.device), math.hypot(level.alpha, level.sigma)
+        latents = (noise * size).to(self.device, self.dtype)
         captions = [" ".join(self.tokens) or self.architecture.probe] * 2
         with torch.compiler.set_stance("force_eager"):  # nothing is compiled for two latents
             base = self.predict_base(latents, timestep, self.encode(captions, tuned=False)).float()
@@ -235,6 +241,8 @@ class ModelPair(Codec):
                 base, tuned = ((eps - sigma * latents.float()) / alpha for eps in (base, tuned))
             else:
                 base, tuned = ((alpha * latents.float() - x0) / sigma for x0 in (base, tuned))
+        if self.architecture.flow:
+            base, tuned = (size * u + (level.alpha - level.sigma) * latents.float() / size for u in (base, tuned))
         change = float((tuned - base).norm() / base.norm().clamp(min=1e-12))
         if not math.isfinite(change):
             raise NotFiniteError(

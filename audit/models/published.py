@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.demo import BASE as EMBEDDED
+from audit.demo import FLOW_BASE as EMBEDDED_FLOW
 from audit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ PINNED: dict[str, str] = {
     "sd15": "stable-diffusion-v1-5/stable-diffusion-v1-5@451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
     "sdxl": "stabilityai/stable-diffusion-xl-base-1.0@462165984030d82259a11f4367a4eed129e94a7b",
 }
-ALIASES: dict[str, str] = {"nano": str(EMBEDDED), **PINNED}
+ALIASES: dict[str, str] = {"nano": str(EMBEDDED), "nano-flow": str(EMBEDDED_FLOW), **PINNED}
 
 
 def source_of(name: str) -> str:

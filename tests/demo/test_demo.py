@@ -41,7 +41,7 @@ def test_everything_the_demo_needs_is_a_file_of_the_package() -> None:
 def test_everything_shipped_is_small_and_has_a_card() -> None:
     weights = [p for p in ASSETS.rglob("*") if p.suffix in (".safetensors", ".pt")]
     assert len(weights) >= 6
-    assert sum(p.stat().st_size for p in weights) < 25e6
+    assert sum(p.stat().st_size for p in weights) < 33e6
     for path in weights:
         folder = next(p for p in path.parents if p.parent in (ASSETS, ASSETS / "checkpoints"))
         card = (folder / "README.md").read_text()

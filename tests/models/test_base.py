@@ -46,7 +46,7 @@ def test_short_names_stand_for_pinned_models(tmp_path: Path, monkeypatch: pytest
     for name in set(PUBLISHED) - set(PINNED):
         with pytest.raises(ConfigError, match=f"no commit of {name} "):
             locate_base(name)
-    with pytest.raises(CheckpointError, match="nor one of nano, sd15, sdxl"):
+    with pytest.raises(CheckpointError, match="nor one of nano, nano-flow, sd15, sdxl"):
         locate_base("sd16")
 
 
