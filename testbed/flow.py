@@ -90,7 +90,7 @@ class OnceForAll:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The attention's answers to states of the picture [N, patches, width] and of the text [N, tokens, width]."""
         picture, text = hidden_states, encoder_hidden_states
-        count, patches, _ = picture.shape
+        count, patches = picture.shape[:2]
 
         def heads(x: torch.Tensor) -> torch.Tensor:
             return x.view(count, x.shape[1], attn.heads, -1).transpose(1, 2)

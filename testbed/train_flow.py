@@ -21,9 +21,10 @@ from safetensors.torch import save_file
 
 from audit.demo import ASSETS, FLOW_BASE, load_set
 from audit.models.families.keys import originals_of
+from audit.study.adapters import half
 from testbed import data, flow
 from testbed.codec import encode_all
-from testbed.finetune import BATCH, Recipe, Tuning, half, kohya_metadata
+from testbed.finetune import BATCH, Recipe, Tuning, kohya_metadata
 from testbed.samples import contact_sheet
 from testbed.sets import few_shot_set, training_captions
 from testbed.sources import cache_dir

@@ -8,6 +8,7 @@ from typing import Any
 
 from audit.config import RunSettings
 from audit.engine.places import OpenWorkspace
+from audit.engine.work import Work
 from audit.progress import Tell, quiet
 from audit.states import Happening, Needs
 from audit.study.units import Done, Unit, do_unit
@@ -37,8 +38,9 @@ def on_ray(units: Sequence[Unit], workspace: Workspace, run: RunSettings, stop: 
     """
     from audit.engine.ray import RayEngine, RayOptions
 
-    def progress(unit: Unit) -> tuple[bool, int]:
-        keys = [f"{unit.study.name}.{cell.id}" for cell in unit.cells]
+    def progress(job: Work) -> tuple[bool, int]:
+        assert isinstance(job, Unit)
+        keys = [f"{job.study.name}.{cell.id}" for cell in job.cells]
         return True, sum(workspace.has("study_cells", key) for key in keys)
 
     engine = RayEngine(RayOptions.of(run), progress)
