@@ -24,7 +24,7 @@ from typing import Annotated
 import typer
 
 ROOT = Path(__file__).parent.parent
-MOST_BYTES = 30 << 20
+MOST_BYTES = 32 << 20
 MATCHES_FOUND = 10
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "audit", "crawlers")
 NEEDED = (
