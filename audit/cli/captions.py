@@ -41,7 +41,7 @@ def captions(
 
     Words are those of the base's tokenizer, identifiers that trainers use, words of the metadata and those of --word:
     another trigger is not found. What is found is an estimate. [bold]lora-audit scan --captions auto[/bold] samples
-    with it where no caption is known. Of Stable Diffusion 1 and 2.
+    with it where no caption is known. Of Stable Diffusion 1, 2 and XL.
     """
     from audit.job import Request
     from audit.recovery.ask import recover_captions

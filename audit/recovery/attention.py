@@ -24,11 +24,16 @@ ROWS = 256  # words whose states are in memory at once
 
 
 def require_cross_attention(pair: ModelPair) -> None:
-    """Raise NotRecoverableError where the family's captions are not recovered: its text enters in another way."""
-    if len(pair.architecture.encoders) != 1 or not _values(getattr(pair.base, pair.architecture.denoiser)):
+    """Raise NotRecoverableError where the family's captions are not recovered: its text enters in another way.
+
+    Several text encoders do where their states stand side by side: all of them have to cut a text into the same tokens.
+    """
+    entered = bool(_values(getattr(pair.base, pair.architecture.denoiser)))
+    vocabularies = [getattr(pair.tuned, one).get_vocab() for one in pair.architecture.tokenizers] if entered else []
+    if not entered or any(one != vocabularies[0] for one in vocabularies):
         raise NotRecoverableError(
-            f"captions are recovered from models with one text encoder and a UNet's cross attention (Stable Diffusion "
-            f"1 and 2), not from {pair.architecture.name}: give the caption with --caption"
+            f"captions are recovered from models whose text enters a UNet by cross attention (Stable Diffusion 1, 2, "
+            f"XL), not from {pair.architecture.name}: give the caption with --caption"
         )
 
 

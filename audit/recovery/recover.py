@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from audit.claims.captions import MAX_CAPTIONS, Caption
+from audit.claims.captions import Caption
 from audit.config import CaptionSettings, Recovery
+from audit.errors import NotRecoverableError
 from audit.models.families.stable_diffusion import StableDiffusion
 from audit.models.soft import name_of
 from audit.recovery.attention import attention_scores, require_cross_attention
-from audit.recovery.contrast import ON_A_WAY, along, contrast, in_context, standard
+from audit.recovery.contrast import contrast, in_context, standard
 from audit.recovery.gradient import climb, nearest_words
+from audit.recovery.rehearse import EACH_CAPTION, known, rehearse
 from audit.recovery.words import vocabulary
 
 if TYPE_CHECKING:
@@ -26,12 +29,13 @@ KEYWORDS = 50  # that are kept of a ranking
 SHARPNESS = 2.0  # of confidences
 SPREAD = (0.12, 0.16)  # of the logarithms of how far predictions part; on eleven fine-tunes of the embedded model
 OUTLASTED = 2.0  # deviations that a word is ahead of those that were left behind
-SAMPLED = 4  # keywords that are sampled with, each in the contexts that part the predictions most
+SAMPLED = 6  # keywords that are sampled with
+CAPTIONS = 23  # that are sampled with; odd, so that images of even and of odd numbers have the same (counts.py)
+OF_A_WORD, OF_A_CONTEXT = 5, 4  # of them, at most: what is sampled is to differ
 SOURCE = "recovered"  # how sources of recovered captions begin
 SUBJECTS = (
-    "photo of a person", "photo of an animal", "photo of food", "photo of a building", "photo of an object",
-    "3d render of an animal", "3d render of an object", "painting of a person", "painting of a landscape",
-    "portrait of a person", "cartoon of an animal", "drawing of an object",
+    "photo of a person", "photo of an animal", "photo of food", "photo of a building", "3d render of an animal",
+    "3d render of an object", "painting of a landscape", "portrait of a person", "cartoon of an animal",
 )  # fmt: skip
 
 
@@ -104,7 +108,7 @@ def _by_attention(
     found = contrast(pair, words, prior, asked.evaluations, tell)
     weight = matters(found.spread)
     scores = (1 - weight) * standard(prior)
-    scores[found.rows] += weight * (found.scores + OUTLASTED)
+    scores[found.rows] += found.scores + OUTLASTED
     place = {row: number for number, row in enumerate(prior.argsort(descending=True, stable=True).tolist(), start=1)}
     ends = {row: number for number, row in enumerate(found.rows, start=1)}
     rows = scores.argsort(descending=True, stable=True).tolist()
@@ -117,9 +121,10 @@ def _by_attention(
 
 
 def matters(spread: float | None) -> float:
-    """The weight of predictions beside cross attention, 0 to 1, by how much captions matter to the model.
+    """How much captions matter to the model, 0 to 1: where they do, cross attention alone has no say any more.
 
-    Where they do not (``spread`` under SPREAD[0]), fine-tuning parts the predictions whatever is asked.
+    Where they do not (``spread`` under SPREAD[0]), fine-tuning parts the predictions whatever is asked, and cross
+    attention counts as much as they do.
     """
     if spread is None:
         return 0.0
@@ -129,8 +134,11 @@ def matters(spread: float | None) -> float:
 def _by_gradient(
     pair: ModelPair, words: Sequence[str], asked: CaptionSettings, seed: int, tell: Callable[[int, int], None]
 ) -> tuple[list[Keyword], list[Caption], dict[str, list[list[float]]], int]:
-    if not isinstance(pair.architecture, StableDiffusion):  # pragma: no cover - cross attention alone gets here
-        raise TypeError(pair.architecture.name)
+    if not isinstance(pair.architecture, StableDiffusion):
+        raise NotRecoverableError(
+            f"the gradient is climbed through one text encoder (Stable Diffusion 1 and 2), not through those of "
+            f"{pair.architecture.name}: recover by --caption-method attention"
+        )
     soft = climb(pair, asked.iterations, seed, tell)
     near = nearest_words(pair, soft.vectors, words)
     rows = near.argsort(descending=True, stable=True).tolist()
@@ -155,16 +163,41 @@ def _keywords(words: Sequence[str], rows: Sequence[int], scores: torch.Tensor, w
 
 
 def _captions(pair: ModelPair, keywords: Sequence[Keyword], asked: CaptionSettings) -> tuple[list[Caption], int]:
-    """The first keywords, each in the two contexts in which the predictions part most; and evaluations."""
+    """The first keywords in the contexts in which the model knows them best by heart; and evaluations.
+
+    In contexts by turns where nothing is to be evaluated.
+    """
     chosen = keywords[:SAMPLED]
     if not chosen:
         return [], 0
-    texts = [in_context(one.word, context) for one in chosen for context in SUBJECTS]
-    by_context = along(pair, texts).reshape(len(chosen), len(SUBJECTS))
-    each = MAX_CAPTIONS // SAMPLED
-    found = []
-    for row, one in enumerate(chosen):
-        for column in by_context[row].argsort(descending=True, stable=True)[:each].tolist():
-            text = in_context(one.word, SUBJECTS[column])
-            found.append(Caption(text, f"{SOURCE} by {asked.method}", round(one.confidence / each, 4)))
-    return found, ON_A_WAY * len(texts)
+    pairs = [(row, column) for row in range(len(chosen)) for column in range(len(SUBJECTS))]
+    if asked.evaluations:
+        texts = [in_context(chosen[row].word, SUBJECTS[column]) for row, column in pairs]
+        by_heart = known(rehearse(pair, texts))
+        words = standard(torch.tensor([chosen[row].score for row, _ in pairs]))
+        order = (by_heart + words).argsort(descending=True, stable=True).tolist()
+        spent = EACH_CAPTION * len(texts)
+    else:
+        order = sorted(range(len(pairs)), key=lambda at: ((pairs[at][1] - 4 * pairs[at][0]) % len(SUBJECTS), at))
+        spent = 0
+    found = [
+        Caption(
+            in_context(chosen[row].word, SUBJECTS[column]), f"{SOURCE} by {asked.method}",
+            round(chosen[row].confidence / OF_A_WORD, 4),
+        )
+        for row, column in _varied([pairs[at] for at in order])
+    ]  # fmt: skip
+    return found, spent
+
+
+def _varied(pairs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The first CAPTIONS of the pairs in which no word, and no context, is too often."""
+    rows: Counter[int] = Counter()
+    columns: Counter[int] = Counter()
+    found: list[tuple[int, int]] = []
+    for row, column in pairs:
+        if len(found) < CAPTIONS and rows[row] < OF_A_WORD and columns[column] < OF_A_CONTEXT:
+            found.append((row, column))
+            rows[row] += 1
+            columns[column] += 1
+    return found
