@@ -37,8 +37,8 @@ def on_ray(units: Sequence[Unit], workspace: Workspace, run: RunSettings, stop: 
     """
     from audit.engine.ray import RayEngine, RayOptions
 
-    def progress(unit: Unit) -> tuple[bool, int]:
-        keys = [f"{unit.study.name}.{cell.id}" for cell in unit.cells]
+    def progress(job: Any) -> tuple[bool, int]:
+        keys = [f"{job.study.name}.{cell.id}" for cell in job.cells]
         return True, sum(workspace.has("study_cells", key) for key in keys)
 
     engine = RayEngine(RayOptions.of(run), progress)
