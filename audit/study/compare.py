@@ -13,6 +13,8 @@ from typing import Any
 from audit.study.factors import FACTORS
 from audit.study.results import Row
 
+PLAIN = ("augmentation", "defence", "captions")  # whose default is the reference wherever there is one
+
 
 def applies(name: str, row: Row) -> bool:
     """Whether a factor has a level in a row."""
@@ -26,11 +28,16 @@ def dependents(name: str) -> list[str]:
 
 
 def usual(rows: Sequence[Row], name: str) -> dict[str, set[Any]]:
-    """By method the levels that most rows have; of several those that are most frequent over all methods."""
+    """By method the levels that most rows have; of several those that are most frequent over all methods.
+
+    Of PLAIN factors it is the default, where a method has it: what is not defended, and whose captions are known.
+    """
     everywhere = _most([row[name] for row in rows if applies(name, row)])
     found = {}
     for method in {row["method"] for row in rows}:
-        own = _most([row[name] for row in rows if row["method"] == method and applies(name, row)])
+        levels = [row[name] for row in rows if row["method"] == method and applies(name, row)]
+        default = FACTORS[name][1].default
+        own = {default} if name in PLAIN and default in levels else _most(levels)
         found[method] = own & everywhere or own
     return found
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from audit.config import RunSettings
 from audit.engine.places import OpenWorkspace
-from audit.engine.work import Work
 from audit.progress import Tell, quiet
 from audit.states import Happening, Needs
 from audit.study.units import Done, Unit, do_unit
@@ -38,8 +37,7 @@ def on_ray(units: Sequence[Unit], workspace: Workspace, run: RunSettings, stop: 
     """
     from audit.engine.ray import RayEngine, RayOptions
 
-    def progress(job: Work) -> tuple[bool, int]:
-        assert isinstance(job, Unit)
+    def progress(job: Any) -> tuple[bool, int]:
         keys = [f"{job.study.name}.{cell.id}" for cell in job.cells]
         return True, sum(workspace.has("study_cells", key) for key in keys)
 

@@ -54,6 +54,13 @@ def test_what_differs_in_something_else_is_not_compared() -> None:
     assert at_usual(crossed, ["steps", "rank"]) == crossed
 
 
+def test_what_is_defended_is_in_no_main_table_however_often_it_is() -> None:
+    rows = [cell("a", 0.1, defence="dp-sgd", noise_multiplier=noise, captions="trigger") for noise in (0.1, 1.0)]
+    plain = cell("a", 0.5)
+    assert at_usual([*rows, plain], ["defence", "noise_multiplier", "captions"]) == [plain]
+    assert at_usual(rows, ["defence", "captions"]) == rows
+
+
 def test_the_papers_tables_have_what_it_says_beside_them(tmp_path: Path) -> None:
     rows = one_at_a_time()
     tables = {one.name: one for one in tables_of(rows, VARIED)}
