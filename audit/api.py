@@ -9,12 +9,20 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.bench import Bench
-from audit.config import Compile, Config, Evidence, Latents, Rule, Settings, StoredImages, VerdictSettings
+from audit.config import (
+    Compile,
+    Config,
+    Evidence,
+    Latents,
+    Rule,
+    Settings,
+    StoredImages,
+    VerdictSettings,
+)
 from audit.custody.keep import NOBODY, Custody, sign_written
 from audit.devices import default_device
 from audit.engine.local import run_stages
@@ -27,11 +35,10 @@ from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
 from audit.recovery.ask import with_captions
 from audit.references import ReferenceSets, SkippedImage
+from audit.references.adding import add_references as add_references
 from audit.references.asked import described_sets, keep_latents_of, require_decoys
-from audit.references.folder import image_files, known_pictures
-from audit.references.lists import is_list
+from audit.references.folder import known_pictures
 from audit.references.policy import require_in_force
-from audit.references.sets import PDQ_NAME, Added
 from audit.report import AuditFacts, collect, write_page
 from audit.report.again import match_again
 from audit.report.facts import find_audit
@@ -272,58 +279,6 @@ def from_catalog(request: Request, workspace: Workspace) -> tuple[Request, Path 
         known_n0=entry.n0, known_warnings=entry.warnings, known_bases=entry.bases,
     )  # fmt: skip
     return known, entry.ground_truth
-
-
-def add_references(
-    name: str,
-    folder: str | Path,
-    *,
-    descriptor: str = "sscd",
-    workspace: Workspace | str | Path = DEFAULT_WORKSPACE,
-    thumbnails: bool = True,
-    bases: Sequence[str] = (),
-    resolution: int | None = None,
-    kind: SetKind = SetKind.reference,
-    decoys_of: Sequence[str] = (),
-    drawn: bool = False,
-    workers: int = 1,
-    progress: Tell | None = None,
-    bench: Bench | None = None,
-) -> Added:
-    """Describe the pictures below ``folder`` and keep them as the reference set ``name``, in place of one so called.
-
-    A list of PDQ hashes (.txt, .csv, .jsonl) in place of a folder is kept as it is, and wants ``descriptor`` pdq.
-
-    Latents of the pictures under each of ``bases``, in ``resolution`` or the base's own, are kept too: membership is
-    measured on them. ``kind`` background makes them decoys, of the reference sets ``decoys_of``, or of any; ``drawn``
-    declares that they and these sets, as they are now, are a random split of one collection. What is passed over is
-    listed with its reason. ``workers`` are processes that describe; a call that is stopped goes on, when it is made
-    again, with what was described. Raises ReferenceSetError where nothing can be read, or one of those sets is not
-    there.
-    """
-    from audit.references.latents import codec_id, keep_latents
-
-    if drawn and not decoys_of:
-        raise ConfigError(f"{name}: say with which set the decoys are a random split of one collection: --of SET")
-    bench, tell = bench or Bench(default_device()), progress or quiet
-    opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
-    if is_list(Path(folder)):
-        if descriptor != PDQ_NAME or kind is not SetKind.reference or bases:
-            raise ConfigError(
-                f"{folder} is a list of PDQ hashes, without pictures: give --descriptor pdq. It can be no decoys, and "
-                "no base model has latents of it"
-            )
-        return ReferenceSets(opened).add_list(name, Path(folder))
-    located = [bench.locate(base) for base in bases]
-    added = ReferenceSets(opened).add(
-        name, Path(folder), bench.load_descriptor(descriptor), thumbnails,
-        lambda done, total: tell("describing", done, total), kind, decoys_of,
-        decoys_of if drawn else (), workers, descriptor,
-    )  # fmt: skip
-    for one in located:
-        codec = partial(bench.codec_of, one, resolution)
-        keep_latents(opened, name, image_files(Path(folder)), codec, codec_id(one.revision, resolution), tell)
-    return added
 
 
 def run(

@@ -28,12 +28,19 @@ app = typer.Typer(no_args_is_help=True, help="Add, list and remove reference set
 
 
 @app.command()
-@configured("descriptor", "run.device", "workspace")
+@configured(
+    "descriptor", "run.device", "crawl.hub_endpoint", "crawl.rate", "crawl.retries", "crawl.downloads",
+    "crawl.token_file", "crawl.allow_private", "workspace",
+)  # fmt: skip
 def add(
     config: Config,
     name: Annotated[str, typer.Argument(help="Letters, digits, '.', '_' and '-'.")],
-    folder: Annotated[
-        Path, typer.Argument(help="A folder of pictures, searched with its subfolders; or a list of PDQ hashes.")
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder of pictures, searched with its subfolders; a tar, Parquet file or video; a list of URLs or "
+            "of PDQ hashes; or hf:owner/name@COMMIT."
+        ),
     ],
     thumbnails: Annotated[
         bool, typer.Option(help="Keep small pictures for the report; without, only descriptors and hashes.")
@@ -71,14 +78,25 @@ def add(
         ),
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes that describe pictures, each of one core.", min=1)] = 1,
+    described_by: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="SOURCE is Parquet with vectors that this descriptor has made elsewhere."),
+    ] = None,
+    every: Annotated[float, typer.Option(help="Of a video: seconds between two frames.", min=0.04)] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
-    """Describe every picture of FOLDER and keep the set under NAME; adding again replaces it.
+    """Describe every picture of SOURCE and keep the set under NAME; adding again replaces it.
 
     The set appears when all of it is described, at once. Stopped before, the same command goes on where it was.
 
     PNG, JPEG, WebP, AVIF, BMP, GIF and TIFF are read, HEIF where pillow-heif is installed. Every file that is passed
     over is listed with its reason.
+
+    A tar (.tar, also within the folder) is one of webdataset, as img2dataset writes it: JSON and text beside a picture
+    come back with a match. Parquet (.parquet) has pictures in a column, as data sets of the Hugging Face Hub do; or,
+    with --described-by, vectors: lora-audit references add laion shards/ --descriptor sscd --described-by NAME. Of
+    videos (.mp4, .mov, .mkv, .webm, .avi; pip install 'lora-audit\\[videos]') a frame is taken --every few seconds. A
+    list of URLs is text with one a line, or CSV with a column url.
 
     A list of PDQ hashes (.txt with a hash a line, perhaps a comma and its quality; .csv with a column hash; .jsonl with
     objects that have one) is for audits with --descriptor pdq: lora-audit references add known hashes.csv --descriptor
@@ -90,9 +108,10 @@ def add(
     bench = Bench(config.run.device or default_device())
     with progress_display(console()) as progress:
         added = api.add_references(
-            name, folder, descriptor=config.descriptor, workspace=config.workspace, thumbnails=thumbnails,
+            name, source, descriptor=config.descriptor, workspace=config.workspace, thumbnails=thumbnails,
             bases=base or (), resolution=resolution, kind=kind, decoys_of=of or (),
-            drawn=drawn, workers=workers, progress=progress, bench=bench,
+            drawn=drawn, workers=workers, described_by=described_by, every=every,
+            crawl=config.crawl, progress=progress, bench=bench,
         )  # fmt: skip
     loaded = bench.load_descriptor(config.descriptor)
     if as_json:

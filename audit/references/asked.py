@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from audit.config import Evidence
 from audit.errors import ConfigError
 from audit.progress import Tell
-from audit.references.folder import SkippedImage, image_files
+from audit.references.folder import SkippedImage, survey
 from audit.references.sets import ReferenceSets
 from audit.states import SetKind
 
@@ -80,4 +80,5 @@ def keep_latents_of(workspace: Workspace, asked: Sequence[str | Path], bench: Be
         return
     key = codec_id(job.base.revision, job.settings.resolution)
     for folder in (Path(one) for one in asked if Path(one).is_dir()):
-        keep_latents(workspace, folder_set_name(folder), image_files(folder), lambda: bench.codec(job), key, tell)
+        pictures, _ = survey(folder, or_other=True)  # what tars and videos in it hold has none
+        keep_latents(workspace, folder_set_name(folder), pictures, lambda: bench.codec(job), key, tell)

@@ -117,6 +117,8 @@ def _open(given: Given, known: Collection[bytes]) -> _Opened:
     try:
         if given.refused is not None:
             raise ValueError(given.refused)
+        if given.digest is not None:
+            return _Opened(given, given.digest, None, 0.0)
         data = read_picture(given.source) if isinstance(given.source, Path) else given.source
         if len(data) > MAX_FILE_BYTES:
             raise ValueError(f"larger than {MAX_FILE_BYTES // 1_000_000} MB")

@@ -21,11 +21,11 @@ class SkippedImage:
     reason: str
 
 
-def survey(folder: Path) -> tuple[list[Path], list[SkippedImage]]:
+def survey(folder: Path, or_other: bool = False) -> tuple[list[Path], list[SkippedImage]]:
     """The pictures below ``folder`` by suffix, sorted, and every other file with the reason why it is none.
 
     Links that lead out of the folder are passed over. Raises ReferenceSetError where it is missing, unreadable, or
-    holds no picture.
+    holds no picture, unless ``or_other``: something else there is.
     """
     if not folder.is_dir():
         raise ReferenceSetError(f"{folder} is not a folder: give a folder of pictures")
@@ -50,7 +50,7 @@ def survey(folder: Path) -> tuple[list[Path], list[SkippedImage]]:
                 passed.append(SkippedImage(path_as_text(str(path.relative_to(root))), reason))
     if errors and not found:
         raise ReferenceSetError(f"{folder} cannot be read: {errors[0].strerror}")
-    if not found:
+    if not found and not or_other:
         raise ReferenceSetError(f"{folder} holds no pictures ({', '.join(sorted(SUFFIXES))})")
     passed += [SkippedImage(path_as_text(os.path.relpath(one.filename, root)), f"{one.strerror}") for one in errors]
     return found, passed

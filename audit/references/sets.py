@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,9 @@ from audit.references import staging
 from audit.references.describe import CHUNK, Wanted, described
 from audit.references.folder import SkippedImage
 from audit.references.index import forget
-from audit.references.inputs.folders import folder_pictures
 from audit.references.inputs.given import Pictures, chunks
+from audit.references.inputs.parquet import Embeddings
+from audit.references.inputs.source import folder_pictures
 from audit.references.lists import read_list
 from audit.references.policy import Policy, policies, require_in_force
 from audit.references.staging import Staging
@@ -108,7 +109,7 @@ class ReferenceSets:
     def add(
         self,
         name: str,
-        source: Path | Pictures,
+        source: Path | Callable[[Mapping[str, str]], Pictures],
         descriptor: Descriptor,
         thumbnails: bool = True,
         progress: Callable[[int, int], None] | None = None,
@@ -120,7 +121,8 @@ class ReferenceSets:
     ) -> Added:
         """Describe the pictures of ``source`` and keep them as the set ``name``, to be found or to be decoys.
 
-        A source is a folder with all below it, or a stream of pictures, of which a few are in memory. The set appears
+        A source is a folder with all below it, or what opens a stream of pictures, given the names of those that were
+        described before. A few pictures are in memory. The set appears
         when all are described, at once; until then the one that there was stays. Where this is stopped, it goes on with
         what was described. Several ``workers`` are processes that describe, on CPUs; they load the descriptor as
         ``loaded_as``.
@@ -136,10 +138,10 @@ class ReferenceSets:
             raise ReferenceSetError(f"{name}: only decoys (--kind background) are for other sets (--of)")
         self.require_any(decoys_of)
         declared = self._declared(name, kind, drawn_with, descriptor)
-        pictures = folder_pictures(source) if isinstance(source, Path) else source
         kept = Staging(self.workspace.files, key, f"{descriptor.name} {thumbnails}")
         if kept.known:
             log.info("%s: %d pictures were described before and are not described again", name, len(kept.known))
+        pictures = folder_pictures(source) if isinstance(source, Path) else source(kept.named)
         skipped: list[SkippedImage] = []
         names: dict[bytes, tuple[str, str | None]] = {}
         done, patience = 0, _Patience()
@@ -190,10 +192,25 @@ class ReferenceSets:
         key = self.key_of(name, descriptor_name)
         instead = [("reference_set", name), ("descriptor_name", descriptor_name)]
         singles = self.workspace.table("references").has_beginning(f"{key}.")  # which the key does not take away
-        self.workspace.write("passed_over", key, _passed_rows(name, descriptor_name, datetime.now(UTC), passed))
         self.workspace.write_parts("references", key, parts, instead if singles else ())
+        self.workspace.write("passed_over", key, _passed_rows(name, descriptor_name, datetime.now(UTC), passed))
         forget(self.workspace.files.scratch, name)
         self.forget_others(name)
+
+    def add_vectors(self, name: str, files: Sequence[Path], descriptor: Descriptor, described_by: str) -> Added:
+        """Keep the vectors in Parquet files, which the descriptor ``described_by`` has computed elsewhere, as a set.
+
+        Raises ReferenceSetError where that is another one than ``descriptor``, or no vector can be used.
+        """
+        if described_by != descriptor.name:
+            raise ReferenceSetError(
+                f"the vectors are said to be by {described_by[:100]!r}, and audits of this descriptor compare with "
+                f"{descriptor.name} alone: give the --descriptor that has made them"
+            )
+        found = Embeddings(name, files, described_by, descriptor.dimensions)
+        self.put_whole(name, described_by, found.parts(), found.passed)
+        self._forget_pictures(name)
+        return Added(name, found.rows, found.passed)
 
     def _declared(
         self, name: str, kind: SetKind, drawn_with: Sequence[str], descriptor: Descriptor

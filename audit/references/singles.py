@@ -167,7 +167,7 @@ def _rows(
         columns = listed.rows()
         for number in range(len(listed.names)):
             row = {column: values[number] for column, values in columns.items()}
-            rows.setdefault(row["reference_id"], row | {"metadata": None})
+            rows.setdefault(row["reference_id"], row)
         skipped += listed.skipped
     return rows, skipped
 

@@ -38,6 +38,7 @@ class Staging:
         self.folder = f"{FOLDER}/{key}/{told}"
         self.parts: list[str] = []
         self.known: set[bytes] = set()
+        self.named: dict[str, str] = {}  # the SHA256 of files by the names that they had
         self._rows: list[dict[str, Any]] = []
         self._since = time.monotonic()
         for part in sorted(self.files.names(self.folder)):
@@ -48,13 +49,15 @@ class Staging:
         """Know what a part of an earlier process holds; a damaged one is removed."""
         try:
             with pq.ParquetFile(self.files.path(part), filesystem=self.files.system) as source:
-                ids = source.read(["reference_id"])["reference_id"].to_pylist()
+                held = source.read(["reference_id", "name"])
+                ids, names = held["reference_id"].to_pylist(), held["name"].to_pylist()
         except (OSError, pa.ArrowException) as error:
             log.warning("%s/%s is damaged and made again (%s)", self.files, part, str(error)[:100])
             self.files.remove(part)
             return
         self.parts.append(part)
         self.known |= {bytes.fromhex(one) for one in ids}
+        self.named |= dict(zip(names, ids, strict=True))
 
     def add(self, rows: Iterable[dict[str, Any]]) -> None:
         """Keep rows, within a few seconds on the storage."""

@@ -227,3 +227,17 @@ def test_a_set_that_is_not_in_force_is_not_matched_with(audited: Workspace, nano
     with pytest.raises(ReferenceSetError, match="mine is an allow bank"):
         match(["mine"], workspace=audited)
     assert [row["role"] for row in ReferenceSets(audited).list()] == ["allow"]
+
+
+def test_dates_and_cosines_of_the_command_line() -> None:
+    import typer
+
+    from audit.cli.references import _date, _number
+
+    assert _date("--expires", "2027-01-31") == datetime(2027, 1, 31, tzinfo=UTC)
+    assert _date("--expires", "2027-01-31T10:00+02:00") == datetime(2027, 1, 31, 8, tzinfo=UTC)
+    assert (_date("--expires", "never"), _date("--expires", None)) == (None, None)
+    assert (_number("0.8"), _number("own"), _number(None)) == (0.8, None, None)
+    for wrong in (lambda: _date("--expires", "soon"), lambda: _number("much")):
+        with pytest.raises(typer.BadParameter):
+            wrong()

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -145,3 +146,15 @@ def test_what_cannot_be_put_or_dropped_is_refused(few: Workspace, nano: Descript
     ReferenceSets(few).add("decoys", control, nano, kind=SetKind.background, drawn_with=["mine"])
     with pytest.raises(ReferenceSetError, match="declared a random split"):
         put(few, "decoys", files_given(FILES[:1]), nano)
+
+
+def test_a_set_that_is_replaced_while_it_is_searched(few: Workspace, nano: Descriptor, tmp_path: Path) -> None:
+    held = indexed(few, nano)
+    query = np.asarray(held.vectors[:1])
+    before = held.nearest(query, 4)
+    ReferenceSets(few).add("mine", set_folder("fluent-animals", "control"), nano)
+    after = held.nearest(query, 4)  # who has the old one open finishes with it, whole
+    assert before.row.tolist() == after.row.tolist()
+    assert before.similarity.tolist() == after.similarity.tolist()
+    fresh = indexed(few, nano)
+    assert not set(fresh.ids.to_pylist()) & set(held.ids.to_pylist())

@@ -185,7 +185,8 @@ class Hub:
         if request.path == "/api/models":
             self._record.count("models")
             return self._list(request)
-        match = re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", request.path)
+        path = request.path.replace("/api/datasets/", "/api/models/datasets/")  # as their files' URLs begin
+        match = re.fullmatch(r"/api/models/(.+?)(?:/(revision|tree|paths-info)/([^/]+)(?:/(.*))?)?", path)
         if match:
             name, kind, revision, path = match.groups()
             snapshot = self._snapshot(request, name, revision)

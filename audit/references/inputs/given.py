@@ -13,12 +13,16 @@ BYTES_AT_ONCE = 64 << 20  # of pictures that are in hand
 
 @dataclass(frozen=True)
 class Given:
-    """A picture as it is given: a file or its bytes, ``metadata`` as JSON text, or ``refused``, why there is none."""
+    """A picture as it is given: a file or its bytes, ``metadata`` as JSON text, or ``refused``, why there is none.
+
+    Of one that was described before, ``digest`` is the SHA256 of its file, which is not given again.
+    """
 
     name: str
     source: Path | bytes = b""
     metadata: str | None = None
     refused: str | None = None
+    digest: str | None = None
 
 
 @dataclass

@@ -22,4 +22,6 @@ def _when_asked(module: str, name: str) -> Parser:
 PARSERS: dict[str, Parser] = {
     **documents.PARSERS, **headers.PARSERS, **tokenizers.PARSERS, "picture": _when_asked("pictures", "picture"),
     "members": _when_asked("archives", "members"), "member": _when_asked("archives", "member"),
+    "parquet": _when_asked("tables", "parquet"), "parquet-vectors": _when_asked("tables", "parquet-vectors"),
+    "parquet-pictures": _when_asked("tables", "parquet-pictures"), "video": _when_asked("videos", "video"),
 }  # fmt: skip
