@@ -51,7 +51,7 @@ class Condition:
         import torch
 
         columns = zip(*(one._parts() for one in conditions), strict=True)
-        states, pooled, mask = (None if parts[0] is None else torch.cat(parts) for parts in columns)  # type: ignore[arg-type]
+        states, pooled, mask = (None if parts[0] is None else torch.cat(parts) for parts in columns)
         assert states is not None
         known = [one.lengths for one in conditions if one.lengths is not None]
         return Condition(states, pooled, mask, tuple(length for one in known for length in one) if known else None)
