@@ -46,8 +46,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 
 
 @pytest.fixture(scope="module")
-def flux(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
-    return nano.make("flux", tmp_path_factory.mktemp("bases"))
+def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModel]:
+    """Families with other layouts."""
+    return {name: nano.make(name, tmp_path_factory.mktemp("bases")) for name in ("flux", "klein", "z-image", "qwen")}
 
 
 @pytest.fixture
@@ -78,6 +79,10 @@ MODULES = (
     "lora_unet_conv_in", "lora_unet_nowhere", "lora_te_text_model_encoder_layers_0_mlp_fc1", "lora_te3_x",
     "unet.mid_block.attentions.0.transformer_blocks.0.ff.net.2", "base_model.model.conv_norm_out", "",
     "lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_final_layer_adaLN_modulation_1", "bundle_emb.x",
+    "diffusion_model.single_blocks.0.linear1", "transformer.single_transformer_blocks.1.attn.to_qkv_mlp_proj",
+    "diffusion_model.layers.0.attention.qkv", "lora_unet_layers_1_attention_to_out_0",
+    "diffusion_model.noise_refiner.0.adaLN_modulation.0", "transformer.transformer_blocks.0.img_mlp.net.0.proj",
+    "diffusion_model.transformer_blocks.1.attn.add_q_proj",
 )  # fmt: skip
 SUFFIXES = (
     "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_A.weight", "lora_B.weight",
@@ -124,17 +129,17 @@ SETS = (
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tensors=adapters(), on_flux=st.booleans())
+@given(tensors=adapters(), family=st.sampled_from(["sd1", "flux", "klein", "z-image", "qwen"]))
 def test_any_adapter_loads_or_raises_our_error(
     base: BaseModel,
-    flux: BaseModel,
+    others: dict[str, BaseModel],
     tmp_path_factory: pytest.TempPathFactory,
     tensors: dict[str, torch.Tensor],
-    on_flux: bool,
+    family: str,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "any.safetensors"
     save_file(tensors, path)
-    load(flux if on_flux else base, path)
+    load(others.get(family, base), path)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -309,6 +314,13 @@ def write_corpus() -> None:
         "empty-factors.safetensors": (lora((0, 32), (0, 0)), "does not fit"),
         "kronecker-of-scalars.safetensors": (
             save({f"{stem}.lokr_w1": torch.tensor(1.0), f"{stem}.lokr_w2": torch.tensor(1.0)}), "does not fit"
+        ),
+        "flux2-on-another-base.safetensors": (
+            lora((2, 3072), (27648, 2), module="lora_unet_single_blocks_0_linear1"), "of family flux2-klein"
+        ),
+        "qwen-on-another-base.safetensors": (
+            lora((2, 3072), (12288, 2), module="lora_unet_transformer_blocks_0_img_mlp_net_0_proj"),
+            "of family qwen-image",
         ),
         "unknown-algorithm.safetensors": (save({f"{stem}.hra_u": torch.ones(4, 4)}), "neither an adapter"),
         "text-model.safetensors": (save({texts: torch.ones(4, 4)}), "neither an adapter"),
