@@ -265,6 +265,8 @@ class Catalog:
             return Outcome(ItemState.gone, item.missing)
         if item.refusal:
             return Outcome(ItemState.refused, item.refusal)
+        if item.left:
+            return Outcome(ItemState.listed, item.left)
         if item.claimed_bytes and item.claimed_bytes > self.store.max_bytes:
             return Outcome(
                 ItemState.refused, f"{item.claimed_bytes} bytes are more than the limit of {self.store.max_bytes}"

@@ -45,8 +45,8 @@ class Item:
     """One file at one place, as its source describes it. ``item_id`` stays the same as long as the place does.
 
     ``available_at`` is when its early access ends. ``refusal`` says why it is not to be downloaded (a pickle, an
-    opt-out); ``missing`` that the source has taken it away. ``ground_truth_url`` is the uploader's own training set,
-    where the source has it.
+    opt-out), ``left`` why it is only listed; ``missing`` that the source has taken it away. ``ground_truth_url`` is the
+    uploader's own training set, where the source has it.
     """
 
     item_id: str
@@ -73,6 +73,7 @@ class Item:
     claimed_autov3: str | None = None
     ground_truth_url: str | None = None
     refusal: str | None = None
+    left: str | None = None
     missing: str | None = None
     known_fingerprint: str | None = None
 
@@ -84,6 +85,8 @@ class Item:
         said = asdict(self)
         if self.available_at is None:  # most have none: their fingerprints are those of before there was one
             del said["available_at"]
+        if self.left is None:
+            del said["left"]
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 

@@ -21,6 +21,11 @@ def asked(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
 
+def known_query(asked: dict[str, Any]) -> dict[str, Any]:
+    """A query without the families that are not asked for: it is then the crawl of before there were any."""
+    return {name: value for name, value in asked.items() if name != "families" or value}
+
+
 @dataclass(frozen=True)
 class Page:
     """Items of one answer of the source. ``state`` is what the crawl needs to go on behind it.

@@ -150,6 +150,7 @@ def _run_all(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "crawl folder", call("crawl", "folder", uploads, *where)
     yield "estimate", call("estimate", "--family", "sd15", "--device", "l4", "--usd-per-hour", "1", *where)
     yield "catalog", call("catalog", *where)
+    yield "similar", call("similar", FINE_TUNES["lora-peft"].path, "--least", -1, *where)
     call("scan", lora, "--base", BASE, *TINY, *where)
     [row] = Workspace(folder / "workspace").rows("SELECT image FROM extractions WHERE rank = 1")
     (pictures / "recovered.png").write_bytes(row["image"])  # what it matches for certain

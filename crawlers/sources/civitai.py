@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -21,6 +20,8 @@ from crawlers.catalog import Catalog, Outcome
 from crawlers.civitai_answers import PROMPT_IMAGES
 from crawlers.civitai_answers import prompts_of as prompts_of
 from crawlers.civitai_answers import reference_of as reference_of
+from crawlers.civitai_query import PAGE, Listed, ids_of
+from crawlers.civitai_query import CivitaiQuery as CivitaiQuery
 from crawlers.crawl import News, with_passed_over
 from crawlers.http import Session, Token, is_of_the_request, read_token
 from crawlers.items import (
@@ -35,48 +36,18 @@ from crawlers.items import (
     text_of,
     time_of,
 )
-from crawlers.source import Page, Source, SourceKind, asked
+from crawlers.source import Page, Source, SourceKind, known_query
 from crawlers.training_data import fetch_ground_truth
+from crawlers.triage import left_out, tensors_of
 
 log = logging.getLogger(__name__)
 ENDPOINT = "https://civitai.com/api/v1"
 # One site under several names: the same models by the same numbers, of which each name shows a part.
 TWINS = frozenset({"civitai.com", "civitai.green", "civitai.red"})
-ADAPTERS = ("LORA", "LoCon", "DoRA")
 WEIGHTS = ("Model", "Pruned Model")
-PAGE = 100
 PART = 10  # models: of a page that fails as a whole
 MOST_PARTS = 50  # page times limit may be 1000 at most
 TAKEN = {"TakenDown": "taken down at the source", "Archived": "archived at the source: its files are gone there"}
-
-
-class Sort(StrEnum):
-    """The orders of a listing."""
-
-    newest = "Newest"
-    downloaded = "Most Downloaded"
-    rated = "Highest Rated"
-
-
-@dataclass(frozen=True)
-class CivitaiQuery:
-    """What GET /models is asked for. ``since`` drops versions published before it."""
-
-    query: str | None = asked(None, "Words in the model's name.")
-    tag: str | None = asked(None, "Only models with this tag.")
-    username: str | None = asked(None, "Only this uploader's.")
-    base_models: tuple[str, ...] = asked((), 'Such as "SD 1.5"; repeat for several.', option="base-model")
-    types: tuple[str, ...] = asked(ADAPTERS, "LORA, LoCon, DoRA, Checkpoint. Repeat for several.", option="type")
-    sort: Sort = asked(Sort.newest, "Newest (ends early when run again), Most Downloaded, Highest Rated.")
-    nsfw: bool = asked(False, "Also what the source marks as adult; hidden by default.")
-    since: datetime | None = asked(None, "Only what is newer (UTC).")
-
-    def parameters(self) -> list[tuple[str, str]]:
-        """The query string, without paging."""
-        pairs = [("query", self.query), ("tag", self.tag), ("username", self.username), ("sort", self.sort)]
-        found = [(name, value) for name, value in pairs if value]
-        found += [("types", value) for value in self.types] + [("baseModels", value) for value in self.base_models]
-        return [*found, ("nsfw", "true" if self.nsfw else "false"), ("limit", str(PAGE))]
 
 
 class Civitai:
@@ -110,7 +81,7 @@ class Civitai:
 
     def query(self) -> dict[str, Any]:
         """What identifies the crawl's state."""
-        return {"endpoint": self.endpoint, **asdict(self.asked)}
+        return {"endpoint": self.endpoint, **known_query(asdict(self.asked))}
 
     def requests(self) -> int:
         """HTTP requests so far."""
@@ -161,7 +132,7 @@ class Civitai:
                 if not is_of_the_item(error):
                     raise
                 failed.append(f"{what} was passed over: {reason_of_fault(error, what, log)}")
-        return Listed(items, text_of(metadata.get("nextCursor"), 2000) or None, tuple(failed), _ids(models))
+        return Listed(items, text_of(metadata.get("nextCursor"), 2000) or None, tuple(failed), ids_of(models))
 
     def _in_parts(self, cursor: str | None, whole: FetchError) -> Listed:
         """What can be had of the page that fails with ``whole``, the cursor behind it, and what was passed over.
@@ -314,7 +285,16 @@ class Civitai:
         return _of_any_host(item)
 
     def enrich(self, item: Item) -> Item:
-        """With the prompts of the version's example images, where they are asked for: a request a version."""
+        """With the prompts of the version's example images, where they are asked for: a request a version.
+
+        Where families are asked for, one of another family is left by what its header says: a request a file.
+        """
+        if self.asked.families:
+            base = item.download_url.partition("/api/")[0] if "/api/" in item.download_url else ""
+            about = f"{base}{self.path}/model-files/{item.item_id.rpartition(':')[2]}/tensor-metadata" if base else None
+            tensors = tensors_of(self.session, about, item.download_url)
+            if left := left_out(tensors, self.asked.families):
+                return replace(item, left=left)
         if self.prompts == "never" or (self.prompts == "missing" and item.captions):
             return item
         if self._prompts[0] != item.version_id:
@@ -390,20 +370,6 @@ class Civitai:
             raise FetchError("the source's answer names no model", ItemState.failed)
         items = self._model(model_id or "")
         return [item for item in items if version_id in (None, item.version_id)]
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One answer of the listing: its items, the cursor behind it, what was passed over, and its models' ids."""
-
-    items: list[Item]
-    following: str | None
-    passed_over: tuple[str, ...]
-    models: frozenset[str]
-
-
-def _ids(models: list[Any]) -> frozenset[str]:
-    return frozenset(filter(None, (text_of(dict_of(model).get("id"), 40) for model in models)))
 
 
 def _of_any_host(item: Item) -> Item:

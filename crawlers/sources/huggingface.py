@@ -38,7 +38,8 @@ from crawlers.items import (
     text_of,
     time_of,
 )
-from crawlers.source import Page, Source, SourceKind, asked
+from crawlers.source import Page, Source, SourceKind, asked, known_query
+from crawlers.triage import left_out, tensors_of
 
 log = logging.getLogger(__name__)
 ENDPOINT = "https://huggingface.co"
@@ -60,6 +61,10 @@ class HuggingFaceQuery:
     author: str | None = asked(None, "Only this user's or organisation's.")
     search: str | None = asked(None, "Words in the model's name.")
     since: datetime | None = asked(None, "Only what is newer (UTC).")
+    families: tuple[str, ...] = asked(
+        (), "Only download files whose tensors are those of this family, such as sdxl; told by their header. Repeat.",
+        option="family",
+    )  # fmt: skip
 
 
 class HuggingFace:
@@ -88,7 +93,7 @@ class HuggingFace:
 
     def query(self) -> dict[str, Any]:
         """What identifies the crawl's state."""
-        return {"endpoint": self.endpoint, **vars(self.asked)}
+        return {"endpoint": self.endpoint, **known_query(vars(self.asked))}
 
     def requests(self) -> int:
         """HTTP requests so far."""
@@ -211,6 +216,9 @@ class HuggingFace:
         found = self.api.file(item.model_id, self._path(item), item.version_id)
         if not found:
             return replace(item, missing="this file is no longer part of the model")
+        if self.asked.families and item.refusal is None:
+            tensors = tensors_of(self.session, None, item.download_url)
+            item = replace(item, left=left_out(tensors, self.asked.families))
         size, security = found.get("size"), text_of(dict_of(found.get("securityFileStatus")).get("status"), 40)
         return replace(
             item,

@@ -477,6 +477,7 @@ class Civitai:
         for model in models:
             self.add(model)
         self.region_blocked = False  # every request answers 451, as Civitai's filter of regions does
+        self.tensor_metadata = True  # whether GET /model-files/ID/tensor-metadata is served
         self.quota: int | None = None  # downloads that the account has left; then they answer 429
         self.quota_headers: dict[str, str] = {}
         self._api_server = LocalServer(self._api)
@@ -590,6 +591,9 @@ class Civitai:
                 if _number(version_id) not in self._versions:
                     return json_response({"error": f"No version with id {version_id}"}, 404)
                 return json_response(self._whole_version(_number(version_id)))
+            case ("GET", "api", "v1", "model-files", file_id, "tensor-metadata") if self.tensor_metadata:
+                self._record.count("tensor-metadata")
+                return self._tensor_metadata(_number(file_id))
             case ("GET", "api", "v1", "images"):
                 self._record.count("images")
                 return self._list_images(request)
@@ -736,6 +740,27 @@ class Civitai:
             "hashes": hashes(file),
             "downloadUrl": f"{self._api_server.url}/api/download/models/{version.id}?fileId={file.id}",
         }
+
+    def _tensor_metadata(self, file_id: int) -> Response:
+        """As civitai's src/pages/api/v1/model-files/[id]/tensor-metadata.ts answers: no __metadata__, no offsets."""
+        file = self._files.get(file_id)
+        if file is None:
+            return json_response({"error": "File not found"}, 404)
+        if file.format != "SafeTensor" or file.fault is Fault.pickle:
+            return json_response({"error": "File format is not supported"}, 400)
+        data = bytes_of(file.content)
+        try:
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        except ValueError as error:
+            return json_response({"error": str(error)}, 422)
+        tensors = [
+            {"name": name, "shape": one["shape"], "dtype": one["dtype"],
+             "sizeBytes": one["data_offsets"][1] - one["data_offsets"][0]}
+            for name, one in header.items() if name != "__metadata__"
+        ]  # fmt: skip
+        total = sum(one["sizeBytes"] for one in tensors)
+        answer = {"format": "SafeTensor", "tensorCount": len(tensors), "totalTensorBytes": total, "tensors": tensors}
+        return json_response(answer | {"dtypeCounts": [], "weightPrecision": None, "vramEstimate": None})
 
     def _by_hash(self, request: Request, hashed: str | None = None) -> Response:
         if self._hash_index is None:
