@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from audit.job import Request
 
 # What an audit of an earlier version has none of: then there is nothing to compare.
-LATER = {"control_generations", "control_similarity", "control_index", "inliers", "coverage", "mirrored"}
+LATER = {
+    "control_generations",
+    "control_similarity",
+    "control_index",
+    "inliers",
+    "coverage",
+    "mirrored",
+    "normalized_similarity",
+}
 TOLERANCE = 1e-3  # of numbers that other devices and versions come to, such as those of unit vectors
 # What is of the run and not of the result.
 OF_THE_RUN = {"audit_id", "checkpoint_name", "base_name", "device", "versions", "finished_at", "seconds_sampling",

@@ -38,7 +38,8 @@ SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_di
     CASE WHEN similarity >= $threshold AND coalesce(pdq_distance <= $distance, false) THEN 'both'
         WHEN similarity >= $threshold THEN 'descriptor'
         WHEN coalesce(pdq_distance <= $distance, false) THEN 'pdq'
-        ELSE 'none' END AS evidence, control_similarity, NULL AS inliers, NULL AS coverage, NULL AS mirrored
+        ELSE 'none' END AS evidence, control_similarity, NULL AS inliers, NULL AS coverage, NULL AS mirrored,
+    NULL AS normalized_similarity
 FROM judged WHERE position <= $top OR (hash_position <= $most AND coalesce(pdq_distance <= $distance, false))
 ORDER BY audit_id, rank, position
 """

@@ -37,7 +37,8 @@ class Match:
     """One reference near an extraction, with both similarities; its verdict is the fixed threshold's.
 
     ``control_similarity`` is that to what the base alone draws, None without control generations; ``inliers``,
-    ``coverage`` and ``mirrored`` are what a second look found (audit/references/second_look.py), None without one.
+    ``coverage`` and ``mirrored`` are what a second look found (audit/references/second_look.py), None without one;
+    ``normalized_similarity`` is beside what the extraction has in common with decoys, None where there are too few.
     """
 
     reference_set: str
@@ -52,6 +53,7 @@ class Match:
     inliers: int | None = None
     coverage: float | None = None
     mirrored: bool | None = None
+    normalized_similarity: float | None = None
 
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
@@ -262,6 +264,7 @@ def _collected(
             found["similarity"], found["pdq_distance"],
             found["verdict"] or (Verdict.match if found["is_match"] else Verdict.none), found["evidence"],
             found["thumbnail"], found["control_similarity"], found["inliers"], found["coverage"], found["mirrored"],
+            found["normalized_similarity"],
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [
