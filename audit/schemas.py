@@ -180,6 +180,12 @@ MATCHES = _schema(
     ),
     ("coverage", pa.float64(), "second look: share of the reference's area that these points span"),
     ("mirrored", pa.bool_(), "second look: they are points of the mirrored reference"),
+    (
+        "normalized_similarity",
+        pa.float64(),
+        "similarity less the mean cosine of the extraction to the 10 nearest pictures of the set's backgrounds; it "
+        "decides nothing; null with fewer pictures",
+    ),
 )
 
 LATENTS = _schema(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What an audit of an earlier version has none of: then there is nothing to compare.
 LATER = {
     "control_generations", "control_similarity", "control_index", "allowed_by", "policy", "inliers", "coverage",
-    "mirrored",
+    "mirrored", "normalized_similarity",
 }  # fmt: skip
 TOLERANCE = 1e-3  # of numbers that other devices and versions come to, such as those of unit vectors
 # What is of the run and not of the result.

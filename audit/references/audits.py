@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from audit.errors import WorkspaceError
 from audit.references.index import open_bank
 from audit.references.match import match_extractions
+from audit.references.normalized import normalized
 from audit.references.second_look import looked_at_again
 from audit.references.silence import Rule, rules_of
 from audit.references.weigh import WEIGHED, Weighed, weigh_in
@@ -83,4 +84,5 @@ def _found(
         matches = match_extractions(
             connection, extractions, banks, alike["threshold"], alike["size"], control=control, rules=rules
         )
+        matches = normalized(table, matches, extractions, described_by)
         yield looked_at_again(connection, matches, described_by)

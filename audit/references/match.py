@@ -41,7 +41,8 @@ SELECT audit_id, rank, reference_set, reference_id, position, similarity, pdq_di
         WHEN similarity >= threshold THEN 'descriptor'
         WHEN coalesce(pdq_distance <= bits, false) THEN 'pdq'
         ELSE 'none' END AS evidence, control_similarity, allowed_by,
-    NULL AS inliers, NULL AS coverage, NULL AS mirrored
+    NULL AS inliers, NULL AS coverage, NULL AS mirrored,
+    NULL AS normalized_similarity
 FROM judged WHERE position <= $top OR (hash_position <= $most AND coalesce(pdq_distance <= bits, false))
 ORDER BY audit_id, rank, position
 """

@@ -54,11 +54,14 @@ def looked_at_again(connection: duckdb.DuckDBPyConnection, matches: pa.Table, de
     if not chosen:
         return matches
     rows = matches.take(pa.array(chosen)).select(["audit_id", "rank", "reference_set", "reference_id"]).to_pylist()
-    drawn, known = _pictures(connection, rows, descriptor_name)
+    known = _thumbnails(connection, rows, descriptor_name)
     columns: dict[str, list[Any]] = {name: matches[name].to_pylist() for name in ("inliers", "coverage", "mirrored")}
+    audit_id, drawn = "", {}
     for place, row in zip(chosen, rows, strict=True):
-        first = known.get((row["reference_set"], row["reference_id"]))
-        second = drawn.get((row["audit_id"], row["rank"]))
+        if row["audit_id"] != audit_id:  # rows are by audit: the pictures of one are in memory at a time
+            audit_id = row["audit_id"]
+            drawn = _images(connection, audit_id, [one["rank"] for one in rows if one["audit_id"] == audit_id])
+        first, second = known.get((row["reference_set"], row["reference_id"])), drawn.get(row["rank"])
         if first is None or second is None:
             continue
         try:
@@ -88,26 +91,23 @@ def chosen_pairs(matches: pa.Table) -> list[int]:
     return sorted(found)
 
 
-def _pictures(
+def _images(connection: duckdb.DuckDBPyConnection, audit_id: str, ranks: list[int]) -> dict[int, bytes]:
+    """The pictures of an audit's extractions that are kept, as files, by rank."""
+    sql = """SELECT rank, image FROM extractions
+    WHERE audit_id = ? AND list_contains(?::INTEGER[], rank) AND image IS NOT NULL"""
+    return dict(connection.sql(sql, params=[audit_id, ranks]).fetchall())
+
+
+def _thumbnails(
     connection: duckdb.DuckDBPyConnection, rows: list[dict[str, Any]], descriptor_name: str
-) -> tuple[dict[tuple[str, int], bytes], dict[tuple[str, str], bytes]]:
-    """The pictures of extractions and of references that are kept, as files."""
-
-    def fetch(sql: str, *values: Any) -> list[tuple[Any, Any, bytes]]:
-        return connection.sql(sql, params=list(values)).fetchall()
-
-    drawn = fetch(
-        "SELECT audit_id, rank, image FROM extractions "
-        "WHERE image IS NOT NULL AND list_contains(?::VARCHAR[], audit_id)",
-        sorted({row["audit_id"] for row in rows}),
-    )
-    known = fetch(
-        'SELECT reference_set, reference_id, thumbnail FROM "references" WHERE descriptor_name = ? '
-        "AND list_contains(?::VARCHAR[], reference_set) AND list_contains(?::VARCHAR[], reference_id) "
-        "AND thumbnail IS NOT NULL",
-        descriptor_name, sorted({row["reference_set"] for row in rows}), sorted({row["reference_id"] for row in rows}),
-    )  # fmt: skip
-    return {(one, rank): image for one, rank, image in drawn}, {(one, two): image for one, two, image in known}
+) -> dict[tuple[str, str], bytes]:
+    """The pictures of references that are kept, as files, by set and id."""
+    sql = """SELECT reference_set, reference_id, thumbnail FROM "references" WHERE descriptor_name = ?
+    AND list_contains(?::VARCHAR[], reference_set) AND list_contains(?::VARCHAR[], reference_id)
+    AND thumbnail IS NOT NULL"""
+    sets, ids = (sorted({row[name] for row in rows}) for name in ("reference_set", "reference_id"))
+    found = connection.sql(sql, params=[descriptor_name, sets, ids]).fetchall()
+    return {(name, one): thumbnail for name, one, thumbnail in found}
 
 
 def look_again(reference: Image.Image, extraction: Image.Image) -> SecondLook:

@@ -43,7 +43,8 @@ class Match:
     ``control_similarity`` is that to what the base alone draws, None without control generations. It is alike
     ``alike_from`` a similarity, and by PDQ up to ``pdq_limit`` bits; ``allowed_by`` is the allow bank that has silenced
     it, ``metadata`` what the set's input says of it, plain values. ``inliers``, ``coverage`` and ``mirrored`` are what
-    a second look found (audit/references/second_look.py), None without one.
+    a second look found (audit/references/second_look.py), None without one;
+    ``normalized_similarity`` is beside what the extraction has in common with decoys, None where there are too few.
     """
 
     reference_set: str
@@ -62,6 +63,7 @@ class Match:
     inliers: int | None = None
     coverage: float | None = None
     mirrored: bool | None = None
+    normalized_similarity: float | None = None
 
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
@@ -294,6 +296,7 @@ def _collected(
             found["thumbnail"], found["control_similarity"], found["allowed_by"],
             row["threshold"] if rule.threshold is None else rule.threshold, rule.bits, plain(found["metadata"]),
             found["inliers"], found["coverage"], found["mirrored"],
+            found["normalized_similarity"],
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [

@@ -23,6 +23,7 @@ from audit.descriptors import Descriptor
 from audit.errors import ReferenceSetError, WorkspaceError
 from audit.references import ReferenceSets
 from audit.references.index import Bank, forget, open_bank, products, store
+from audit.references.index import quantized as quantized_rows
 from audit.references.index.hashes import BRUTE, build_parts, packed
 from audit.references.index.quantized import quantized
 from audit.schemas import REFERENCES
@@ -253,6 +254,34 @@ def test_a_set_that_becomes_small_or_is_removed_leaves_nothing(
         kept.with_name(f".{kept.name}-killed").mkdir()
         again()
         assert not folders(workspace)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="this system does not say what is mapped in")
+def test_what_was_read_of_a_mapped_file_is_let_go_of(
+    workspace: Workspace, vectors: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized_rows, "LET_GO", 1)
+    wide = of_kind("spread", np.random.default_rng(6), 4096 * 3, 64)
+    put(workspace, wide)
+    bank = opened(workspace)
+
+    def resident(array: np.ndarray) -> int:
+        """KiB of the file that this process has mapped in."""
+        name = f"/{Path(array.filename).name}\n"  # type: ignore[attr-defined]
+        lines = Path("/proc/self/smaps").read_text().splitlines(keepends=True)
+        at = next(number for number, line in enumerate(lines) if line.endswith(name) and "index" in line)
+        return int(next(line for line in lines[at:] if line.startswith("Rss:")).split()[1])
+
+    assert bank.quantized is not None
+    for array, search in (
+        (bank.quantized.numbers, lambda: bank.nearest(wide[:4], 3)), (bank.vectors, lambda: bank.best(wide[:400])),
+    ):  # fmt: skip
+        assert np.asarray(array).sum() is not None  # all of it is mapped in
+        before = resident(array)
+        assert search() is not None
+        assert resident(array) < before / 2
+    truth = np.sort(wide[:4] @ wide.T, axis=1)[:, ::-1][:, :3]
+    assert np.allclose(bank.nearest(wide[:4], 3).similarity.reshape(4, 3), truth, atol=1e-6)
 
 
 def test_a_full_disk_is_an_error_in_words_and_leaves_nothing(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from audit.descriptors.pdq import MIN_QUALITY
 from audit.errors import ReferenceSetError
 from audit.references.index.hashes import Parts, packed, within
-from audit.references.index.quantized import Quantized
+from audit.references.index.quantized import Passing, Quantized
 
 UNKNOWN = -1  # the side of a picture, or the quality of a hash, that nothing is known of
 PAIRS = 1 << 22  # products in hand at once
@@ -84,8 +84,10 @@ class Bank:
         """Of every row the highest cosine to one of ``queries``, unit float32 [Q, D]: float32 [N]; NaN without any."""
         found = np.full(len(self), np.nan, np.float32)
         block = max(PAIRS // max(len(queries), 1), 1)
+        passing = Passing(self.vectors)
         for start in range(0, len(self) if len(queries) else 0, block):
             found[start : start + block] = (self.vectors[start : start + block] @ queries.T).max(axis=1)
+            passing.reached(start)
         return found
 
     def has_near(self, queries: np.ndarray, threshold: float) -> np.ndarray:
@@ -118,8 +120,9 @@ class Bank:
         """The same in float32: rows whose product is not below the ``top``-th highest."""
         held = [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in unit]
         floors = np.full(len(unit), -np.inf, np.float32)
-        block = max(PAIRS // max(len(unit), 1), 1)
+        block, passing = max(PAIRS // max(len(unit), 1), 1), Passing(self.vectors)
         for start in range(0, len(self), block):
+            passing.reached(start)
             products = unit @ self.vectors[start : start + block].T
             for number in np.flatnonzero(products.max(axis=1) >= floors):
                 fresh = np.flatnonzero(products[number] >= floors[number])

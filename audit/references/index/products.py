@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import torch
 
-from audit.references.index.quantized import Quantized, quantized
+from audit.references.index.quantized import Passing, Quantized, quantized
 
 log = logging.getLogger(__name__)
 BLOCK = 4096  # rows of a product, which then stays in the cache with the queries
@@ -76,6 +76,7 @@ def _first_pass(rows: Quantized, queries: Quantized, top: int) -> tuple[list[np.
     turned = torch.from_numpy(filled).T
     share = -(-len(state.scales) // (state.step * torch.get_num_threads())) * state.step
     shares = [(begin, min(begin + share, len(state.scales))) for begin in range(0, len(state.scales), share)]
+    passing = Passing(rows.numbers)
     with ThreadPoolExecutor(len(shares)) as threads:
         for start in range(0, len(rows.numbers), BLOCK):
             block = np.ascontiguousarray(rows.numbers[start : start + BLOCK])
@@ -86,6 +87,7 @@ def _first_pass(rows: Quantized, queries: Quantized, top: int) -> tuple[list[np.
                 top, state.floors, state.lower, state.upper, state.rows, state.counts, state.limits, state.full,
             )  # fmt: skip
             list(threads.map(lambda those, scan=scan: scan(*those), shares))
+            passing.reached(end)
     return [state.those(one) for one in range(number)], state.full
 
 

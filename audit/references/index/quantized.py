@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+LET_GO = 64 << 20  # bytes of a mapped file that were read, before they are let go of
 
 
 @dataclass(frozen=True)
@@ -14,6 +18,28 @@ class Quantized:
     numbers: np.ndarray
     scales: np.ndarray
     errors: np.ndarray
+
+
+class Passing:
+    """Of an array that is read once from its beginning to its end, what is behind does not count as memory in use.
+
+    Pages of a mapped file stay in the system's cache and are there at once when they are read again; of other arrays
+    nothing is let go of.
+    """
+
+    def __init__(self, array: np.ndarray) -> None:
+        mapped = getattr(array, "_mmap", None) if isinstance(array, np.memmap) and array.offset == 0 else None
+        able = isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and hasattr(mapped, "madvise")
+        self._mapped: Any = mapped if able else None
+        self._row = array.strides[0] if array.ndim else 0
+        self._behind = 0
+
+    def reached(self, row: int) -> None:
+        """Rows below ``row`` were read."""
+        whole = row * self._row // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        if self._mapped is not None and whole - self._behind >= LET_GO:
+            self._mapped.madvise(mmap.MADV_DONTNEED, self._behind, whole - self._behind)
+            self._behind = whole
 
 
 def quantized(vectors: np.ndarray) -> Quantized:

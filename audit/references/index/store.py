@@ -33,7 +33,7 @@ from audit.files import ABANDONED, make_folder, private_file
 from audit.progress import Tell, quiet
 from audit.references.index.bank import UNKNOWN, Bank, unit_vectors
 from audit.references.index.hashes import BRUTE, PARTS, Parts, build_part, packed
-from audit.references.index.quantized import Quantized, quantized
+from audit.references.index.quantized import Passing, Quantized, quantized
 
 if TYPE_CHECKING:
     from audit.workspace import Workspace
@@ -216,6 +216,7 @@ def _write_rows(
 ) -> int:
     """Write what follows from one row at a time; how many hashes say something."""
     maps = _maps(folder, _shapes(number, width, 0), "r+")
+    passing = [Passing(one) for one in maps.values()]
     done = hashed = 0
     with private_file(folder / "ids.arrow") as file, pa.ipc.new_file(
         file, pa.schema([("reference_id", pa.string())])
@@ -230,6 +231,8 @@ def _write_rows(
                 maps[name][done:end] = values
             hashed += int((arrays["quality"] >= MIN_QUALITY).sum())
             done = end
+            for one in passing:
+                one.reached(done)
             tell("indexing", done, number)
     for one in maps.values():
         one.flush()
@@ -243,8 +246,11 @@ def _write_parts(folder: Path, shapes: Shapes, tell: Tell) -> None:
     known = _maps(folder, {name: shapes[name] for name in ("hashes", "quality")}, "r")
     hashes = known["hashes"][known["quality"] >= MIN_QUALITY]
     maps = _maps(folder, {name: shapes[name] for name in ("starts", "others", "order")}, "r+")
+    passing = [Passing(one) for one in maps.values()]
     for part in range(PARTS):
         maps["starts"][part], maps["others"][part], maps["order"][part] = build_part(hashes, part)
+        for one in passing:
+            one.reached(part + 1)
         tell("indexing hashes", part + 1, PARTS)
     for one in maps.values():
         one.flush()
@@ -295,7 +301,9 @@ def _checksum(path: Path) -> int:
     found = 0
     if path.stat().st_size:
         whole = np.memmap(path, np.uint8, "r")
+        passing = Passing(whole)
         for start in range(0, len(whole), 1 << 24):
+            passing.reached(start)
             found = zlib.crc32(whole[start : start + (1 << 24)].data, found)
     return found
 
