@@ -49,6 +49,7 @@ from tests.public import STUDY
 from tests.simulators.civitai import Civitai, Fault, LocalServer, SimFile, SimModel, SimVersion, tiny_lora
 from tests.simulators.hub import Hub
 
+DECOY = next(set_folder("fluent-animals", "control").glob("*.png"))
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CANARIES = {
     "HF_TOKEN": "hf_CanaryOfTheHub0123456789",
@@ -216,6 +217,7 @@ def _set_secrets(patch: pytest.MonkeyPatch, folder: Path, proxy: str, host: str)
     secret = f"https://user:{CANARIES['proxy']}@example.org/x"
     (folder / "secret.toml").write_text(STUDY.replace('base = "nano"', f'base = "{secret}"'))
     (folder / "typed.toml").write_text(f'workspace = ["s3://key:{CANARIES["config"]}@bucket/c"]\n')
+    (folder / "urls.txt").write_text(f"{secret}.png\n{proxy}/500.png?token={CANARIES['proxy']}\n")
     (folder / "broken.safetensors").write_bytes(b"<html>")
     (folder / "uploads").mkdir()
     (folder / "uploads/a.safetensors").write_bytes(tiny_lora(60))
@@ -324,8 +326,25 @@ def cases(s: Scene) -> dict[tuple[str, ...], list[list[object]]]:
             ["references", "add", "animals", set_folder("fluent-animals", "train"), "--descriptor", "nano", *where],
             ["references", "add", "none", s.folder / "uploads", "--descriptor", "nano", *where],
             ["references", "add", "none", s.remote, "--descriptor", "nano", *where],
+            ["references", "add", "urls", s.folder / "urls.txt", "--descriptor", "nano", *where],
+            ["references", "add", "hub", f"hf:me/none@{COMMIT}", "--descriptor", "nano", *where],
         ],
         ("references", "list"): [["references", "list", *where], ["references", "list", *wrong]],
+        ("references", "put"): [
+            ["references", "put", "animals", set_folder("fluent-animals", "control"), "--descriptor", "nano", *where],
+            ["references", "put", "animals", DECOY, "--descriptor", "nano", "--json", *where],
+            ["references", "put", "none", s.remote, "--descriptor", "nano", *where],
+        ],
+        ("references", "policy"): [
+            ["references", "policy", "animals", "--notes", "mine", "--json", *where],
+            ["references", "policy", "none", "--role", "allow", *where],
+            ["references", "policy", "animals", "--clear", *gone],
+        ],
+        ("references", "drop"): [
+            ["references", "drop", "animals", DECOY.name, "--json", *where],
+            ["references", "drop", "animals", secret_base, *where],
+        ],
+        ("similar",): [["similar", KOHYA, "--json", *where], ["similar", s.remote, *where], ["similar", "none", *gone]],
         ("scan",): [
             [
                 "--verbose",
