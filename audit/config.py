@@ -161,7 +161,7 @@ class CaptionSettings(_Checked):
         option="caption-method",
     )  # fmt: skip
     evaluations: int = _setting(
-        6000, "Network evaluations for ranking words by attention; choosing captions of the first takes 486 more.",
+        5000, "Network evaluations for ranking words by attention; choosing captions of the first takes 486 more.",
         option="caption-evaluations", min=0, max=10_000_000,
     )  # fmt: skip
     iterations: int = _setting(

@@ -163,11 +163,12 @@ def main(
     images: Annotated[int, typer.Option(help="Images of a training image in the scans.")] = 6,
     scans: Annotated[int, typer.Option(help="Of how many fine-tunes scans are made, too.")] = 100,
     gradients: Annotated[int, typer.Option(help="Of how many fine-tunes the gradient is climbed.")] = 100,
+    group: Annotated[str, typer.Option(help="Only one: holdout, tuned on, or shipped.")] = "",
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the rows as JSON.")] = None,
 ) -> None:
     """Measure, and print a line a fine-tune."""
     torch.set_num_threads(1)
-    chosen = sorted(subjects(checkpoints), key=lambda one: (not one.matters, one.name))
+    chosen = [one for one in subjects(checkpoints) if group in ("", one.group)]
     chosen = [chosen[0], chosen[-1]] if quick else chosen
     methods = {name: settings for name, settings in METHODS.items() if name != "gradient"}
     gradient = CaptionSettings(method=Recovery.gradient, iterations=10 if quick else iterations)

@@ -19,20 +19,23 @@ from dataclasses import dataclass
 
 import torch
 
+from audit.evidence.membership import Level, level_of
+from audit.models.families.base import Condition
 from audit.models.pair import ModelPair
-from audit.recovery.attention import token_counts
 from audit.recovery.words import IDENTIFIERS
 
 CONTEXTS = (
     "photo of a person", "3d render of an animal", "painting of a landscape", "cartoon of an animal",
     "photo of an object", "drawing of a house", "photograph of a building", "illustration of a vehicle",
 )  # fmt: skip
+WAYS = ("photo of an animal", "3d render of an object")  # contexts of the ways from noise to picture
+WAY = (999, 850, 700, 550, 400)  # noise levels, thousandths of the schedule
+HEARD = (700, 550, 400)  # those of them that count: before, pictures are not told from each other
 BATCH = 64  # predictions at once, fewer where memory runs out
-KEEP = 0.35  # of the words, after each look
-FINALISTS = 64  # words that are rehearsed
-REHEARSALS = ("photo of an animal", "3d render of an object", "cartoon of an animal")
+KEEP = 0.5  # of the words, after each look
+FINALISTS = 64  # words whose way is gone
 PROBED = 40  # identifiers, and as many words of the vocabulary, that tell whether captions matter
-STAYING = 0.8  # of the finalists, at most, are words that no look sends away
+SEEDED = 4  # one finalist of so many comes from the prior alone
 FEWEST = 8  # finalists; a budget for fewer is not spent
 LEAST = 2 * 2 * 2 * PROBED  # evaluations of the probe, at most
 EACH = 2  # evaluations: one by each network
@@ -102,18 +105,33 @@ def sliced(
 
 
 @torch.inference_mode()
-def stands_out(pair: ModelPair, words: Sequence[str], look: Look, seed: int = 0) -> torch.Tensor:
-    """float32 [W]: the logarithm of ``apart`` beyond what follows from how far the word moves the base alone.
+def along(pair: ModelPair, captions: Sequence[str], seed: int = 0) -> torch.Tensor:
+    """float32 [N]: the mean logarithm of ``apart`` at the levels HEARD of the tuned model's own way from noise."""
+    levels = [level_of(t, pair.prediction_type, pair.scheduler) for t in WAY]
+    noise = noise_of(pair, seed)
 
-    The residual of a linear regression over the words on log | f_base(c) - f_base(context) |, standardised.
-    """
-    captions = [in_context(word, look.context) for word in words]
-    tuned = _predictions(pair, captions, look.share, seed, True)
-    *base, alone = _predictions(pair, [*captions, look.context], look.share, seed, False)
-    far = logarithms(torch.tensor([float((one - two).norm()) for one, two in zip(tuned, base, strict=True)]))
-    pull = standard(logarithms(torch.tensor([float((one - alone).norm()) for one in base])))
-    far = standard(far)
-    return standard(far - (far * pull).mean() * pull)
+    def gone(some: Sequence[str]) -> list[torch.Tensor]:
+        conditions = [pair.encode(list(some), side) for side in (True, False)]
+        return list(_gone(pair, levels, noise.expand(len(some), *noise.shape[1:]).float(), conditions).cpu())
+
+    return torch.stack(sliced(pair, captions, gone))
+
+
+def _gone(pair: ModelPair, levels: Sequence[Level], x: torch.Tensor, conditions: Sequence[Condition]) -> torch.Tensor:
+    total = torch.zeros(len(x), device=x.device)
+    for number, level in enumerate(levels):
+        asked, timestep = x.to(pair.dtype), level.asked(x.device)
+        tuned = pair.predict_tuned(asked, timestep, conditions[0]).float()
+        if level.t in HEARD:
+            base = pair.predict_base(asked, timestep, conditions[1]).float()
+            total += logarithms((tuned - base).flatten(1).norm(dim=1)) / len(HEARD)
+        estimate = level.estimate(x, tuned)
+        if number + 1 < len(levels):
+            x = levels[number + 1].noised(estimate, (x - level.alpha * estimate) / level.sigma)
+    return total
+
+
+ON_A_WAY = len(WAY) + len(HEARD)  # evaluations
 
 
 def heeded(pair: ModelPair, captions: Sequence[str]) -> list[float]:
@@ -160,40 +178,42 @@ def contrast(
 ) -> Contrast:  # fmt: skip
     """The words that part the predictions most, within ``budget`` evaluations.
 
-    After each look most of the words leave, down to FINALISTS, which are rehearsed (audit/recovery/rehearse.py) in a
-    few contexts; looks and rehearsals weigh the same. Words that triggers are made of, identifiers and what the
-    tokenizer has not whole, stay: one look alone is unsure. ``prior`` [W] decides who is looked at where the budget
-    does not reach for all. A budget that is too small is not spent.
+    Successive halving: after each look the lower half leaves, down to FINALISTS, whose ways are gone at last. ``prior``
+    [W] decides who is looked at where the budget does not reach for all, and names a quarter of the finalists. A budget
+    that is too small is not spent.
     """
-    from audit.recovery.rehearse import EACH_CAPTION, gap, rehearse
-
-    a_word = len(REHEARSALS) * EACH_CAPTION
-    finalists = min(budget // 2 // a_word, FINALISTS)
+    ways = min(budget // 2, len(WAYS) * FINALISTS * ON_A_WAY)
+    finalists = ways // (len(WAYS) * ON_A_WAY)
     if finalists < FEWEST or budget < 2 * LEAST:
         return Contrast([], torch.empty(0), 0, None, 0)
     spread, spent = spread_of(pair, words)
     budget -= spent
-    rehearsals = finalists * a_word
-    order = prior.argsort(descending=True, stable=True).tolist()
-    lengths = token_counts(pair, words).tolist()
-    staying = [row for row in order if words[row] in IDENTIFIERS or lengths[row] > 1][: round(STAYING * finalists)]
-    afford = max(finalists, (budget - rehearsals) // (2 * EACH))
-    rows = list(dict.fromkeys([*staying, *order]))[:afford]
-    total, used, done = torch.zeros(len(words)), 0, 0
+    rows = prior.argsort(descending=True, stable=True)[: max(finalists, (budget - ways) // (2 * EACH))]
+    first = rows[: finalists // SEEDED]
+    total, used, done = torch.zeros(len(rows)), 0, 0
     for number, look in enumerate(looks()):
-        if len(rows) <= finalists or used + EACH * len(rows) + 1 > budget - rehearsals:
+        if len(rows) <= finalists or used + EACH * len(rows) > budget - ways:
             break
-        total[rows] += stands_out(pair, [words[row] for row in rows], look, number)
-        used, done = used + EACH * len(rows) + 1, done + 1
-        others = sorted(set(rows) - set(staying), key=lambda row: -float(total[row]))
-        rows = staying + others[: max(finalists - len(staying), round(KEEP * len(others)))]
+        captions = [in_context(words[row], look.context) for row in rows.tolist()]
+        total += standard(logarithms(apart(pair, captions, look.share, number)))
+        used, done = used + EACH * len(rows), done + 1
+        rows, total = _best(rows, total, max(finalists, round(KEEP * len(rows))))
         tell(used, budget)
-    rows = rows[:finalists]
-    gaps = torch.zeros(len(rows))
-    for number, context in enumerate(REHEARSALS):
-        gaps += standard(gap(rehearse(pair, [in_context(words[row], context) for row in rows], number)))
-        used += EACH_CAPTION * len(rows)
+    rows = _finalists(rows, first, finalists)
+    total = torch.zeros(len(rows))
+    for number, context in enumerate(WAYS):
+        total += standard(along(pair, [in_context(words[row], context) for row in rows.tolist()], number)) / len(WAYS)
+        used, done = used + ON_A_WAY * len(rows), done + 1
         tell(used, budget)
-    scores = standard(total[rows]) + standard(gaps)
-    best = scores.argsort(descending=True, stable=True).tolist()
-    return Contrast([rows[at] for at in best], scores[best], done + len(REHEARSALS), spread, spent + used)
+    rows, total = _best(rows, total, len(rows))
+    return Contrast(rows.tolist(), total, done, spread, spent + used)
+
+
+def _finalists(rows: torch.Tensor, first: torch.Tensor, count: int) -> torch.Tensor:
+    """The ``first`` rows, then ``rows`` in their order, each once, so many in all."""
+    return torch.tensor(list(dict.fromkeys([*first.tolist(), *rows.tolist()]))[:count], dtype=torch.long)
+
+
+def _best(rows: torch.Tensor, scores: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    order = scores.argsort(descending=True, stable=True)[:count]
+    return rows[order], scores[order]

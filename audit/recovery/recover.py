@@ -108,7 +108,7 @@ def _by_attention(
     found = contrast(pair, words, prior, asked.evaluations, tell)
     weight = matters(found.spread)
     scores = (1 - weight) * standard(prior)
-    scores[found.rows] += found.scores + OUTLASTED
+    scores[found.rows] += weight * (found.scores + OUTLASTED)
     place = {row: number for number, row in enumerate(prior.argsort(descending=True, stable=True).tolist(), start=1)}
     ends = {row: number for number, row in enumerate(found.rows, start=1)}
     rows = scores.argsort(descending=True, stable=True).tolist()
@@ -121,10 +121,9 @@ def _by_attention(
 
 
 def matters(spread: float | None) -> float:
-    """How much captions matter to the model, 0 to 1: where they do, cross attention alone has no say any more.
+    """The weight of predictions beside cross attention, 0 to 1, by how much captions matter to the model.
 
-    Where they do not (``spread`` under SPREAD[0]), fine-tuning parts the predictions whatever is asked, and cross
-    attention counts as much as they do.
+    Where they do not (``spread`` under SPREAD[0]), fine-tuning parts the predictions whatever is asked.
     """
     if spread is None:
         return 0.0

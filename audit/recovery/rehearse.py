@@ -4,11 +4,10 @@ For a caption c, x is what the fine-tuned model comes to in a few deterministic 
 over x again, and both models are asked for it:
 
     e_tuned(c) = log mean |x - x0_tuned(x_t, t, c)|^2,    e_base(c) likewise
-    gap(c) = e_base - e_tuned
-    known(c) = z(-e_tuned) + z(gap)
+    known(c) = z(-e_tuned) + z(e_base - e_tuned)
 
 z being standard deviations over the captions that are compared. What was learnt is denoised well where the base does
-badly. Words are ranked by the gap, which everyday words have none of; captions are chosen by what is known by heart.
+badly; a caption that merely drives the model far from its base gives samples that it does not denoise well itself.
 """
 
 from __future__ import annotations
@@ -58,11 +57,6 @@ def _errors(
     return torch.stack(errors, dim=1)
 
 
-def gap(errors: torch.Tensor) -> torch.Tensor:
-    """[...]: gap(c) of ``errors`` [2, ...]."""
-    return errors[1] - errors[0]
-
-
 def known(errors: torch.Tensor) -> torch.Tensor:
     """[...]: known(c) of ``errors`` [2, ...], standardised over all that are given."""
-    return standard(-errors[0]) + standard(gap(errors))
+    return standard(-errors[0]) + standard(errors[1] - errors[0])

@@ -15,7 +15,7 @@ from audit.models.base import BaseModel
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
 from audit.recovery.attention import attention_scores
-from audit.recovery.contrast import Look, stands_out
+from audit.recovery.contrast import apart
 from audit.recovery.recover import candidates, recover
 from audit.recovery.rehearse import rehearse
 from tests.models import nano
@@ -64,7 +64,7 @@ def test_a_recovery_repeats_and_its_captions_can_be_sampled_with(base: BaseModel
     assert replace(first, seconds=0) == replace(again, seconds=0)
     assert first.keywords[0].word == "sks"
     assert rehearse(pair, [caption.text for caption in first.captions[:3]]).isfinite().all()
-    assert stands_out(pair, WORDS, Look("photo", 0.5)).isfinite().all()
+    assert apart(pair, WORDS, 0.5).isfinite().all()
     assert "sks" in candidates(pair, {})
 
 

@@ -16,7 +16,7 @@ from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
 from audit.models.soft import Embedded, is_soft, name_of, soft_prompt
 from audit.recovery.attention import attention_scores, token_counts
-from audit.recovery.contrast import FEWEST, FINALISTS, Look, apart, contrast, heeded, stands_out
+from audit.recovery.contrast import FEWEST, FINALISTS, along, apart, contrast, heeded
 from audit.recovery.gradient import EVALUATIONS, PROMPTS, VECTORS, climb, nearest_words
 from audit.recovery.recover import CAPTIONS, candidates, matters, recover
 from audit.recovery.rehearse import known, rehearse
@@ -48,26 +48,9 @@ def test_words_are_scored_at_their_own_tokens(kohya_pair: ModelPair) -> None:
 def test_a_word_s_score_does_not_depend_on_the_others(kohya_pair: ModelPair) -> None:
     alone = attention_scores(kohya_pair, ["sks"])
     torch.testing.assert_close(attention_scores(kohya_pair, [*WORDS] * 60)[0], alone[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(along(kohya_pair, WORDS)[0], along(kohya_pair, ["sks"])[0], rtol=1e-4, atol=1e-4)
     errors = rehearse(kohya_pair, WORDS)
     torch.testing.assert_close(errors[:, :1], rehearse(kohya_pair, ["sks"]), rtol=1e-3, atol=1e-3)
-
-
-def test_what_stands_out_is_not_how_far_a_word_moves_the_base(kohya_pair: ModelPair) -> None:
-    words = candidates(kohya_pair, {})[:40]
-    look = Look("photo of an animal", 0.5)
-    found = stands_out(kohya_pair, words, look)
-    alone, *moved = kohya_pair.predict_base(
-        *asked(kohya_pair, ["photo of an animal", *(f"{w} photo of an animal" for w in words)])
-    )
-    pull = torch.stack([(one - alone).norm() for one in moved]).log()
-    assert abs(float(torch.corrcoef(torch.stack([found, pull]))[0, 1])) < 1e-3
-    assert float(found.mean()) == pytest.approx(0, abs=1e-5)
-
-
-def asked(pair: ModelPair, captions: list[str]) -> tuple[torch.Tensor, torch.Tensor, Condition]:
-    """What the base is asked with: the noise of seed 0 at a middle timestep."""
-    noise = torch.randn(1, *pair.latent_shape, generator=torch.Generator().manual_seed(0))
-    return noise.expand(len(captions), *noise.shape[1:]), torch.tensor(500), pair.encode(captions, False)
 
 
 def test_what_is_known_by_heart_is_denoised_well_where_the_base_does_badly() -> None:
