@@ -160,7 +160,7 @@ def test_a_study_from_file_to_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted((one["references"], one["innocent"]) for one in rows) == [(2, 8), (2, 8), (2, 10), (2, 10)]
     assert all(one["held_out_loss"] > 0 and one["sharpness"] > 0 for one in rows)
     assert len((tmp_path / "out/tiny.csv").read_text().splitlines()) == 5
-    assert "| lora | model-guidance | known |" in markdown(tmp_path / "out/tiny.json")
+    assert "| lora | known | 2 | 2 |" in markdown(tmp_path / "out/tiny.json")
     captions = workspace.rows("SELECT captions[1].caption AS one FROM audits ORDER BY one")
     assert [one["one"] for one in captions] == sorted(2 * ["sks 3d render of an animal", "sks photo of a fruit"])
 
