@@ -1,12 +1,15 @@
 """What was fitted on Stable Diffusion 1.x, on a model that was trained by flow matching: nano-flow and its LoRAs.
 
     python -m testbed.train_flow loras --output nano-flow-loras
-    python -m benchmarks.flow --checkpoints nano-flow-loras [--quick] [--json benchmarks/results/flow.json]
+    python -m testbed.train_flow loras --output nano-flow-gentle --steps-a-picture 16
+    python -m benchmarks.flow --checkpoints nano-flow-loras --gentle nano-flow-gentle [--quick] [--json FILE]
 
 * Recovery: direct sampling, classifier-free guidance and model guidance under `--w auto`, on equal numbers of images,
   as benchmarks/extraction.py has them, and how far `--w auto` is from the best of some fixed weights.
 * Membership: the AUC of the score on training pictures against controls, at the noise levels that an audit takes, at
-  each alone, and at other choices, as benchmarks/membership.py has them.
+  each alone, and at other choices, as benchmarks/membership.py has them; on gentler LoRAs too, where it is not certain.
+
+Without options it takes the LoRA that is shipped.
 
 Means over sets carry a 95 % bootstrap interval. The workspace keeps what is done: a stopped run goes on. Exit code 1
 where model guidance falls behind CFG in the mean AS, or membership has a mean AUC below 0.9.
@@ -23,12 +26,13 @@ import torch
 import typer
 
 from audit.config import Clustering, Method, Settings
-from audit.demo import FLOW_BASE
+from audit.demo import FLOW_BASE, FLOW_CHECKPOINTS
 from audit.models.base import load_base, locate_base
+from audit.sampling.guidance import CFG_WEIGHT
 from audit.workspace import Workspace
 from benchmarks import extraction, membership
 from benchmarks.grid import Job, available, interval, run_all, split_settings
-from testbed.finetune import Tuning
+from testbed.finetune import Recipe, Tuning
 
 IMAGES, QUICK_IMAGES = 12, 4  # a training image
 WEIGHTS = (1.5, 2.0, 3.0, 5.0)
@@ -40,7 +44,7 @@ def extracted(
 ) -> list[dict[str, Any]]:
     """A row a checkpoint and way of sampling, with the weight that an audit took and what it chose it by."""
     recipes = available(checkpoints, names)
-    common = {"images_per_training_image": images}
+    common: dict[str, Any] = {"images_per_training_image": images}
     settings = (
         *extraction.ways([None], **common),
         *(Settings(method=Method.model_guidance, w=weight, **common) for weight in weights),
@@ -64,6 +68,11 @@ def _chosen(workspace: Path, audit_id: str) -> dict[str, Any]:
     return {"prediction_change": row["prediction_change"], "w_taken": row["w"]}
 
 
+def _kohya(checkpoints: Path, only: Sequence[str] | None = None) -> list[Recipe]:
+    """The LoRAs of a folder, each once: one has two layouts."""
+    return [one for one in available(checkpoints, only) if one.tuning is Tuning.lora_kohya]
+
+
 def recovered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Means over sets with intervals, a way of sampling."""
     found = []
@@ -81,7 +90,7 @@ def gained(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     auto = {name: by_way[name, "model_guidance", None] for name in names}
     fixed = sorted({row["w"] for row in rows if row["method"] == "model_guidance" and row["w"] is not None})
     others: dict[str, dict[str, dict[str, Any]]] = {
-        "cfg": {name: by_way[name, "cfg", extraction.CFG_WEIGHT] for name in names},
+        "cfg": {name: by_way[name, "cfg", CFG_WEIGHT] for name in names},
         "direct": {name: by_way[name, "direct", None] for name in names},
         **{f"w = {w}": {name: by_way[name, "model_guidance", w] for name in names} for w in fixed},
     }
@@ -133,14 +142,15 @@ def show(found: dict[str, Any]) -> None:
         print(f"{one['method']:15} w {w!s:5}{figures}  over {one['sets']} sets")
     for one in found["gained"]:
         print(f"w = auto less {one['less']:22}" + "  ".join(f"{name} {_span(one[name], '+')}" for name in FIGURES[:3]))
-    for one in found["remembered"]:
-        print(f"membership at {one['timesteps']:38} AUC {_span(one['auc'])}  TPR {_span(one['tpr_at_fpr_1'])}")
+    for title, part in (("membership", "remembered"), ("gentle", "remembered_gentle")):
+        for one in found[part]:
+            print(f"{title:10} at {one['timesteps']:38} AUC {_span(one['auc'])}  TPR {_span(one['tpr_at_fpr_1'])}")
 
 
 def failing(found: dict[str, Any]) -> list[str]:
     """What is not as it has to be, in words."""
     means = {(one["method"], one["w"]): one["as"][0] for one in found["recovered"]}
-    cfg, guided = means["cfg", extraction.CFG_WEIGHT], means["model_guidance", None]
+    cfg, guided = means["cfg", CFG_WEIGHT], means["model_guidance", None]
     (auc,) = (one["auc"][0] for one in found["remembered"] if one["timesteps"] == membership.CHOSEN)
     said = []
     if guided < cfg:
@@ -151,23 +161,27 @@ def failing(found: dict[str, Any]) -> list[str]:
 
 
 def main(
-    quick: Annotated[bool, typer.Option(help="A third of the images, no fixed weights, one noise.")] = False,
+    quick: Annotated[bool, typer.Option(help="A third of the images, one noise, no fixed weights.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Only these checkpoints, by folder name.")] = None,
     base: Annotated[Path, typer.Option(help="The base model.")] = FLOW_BASE,
-    checkpoints: Annotated[Path, typer.Option(help="Folder of its LoRAs.")] = Path("nano-flow-loras"),
+    checkpoints: Annotated[Path, typer.Option(help="Folder of its LoRAs.")] = FLOW_CHECKPOINTS,
+    gentle: Annotated[Path | None, typer.Option(help="Folder of LoRAs that only membership is measured on.")] = None,
     weights: Annotated[list[float] | None, typer.Option("--w", help="Fixed weights beside auto.")] = None,
     images: Annotated[int, typer.Option(help="Images a training image.")] = IMAGES,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything as JSON.")] = None,
     workspace: Annotated[Path, typer.Option(help="Where results are kept.")] = Path("lora-audit-workspace-benchmark"),
 ) -> None:
     """Measure and print; membership first, which takes least."""
-    names = [one.name for one in available(checkpoints, only) if one.tuning is Tuning.lora_kohya]
-    count, fixed = (QUICK_IMAGES, ()) if quick else (images, tuple(weights or WEIGHTS))
-    scored = told(names, checkpoints, base, workspace / "membership", quick)
+    names = [one.name for one in _kohya(checkpoints, only)]
+    count, fixed = (QUICK_IMAGES, weights or ()) if quick else (images, weights or WEIGHTS)
+    kept = workspace / "membership"
+    scored = told(names, checkpoints, base, kept, quick)
+    weak = told([one.name for one in _kohya(gentle)], gentle, base, kept, quick) if gentle else []
     rows = extracted(names, checkpoints, base, workspace, count, fixed)
     found = {
         "images_per_training_image": count, "recovered": recovered(rows), "gained": gained(rows),
-        "remembered": remembered(scored), "extraction": rows, "membership": scored,
+        "remembered": remembered(scored), "remembered_gentle": remembered(weak), "extraction": rows,
+        "membership": scored, "membership_gentle": weak,
     }  # fmt: skip
     show(found)
     if json_file:

@@ -86,7 +86,7 @@ class OnceForAll:
         self.more = math.log(times)
 
     def __call__(
-        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+        self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, **options: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The attention's answers to states of the picture [N, patches, width] and of the text [N, tokens, width]."""
         picture, text = hidden_states, encoder_hidden_states
