@@ -55,6 +55,20 @@ def test_a_list_of_urls_is_fetched_and_what_fails_is_named(
     assert found[urls[1]]["metadata"] == {"caption": "two, three", "url": urls[1]}
 
 
+def test_a_query_is_shown_nowhere_and_tells_pictures_apart(
+    workspace: Workspace, served: HTTPServer, tmp_path: Path
+) -> None:
+    for number in (0, 1):
+        data = FILES[number].read_bytes()
+        served.expect_request("/p", query_string=f"sig=Secret{number}").respond_with_data(data)
+    listed = tmp_path / "l.txt"
+    listed.write_text("\n".join(served.url_for(f"/p?sig=Secret{number}#x") for number in (0, 1, 2)))
+    told = json.dumps([add(workspace, listed), found := rows(workspace)], default=str)
+    assert len(found) == 2
+    assert all(name.startswith(served.url_for("/p?")) for name in found)
+    assert "Secret" not in told
+
+
 def test_urls_that_were_described_are_not_asked_for_again(
     workspace: Workspace, served: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

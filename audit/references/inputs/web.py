@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -41,8 +42,10 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """The URL as it may be shown."""
-        return storable(without_credentials(self.url))[:MOST_URL]
+        """The URL as it may be shown: without user and password, and with a hash for its query, which may sign it."""
+        place, _, query = self.url.partition("#")[0].partition("?")
+        told = f"?{hashlib.sha256(query.encode(errors='replace')).hexdigest()[:12]}" if query else ""
+        return storable(without_credentials(place))[:MOST_URL] + told
 
 
 def is_urls(path: Path) -> bool:
