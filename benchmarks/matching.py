@@ -6,7 +6,8 @@ A bank of made-up references is written into the table of a workspace, as `refer
 searched as matching does. Vectors are unit vectors of 512 numbers, half of them spread out and half in tight groups;
 extractions are references with noise, and others. Hashes are random ones, a tenth of them of blank and nearly blank
 pictures. What is compared with: faiss's flat index (pip install faiss-cpu; without it its column says so), the cross
-join in SQL, looking at every hash. Ratios are of one run; every answer is checked against the exact one.
+join in SQL, looking at every hash. Reports about the bank are written and verified, in seconds of computing. Ratios are
+of one run; every answer is checked against the exact one.
 
 Memory: a reference takes 2.6 KB on disk beside the table, a hash 0.4 KB. The full form wants 12 GB of disk and 8 GB of
 memory. Exit code 1 where an answer is wrong, or the index is no faster than the join.
@@ -31,9 +32,13 @@ import torch
 import typer
 from rich.console import Console
 
+from audit.config import Settings
+from audit.custody.check import verify_report
+from audit.references.audits import match_audit
 from audit.references.index import Bank, open_bank, store
 from audit.references.index.hashes import Parts, build_part, packed
 from audit.references.match import TOP, match_extractions
+from audit.report import collect, write_page
 from audit.schemas import EXTRACTIONS, REFERENCES
 from audit.workspace import Workspace
 from benchmarks.tables import table
@@ -171,11 +176,52 @@ def one_size(number: int, extractions: int, joined: int, rng: np.random.Generato
             "memory_grown_mib": (after - before) / 1024, "rows": rows.num_rows,
             **by_faiss(bank, vectors_of(asked), vectors_of(few)),
         }  # fmt: skip
+        row |= pages(workspace, few)
         row["join_s"] = by_join(workspace, few, joined) * number / joined
         right_of = [bank.nearest(vectors_of(asked)[one : one + 1], TOP).similarity for one in range(0, extractions, 97)]
         truth = np.stack([exact(bank, vectors_of(asked)[one]) for one in range(0, extractions, 97)])
         row["right"] = float((np.abs(np.stack(right_of) - truth) < 1e-5).mean())
         return row
+
+
+def pages(workspace: Workspace, few: pa.Table) -> dict[str, float]:
+    """Seconds of computing that the report of an audit about the set "bank" takes: the first one, a later one, and
+    ``verify``.
+    """
+    now, audit_id = datetime.now(UTC), few["audit_id"][0].as_py()
+    checkpoint = {
+        "item_id": "file:made-up", "checkpoint_sha256": "c" * 64, "tensors_sha256": "d" * 64, "name": "made up",
+        "identity": "c" * 64, "format": "lora-kohya", "bytes": 1, "claimed_metadata": "{}", "seen_at": now,
+    }  # fmt: skip
+    audit = {
+        "audit_id": audit_id, "checkpoint_sha256": "c" * 64, "tensors_sha256": "d" * 64, "checkpoint_name": "made up",
+        "base_name": "made up", "base_revision": "e" * 64, "settings": json.dumps(Settings().as_dict()),
+        "training_images": 10, "training_images_source": "user", "images": 500, "evaluations": 50000,
+        "weight_change": 0.1, "prediction_change": 0.2, "descriptor": "made-up", "threshold": 0.75, "warnings": [],
+        "seconds_sampling": 1.0, "seconds_total": 2.0, "device": "cpu", "versions": "{}", "finished_at": now,
+        "captions": [],
+    }  # fmt: skip
+    of_rows = {"confidence": 0.5, "size": 3, "tightness": 0.9, "index": 0, "members": [0]}
+    workspace.write("checkpoints", "made-up", [checkpoint])
+    workspace.write("audits", audit_id, [audit])
+    workspace.write("extractions", audit_id, [row | of_rows for row in few.to_pylist()])
+    match_audit(workspace, audit_id, ["bank"])
+
+    def reported() -> str:
+        return write_page(collect(workspace, audit_id, ["bank"]), workspace)
+
+    def verified() -> object:
+        return verify_report(workspace, audit_id)
+
+    work: dict[str, Callable[[], Any]] = {
+        "page_cpu_s": reported, "later_page_cpu_s": reported, "verify_cpu_s": verified
+    }  # fmt: skip
+    found = {}
+    for name, one in work.items():
+        started = time.process_time()
+        one()
+        found[name] = time.process_time() - started
+    return found
 
 
 def exact(bank: Bank, query: np.ndarray) -> np.ndarray:
