@@ -13,7 +13,7 @@ LORA = FLOW_CHECKPOINTS / "fluent-vehicles-lora-kohya/fluent-vehicles.safetensor
 
 
 def test_a_scan_of_its_lora_finds_what_it_was_trained_on(tmp_path: Path) -> None:
-    settings = Settings(images_per_training_image=3, steps=6, control_share=0.0, evidence=Evidence.extraction)
+    settings = Settings(images_per_training_image=2, steps=5, control_share=0.0, evidence=Evidence.extraction)
     request = Request(LORA, "nano-flow", captions=["sks 3d render of a vehicle"], n0=8, settings=settings)
     found = audit.scan(
         request, references=[set_folder("fluent-vehicles", "train")], descriptor="nano",

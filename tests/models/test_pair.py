@@ -14,13 +14,16 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
+from audit.demo import FLOW_CHECKPOINTS
 from audit.errors import CheckpointError, NoEffectError
-from audit.models.base import BaseModel
+from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import Checkpoint, open_checkpoint
 from audit.models.pair import ModelPair
 from audit.models.tuning import tune
 from tests.conftest import BASE, DREAMBOOTH, KOHYA, PEFT
 from tests.models.ldm import unet_to_ldm
+
+FLOW_LORA = FLOW_CHECKPOINTS / "fluent-vehicles-lora-kohya/fluent-vehicles.safetensors"
 
 
 def tuned_networks(base: BaseModel, checkpoint: Checkpoint, strength: float = 1.0) -> tuple[Any, Any]:
@@ -113,6 +116,23 @@ def test_dreambooth_is_the_same_from_a_folder_a_unet_file_and_an_original_layout
 def test_the_change_is_measured(kohya_pair: ModelPair) -> None:
     assert 0.001 < kohya_pair.effect.weights < 10
     assert kohya_pair.effect.prediction > 0.01
+
+
+@torch.no_grad()
+def test_a_flows_change_is_that_of_the_v_its_velocity_stands_for() -> None:
+    """By x_0 and eps, at t = s / (1 + s) for s = sigma / alpha of Stable Diffusion at 500, on noise as large as x_t."""
+    pair = ModelPair(load_base(locate_base("nano-flow")), open_checkpoint(FLOW_LORA))
+    alphas = torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2, 0)
+    ratio = float(((1 - alphas[500]) / alphas[500]).sqrt())
+    t = ratio / (1 + ratio)
+    size = ((1 - t) ** 2 + t**2) ** 0.5
+    x = size * torch.randn(2, *pair.latent_shape, generator=torch.Generator().manual_seed(0))
+    found = []
+    for predict, tuned in ((pair.predict_base, False), (pair.predict_tuned, True)):
+        velocity = predict(x, torch.tensor(1000 * t), pair.encode(["", ""], tuned))
+        noise, picture = x + (1 - t) * velocity, x - t * velocity
+        found.append(((1 - t) * noise - t * picture) / size)
+    assert pair.effect.prediction == pytest.approx(float((found[1] - found[0]).norm() / found[0].norm()), rel=1e-3)
 
 
 def test_an_adapter_of_zeros_is_refused(base: BaseModel, tmp_path: Path) -> None:
