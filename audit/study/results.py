@@ -220,9 +220,9 @@ def costs_table(name: str, title: str, rows: Sequence[Row], by: Sequence[str], n
         found = [interval(some, figure) for figure in figures]
         lines.append([
             *(shown(column, value) for column, value in zip(by, key, strict=True)),
-            *(one.text(3) if one else "" for one in found),
+            str(len({row["few_shot"] for row in some})), *(one.text(3) if one else "" for one in found),
         ])  # fmt: skip
-    return ResultTable(name, title, [*by, "A-ESR 0.7", *COSTS.values()], lines, note)
+    return ResultTable(name, title, [*by, "sets", "A-ESR 0.7", *COSTS.values()], lines, note)
 
 
 def verdicts_table(rows: Sequence[Row]) -> ResultTable | None:
