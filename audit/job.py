@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from audit.bench import Bench
     from audit.models.checkpoint import Checkpoint
 
-ALGORITHM_VERSION = 6  # raised when the same settings come to give another result
+ALGORITHM_VERSION = 7  # raised when the same settings come to give another result
 
 
 @dataclass(frozen=True)

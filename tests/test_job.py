@@ -19,14 +19,14 @@ from audit.workspace import Workspace
 from tests.conftest import BASE, CAPTION, DREAMBOOTH, KOHYA, PEFT
 
 GOLDEN = {
-    "9d0a4b504b791ada8486660615ba9c85": Request(
+    "aead84710d3275a34e0dc9a61a5367d0": Request(
         KOHYA, str(BASE), captions=[CAPTION], n0=10, settings=Settings(steps=3, images_per_training_image=2)
     ),
-    "763f48827dca5ed6647d7508186e033f": Request(KOHYA, str(BASE)),
-    "fca94a2a1ea8e898069527567d3a3069": Request(
+    "1b510807ea7a97d0c3d08f7c11e9216a": Request(KOHYA, str(BASE)),
+    "8701d91217d201d101033d33c0d4c531": Request(
         DREAMBOOTH, str(BASE), settings=Settings(method=Method.cfg, precision=Precision.fp32)
     ),
-    "768079dba0d0f218beeca4860b45ecde": Request(PEFT, str(BASE)),
+    "c3fbd7eb423e3395121152cb8359bd4c": Request(PEFT, str(BASE)),
 }  # these change with ALGORITHM_VERSION alone
 
 
