@@ -36,6 +36,7 @@ TITLES = {
     "family": "family of the base model", "claimed_steps": "steps as claimed, from", "captioned": "captions claimed",
     "training_images": "training pictures as claimed, from",
 }  # fmt: skip
+MOST_TICKS = 6  # levels that are named at a linear axis
 DRAWN = {"average_similarity": "AS", "extraction_rate_07": "A-ESR at 0.7"}
 
 
@@ -119,11 +120,12 @@ def curves(
             low = [one.mean if one.low is None else one.low for _, one in points]
             high = [one.mean if one.high is None else one.high for _, one in points]
             axes.fill_between(levels, low, high, color=colour, alpha=0.15, linewidth=0)
+        levels = sorted({row[over] for row in known})
         if over in LOGARITHMIC:
             axes.set_xscale("log")
-            levels = sorted({row[over] for row in known})
-            axes.set_xticks(levels, [f"{level:g}" for level in levels])
             axes.minorticks_off()
+        if over in LOGARITHMIC or len(levels) <= MOST_TICKS:
+            axes.set_xticks(levels, [f"{level:g}" for level in levels])
         axes.set_xlabel(TITLES.get(over, over))
         axes.set_ylabel(title)
         axes.set_ylim(0, 1)
