@@ -95,8 +95,16 @@ class Moves(TorchFunctionMode):
 
 @pytest.fixture(scope="module", params=list(nano.FAMILIES))
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
-    folder: Path = tmp_path_factory.mktemp("waits")
-    base = nano.make(request.param, folder)
+    return pair_of(request.param, tmp_path_factory.mktemp("waits"))
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> ModelPair:
+    return pair_of("sd1", tmp_path_factory.mktemp("waits"))
+
+
+def pair_of(family: str, folder: Path) -> ModelPair:
+    base = nano.make(family, folder)
     return ModelPair(base, open_checkpoint(full_change(base, folder / "tuned")), resolution=64)
 
 
@@ -133,7 +141,7 @@ def test_no_step_waits_for_the_device(pair: ModelPair, guidance: Guidance, solve
 
 
 @pytest.mark.parametrize("kind", ["read", "made", "moved"])
-def test_a_wait_would_be_seen(pair: ModelPair, kind: str) -> None:
+def test_a_wait_would_be_seen(seen: ModelPair, kind: str) -> None:
     class Waiting(Direct):
         def predict(self, pair: ModelPair, x: torch.Tensor, *rest: Any) -> torch.Tensor:
             if kind == "read":
@@ -144,4 +152,4 @@ def test_a_wait_would_be_seen(pair: ModelPair, kind: str) -> None:
                 x = x + torch.ones(1).to(x.device)
             return super().predict(pair, x, *rest)
 
-    assert len(waits(pair, Waiting(), Solver.ddim)) == 4
+    assert len(waits(seen, Waiting(), Solver.ddim)) == 4
