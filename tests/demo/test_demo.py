@@ -12,9 +12,9 @@ from audit.models.base import locate_base
 
 REVISION = "eccccba159adfa06cc6bfa8cc8a8717d81fc0042640705acd6dbbbdf18ced579"
 AUDIT_IDS = {
-    "lora-kohya": "763f48827dca5ed6647d7508186e033f",
-    "lora-peft": "3262f59677038e859c32c5dd0da4f2fd",
-    "dreambooth": "68510bbd6d37e88c0f069491ba3451c7",
+    "lora-kohya": "1b510807ea7a97d0c3d08f7c11e9216a",
+    "lora-peft": "e8d3433ec7f62167459c53bbaa8e37d9",
+    "dreambooth": "ea2d99855ab5be8ea9259e98bd4604c5",
 }
 
 
