@@ -88,7 +88,7 @@ CAPTIONED = (
     Captioned("fluent-food", "tok", "3d render of {}", "food", True, True, False),
 )
 
-# Trained after the methods of audit/recovery were settled on CAPTIONED: nothing is tuned on them.
+# To hold the methods of audit/recovery against: they are tuned on CAPTIONED, and not on these.
 HOLDOUT = (
     Captioned("stamps-birds", "txcl", "photo of a {}", "bird", False, True, False),
     Captioned("paint-vangogh", "quartz", "painting of a {}", "landscape", False, True, True),
