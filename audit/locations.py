@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 SCHEME = "s3://"
 _WORDS = re.compile(r"[^\s'\"<>]+")
+_URL = re.compile(r"(?i:https?)://\S+")
 _PORT = re.compile(r"\d{1,5}(?:[/?#]|$)")
 
 
@@ -85,14 +88,35 @@ def _bare(word: str) -> str:
     return "".join(found) + word[place:]
 
 
+def shown_url(text: str) -> str:
+    """A URL of the web without user, password and fragment, and with a hash for its query, which may sign it.
+
+    What is none is only without credentials.
+    """
+    if not _URL.fullmatch(text):
+        return without_credentials(text)
+    place, _, query = text.partition("#")[0].partition("?")
+    told = f"?{hashlib.sha256(query.encode(errors='replace')).hexdigest()[:12]}" if query else ""
+    return without_credentials(place) + told
+
+
+def shown_urls(value: Any) -> Any:
+    """``value`` with every text in it, also within lists and tables, as ``shown_url`` shows it."""
+    return _texts(shown_url, value)
+
+
 def plain_without_credentials(value: Any) -> Any:
     """``value`` with every text in it, also within lists and tables, without the credentials of URLs."""
+    return _texts(without_credentials, value)
+
+
+def _texts(change: Callable[[str], str], value: Any) -> Any:
     if isinstance(value, str):
-        return without_credentials(value)
+        return change(value)
     if isinstance(value, list | tuple):
-        return type(value)(plain_without_credentials(one) for one in value)
+        return type(value)(_texts(change, one) for one in value)
     if isinstance(value, dict):
-        return {plain_without_credentials(name): plain_without_credentials(one) for name, one in value.items()}
+        return {_texts(change, name): _texts(change, one) for name, one in value.items()}
     return value
 
 

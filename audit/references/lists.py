@@ -22,6 +22,7 @@ import numpy as np
 
 from audit.descriptors.pdq import MIN_QUALITY
 from audit.errors import ReferenceSetError
+from audit.locations import shown_url
 from audit.references.folder import SkippedImage
 from audit.references.inputs.metadata import metadata_text
 from audit.storable import path_as_text
@@ -188,4 +189,9 @@ def _entry(said: dict[str, Any]) -> tuple[bytes, int, str, str | None]:
     name = next((said[one] for one in NAMES if isinstance(said.get(one), str | int)), "")
     told = {*HASHES, *QUALITIES, *NAMES, *TYPES}
     about = {one: value for one, value in said.items() if one not in told and value not in (None, "")} if said else {}
-    return bytes.fromhex(text.strip()), int(quality), path_as_text(str(name))[:MOST_NAME], metadata_text(about)
+    return (
+        bytes.fromhex(text.strip()),
+        int(quality),
+        path_as_text(shown_url(str(name)))[:MOST_NAME],
+        metadata_text(about),
+    )

@@ -112,6 +112,14 @@ def test_redirects_to_private_addresses_and_large_answers_are_refused(
     assert [reason.split(" ")[0] for reason in skipped.values()] == ["larger", "refused"]
 
 
+def test_metadata_keeps_no_query_of_a_url() -> None:
+    about = {"url": "HTTPS://me:pw@x.org/a.png?sig=s#f", "more": ["http://x.org/b", "why? not"]}
+    kept = plain(metadata_text(about))
+    assert kept["more"] == about["more"]
+    assert kept["url"].startswith("HTTPS://x.org/a.png?")
+    assert not [one for one in ("me:pw", "sig=s", "#f") if one in kept["url"]]
+
+
 # Data sets of the hub
 
 COMMIT = "c" * 40

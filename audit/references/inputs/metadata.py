@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from audit.locations import shown_urls
 from audit.storable import storable_values
 
 MOST_CHARACTERS = 4096
@@ -13,13 +14,16 @@ MOST_DEPTH = 8
 
 
 def metadata_text(value: Any) -> str | None:
-    """The text that is kept of an object of plain values, None for an empty one. Raises ValueError for what is none."""
+    """The text that is kept of an object of plain values, None for an empty one. Raises ValueError for what is none.
+
+    Of its URLs users, passwords and queries are not kept: a query may sign one.
+    """
     if not isinstance(value, dict):
         raise ValueError("its metadata is no object of JSON")
     if not value:
         return None
     _check(value, 0)
-    text = json.dumps(storable_values(value), ensure_ascii=False, sort_keys=True, default=str)
+    text = json.dumps(storable_values(shown_urls(value)), ensure_ascii=False, sort_keys=True, default=str)
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"its metadata has more than {MOST_CHARACTERS} characters")
     return text

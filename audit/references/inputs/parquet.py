@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from audit.descriptors.pictures import MAX_FILE_BYTES
 from audit.errors import ReferenceSetError
+from audit.locations import shown_url
 from audit.references.folder import SkippedImage
 from audit.references.inputs.given import Given, Pictures
 from audit.references.inputs.metadata import metadata_text
@@ -95,7 +96,7 @@ def _pictures(path: Path, known: Columns, column: str, prefix: str) -> Iterator[
             size = answer["sizes"][number]
             about = {name: values[number] for name, values in answer["beside"].items() if values[number] is not None}
             named = answer["paths"][number] or next((about[one] for one in NAMES if one in about), None)
-            name = f"{label}/{start + number}" + (f" {path_as_text(str(named))[:200]}" if named else "")
+            name = f"{label}/{start + number}" + (f" {path_as_text(shown_url(str(named)))[:200]}" if named else "")
             if size is None:
                 yield Given(name, refused=f"it has no picture, or one larger than {MAX_FILE_BYTES // 1_000_000} MB")
                 continue
@@ -187,7 +188,9 @@ def _row(vector: np.ndarray, length: float, about: dict[str, Any], otherwise: st
     if length <= 1e-6:
         raise ValueError("its vector is zero, and near to nothing")
     lower = {name.lower(): value for name, value in about.items()}
-    name = path_as_text(str(next((lower[one] for one in NAMES if lower.get(one) not in (None, "")), otherwise)))[:200]
+    name = path_as_text(
+        shown_url(str(next((lower[one] for one in NAMES if lower.get(one) not in (None, "")), otherwise)))
+    )[:200]
     told = lower.get("sha256")
     digest = told.lower() if isinstance(told, str) and HASH.fullmatch(told.lower()) else None
     made = hashlib.sha256(b"vector " + name.encode("utf-8", "replace") + vector.tobytes()).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 from audit.config import CrawlSettings
 from audit.descriptors.pictures import MAX_FILE_BYTES
 from audit.errors import CrawlError, FetchError, ReferenceSetError
-from audit.locations import without_credentials
+from audit.locations import shown_url
 from audit.references.inputs.given import Given, Pictures
 from audit.references.inputs.metadata import metadata_text
 from audit.storable import storable
@@ -42,10 +41,8 @@ class Listed:
 
     @property
     def name(self) -> str:
-        """The URL as it may be shown: without user and password, and with a hash for its query, which may sign it."""
-        place, _, query = self.url.partition("#")[0].partition("?")
-        told = f"?{hashlib.sha256(query.encode(errors='replace')).hexdigest()[:12]}" if query else ""
-        return storable(without_credentials(place))[:MOST_URL] + told
+        """The URL as it may be shown: what may be secret in it is not."""
+        return storable(shown_url(self.url))[:MOST_URL]
 
 
 def is_urls(path: Path) -> bool:
