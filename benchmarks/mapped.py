@@ -32,7 +32,7 @@ def mapped_base(model: PublishedModel, folder: Path) -> BaseModel:
     file = folder / "weights"
     with file.open("wb") as sparse:
         sparse.truncate(numbers * DTYPE.itemsize)
-    weights = torch.from_file(str(file), shared=False, size=numbers, dtype=DTYPE)
+    weights = torch.from_file(str(file), shared=True, size=numbers, dtype=DTYPE)
     start = 0
     for module in network.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
