@@ -24,6 +24,7 @@ from tests.fuzz.worker import KINDS, input_of, verdict
 SHORT = {
     "safetensors": 1200, "gguf": 1200, "texts": 400, "peft": 600, "civitai": 300, "huggingface": 300, "cards": 200,
     "pictures": 1000, "archives": 100, "inspected": 60, "sidecars": 10, "bases": 1, "workspaces": 2,
+    "tars": 500, "lists": 500, "tables": 40,
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.fuzz.claims import Bases, PeftConfigurations, Texts
 from tests.fuzz.files import Archives, Gguf, Inspected, Pictures, SafetensorsHeaders
+from tests.fuzz.inputs import Lists, Tables, Tars
 from tests.fuzz.kind import Kind
 from tests.fuzz.sources import Cards, CivitaiAnswers, HubAnswers, Sidecars
 from tests.fuzz.workspaces import Workspaces
@@ -23,7 +24,7 @@ KINDS: dict[str, type[Kind]] = {
     kind.name: kind
     for kind in (
         Gguf, PeftConfigurations, Pictures, CivitaiAnswers, HubAnswers, Cards, Archives, Inspected, Texts,
-        SafetensorsHeaders, Sidecars, Bases, Workspaces,
+        SafetensorsHeaders, Sidecars, Tars, Lists, Tables, Bases, Workspaces,
     )
 }  # fmt: skip
 STDERR = "stderr.txt"

@@ -235,3 +235,21 @@ def test_columns_are_told_by_their_kinds(tmp_path: Path) -> None:
     known = parquet.columns_of(path)
     assert known.kinds == {"v": "vector", "s": "text", "n": "number", "b": "binary", "o": "other", "image": "picture"}
     assert (known.vectors, known.pictures, known.beside) == ("v", "image", ["s", "n"])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"rows": 0}, {"rows": True}, {"rows": None}, {"rows": 10**9}, {"sizes": [1]}, {"sizes": None}, {"sizes": [1, -1]},
+     {"sizes": [1, "1"]}, {"paths": ["a"]}, {"beside": None}, {"beside": {"a": [1]}}, {"beside": {"a": 2}}],
+)  # fmt: skip
+def test_rows_of_a_child_that_was_taken_over_are_none(wrong: dict[str, Any]) -> None:
+    good = {"rows": 2, "sizes": [1, None], "paths": ["a", None], "beside": {"a": [1, None]}}
+    assert parquet._count(good, Path("x.parquet"), "sizes", "paths") == 2
+    with pytest.raises(ReferenceSetError, match="answers"):
+        parquet._count({**good, **wrong}, Path("x.parquet"), "sizes", "paths")
+
+
+def test_a_length_of_many_digits_is_no_extended_header(tmp_path: Path) -> None:
+    digits = b"0" * 5000
+    body = b"060000" + digits + b" path=b.png\n"
+    assert tars._longer(b"x", body.ljust(60_000, b"x")) == {}

@@ -91,7 +91,9 @@ def _pictures(path: Path, known: Columns, column: str, prefix: str) -> Iterator[
     while start < known.rows:
         said = {"column": column, "beside": known.beside, "count": FILES_AT_ONCE, "each": MAX_FILE_BYTES}
         answer, data = _asked("parquet-pictures", path, {**said, "start": start}, MOST_BYTES)
-        place, rows = 0, _count(answer, path)
+        place, rows = 0, _count(answer, path, "sizes", "paths")
+        if sum(size or 0 for size in answer["sizes"]) != len(data):
+            raise ReferenceSetError(f"{path} is read by a process that answers other pictures than it says")
         for number in range(rows):
             size = answer["sizes"][number]
             about = {name: values[number] for name, values in answer["beside"].items() if values[number] is not None}
@@ -140,7 +142,7 @@ class Embeddings:
                 answer, data = _asked(
                     "parquet-vectors", path, {**said, "start": start, "width": self.width}, MOST_BYTES
                 )
-                rows = _count(answer, path)
+                rows = _count(answer, path, "widths")
                 found = self._rows(path, start, rows, answer, data, seen)
                 if found:
                     same = {"reference_set": self.name, "descriptor_name": self.described_by, "added_at": now,
@@ -157,7 +159,7 @@ class Embeddings:
     ) -> list[dict[str, Any]]:
         widths = answer["widths"]
         right = sum(one == self.width for one in widths)
-        if len(widths) != number or len(data) != 4 * self.width * right:
+        if len(data) != 4 * self.width * right:
             raise ReferenceSetError(f"{path} is read by a process that answers other rows than it says")
         vectors = np.frombuffer(data, np.float32).reshape(right, self.width)
         lengths = np.linalg.norm(vectors.astype(np.float64), axis=1)
@@ -211,10 +213,17 @@ def _side(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and 0 < value < 1 << 20 else None
 
 
-def _count(answer: dict[str, Any], path: Path) -> int:
-    rows = answer.get("rows")
-    if type(rows) is not int or rows < 1:
+def _count(answer: dict[str, Any], path: Path, *lists: str) -> int:
+    """How many rows are answered, with so many values in each of ``lists`` and in all that stands beside."""
+    rows, beside = answer.get("rows"), answer.get("beside")
+    if type(rows) is not int or rows < 1 or not isinstance(beside, dict):
         raise ReferenceSetError(f"{path} is read by a process that answers no rows")
+    columns = [*(answer.get(name) for name in lists), *beside.values()]
+    if not all(isinstance(one, list) and len(one) == rows for one in columns):
+        raise ReferenceSetError(f"{path} is read by a process that answers other rows than it says")
+    sizes = [one for name in lists if name != "paths" for one in answer[name] if one is not None]
+    if not all(type(one) is int and one >= 0 for one in sizes):
+        raise ReferenceSetError(f"{path} is read by a process that answers no sizes")
     return rows
 
 

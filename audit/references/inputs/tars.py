@@ -194,7 +194,7 @@ def _longer(kind: bytes, data: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
     while kind == b"x" and data:
         length, space, _ = data.partition(b" ")
-        if not space or not length.isdigit() or not len(length) < int(length[:6]) <= len(data):
+        if not space or not length.isdigit() or len(length) > 6 or not len(length) < int(length) <= len(data):
             break
         name, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         if name in (b"path", b"size"):
