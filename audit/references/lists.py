@@ -182,7 +182,7 @@ def _entry(said: dict[str, Any]) -> tuple[bytes, int, str, str | None]:
         raise ValueError("it has no hash of 64 hex digits")
     given = next((said[name] for name in QUALITIES if said.get(name) not in (None, "")), 100)
     quality = str(given).strip()
-    if not quality.isascii() or not quality.isdigit() or int(quality[:4]) > 100:
+    if not quality.isascii() or not quality.isdigit() or len(quality) > 3 or int(quality) > 100:
         raise ValueError(f"{path_as_text(quality[:20])!r} is no quality from 0 to 100")
     if int(quality) < MIN_QUALITY:
         raise ValueError(f"quality {quality} says too little: {MIN_QUALITY} is the least")

@@ -50,13 +50,15 @@ def test_a_list_of_a_spreadsheet_begins_with_a_mark(tmp_path: Path) -> None:
 
 
 def test_what_is_no_hash_costs_its_line(tmp_path: Path) -> None:
-    wrong = [HASHES[0][:-1], "g" * 64, f"{HASHES[1]},200", f"{HASHES[1]},x", f"{HASHES[1]},49", "x" * 10_000, HASHES[0]]
+    wrong = [HASHES[0][:-1], "g" * 64, f"{HASHES[1]},200", f"{HASHES[1]},x", f"{HASHES[1]},49", "x" * 10_000, HASHES[0],
+             f"{HASHES[1]},0090{'0' * 20}"]  # fmt: skip
     found = read_list(written(tmp_path / "l.txt", "\n".join([HASHES[0], *wrong, HASHES[2]])))
     assert [one.tobytes().hex() for one in found.hashes] == [HASHES[0], HASHES[2]]
     assert {one.name: one.reason for one in found.skipped} == {
         "line 2": "it has no hash of 64 hex digits", "line 3": "it has no hash of 64 hex digits",
         "line 4": "'200' is no quality from 0 to 100", "line 5": "'x' is no quality from 0 to 100",
         "line 6": "quality 49 says too little: 50 is the least", "line 8": "the same hash as line 1",
+        "line 9": "'00900000000000000000' is no quality from 0 to 100",
     }  # fmt: skip
 
 
