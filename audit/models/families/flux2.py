@@ -29,7 +29,7 @@ _NOT_FLUX2 = re.compile(r"(?:img|txt)_mod[._]|modulation[._]lin|distilled_guidan
 _BLOCK = re.compile(rf"{_START}(double|single)_blocks?[._](\d+)[._](?:(?:img|txt)_(attn|mlp)[._])?(\w+?)(?=[._]|$)")
 # of the layers of a block in the first code: their rows and inputs by the network's width; both of the MLP are gated
 _RATIOS = {"qkv": (3, 1), "proj": (1, 1), "0": (6, 1), "2": (1, 3), "linear1": (9, 1), "linear2": (1, 4)}
-_OWN = ("0", "2", "linear1", "linear2")  # of these, those that FLUX.1 has in another size
+_OWN = {"0": 0, "2": 1, "linear1": 0, "linear2": 1}  # of these, the side that FLUX.1 has in another size
 _FACTOR = re.compile(r"[._]lora[._](?:(?P<rows>B|up)|(?P<inputs>A|down))(?:\.\w+)?\.weight$")
 _SINGLE = re.compile(rf"{_START}single_(?:transformer_)?blocks[._](\d+)[._]")
 _SINGLES = {48: Family.flux2, 24: Family.flux2_klein, 20: Family.flux2_klein}
@@ -212,7 +212,7 @@ def _by_sizes(tensors: Mapping[str, TensorInfo]) -> Family | None:
         factor = _FACTOR.search(name)
         sides = (0, 1) if factor is None else (0,) if factor["rows"] else (1,)
         widths |= {info.shape[side] / _RATIOS[layer][side] for side in sides}
-        own = own or layer in _OWN
+        own = own or _OWN.get(layer) in sides
     width = widths.pop() if len(widths) == 1 else 0
     return _WIDTHS.get(int(width)) if own or width != 3072 else None  # FLUX.1 and HunyuanVideo have 3072 too
 
