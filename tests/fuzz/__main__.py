@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz --minutes 10``: see tests/fuzz/README.md."""
+"""``python -m tests.fuzz --minutes 10``: changed files and answers of strangers, read as the product reads them."""
 
 from __future__ import annotations
 
