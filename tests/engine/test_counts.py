@@ -16,5 +16,5 @@ def test_a_run_does_everything_once(tmp_path: Path, audits: int) -> None:
         assert found[what] == audits, what
     for what in ("bases located", "bases loaded", "descriptors loaded"):
         assert found[what] == 1, what
-    assert found["DuckDB connections"] <= 10 + 3 * audits  # two, and what is asked again after some seconds
-    assert found["listings of files"] <= 106 + 69 * audits  # a table that audits write and read is seven of them
+    assert found["DuckDB connections"] <= 12 + 3 * audits  # two, and what is asked again after some seconds
+    assert found["listings of files"] <= 106 + 76 * audits  # a table that audits write and read is seven of them
