@@ -27,6 +27,7 @@ from tests.models.files import full_change
 
 STEPS = 4
 CHATTING = ("Flux2Pipeline", "Flux2KleinPipeline", "ZImagePipeline", "QwenImagePipeline")
+VIDEO = "WanPipeline"
 CAPTIONS = ["a photo of sks dog", "painting of the red cat"]
 
 
@@ -69,6 +70,10 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
     if family == "ZImagePipeline":  # pos + scale (pos - neg)
         arguments["guidance_scale"] = w - 1
     pipeline.set_progress_bar_config(disable=True)
+    if family == VIDEO:
+        arguments |= {"latents": latents[:, :, None], "num_frames": 1, "max_sequence_length": nano.TOKENS}
+        frames = pipeline(**arguments).frames
+        return frames[:, :, 0] if output == "latent" else frames[:, 0]
     found = pipeline(**arguments).images
     if output != "latent":
         return found
@@ -190,6 +195,8 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
         ("qwen", {"in_channels": 32}, "takes 32 channels"),
         ("klein", {"in_channels": 32}, "takes 32 channels"),
         ("z-image", {"siglip_feat_dim": 8}, "takes pictures beside the caption"),
+        ("wan", {"in_channels": 36}, "takes 36 channels, its VAE has 4"),
+        ("wan", {"image_dim": 8}, "image-to-video, control and other variants cannot"),
     ],
 )
 def test_editing_models_are_refused_in_words(family: str, values: dict[str, Any], said: str) -> None:
@@ -229,7 +236,7 @@ def test_schnell_has_no_guidance_embedding(folder: Path) -> None:
     torch.testing.assert_close(Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0]), weak)
 
 
-@pytest.mark.parametrize("name", ["klein", "qwen"])
+@pytest.mark.parametrize("name", ["klein", "qwen", "wan"])
 def test_pictures_are_those_of_diffusers_pipeline(folder: Path, name: str) -> None:
     """Statistics of the latents, and the frame of a VAE of videos; and back into latents of the same shape."""
     base = nano.make(name, folder)
