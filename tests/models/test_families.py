@@ -197,11 +197,15 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
         ("z-image", {"siglip_feat_dim": 8}, "takes pictures beside the caption"),
         ("wan", {"in_channels": 36}, "takes 36 channels, its VAE has 4"),
         ("wan", {"image_dim": 8}, "image-to-video, control and other variants cannot"),
+        ("wan", {"boundary_ratio": 0.875}, "is Wan 2.2, whose two experts"),
+        ("wan", {"expand_timesteps": True}, "is Wan 2.2 TI2V-5B"),
     ],
 )
 def test_editing_models_are_refused_in_words(family: str, values: dict[str, Any], said: str) -> None:
     pipeline = nano.FAMILIES[family]()
     pipeline.transformer.register_to_config(**values)
+    if family == "wan":
+        pipeline.register_to_config(**{key: value for key, value in values.items() if key in pipeline.config})
     with pytest.raises(CheckpointError, match=said):
         of_pipeline(type(pipeline).__name__).check(pipeline, "its base")
 
@@ -248,6 +252,17 @@ def test_pictures_are_those_of_diffusers_pipeline(folder: Path, name: str) -> No
     assert images.std() > 5
     assert pair.encode_pictures(images).shape == (2, *pair.latent_shape)
     assert pair.reconstruct(images).shape == images.shape
+
+
+def test_files_for_other_models_of_the_same_layers_come_with_a_warning(folder: Path) -> None:
+    """Experts of Wan 2.2 and image to video, by a file's name or its metadata; and every audit of a video says so."""
+    base = nano.make("wan", folder)
+    for name, warned in (("cat_high_noise.safetensors", 1), ("Wan22-i2v.safetensors", 1), ("low-poly.safetensors", 0)):
+        file = folder / name
+        full_change(base, folder / "wan-named").joinpath("transformer/diffusion_pytorch_model.safetensors").rename(file)
+        pair = ModelPair(base, open_checkpoint(file), resolution=64)
+        assert ["expert of Wan 2.2" in said for said in pair.warnings] == [True] * warned + [False]
+        assert "one frame is sampled" in pair.warnings[-1]
 
 
 def test_few_step_models_come_with_a_warning(folder: Path) -> None:

@@ -172,6 +172,10 @@ class ModelFamily(ABC):
         """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""
         return
 
+    def doubts(self, name: str) -> list[str]:
+        """What the name of a file says against its being for this family's base models, a sentence each."""
+        return []
+
     def settle(self, pipeline: Any) -> None:
         """Change what would make a step of the sampler wait for a GPU, once the model is loaded."""
         return

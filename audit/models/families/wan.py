@@ -41,11 +41,16 @@ _NOT_TEXT = re.compile(
     r"patch_(?:short|mid|long)"
 )
 _FIRST = re.compile(_PREFIX + r"patch_embedding\.weight$")
+# A file for an expert of Wan 2.2, or from pictures, by its name: its layers are those of Wan 2.1 T2V
+_EXPERT = re.compile(r"(?:high|low)[-_ ]?noise|wan[-_ ]?(?:video[-_ ])?2[._]?2|wan.*i2v|i2v.*wan", re.IGNORECASE)
 
 
-class WanLike(OneFrame):
-    """What Wan's text-to-video models share: UMT5's states, and one frame of a video."""
+class Wan(OneFrame):
+    """Wan 2.1 text to video, 1.3B and 14B (arXiv 2503.20314): UMT5's states, and one frame of a video."""
 
+    name = Family.wan
+    precedence = 22
+    called = _CALLED
     pipeline = "WanPipeline"
     denoiser_class = "WanTransformer3DModel"
     denoiser = "transformer"
@@ -84,7 +89,12 @@ class WanLike(OneFrame):
         return re.sub(r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table", name)
 
     def check(self, pipeline: Any, name: str) -> None:
-        """Refuse what takes pictures, videos or sound too, and the model with a time for every place."""
+        """Refuse what takes pictures, videos or sound too, two experts, and a time for every place."""
+        if pipeline.config.boundary_ratio is not None or pipeline.transformer_2 is not None:
+            raise CheckpointError(
+                f"{name} is Wan 2.2, whose two experts share the noise levels: it cannot be audited, and neither can "
+                "its high-noise and low-noise files; Wan 2.1 T2V can"
+            )
         config, channels = pipeline.transformer.config, self.latent_channels(pipeline.vae)
         if pipeline.config.expand_timesteps or pipeline.vae.config.patch_size is not None:
             raise CheckpointError(
@@ -97,6 +107,15 @@ class WanLike(OneFrame):
                 "pictures beside the caption: image-to-video, control and other variants cannot be audited; give the "
                 "text-to-video model"
             )
+
+    def doubts(self, name: str) -> list[str]:
+        """Of files for Wan 2.2 or image to video."""
+        if not _EXPERT.search(name):
+            return []
+        return [
+            "its name says that it is for an expert of Wan 2.2, or for image to video, whose layers are those of Wan "
+            "2.1 T2V: an audit on another base than the true one finds less, and finding nothing then says little"
+        ]
 
     def warnings(self, pipeline: Any) -> list[str]:
         """That a video is looked at by its first frame."""
@@ -119,13 +138,7 @@ class WanLike(OneFrame):
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
     ) -> torch.Tensor:
         """One evaluation of the denoiser."""
-        return self.evaluate(pipeline.transformer, latents, timestep, condition)
-
-    def evaluate(
-        self, transformer: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition
-    ) -> torch.Tensor:
-        """The velocity of one frame [N, C, H, W] by ``transformer``."""
-        found: torch.Tensor = transformer(
+        found: torch.Tensor = pipeline.transformer(
             hidden_states=latents[:, :, None],
             timestep=timestep.expand(len(latents)),
             encoder_hidden_states=condition.states,
@@ -141,14 +154,6 @@ class WanLike(OneFrame):
         """Channels, height and width of one frame's latents; 480 pixels by default."""
         side = (resolution or _SMALLER) // pipeline.vae_scale_factor
         return pipeline.transformer.config.in_channels, side, side
-
-
-class Wan(WanLike):
-    """Wan 2.1 1.3B and 14B (arXiv 2503.20314)."""
-
-    name = Family.wan
-    precedence = 22
-    called = _CALLED
 
     def told_by(self, tensors: Mapping[str, TensorInfo]) -> str | None:
         """By its blocks, and a width of its models or the last block. Image to video's blocks are the same."""
@@ -167,12 +172,6 @@ class Wan(WanLike):
     def told_by_name(self, name: str) -> str | None:
         """Image to video, control and speech models are others."""
         return None if _OTHERS.search(name) else super().told_by_name(name)
-
-    def check(self, pipeline: Any, name: str) -> None:
-        """Refuse two experts too."""
-        super().check(pipeline, name)
-        if pipeline.config.boundary_ratio is not None or pipeline.transformer_2 is not None:
-            raise CheckpointError(f"{name} is Wan 2.2, of two experts, which cannot be audited: Wan 2.1 T2V can")
 
 
 FAMILY = Wan()

@@ -61,7 +61,10 @@ def detect(tensors: Mapping[str, TensorInfo]) -> tuple[Format, str] | None:
         return Format.ldm, "all"
     if {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"} <= set(tensors):
         return Format.unet, "unet"
-    if any(name.startswith("transformer_blocks.0.") for name in tensors) and "proj_out.weight" in tensors:
+    if (
+        any(name.startswith(("transformer_blocks.0.", "blocks.0.attn1.")) for name in tensors)
+        and "proj_out.weight" in tensors
+    ):
         return Format.transformer, "transformer"
     if names.incomplete is not None:  # it is refused when it is loaded, with the tensors that are of no use
         return _BY_NAMING[names.incomplete], "adapter"
