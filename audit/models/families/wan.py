@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 _CALLED = re.compile(
     r"\bwan[- ]?(?:video[- ])?v?2[.-]?1(?!\d)|\bwan[- ]?(?:ai[-/ ])?(?:video[- ])?(?:1[.-]3b|14b)[- ]t2v|^wan[- ]t2v"
 )
-_OTHERS = re.compile(
-    r"[it]i?2v.*[it]2i|\bi2v|ti2v|flf2v|s2v|vace|animate|control|inpaint|camera|\bfun\b|recam|phantom|multitalk|humo|mocha"
-)
+_OTHERS = re.compile(r"i2v|flf2v|s2v|vace|animate|control|inpaint|camera|\bfun\b|recam|phantom|multitalk|humo|mocha")
 _WIDTHS, _LAST = frozenset({1536, 5120}), frozenset({29, 39})  # of 1.3B and 14B
 _SMALLER = 480  # pixels: the lesser of the two sizes that Wan is trained on
 _PREFIX = (
