@@ -207,6 +207,7 @@ _BY_FAMILY = {
 }  # fmt: skip
 _SD3_UNSAID = "the size is not said: counted as large"
 _KLEIN_UNSAID = "the size is not said: counted as 9B"
+_WAN_UNSAID = "the size is not said: counted as 14B"
 _ALT = "its UNet is that of Stable Diffusion 1"
 
 
@@ -221,6 +222,10 @@ def model_of(family: str | None, base_model: str | None) -> tuple[str | None, st
         claim = (base_model or "").lower()
         small = "4b" in claim
         return ("flux2-klein-4b", "") if small else ("flux2-klein-9b", "" if "9b" in claim else _KLEIN_UNSAID)
+    if family == "wan":
+        claim = (base_model or "").lower()
+        small = "1.3b" in claim
+        return ("wan2.1-1.3b", "") if small else ("wan2.1-14b", "" if "14b" in claim else _WAN_UNSAID)
     if family == "altdiffusion":
         return "sd15", _ALT
     return _BY_FAMILY.get(family or ""), ""

@@ -154,6 +154,8 @@ def test_every_family_has_a_cost_or_none() -> None:
     assert model_of("sd3", "SD 3.5 Large Turbo") == ("sd3.5-large", "")
     assert model_of("altdiffusion", None)[0] == "sd15"
     assert model_of("flux", "Flux.1 S")[0] == "flux-dev"
+    assert model_of("wan", "Wan Video 1.3B t2v") == ("wan2.1-1.3b", "")
+    assert model_of("wan", "wan2.1") == ("wan2.1-14b", "the size is not said: counted as 14B")
     assert model_of("other", "Wan Video")[0] is None
     assert model_of(None, None)[0] is None
 

@@ -255,7 +255,14 @@ def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
         )
     except Exception as error:  # whatever the libraries meet in the files
         raise CheckpointError(f"the VAE of {location.path} does not load alone: {str(error)[:300]}") from error
+    _say_scale(pipeline)
     return BaseModel(location.name, location.revision, architecture, pipeline)
+
+
+def _say_scale(pipeline: Any) -> None:
+    """Pipelines of videos have a scale of places and one of times."""
+    if not hasattr(pipeline, "vae_scale_factor"):
+        pipeline.vae_scale_factor = pipeline.vae_scale_factor_spatial
 
 
 def _vae(kind: Any, location: BaseLocation, as_stored: bool) -> Any:
@@ -364,4 +371,5 @@ def _base_of(pipeline: Any, architecture: ModelFamily, location: BaseLocation) -
             channels_last(network.requires_grad_(False)).eval()
     architecture.check(pipeline, location.name)
     architecture.settle(pipeline)
+    _say_scale(pipeline)
     return BaseModel(location.name, location.revision, architecture, pipeline)

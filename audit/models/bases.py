@@ -41,6 +41,7 @@ class KnownBase:
     autov2: tuple[str, ...] = ()
     legacy: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
+    listed: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,7 +233,8 @@ def mismatches(claims: Iterable[BaseClaim], name: str, revision: str, source: st
         what = f"it claims to be trained on {one.known.title} ({one.source})"
         if given is None:
             return [f"{what}: whether the base {name} is that model cannot be told by its name or hash"]
-        if one.source == "baseModel" and one.known.parent is None and one.known.family == given.family:
+        vague = one.known.parent is None and not one.known.listed
+        if one.source == "baseModel" and vague and one.known.family == given.family:
             continue  # Civitai's list has no closer name for most children
         said = relation(given, one.known)
         if said is None:

@@ -184,9 +184,9 @@ class ModelPair(Codec):
 
     def text_once(self) -> AbstractContextManager[None]:
         """While it is entered, what cross attention makes of captions is computed once, not at every step."""
-        if self.compiled is not Compile.off:
-            return nullcontext()  # compiled code does not see what is exchanged behind it
         part = self.architecture.denoiser
+        if self.compiled is not Compile.off or part != "unet":  # a transformer's layers before it answer anew each time
+            return nullcontext()  # compiled code does not see what is exchanged behind it
         return text_once(getattr(self.base, part), getattr(self.tuned, part))
 
     def predict_base(self, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition) -> torch.Tensor:

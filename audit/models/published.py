@@ -83,6 +83,8 @@ FLUX2_KLEIN_9B: dict[str, Any] = {
 }  # fmt: skip
 Z_IMAGE: dict[str, Any] = {}
 QWEN_IMAGE: dict[str, Any] = {}
+WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
+WAN_14B: dict[str, Any] = {}
 CLIP_L: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768,
@@ -98,6 +100,7 @@ T5_XXL: dict[str, Any] = {
     "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
     "feed_forward_proj": "gated-gelu",
 }  # fmt: skip
+UMT5_XXL: dict[str, Any] = {**T5_XXL, "vocab_size": 256384}
 QWEN3_4B: dict[str, Any] = {
     "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
@@ -133,6 +136,7 @@ VAE_4: dict[str, Any] = {
 VAE_16: dict[str, Any] = {**VAE_4, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
 VAE_FLUX2: dict[str, Any] = {**VAE_4, "latent_channels": 32}
 VAE_QWEN: dict[str, Any] = {}
+VAE_WAN: dict[str, Any] = {}
 
 _VAE_4 = PublishedNetwork("AutoencoderKL", VAE_4, 83.65)
 _VAE_16 = PublishedNetwork("AutoencoderKL", VAE_16, 83.82)
@@ -141,6 +145,8 @@ _CLIP_L_PROJECTED = PublishedNetwork("CLIPTextModelWithProjection", CLIP_L, 123.
 _OPEN_CLIP_H = PublishedNetwork("CLIPTextModel", OPEN_CLIP_H, 340.39)
 _OPEN_CLIP_G = PublishedNetwork("CLIPTextModelWithProjection", OPEN_CLIP_G, 694.66)
 _T5_XXL = PublishedNetwork("T5EncoderModel", T5_XXL, 4762.3)
+_UMT5_XXL = PublishedNetwork("UMT5EncoderModel", UMT5_XXL, 5680.91)
+_VAE_WAN = PublishedNetwork("AutoencoderKLWan", VAE_WAN, 126.89)
 _QWEN3_4B = PublishedNetwork("Qwen3ForCausalLM", QWEN3_4B, 4022.47)
 _VAE_FLUX2 = PublishedNetwork("AutoencoderKLFlux2", VAE_FLUX2, 84.05)
 _SD3_ENCODERS = {"text_encoder": _CLIP_L_PROJECTED, "text_encoder_2": _OPEN_CLIP_G, "text_encoder_3": _T5_XXL}
@@ -205,6 +211,16 @@ PUBLISHED: dict[str, PublishedModel] = {
         {"transformer": PublishedNetwork("QwenImageTransformer2DModel", QWEN_IMAGE, 20430.40),
          "text_encoder": PublishedNetwork("Qwen2_5_VLForConditionalGeneration", QWEN25_VL_7B, 8292.17),
          "vae": PublishedNetwork("AutoencoderKLQwenImage", VAE_QWEN, 126.89)},
+    ),
+    "wan2.1-1.3b": PublishedModel(
+        "Wan 2.1 T2V 1.3B", "WanPipeline", 480, 512, 2,
+        {"transformer": PublishedNetwork("WanTransformer3DModel", WAN_1_3B, 1418.99), "text_encoder": _UMT5_XXL,
+         "vae": _VAE_WAN},
+    ),
+    "wan2.1-14b": PublishedModel(
+        "Wan 2.1 T2V 14B", "WanPipeline", 480, 512, 2,
+        {"transformer": PublishedNetwork("WanTransformer3DModel", WAN_14B, 14288.49), "text_encoder": _UMT5_XXL,
+         "vae": _VAE_WAN},
     ),
 }  # fmt: skip
 

@@ -123,4 +123,5 @@ def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]
         warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
     if base:
         warnings += mismatches(claims_of(checkpoint.metadata), base.name, base.revision)
+        warnings += base.architecture.doubts(checkpoint.name)
     return warnings

@@ -28,7 +28,7 @@ def require_cross_attention(pair: ModelPair) -> None:
 
     Several text encoders do where their states stand side by side: all of them have to cut a text into the same tokens.
     """
-    entered = bool(_values(getattr(pair.base, pair.architecture.denoiser)))
+    entered = bool(pair.architecture.denoiser == "unet" and _values(pair.base.unet))  # Wan's has a layer before it
     vocabularies = [getattr(pair.tuned, one).get_vocab() for one in pair.architecture.tokenizers] if entered else []
     if not entered or any(one != vocabularies[0] for one in vocabularies):
         raise NotRecoverableError(

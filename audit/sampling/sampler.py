@@ -54,8 +54,9 @@ def _flow_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
     config = pair.scheduler.config
     dynamic = config.get("use_dynamic_shifting")
     shift = pair.architecture.time_shift(config, pair.latent_shape, steps) if dynamic else None
+    fixed = config.get("shift", config.get("flow_shift", 1.0))  # UniPC's name for it
     if solver is Solver.ddim:
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config)
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, shift=fixed)
         # Flux' pipelines give the sigmas, those of Stable Diffusion 3 leave them to the scheduler
         own = pair.architecture.own_sigmas
         sigmas = np.linspace(1.0, 1 / steps, steps) if own else None
@@ -67,7 +68,7 @@ def _flow_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
             solver_order=2,
             prediction_type="flow_prediction",
             use_flow_sigmas=True,
-            flow_shift=math.exp(shift) if shift is not None else config.get("shift", 1.0),
+            flow_shift=math.exp(shift) if shift is not None else fixed,
         )
         scheduler.set_timesteps(steps, device="cpu")
     alphas = [1 - float(sigma) for sigma in scheduler.sigmas[: len(scheduler.timesteps)]]

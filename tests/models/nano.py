@@ -13,6 +13,7 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
+    AutoencoderKLWan,
     ChromaTransformer2DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -21,6 +22,8 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
     ZImageTransformer2DModel,
 )
 from tokenizers import Regex, Tokenizer, models
@@ -41,6 +44,8 @@ from transformers import (
     Qwen3Model,
     T5Config,
     T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
     XLMRobertaTokenizerFast,
 )
 
@@ -333,9 +338,44 @@ def qwen_image() -> Any:
     )
 
 
+def umt5(width: int) -> UMT5EncoderModel:
+    torch.manual_seed(5)
+    encoder = UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=32, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+        )
+    )
+    encoder.shared.weight.data.mul_(0.3)
+    return encoder
+
+
+def wan_vae() -> AutoencoderKLWan:
+    torch.manual_seed(6)
+    return AutoencoderKLWan(
+        base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
+        latents_mean=[-0.5, 0.2, 0.1, 0.4], latents_std=[2.0, 1.5, 0.7, 1.1], scale_factor_spatial=4,
+    )  # fmt: skip
+
+
+def wan_transformer(seed: int) -> WanTransformer3DModel:
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32, freq_dim=16,
+        ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+    )  # fmt: skip
+
+
+def unipc(shift: float) -> UniPCMultistepScheduler:
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+
+
+def wan() -> Any:
+    return diffusers.WanPipeline(word_tokenizer(), umt5(32), wan_vae(), unipc(3.0), wan_transformer(15))
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
-    "klein": klein, "z-image": z_image, "qwen": qwen_image,
+    "klein": klein, "z-image": z_image, "qwen": qwen_image, "wan": wan,
 }  # fmt: skip
 
 

@@ -56,6 +56,8 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
+        ("Wan Video 2.2 T2V-A14B", "wan2.2-t2v-a14b"), ("Wan Video 14B i2v 720p", "wan2.1-i2v-14b"),
+        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan2.1-t2v-1.3b"), ("wan2.1_t2v_14B_fp16", "wan2.1-t2v-14b"),
         ("SD 1.5", "sd15"), ("v1-5-pruned-emaonly.safetensors", "sd15"), ("C:\\models\\v1-5-pruned.ckpt", "sd15"),
         ("runwayml/stable-diffusion-v1-5", "sd15"), ("SDXL 1.0", "sdxl"), ("sd_xl_base_1.0.safetensors", "sdxl"),
         ("sd_xl_base_1.0_0.9vae.safetensors", "sdxl"), ("Pony", "pony-v6"), ("290640.safetensors", "pony-v6"),
@@ -138,6 +140,8 @@ def test_a_base_that_is_not_the_claimed_one_is_said() -> None:
     # a file that is named by its very hash is the base, whatever it is called; Civitai's "SDXL 1.0" is said of children
     assert mismatches([BaseClaim("0" * 64, "ss_new_sd_model_hash"), *claims], "mine.safetensors", "0" * 64) == []
     assert mismatches(claims_of({}, [("SDXL 1.0", "baseModel")]), "pony.safetensors", PONY) == []
+    experts = claims_of({}, [("Wan Video 2.2 T2V-A14B", "baseModel")])  # which the list names apart
+    assert "another model of its family" in mismatches(experts, "Wan-AI/Wan2.1-T2V-14B-Diffusers", "0" * 40)[0]
     assert mismatches([], sdxl, "4" * 40) == []
 
 

@@ -27,6 +27,7 @@ from tests.models.files import full_change
 
 STEPS = 4
 CHATTING = ("Flux2Pipeline", "Flux2KleinPipeline", "ZImagePipeline", "QwenImagePipeline")
+VIDEO = "WanPipeline"
 CAPTIONS = ["a photo of sks dog", "painting of the red cat"]
 
 
@@ -69,6 +70,10 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
     if family == "ZImagePipeline":  # pos + scale (pos - neg)
         arguments["guidance_scale"] = w - 1
     pipeline.set_progress_bar_config(disable=True)
+    if family == VIDEO:
+        arguments |= {"latents": latents[:, :, None], "num_frames": 1, "max_sequence_length": nano.TOKENS}
+        frames = pipeline(**arguments).frames
+        return frames[:, :, 0] if output == "latent" else frames[:, 0]
     found = pipeline(**arguments).images
     if output != "latent":
         return found
@@ -190,11 +195,17 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
         ("qwen", {"in_channels": 32}, "takes 32 channels"),
         ("klein", {"in_channels": 32}, "takes 32 channels"),
         ("z-image", {"siglip_feat_dim": 8}, "takes pictures beside the caption"),
+        ("wan", {"in_channels": 36}, "takes 36 channels, its VAE has 4"),
+        ("wan", {"image_dim": 8}, "image-to-video, control and other variants cannot"),
+        ("wan", {"boundary_ratio": 0.875}, "is Wan 2.2, whose two experts"),
+        ("wan", {"expand_timesteps": True}, "is Wan 2.2 TI2V-5B"),
     ],
 )
 def test_editing_models_are_refused_in_words(family: str, values: dict[str, Any], said: str) -> None:
     pipeline = nano.FAMILIES[family]()
     pipeline.transformer.register_to_config(**values)
+    if family == "wan":
+        pipeline.register_to_config(**{key: value for key, value in values.items() if key in pipeline.config})
     with pytest.raises(CheckpointError, match=said):
         of_pipeline(type(pipeline).__name__).check(pipeline, "its base")
 
@@ -229,7 +240,7 @@ def test_schnell_has_no_guidance_embedding(folder: Path) -> None:
     torch.testing.assert_close(Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0]), weak)
 
 
-@pytest.mark.parametrize("name", ["klein", "qwen"])
+@pytest.mark.parametrize("name", ["klein", "qwen", "wan"])
 def test_pictures_are_those_of_diffusers_pipeline(folder: Path, name: str) -> None:
     """Statistics of the latents, and the frame of a VAE of videos; and back into latents of the same shape."""
     base = nano.make(name, folder)
@@ -241,6 +252,17 @@ def test_pictures_are_those_of_diffusers_pipeline(folder: Path, name: str) -> No
     assert images.std() > 5
     assert pair.encode_pictures(images).shape == (2, *pair.latent_shape)
     assert pair.reconstruct(images).shape == images.shape
+
+
+def test_files_for_other_models_of_the_same_layers_come_with_a_warning(folder: Path) -> None:
+    """Experts of Wan 2.2 and image to video, by a file's name or its metadata; and every audit of a video says so."""
+    base = nano.make("wan", folder)
+    for name, warned in (("cat_high_noise.safetensors", 1), ("Wan22-i2v.safetensors", 1), ("low-poly.safetensors", 0)):
+        file = folder / name
+        full_change(base, folder / "wan-named").joinpath("transformer/diffusion_pytorch_model.safetensors").rename(file)
+        pair = ModelPair(base, open_checkpoint(file), resolution=64)
+        assert ["expert of Wan 2.2" in said for said in pair.warnings] == [True] * warned + [False]
+        assert "one frame is sampled" in pair.warnings[-1]
 
 
 def test_few_step_models_come_with_a_warning(folder: Path) -> None:

@@ -48,7 +48,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 @pytest.fixture(scope="module")
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModel]:
     """Families with other layouts."""
-    return {name: nano.make(name, tmp_path_factory.mktemp("bases")) for name in ("flux", "klein", "z-image", "qwen")}
+    return {
+        name: nano.make(name, tmp_path_factory.mktemp("bases")) for name in ("flux", "klein", "z-image", "qwen", "wan")
+    }
 
 
 @pytest.fixture
@@ -82,7 +84,8 @@ MODULES = (
     "diffusion_model.single_blocks.0.linear1", "transformer.single_transformer_blocks.1.attn.to_qkv_mlp_proj",
     "diffusion_model.layers.0.attention.qkv", "lora_unet_layers_1_attention_to_out_0",
     "diffusion_model.noise_refiner.0.adaLN_modulation.0", "transformer.transformer_blocks.0.img_mlp.net.0.proj",
-    "diffusion_model.transformer_blocks.1.attn.add_q_proj",
+    "diffusion_model.transformer_blocks.1.attn.add_q_proj", "diffusion_model.blocks.0.self_attn.q",
+    "lora_unet_blocks_1_ffn_0", "transformer.blocks.0.attn2.to_out.0", "diffusion_model.patch_embedding",
 )  # fmt: skip
 SUFFIXES = (
     "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_A.weight", "lora_B.weight",
@@ -129,7 +132,7 @@ SETS = (
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tensors=adapters(), family=st.sampled_from(["sd1", "flux", "klein", "z-image", "qwen"]))
+@given(tensors=adapters(), family=st.sampled_from(["sd1", "flux", "klein", "z-image", "qwen", "wan"]))
 def test_any_adapter_loads_or_raises_our_error(
     base: BaseModel,
     others: dict[str, BaseModel],
@@ -321,6 +324,9 @@ def write_corpus() -> None:
         "qwen-on-another-base.safetensors": (
             lora((2, 3072), (12288, 2), module="lora_unet_transformer_blocks_0_img_mlp_net_0_proj"),
             "of family qwen-image",
+        ),
+        "wan-on-another-base.safetensors": (
+            lora((2, 5120), (5120, 2), module="lora_unet_blocks_0_self_attn_q"), "of family wan"
         ),
         "unknown-algorithm.safetensors": (save({f"{stem}.hra_u": torch.ones(4, 4)}), "neither an adapter"),
         "text-model.safetensors": (save({texts: torch.ones(4, 4)}), "neither an adapter"),

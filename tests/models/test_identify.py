@@ -13,7 +13,17 @@ from torch import nn
 from audit.models.families.identify import Family, family_of_name, family_of_shapes
 from audit.models.families.registry import FAMILIES
 from audit.models.families.unet import original_unet_names
-from audit.models.published import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, SD15, SD21, SD35_LARGE, SDXL
+from audit.models.published import (
+    FLUX2_DEV,
+    FLUX2_KLEIN_4B,
+    FLUX2_KLEIN_9B,
+    SD15,
+    SD21,
+    SD35_LARGE,
+    SDXL,
+    WAN_1_3B,
+    WAN_14B,
+)
 from audit.models.safetensors_header import TensorInfo
 from tests.models.test_keys import FLUX2, ORIGINALS, flux2_modules, flux_modules, sd3_modules
 
@@ -71,8 +81,15 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "Qwen-Image": ("QwenImageTransformer2DModel", {}, Family.qwen_image),
     "Qwen-Image 2.1": ("QwenImage21Transformer2DModel", {}, None),
     "JoyImage": ("JoyImageEditTransformer3DModel", {}, None),
-    "Wan 2.1 14B": ("WanTransformer3DModel", {}, None),
-    "Wan 2.1 1.3B": ("WanTransformer3DModel", {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, None),
+    "Wan 2.1 14B": ("WanTransformer3DModel", WAN_14B, Family.wan),
+    "Wan 2.1 1.3B": ("WanTransformer3DModel", WAN_1_3B, Family.wan),
+    "Wan 2.1 I2V": ("WanTransformer3DModel", {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}, None),
+    "Wan 2.2 TI2V-5B": ("WanTransformer3DModel", {
+        "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48}, None),
+    "Wan VACE": ("WanVACETransformer3DModel", {}, None),
+    "Wan Animate": ("WanAnimateTransformer3DModel", {}, None),
+    "AnyFlow": ("AnyFlowTransformer3DModel", {}, None),
+    "Helios": ("HeliosTransformer3DModel", {}, None),
     "PixArt": ("PixArtTransformer2DModel", {}, None),
     "Sana": ("SanaTransformer2DModel", {}, None),
     "Lumina 2": ("Lumina2Transformer2DModel", {}, None),
@@ -98,6 +115,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "PRX": ("PRXTransformer2DModel", {}, None),
     "Krea 2": ("Krea2Transformer2DModel", {}, None),
 }  # fmt: skip
+OF_WAN = ("Wan 2.1 I2V", "Wan VACE", "Wan Animate", "AnyFlow", "Helios")  # their blocks are Wan's, and layers besides
 SUPPORTED = [name for name, (_, _, family) in TABLE.items() if family is not None]
 
 
@@ -110,7 +128,11 @@ def networks() -> dict[str, nn.Module]:
     return found
 
 
-ORIGINAL_MODULES = {"Z-Image": ORIGINALS["z-image"]}
+ORIGINAL_MODULES = {
+    "Z-Image": ORIGINALS["z-image"],
+    "Wan 2.1 14B": ORIGINALS["wan-14b"],
+    "Wan 2.1 1.3B": ORIGINALS["wan-1.3b"],
+}
 
 
 def info(*shape: int) -> TensorInfo:
@@ -159,12 +181,14 @@ def test_whole_models_are_told_apart(networks: dict[str, nn.Module], name: str) 
 def test_adapters_are_of_their_family_or_unknown(
     networks: dict[str, nn.Module], name: str, only: str, naming: str
 ) -> None:
-    """On all layers, on attention, on one layer a block. Adapters of Kolors' UNet have the shapes of SDXL's."""
+    """On all layers, on attention, on one layer a block. Some of Kolors' and of image to video are SDXL's and Wan's."""
     _, _, family = TABLE[name]
     modules = {key: shape for key, shape in linear(networks[name]).items() if only in key}
     found = family_of_shapes(lora(modules, naming))
     if name == "Kolors" and only:
         assert found in (None, Family.sdxl)
+    elif name in OF_WAN and (only or name == "Helios"):
+        assert found in (None, Family.wan)
     elif name in ("Stable Diffusion 2.1 unCLIP", "Stable Diffusion x4 upscaler") and found is not None:
         assert found is Family.sd2  # the same layers
     elif family is Family.chroma:
@@ -284,7 +308,14 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("stable-diffusion-xl-v1-refiner", "other"), ("stable-video-diffusion", "other"), ("SDXL Lightning", "sdxl"),
         ("SDXL Turbo", "sdxl"), ("sd3.5_large", "sd3"), ("SD 3", "sd3"), ("sd_v2_768_v", "sd2"), ("SD 1.5 LCM", "sd1"),
         ("stable-diffusion-v1/lora", "sd1"), ("AltDiffusion", "altdiffusion"), ("Playground v2", "other"),
-        ("Wan Video 14B t2v", "other"), ("Lumina", "other"), ("Mochi", "other"), ("Cosmos", "other"),
+        ("Wan Video 1.3B t2v", "wan"), ("Wan Video 14B t2v", "wan"), ("Wan Video 14B i2v 480p", "other"),
+        ("Wan Video 14B i2v 720p", "other"), ("Wan Video 2.2 TI2V-5B", "other"), ("Wan Video 2.2 I2V-A14B", "other"),
+        ("Wan Video 2.2 T2V-A14B", "other"), ("Wan Video 2.5 T2V", "other"), ("Wan Video 2.5 I2V", "other"),
+        ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan"), ("wan2.1_t2v_14B_fp16", "wan"), ("wan21", "wan"),
+        ("Wan-AI/Wan2.1-I2V-14B-480P", "other"), ("Wan-AI/Wan2.1-VACE-14B", "other"), ("Wan2.1-Fun-Control", "other"),
+        ("Wan2.1-FLF2V-14B", "other"), ("wan21_i2v", "other"), ("Wan-AI/Wan2.2-S2V-14B", "other"), ("obi-wan", "other"),
+        ("Wan2.2-Animate-14B", "other"), ("swan-2.1", "other"), ("wan2.1/lora", "wan"),
+        ("Lumina", "other"), ("Mochi", "other"), ("Cosmos", "other"),
     ],
 )  # fmt: skip
 def test_names_of_many_families(name: str, family: str) -> None:

@@ -141,6 +141,7 @@ def test_embeddings_and_adapters_are_listed(tmp_path: Path) -> None:
         ("down_blocks_1_attentions_0_proj_in", "down_blocks.1"), ("mid_block.resnets.0.conv1", "mid_block"),
         ("double_blocks_12_img_attn_qkv", "double_blocks.12"), ("conv_in", "other"),
         ("single_transformer_blocks.3.proj_out", "single_transformer_blocks.3"),
+        ("blocks_39_self_attn_q", "blocks.39"), ("blocks.0.ffn.net.2", "blocks.0"),
         ("text_model_encoder_layers_4_mlp_fc1", "encoder.layers.4"), ("encoder.layers.4.mlp.fc1", "encoder.layers.4"),
     ],
 )  # fmt: skip

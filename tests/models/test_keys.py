@@ -16,6 +16,7 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_open_clip_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
+    convert_wan_transformer_to_diffusers,
     convert_z_image_transformer_checkpoint_to_diffusers,
 )
 from torch import nn
@@ -47,6 +48,9 @@ REAL: dict[str, PublishedNetwork] = {
     "flux2-dev": PUBLISHED["flux2-dev"].networks["transformer"],
     "z-image": PUBLISHED["z-image"].networks["transformer"],
     "qwen-image": PUBLISHED["qwen-image"].networks["transformer"],
+    "wan-1.3b": PUBLISHED["wan2.1-1.3b"].networks["transformer"],
+    "wan-14b": PUBLISHED["wan2.1-14b"].networks["transformer"],
+    "umt5-xxl": PUBLISHED["wan2.1-14b"].networks["text_encoder"],
     "sd35": PUBLISHED["sd3.5-large"].networks["transformer"],
     "clip-l": PUBLISHED["sd15"].networks["text_encoder"],
     "open-clip-h": PUBLISHED["sd2"].networks["text_encoder"],
@@ -234,7 +238,20 @@ def z_image_modules(layers: int = 30, refiners: int = 2, width: int = 3840) -> S
     return found
 
 
-@pytest.mark.parametrize("name", ["z-image", "qwen-image"])
+def wan_modules(layers: int, width: int, hidden: int) -> Shapes:
+    """Wan 2.1 text to video as Alibaba's code names its linear layers."""
+    found: Shapes = {
+        "time_embedding.0": (width, 256), "time_embedding.2": (width, width), "text_embedding.0": (width, 4096),
+        "text_embedding.2": (width, width), "time_projection.1": (6 * width, width), "head.head": (64, width),
+    }  # fmt: skip
+    for layer in range(layers):
+        for attention in ("self_attn", "cross_attn"):
+            found |= {f"blocks.{layer}.{attention}.{letter}": (width, width) for letter in "qkvo"}
+        found |= {f"blocks.{layer}.ffn.0": (hidden, width), f"blocks.{layer}.ffn.2": (width, hidden)}
+    return found
+
+
+@pytest.mark.parametrize("name", ["z-image", "qwen-image", "wan-1.3b", "wan-14b"])
 def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
     """By the first code's names and by diffusers', which ai-toolkit, ComfyUI, diffusers and kohya write."""
     network = networks[name]
@@ -245,7 +262,11 @@ def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Modul
         assert_complete(kohya_keys("lora_unet", modules), network)
 
 
-ORIGINALS: dict[str, Shapes] = {"z-image": z_image_modules()}
+ORIGINALS: dict[str, Shapes] = {
+    "z-image": z_image_modules(),
+    "wan-1.3b": wan_modules(30, 1536, 8960),
+    "wan-14b": wan_modules(40, 5120, 13824),
+}
 
 
 def sd3_modules(blocks: int = 38, width: int = 2432) -> dict[str, tuple[int, ...]]:
@@ -305,7 +326,7 @@ def test_unet_names_are_those_of_diffusers_converter() -> None:
         assert_same_state(convert_ldm_unet_checkpoint(state, dict(network.config)), network)
 
 
-@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image"])
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image", "wan"])
 def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The converters know the real width only, so the networks have it; with few blocks."""
     if name == "sd3":
@@ -319,6 +340,14 @@ def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypat
             key: value for key, value in network.state_dict().items() if "pad_token" in key
         }
         found = convert_z_image_transformer_checkpoint_to_diffusers(state)
+    elif name == "wan":
+        network = nano.wan().transformer
+        named = original_state(network, originals(network)) | {
+            re.sub("scale_shift_table$", "modulation" if "." in key else "head.modulation", key): value
+            for key, value in network.state_dict().items()
+            if "scale_shift_table" in key
+        }
+        found = convert_wan_transformer_to_diffusers(named)
     elif name == "flux2":
         network = nano.flux2().transformer
         found = convert_flux2_transformer_checkpoint_to_diffusers(original_state(network, dict(originals_of(network))))
@@ -358,5 +387,18 @@ def test_open_clip_names_are_those_of_diffusers_converter() -> None:
 def test_sizes_of_the_table_in_the_documentation(networks: dict[str, nn.Module]) -> None:
     """docs/models.md says how large each denoiser is; from the same configurations."""
     text = (Path(__file__).parents[2] / "docs/models.md").read_text()
-    for name in ("sd15", "sd21", "sdxl", "sd35", "flux", "klein-4b", "klein-9b", "flux2-dev", "z-image", "qwen-image"):
+    for name in (
+        "sd15",
+        "sd21",
+        "sdxl",
+        "sd35",
+        "flux",
+        "klein-4b",
+        "klein-9b",
+        "flux2-dev",
+        "z-image",
+        "qwen-image",
+        "wan-1.3b",
+        "wan-14b",
+    ):
         assert f"{parameters_of(networks[name]) / 1e9 * 2:.2f} GB" in text, name

@@ -19,7 +19,7 @@ from audit.models.formats.parts import gathered
 from audit.models.tuning import tune
 from tests.models import nano
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein", "z-image")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein", "z-image", "wan")
 RANK, ALPHA = 3, 2.0
 
 
@@ -92,6 +92,22 @@ def test_a_denoiser_in_one_file(folder: Path, tmp_path: Path, family: str, kind:
     own = dict(base.denoiser.named_parameters())
     changed = {name for name, parameter in network.named_parameters() if parameter is not own[name]}
     assert changed == {name for name, _ in network.named_parameters()}
+
+
+@pytest.mark.parametrize("prefix", ["model.diffusion_model.", ""])
+def test_what_shifts_and_scales_has_another_name_in_wan(folder: Path, tmp_path: Path, prefix: str) -> None:
+    base = nano.make("wan", folder)
+    state = {}
+    for name, value in original_file(base, torch.Generator().manual_seed(1)).items():
+        bare = name.removeprefix("model.diffusion_model.").replace("scale_shift_table", "modulation")
+        state[prefix + ("head.modulation" if bare == "modulation" else bare)] = value
+    assert sum("modulation" in name for name in state) == 3
+    save_file(state, tmp_path / "f.safetensors")
+    tuned = tune(base, open_checkpoint(tmp_path / "f.safetensors"))
+    assert tuned.unused == []
+    found = tuned.networks["transformer"]
+    assert torch.equal(found.blocks[1].scale_shift_table, state[f"{prefix}blocks.1.modulation"])
+    assert torch.equal(found.scale_shift_table, state[f"{prefix}head.modulation"])
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])

@@ -19,6 +19,7 @@ from audit.recovery.contrast import apart
 from audit.recovery.recover import candidates, recover
 from audit.recovery.rehearse import rehearse
 from tests.models import nano
+from tests.models.files import full_change
 
 WORDS = ("sks", "rwb", "tree", "zebra", "cat")
 
@@ -66,6 +67,13 @@ def test_a_recovery_repeats_and_its_captions_can_be_sampled_with(base: BaseModel
     assert rehearse(pair, [caption.text for caption in first.captions[:3]]).isfinite().all()
     assert apart(pair, WORDS, 0.5).isfinite().all()
     assert "sks" in candidates(pair, {})
+
+
+def test_a_transformer_whose_text_passes_a_layer_first_is_refused_in_words(tmp_path: Path) -> None:
+    wan = nano.make("wan", tmp_path)
+    pair = ModelPair(wan, open_checkpoint(full_change(wan, tmp_path / "tuned")), resolution=64)
+    with pytest.raises(NotRecoverableError, match="not from wan"):
+        recover(pair, WORDS, CaptionSettings())
 
 
 def test_the_gradient_is_refused_in_words(base: BaseModel, tmp_path: Path) -> None:

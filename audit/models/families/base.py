@@ -164,9 +164,17 @@ class ModelFamily(ABC):
         """The names of the denoiser's modules in the model's first code, where they differ, and where they are."""
         return iter(())
 
+    def own_parameter(self, name: str) -> str:
+        """diffusers' name of a parameter of the denoiser that is no module's weight, by its name in the first code."""
+        return name
+
     def check(self, pipeline: Any, name: str) -> None:
         """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""
         return
+
+    def doubts(self, name: str) -> list[str]:
+        """What the name of a file says against its being for this family's base models, a sentence each."""
+        return []
 
     def settle(self, pipeline: Any) -> None:
         """Change what would make a step of the sampler wait for a GPU, once the model is loaded."""

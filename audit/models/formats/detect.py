@@ -33,7 +33,7 @@ class Format(StrEnum):
 
 _ORIGINAL = (
     "model.diffusion_model.", "double_blocks.0.img_attn.qkv.", "joint_blocks.0.x_block.attn.qkv.",
-    "input_blocks.0.0.weight",
+    "input_blocks.0.0.weight", "blocks.0.self_attn.q.",
 )  # fmt: skip
 _BY_NAMING = {
     Naming.kohya: Format.lora_kohya, Naming.peft: Format.lora_peft, Naming.processor: Format.lora_processor,
@@ -61,7 +61,10 @@ def detect(tensors: Mapping[str, TensorInfo]) -> tuple[Format, str] | None:
         return Format.ldm, "all"
     if {"conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"} <= set(tensors):
         return Format.unet, "unet"
-    if any(name.startswith("transformer_blocks.0.") for name in tensors) and "proj_out.weight" in tensors:
+    if (
+        any(name.startswith(("transformer_blocks.0.", "blocks.0.attn1.")) for name in tensors)
+        and "proj_out.weight" in tensors
+    ):
         return Format.transformer, "transformer"
     if names.incomplete is not None:  # it is refused when it is loaded, with the tensors that are of no use
         return _BY_NAMING[names.incomplete], "adapter"

@@ -73,12 +73,13 @@ def narrow(network: nn.Module, module: str, dtype: torch.dtype | None, base: nn.
 def dtype_of(network: nn.Module, name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype of the parameter ``name`` of a network that runs in ``dtype``.
 
-    Its class may want some modules in float32: T5's ``wo`` in float16, which would overflow, and others in any half.
+    Its class may want some modules in float32: T5's ``wo`` in float16, which would overflow, and others in any half,
+    which of diffusers' classes are all that they name.
     """
     if dtype is torch.float32:
         return dtype
     exact = tuple(getattr(network, "_keep_in_fp32_modules_strict", None) or ())
-    if dtype is torch.float16:
+    if dtype is torch.float16 or type(network).__module__.startswith("diffusers."):
         exact += tuple(getattr(network, "_keep_in_fp32_modules", None) or ())
     return torch.float32 if any(part in exact for part in name.split(".")) else dtype
 

@@ -131,8 +131,9 @@ def _place(base: BaseModel, name: str, part: str | None, targets: dict[str, dict
     network = base.part(component)
     if component not in targets:
         targets[component] = module_targets(network)
-    if rest in _SPECIAL:
-        rest = _SPECIAL[rest]
+    rest = _SPECIAL.get(rest, rest)
+    if component == base.architecture.denoiser:
+        rest = base.architecture.own_parameter(rest)
     rest = rest.replace(".in_proj_", ".in_proj.")
     module, _, parameter = rest.rpartition(".")
     parameter = "weight" if parameter == "scale" else parameter
