@@ -23,7 +23,8 @@ import torch
 from audit.references.index.quantized import Passing, Quantized, quantized
 
 log = logging.getLogger(__name__)
-BLOCK = 4096  # rows of a product, which then stays in the cache with the queries
+BLOCK = 4096  # rows of a product, at least, which then stays in the cache with the queries
+PRODUCTS = 1 << 18  # that fit into the cache: of few queries more rows, as threads wait for each other after each block
 QUERIES = 1024  # of a product
 BUFFER = 2048  # rows that a query may have in hand
 FIRST = 64  # and that it takes before it lets go of some
@@ -76,10 +77,10 @@ def _first_pass(rows: Quantized, queries: Quantized, top: int) -> tuple[list[np.
     turned = torch.from_numpy(filled).T
     share = -(-len(state.scales) // (state.step * torch.get_num_threads())) * state.step
     shares = [(begin, min(begin + share, len(state.scales))) for begin in range(0, len(state.scales), share)]
-    passing = Passing(rows.numbers)
+    passing, size = Passing(rows.numbers), max(BLOCK, PRODUCTS // len(state.scales))
     with ThreadPoolExecutor(len(shares)) as threads:
-        for start in range(0, len(rows.numbers), BLOCK):
-            block = np.ascontiguousarray(rows.numbers[start : start + BLOCK])
+        for start in range(0, len(rows.numbers), size):
+            block = np.ascontiguousarray(rows.numbers[start : start + size])
             products = torch._int_mm(torch.from_numpy(block), turned).numpy()
             end = start + len(block)
             scan = partial(
