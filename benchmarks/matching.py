@@ -1,6 +1,7 @@
 """Matching at the scale of published data sets: vectors and PDQ hashes, side by side with what else there is.
 
     python -m benchmarks.matching [--quick] [--json FILE]
+    python -m benchmarks.matching --vectors 10000000 [--extractions 1000] [--json FILE]
 
 A bank of made-up references is written into the table of a workspace, as `references add` writes it, indexed, and
 searched as matching does. Vectors are unit vectors of 512 numbers, half of them spread out and half in tight groups;
@@ -10,7 +11,9 @@ join in SQL, looking at every hash. Reports about the bank are written and verif
 of one run; every answer is checked against the exact one.
 
 Memory: a reference takes 2.6 KB on disk beside the table, a hash 0.4 KB. The full form wants 12 GB of disk and 8 GB of
-memory. Exit code 1 where an answer is wrong, or the index is no faster than the join.
+memory. With ``--vectors`` one index of so many references is made, without a table, and searched: ten millions want 29
+GB of disk, and 6 GB of memory in which the system keeps what a search reads. Exit code 1 where an answer is wrong, or
+the index is no faster than the join.
 """
 
 from __future__ import annotations
@@ -39,44 +42,28 @@ from audit.references.index import Bank, open_bank, store
 from audit.references.index.hashes import Parts, build_part, packed
 from audit.references.match import TOP, match_extractions
 from audit.report import collect, write_page
-from audit.schemas import EXTRACTIONS, REFERENCES
+from audit.schemas import REFERENCES
 from audit.workspace import Workspace
 from benchmarks.tables import table
+from benchmarks.vectors import (
+    ONE_AUDIT,
+    WIDTH,
+    extractions_of,
+    hashes_of,
+    index_alone,
+    made_up,
+    quality_of,
+    seconds,
+    unit,
+    vectors_of,
+)
 
-WIDTH = 512
 PART = 20_000  # references that are written at once
-ONE_AUDIT = 15  # extractions
 SQL = """SELECT count(*) FROM (SELECT e.rank, list_cosine_similarity(e.descriptor, r.descriptor) AS similarity
 FROM extracted AS e CROSS JOIN "references" AS r
 QUALIFY row_number() OVER (PARTITION BY rank ORDER BY similarity DESC) <= 3)
 """
 out = Console(stderr=True)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """At length one."""
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-
-
-def made_up(rng: np.random.Generator, number: int, centres: np.ndarray) -> np.ndarray:
-    """Unit vectors float32 [N, 512]: half of them spread out, half near to one of ``centres``."""
-    vectors = rng.standard_normal((number, WIDTH), dtype=np.float32)
-    near = number // 2
-    vectors[:near] = 0.7 * vectors[:near] / np.sqrt(WIDTH) + centres[rng.integers(0, len(centres), near)]
-    return unit(vectors)
-
-
-def hashes_of(rng: np.random.Generator, number: int) -> np.ndarray:
-    """uint8 [N, 32]: random ones, and a tenth with few bits."""
-    hashes = rng.integers(0, 256, (number, 32), dtype=np.uint8)
-    blank = number // 10
-    hashes[:blank] = np.packbits(rng.random((blank, 256)) < 0.02, axis=1)
-    return hashes
-
-
-def quality_of(number: int) -> np.ndarray:
-    """Of hashes_of: those of blank pictures say nothing."""
-    return np.where(np.arange(number) < number // 10, 0, 90).astype(np.int32)
 
 
 def write_bank(workspace: Workspace, rng: np.random.Generator, number: int, centres: np.ndarray) -> np.ndarray:
@@ -85,7 +72,7 @@ def write_bank(workspace: Workspace, rng: np.random.Generator, number: int, cent
     for start in range(0, number, PART):
         count = min(PART, number - start)
         vectors = made_up(rng, count, centres)
-        some.append(vectors[:: max(number // 5000, 1)])
+        some.append(vectors[:: max(number // 5000, 1)].copy())  # a view would keep them all
         columns = {
             "reference_set": pa.array(["bank"] * count), "descriptor_name": pa.array(["made-up"] * count),
             "reference_id": pa.array([f"{start + one:064x}" for one in range(count)]),
@@ -97,34 +84,6 @@ def write_bank(workspace: Workspace, rng: np.random.Generator, number: int, cent
         rows = pa.table([columns.get(one.name, pa.nulls(count, one.type)) for one in REFERENCES], schema=REFERENCES)
         workspace.write("references", f"bank.made-up.{start}", rows)
     return np.concatenate(some)
-
-
-def extractions_of(rng: np.random.Generator, number: int, known: np.ndarray, centres: np.ndarray) -> pa.Table:
-    """Half of them references with noise, half others."""
-    vectors = made_up(rng, number, centres)
-    half = number // 2
-    noise = rng.standard_normal((half, WIDTH), dtype=np.float32) * 0.02
-    vectors[:half] = unit(known[rng.integers(0, len(known), half)] + noise)
-    rows = {
-        "audit_id": pa.array([f"{one // ONE_AUDIT:032x}" for one in range(number)]),
-        "rank": pa.array(np.arange(number, dtype=np.int32) % ONE_AUDIT + 1),
-        "descriptor": pa.ListArray.from_arrays(np.arange(number + 1, dtype=np.int32) * WIDTH, vectors.reshape(-1)),
-        "pdq": pa.array([one.tobytes() for one in hashes_of(rng, number)], pa.binary(32)),
-        "pdq_quality": pa.array(quality_of(number)),
-    }
-    return pa.table([rows.get(one.name, pa.nulls(number, one.type)) for one in EXTRACTIONS], schema=EXTRACTIONS)
-
-
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """How long ``work`` takes, s, and its answer."""
-    started = time.perf_counter()
-    answer = work()
-    return time.perf_counter() - started, answer
-
-
-def vectors_of(extractions: pa.Table) -> np.ndarray:
-    """float32 [Q, 512]."""
-    return extractions["descriptor"].combine_chunks().flatten().to_numpy().reshape(-1, WIDTH)
 
 
 def by_faiss(bank: Bank, queries: np.ndarray, few: np.ndarray) -> dict[str, Any]:
@@ -278,35 +237,57 @@ def changed(rng: np.random.Generator, hashes: np.ndarray) -> np.ndarray:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """Both tables."""
+    """The tables."""
 
     def cell(value: Any) -> str:
+        if isinstance(value, str):
+            return value
         return f"{value:,.3f}" if isinstance(value, float) and value < 100 else f"{value:,.0f}"
 
     texts = []
-    for rows in (found["vectors"], found["hashes"]):
+    for rows in (rows for rows in (found.get(part) for part in ("vectors", "indexes", "hashes")) if rows):
         names = list(dict.fromkeys(name for row in rows for name in row))
         texts.append(table(names, [[cell(row[name]) if name in row else "absent" for name in names] for row in rows]))
     return "\n\n".join(texts)
 
 
+def one_index(number: int, extractions: int, json_file: Path | None) -> None:
+    """The index of ``number`` references alone. Its row is put into ``json_file`` beside what is there."""
+    row = index_alone(number, extractions, np.random.default_rng(2))
+    print(markdown({"indexes": [row]}))
+    if json_file:
+        found = json.loads(json_file.read_text()) if json_file.exists() else {}
+        others = [one for one in found.get("indexes", []) if one["references"] != number]
+        found["indexes"] = sorted([*others, row], key=lambda one: one["references"])
+        json_file.write_text(json.dumps(found, indent=1) + "\n")
+    if row["right"] < 1:
+        out.print("an answer is wrong")
+        raise typer.Exit(1)
+
+
 def main(
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes, a minute.")] = False,
+    vectors: Annotated[int | None, typer.Option("--vectors", min=1, help="One index alone, so large.")] = None,
+    extractions: Annotated[int, typer.Option("--extractions", min=15, help="That are matched with it.")] = 1000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here too.")] = None,
 ) -> None:
     """Print what matching costs by the size of the bank."""
+    if vectors is not None:
+        one_index(vectors, extractions, json_file)
+        return
     rng = np.random.default_rng(1)
     sizes = [(20_000, 300), (100_000, 2_000)] if quick else [(10_000, 10_000), (100_000, 10_000), (1_000_000, 10_000)]
     found: dict[str, Any] = {"threads": torch.get_num_threads(), "vectors": [], "hashes": []}
-    for number, extractions in sizes:
-        out.print(f"{number:,} references, {extractions:,} extractions")
-        found["vectors"].append(one_size(number, extractions, min(number, 20_000 if quick else 100_000), rng))
+    for number, asked in sizes:
+        out.print(f"{number:,} references, {asked:,} extractions")
+        found["vectors"].append(one_size(number, asked, min(number, 20_000 if quick else 100_000), rng))
     for number in [200_000] if quick else [1_000_000, 10_000_000]:
         out.print(f"{number:,} hashes")
         found["hashes"].append(hash_lookups(number, 2_000 if quick else 20_000, 200 if quick else 1_000, rng))
     print(markdown(found))
     if json_file:
-        json_file.write_text(json.dumps(found, indent=1) + "\n")
+        kept = json.loads(json_file.read_text()).get("indexes") if json_file.exists() else None
+        json_file.write_text(json.dumps(found | ({"indexes": kept} if kept else {}), indent=1) + "\n")
     wrong = [row for row in [*found["vectors"], *found["hashes"]] if row["right"] < 1]
     slow = found["vectors"][-1]["one_audit_s"] > found["vectors"][-1]["join_s"]
     if wrong or slow:

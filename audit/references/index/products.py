@@ -23,7 +23,8 @@ import torch
 from audit.references.index.quantized import Passing, Quantized, quantized
 
 log = logging.getLogger(__name__)
-BLOCK = 4096  # rows of a product, which then stays in the cache with the queries
+BLOCK = 4096  # rows of a product, at least, which then stays in the cache with the queries
+PRODUCTS = 1 << 18  # that fit into the cache: of few queries more rows, as threads wait for each other after each block
 QUERIES = 1024  # of a product
 BUFFER = 2048  # rows that a query may have in hand
 FIRST = 64  # and that it takes before it lets go of some
@@ -76,17 +77,20 @@ def _first_pass(rows: Quantized, queries: Quantized, top: int) -> tuple[list[np.
     turned = torch.from_numpy(filled).T
     share = -(-len(state.scales) // (state.step * torch.get_num_threads())) * state.step
     shares = [(begin, min(begin + share, len(state.scales))) for begin in range(0, len(state.scales), share)]
-    passing = Passing(rows.numbers)
+    passing, size = Passing(rows.numbers), max(BLOCK, PRODUCTS // len(state.scales))
     with ThreadPoolExecutor(len(shares)) as threads:
-        for start in range(0, len(rows.numbers), BLOCK):
-            block = np.ascontiguousarray(rows.numbers[start : start + BLOCK])
+        for start in range(0, len(rows.numbers), size):
+            block = np.ascontiguousarray(rows.numbers[start : start + size])
             products = torch._int_mm(torch.from_numpy(block), turned).numpy()
             end = start + len(block)
             scan = partial(
                 _scan, products, start, rows.scales[start:end], rows.errors[start:end], state.scales, state.margins,
                 top, state.floors, state.lower, state.upper, state.rows, state.counts, state.limits, state.full,
             )  # fmt: skip
-            list(threads.map(lambda those, scan=scan: scan(*those), shares))
+            if len(shares) == 1:  # handing it to a thread takes longer than the work
+                scan(*shares[0])
+            else:
+                list(threads.map(lambda those, scan=scan: scan(*those), shares))
             passing.reached(end)
     return [state.those(one) for one in range(number)], state.full
 
@@ -145,14 +149,13 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """
     step = min(STEP, products.shape[1])
     for row in range(products.shape[0]):
-        scale, error, mine = scales[row], errors[row], products[row]
+        scale, error = scales[row], errors[row]
         for start in range(begin, stop, step):
-            end = start + step
-            if not _any(mine[start:end], scale, error, query_scales[start:end], floors[start:end]):
+            if not _any(products, row, start, step, scale, error, query_scales, floors):
                 continue
             for one in range(step):
                 query = start + one
-                about = np.float32(mine[query]) * (scale * query_scales[query])
+                about = np.float32(products[row, query]) * (scale * query_scales[query])
                 if about + error < floors[query]:
                     continue
                 held = counts[query]
@@ -173,11 +176,17 @@ def _scan(  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
 
 
 @numba.njit(nogil=True, cache=True, fastmath=True)
-def _any(products, scale, error, factors, floors):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Whether an upper bound reaches its floor: counted, not looked for, which is done for many at once."""
+def _any(products, row, first, number, scale, error, factors, floors):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Whether an upper bound reaches its floor: counted, not looked for, which is done for many at once.
+
+    The compiler knows the length of the inner loop; slices of arrays would be counted references, a row at a time.
+    """
     reach = 0
-    for one in range(len(products)):
-        reach += np.float32(products[one]) * (scale * factors[one]) + error >= floors[one]
+    for start in range(first, first + number, FEWEST):
+        for one in range(FEWEST):
+            query = np.uint64(start) + np.uint64(one)
+            about = np.float32(products[row, query]) * (scale * factors[query])
+            reach += about + error >= floors[query]
     return reach > 0
 
 

@@ -180,13 +180,7 @@ def _made(connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str],
     make_folder(making)
     [[width]] = connection.sql(_WIDTH, params=about).fetchall()
     try:
-        hashed = _write_rows(connection, making, about, number, width, tell)
-        shapes = _shapes(number, width, hashed)
-        _write_parts(making, shapes, tell)
-        sizes = {path.name: (path.stat().st_size, _checksum(path)) for path in sorted(making.iterdir())}
-        meta = {"format": FORMAT, "references": number, "width": width, "hashed": hashed, "files": sizes}
-        with private_file(making / META) as file:
-            file.write(json.dumps(meta).encode())
+        _write(_batches(connection, about), making, about, number, width, tell)
         with suppress(OSError):  # another process has made it meanwhile
             making.rename(folder)
     except OSError as error:
@@ -211,8 +205,20 @@ def _made(connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str],
     return bank
 
 
+def _write(
+    batches: Iterator[pa.RecordBatch], folder: Path, about: list[str], number: int, width: int, tell: Tell
+) -> None:
+    """Write all files of an index of ``batches``, rows as _ROWS has them, ``number`` in all, into an empty folder."""
+    hashed = _write_rows(batches, folder, about, number, width, tell)
+    _write_parts(folder, _shapes(number, width, hashed), tell)
+    sizes = {path.name: (path.stat().st_size, _checksum(path)) for path in sorted(folder.iterdir())}
+    meta = {"format": FORMAT, "references": number, "width": width, "hashed": hashed, "files": sizes}
+    with private_file(folder / META) as file:
+        file.write(json.dumps(meta).encode())
+
+
 def _write_rows(
-    connection: duckdb.DuckDBPyConnection, folder: Path, about: list[str], number: int, width: int, tell: Tell
+    batches: Iterator[pa.RecordBatch], folder: Path, about: list[str], number: int, width: int, tell: Tell
 ) -> int:
     """Write what follows from one row at a time; how many hashes say something."""
     maps = _maps(folder, _shapes(number, width, 0), "r+")
@@ -221,7 +227,7 @@ def _write_rows(
     with private_file(folder / "ids.arrow") as file, pa.ipc.new_file(
         file, pa.schema([("reference_id", pa.string())])
     ) as writer:  # fmt: skip
-        for batch in _batches(connection, about):
+        for batch in batches:
             writer.write_batch(batch.select(["reference_id"]))
             end = done + batch.num_rows
             arrays = _arrays(batch, width, about)
