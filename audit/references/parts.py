@@ -153,12 +153,21 @@ def require_few(pictures: int, name: str) -> None:
 
 
 def parts_of(table: pa.Table) -> np.ndarray:
-    """The parts of rows of references [N], each unit float32 [P, D], or None."""
+    """The parts of rows of references [N], each unit float32 [P, D], or None. Raises ReferenceSetError for parts that
+    are none of this version's.
+    """
     found = np.empty(table.num_rows, object)
-    width = vectors_of(table).shape[1] if table.num_rows else 0
-    for number, one in enumerate(table["parts"]):
-        if one.is_valid:
-            found[number] = one.values.to_numpy(zero_copy_only=False).reshape(-1, width).astype(np.float32)
+    described = np.flatnonzero(table["parts"].is_valid().to_numpy())
+    width = vectors_of(table).shape[1] if len(described) else 0
+    layouts = layouts_of(table)
+    for number in described.tolist():
+        flat = table["parts"][number].values.to_numpy(zero_copy_only=False)
+        if layouts[number] not in LAYOUTS or len(flat) != width * len(LAYOUTS[layouts[number]]):
+            raise ReferenceSetError(
+                f"the background {table['reference_set'][number].as_py()!r} is described in parts that this version "
+                "does not know: add it again"
+            )
+        found[number] = flat.reshape(-1, width).astype(np.float32)
     return found
 
 

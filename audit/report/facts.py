@@ -74,6 +74,8 @@ class Match:
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
         control = self.control_similarity
+        if self.is_match:  # by the whole, to which no control generation is as near
+            return False
         return control is not None and self.is_alike and control >= min(self.alike_from, threshold)
 
     @property
