@@ -13,10 +13,13 @@ from audit.catalog_schemas import CHECKPOINTS as CHECKPOINTS
 from audit.catalog_schemas import RECOVERIES as RECOVERIES
 from audit.catalog_schemas import SKETCHES as SKETCHES
 from audit.columns import table_schema as _schema
+from audit.set_schemas import PASSED_OVER as PASSED_OVER
+from audit.set_schemas import POLICIES as POLICIES
 from audit.study.tables import FINE_TUNES, QUALITY, STUDIES, STUDY_CELLS
 
 VECTOR = pa.list_(pa.float32())
 PDQ = pa.binary(32)
+_PART = "the part that similarity is of: left, top, right, bottom as shares of its sides; null for the whole"
 
 SAMPLED_CAPTION = pa.struct(
     {"caption": pa.string(), "source": pa.string(), "truncated": pa.bool_(), "images": pa.int32()}
@@ -121,30 +124,8 @@ REFERENCES = _schema(
     ),
     ("metadata", pa.string(), "what its input says of it, an object of JSON of 4096 characters at most; null for none"),
     ("added_at", pa.timestamp("us", "UTC"), "when"),
-)
-
-POLICIES = _schema(
-    "One row a reference set that has a policy. It is read when audits are matched, and kept with what was found.",
-    ("reference_set", pa.string(), "joins references"),
-    ("role", pa.string(), "deny: its pictures are to be found; allow: they are known-good, and silence their copies"),
-    ("threshold", pa.float64(), "descriptor cosine from which a picture counts; null for the descriptor's own"),
-    ("threshold_of", pa.string(), "the descriptor whose cosine it is: for others it does not hold; null without"),
-    ("pdq_distance", pa.int32(), "differing bits up to which PDQ agrees, 0 to 31; null for 31"),
-    ("expires_at", pa.timestamp("us", "UTC"), "from when on it is not matched; null for never"),
-    ("disabled_until", pa.timestamp("us", "UTC"), "until when it is not matched; null for not"),
-    ("owner", pa.string(), "whose it is, as it was told"),
-    ("notes", pa.string(), "what was told of it, 2000 characters at most"),
-    ("sets", pa.list_(pa.string()), "of an allow bank: the reference sets that it silences; null for any"),
-    ("set_at", pa.timestamp("us", "UTC"), "when"),
-)
-
-PASSED_OVER = _schema(
-    "One row a file of a reference set's folder that is not among its pictures; 10,000 a set at most.",
-    ("reference_set", pa.string(), "joins references"),
-    ("descriptor_name", pa.string(), "joins references"),
-    ("name", pa.string(), "file name within the folder"),
-    ("reason", pa.string(), "why"),
-    ("added_at", pa.timestamp("us", "UTC"), "when"),
+    ("parts_layout", pa.string(), "the parts that are described as well: five-70, crops of 70 %; null for none"),
+    ("parts", VECTOR, "unit vectors of these: the centre, then the corners from the top left on; null without"),
 )
 
 MATCHES = _schema(
@@ -162,7 +143,8 @@ MATCHES = _schema(
         "verdict",
         pa.string(),
         "match: the nearest reference of its set, and similarity reaches the audit's threshold; possible: so too, but "
-        "the reference is smaller than the descriptor's input; none, also where the base alone draws it as well",
+        "the reference is smaller than the descriptor's input, or a part of it alone reaches it; none, also where the "
+        "base alone draws it as well",
     ),
     ("evidence", pa.string(), "both: descriptor and PDQ agree; descriptor; pdq: PDQ alone, not a match; none"),
     (
@@ -186,6 +168,8 @@ MATCHES = _schema(
         "similarity less the mean cosine of the extraction to the 10 nearest pictures of the set's backgrounds; it "
         "decides nothing; null with fewer pictures",
     ),
+    ("part", pa.list_(pa.float64()), _PART),
+    ("whole_similarity", pa.float64(), "descriptor cosine of the whole reference; null where it has no parts"),
 )
 
 LATENTS = _schema(
@@ -278,6 +262,7 @@ CHANCES = _schema(
     ("uncalibrated", pa.string(), "why nothing can be said with an error rate of the set; null where it can"),
     ("control_similarity", pa.float64(), "descriptor cosine of the control generation nearest to it; null without"),
     ("control_index", pa.int32(), "number of that one in control_generations"),
+    ("part", pa.list_(pa.float64()), _PART),
 )
 
 PAIRED_BACKGROUND = pa.struct(

@@ -82,6 +82,14 @@ def add(
         str | None,
         typer.Option(metavar="NAME", help="SOURCE is Parquet with vectors that this descriptor has made elsewhere."),
     ] = None,
+    parts: Annotated[
+        bool,
+        typer.Option(
+            "--parts",
+            help="Describe five crops of 70 % of each picture as well, so that what shows a part of it is found; six "
+            "times the work and the vectors. Decoys have to be added so, too.",
+        ),
+    ] = False,
     every: Annotated[float, typer.Option(help="Of a video: seconds between two frames.", min=0.04)] = 2.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -111,7 +119,7 @@ def add(
             name, source, descriptor=config.descriptor, workspace=config.workspace, thumbnails=thumbnails,
             bases=base or (), resolution=resolution, kind=kind, decoys_of=of or (),
             drawn=drawn, workers=workers, described_by=described_by, every=every,
-            crawl=config.crawl, progress=progress, bench=bench,
+            crawl=config.crawl, parts=parts, progress=progress, bench=bench,
         )  # fmt: skip
     loaded = bench.load_descriptor(config.descriptor)
     if as_json:
@@ -286,13 +294,14 @@ def list_sets(config: Config, as_json: JsonOption = False) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("reference set", "kind", "role", "of", "drawn", "pictures", "descriptor", "added (UTC)")
+    table = Table("reference set", "kind", "role", "of", "drawn", "pictures", "parts", "descriptor", "added (UTC)")
     for row in rows:
         added = f"{row['added_at']:%Y-%m-%d %H:%M}"
         out = f" ({row['out_of_force']})" if row["out_of_force"] else ""
         table.add_row(
             escape(row["reference_set"]), row["kind"], row["role"] + out, escape(", ".join(row["decoys_of"] or [])),
-            "yes" if row["drawn"] else "", str(row["images"]), escape(row["descriptor_name"]), added,
+            "yes" if row["drawn"] else "", str(row["images"]), escape(row["parts_layout"] or ""),
+            escape(row["descriptor_name"]), added,
         )  # fmt: skip
     result_console().print(table)
 

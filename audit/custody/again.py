@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What an audit of an earlier version has none of: then there is nothing to compare.
 LATER = {
     "control_generations", "control_similarity", "control_index", "allowed_by", "policy", "inliers", "coverage",
-    "mirrored", "normalized_similarity",
+    "mirrored", "normalized_similarity", "part", "whole_similarity",
 }  # fmt: skip
 TOLERANCE = 1e-3  # of numbers that other devices and versions come to, such as those of unit vectors
 # What is of the run and not of the result.
@@ -213,6 +213,7 @@ class _Sets:
         self.left_out: list[str] = []
         self.names: dict[str, str] = {}
         self.folders: dict[str, Path] = {}
+        self.layouts: dict[str, str] = {}
         self._originals, self._folder = originals, folder / "sets"
         asked = workspace.rows(
             """SELECT s.reference_set AS name, any_value(m.question) AS question FROM
@@ -223,7 +224,7 @@ class _Sets:
             [row["audit_id"]],
         )
         pictures = workspace.rows(
-            """SELECT reference_set, reference_id, name, kind FROM "references" WHERE descriptor_name = ?
+            """SELECT reference_set, reference_id, name, kind, parts_layout FROM "references" WHERE descriptor_name = ?
             ORDER BY reference_set, name""",
             [row["descriptor"]],
         )
@@ -254,6 +255,8 @@ class _Sets:
             original = self._originals.by_hash[one["reference_id"]]
             shutil.copyfile(original, place / f"{number:07d}{original.suffix.lower()}")
         self.folders[name] = place
+        if mine[0]["parts_layout"]:
+            self.layouts[name] = mine[0]["parts_layout"]
         self.names[folder_set_name(place)] = name
         return True
 
@@ -263,7 +266,12 @@ def _scan(
 ) -> AuditFacts:
     """Run it for the sets of ``group``; what is sampled is sampled once for all groups."""
     from audit import api
+    from audit.references.asked import folder_set_name
+    from audit.references.sets import ReferenceSets
 
+    for name in {*group, *sets.background} & set(sets.layouts):  # what is there in parts stays so when it is scanned
+        place, described_by = sets.folders[name], bench.load_descriptor(source)
+        ReferenceSets(again).add(folder_set_name(place), place, described_by, False, layout=sets.layouts[name])
     latents = _latents(sets.membership)
     done = api.scan(
         request, references=[sets.folders[name] for name in group], descriptor=source, workspace=again, latents=latents,

@@ -16,6 +16,7 @@ from audit.references.inputs.source import opener_of
 from audit.references.inputs.videos import EVERY
 from audit.references.inputs.web import is_urls
 from audit.references.lists import is_list
+from audit.references.parts import FIVE
 from audit.references.sets import PDQ_NAME, Added, ReferenceSets
 from audit.states import SetKind
 from audit.workspace import Workspace
@@ -40,6 +41,7 @@ def add_references(
     described_by: str | None = None,
     every: float = EVERY,
     crawl: CrawlSettings | None = None,
+    parts: bool = False,
     progress: Tell | None = None,
     bench: Bench | None = None,
 ) -> Added:
@@ -54,8 +56,9 @@ def add_references(
     measured on them. ``kind`` background makes them decoys, of the reference sets ``decoys_of``, or of any; ``drawn``
     declares that they and these sets, as they are now, are a random split of one collection. What is passed over is
     listed with its reason. ``workers`` are processes that describe; a call that is stopped goes on, when it is made
-    again, with what was described. Raises ReferenceSetError where nothing can be read, or one of those sets is not
-    there.
+    again, with what was described. ``parts``: five overlapping crops of each picture are described as well, and the
+    best counts; decoys have to be added so, too. Raises ReferenceSetError where nothing can be read, or one of those
+    sets is not there.
     """
     from audit.bench import Bench
     from audit.references.latents import codec_id, keep_latents
@@ -65,6 +68,8 @@ def add_references(
     bench, tell = bench or Bench(default_device()), progress or quiet
     opened = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
     path = Path(source)
+    if parts and (described_by is not None or (is_list(path) and not is_urls(path))):
+        raise ConfigError(f"{path} has no pictures, of which parts (--parts) could be described")
     if is_list(path) and not is_urls(path):
         if descriptor != PDQ_NAME or kind is not SetKind.reference or bases:
             raise ConfigError(
@@ -83,7 +88,7 @@ def add_references(
     added = ReferenceSets(opened).add(
         name, opener_of(str(source), crawl or CrawlSettings(), every), bench.load_descriptor(descriptor), thumbnails,
         lambda done, total: tell("describing", done, total), kind, decoys_of,
-        decoys_of if drawn else (), workers, descriptor,
+        decoys_of if drawn else (), workers, descriptor, FIVE if parts else None,
     )  # fmt: skip
     for one in located:
         codec = partial(bench.codec_of, one, resolution)

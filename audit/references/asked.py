@@ -52,8 +52,9 @@ def described_sets(
 ) -> tuple[list[str], list[SkippedImage]]:  # fmt: skip
     """The names of the sets, those of folders described now as of ``kind``, and the pictures that were passed over.
 
-    Folders of decoys are declared a random split of one collection with each of the sets ``drawn_with``. Raises
-    ReferenceSetError for what is neither a folder nor a set that the job's descriptor has described.
+    A folder whose set is described in parts stays so. Folders of decoys are declared a random split of one collection
+    with each of the sets ``drawn_with``. Raises ReferenceSetError for what is neither a folder nor a set that the
+    job's descriptor has described.
     """
     sets = ReferenceSets(workspace)
     names: list[str] = []
@@ -64,6 +65,7 @@ def described_sets(
             added = sets.add(
                 names[-1], Path(one), bench.descriptor(job), thumbnails,
                 lambda done, total: tell("describing", done, total), kind, drawn_with=drawn_with,
+                layout=sets.layout_of(names[-1], job.descriptor.name),
             )  # fmt: skip
             skipped += added.skipped
         else:

@@ -12,6 +12,7 @@ from audit.errors import WorkspaceError
 from audit.references.index import open_bank
 from audit.references.match import match_extractions
 from audit.references.normalized import normalized
+from audit.references.parts import open_parts
 from audit.references.second_look import looked_at_again
 from audit.references.silence import Rule, rules_of
 from audit.references.weigh import WEIGHED, Weighed, weigh_in
@@ -79,10 +80,12 @@ def _found(
             alike["audits"],
         )
         banks = {name: open_bank(connection, workspace, name, described_by) for name in sets}
+        opened = {name: open_parts(connection, bank, name, described_by) for name, bank in banks.items()}
         rules = rules_of(connection, workspace, described_by, alike["threshold"], banks)
         rules_of_audits |= dict.fromkeys(alike["audits"], rules)
         matches = match_extractions(
-            connection, extractions, banks, alike["threshold"], alike["size"], control=control, rules=rules
-        )
+            connection, extractions, banks, alike["threshold"], alike["size"], control=control, rules=rules,
+            parts={name: one for name, one in opened.items() if one},
+        )  # fmt: skip
         matches = normalized(table, matches, extractions, described_by)
         yield looked_at_again(connection, matches, described_by)

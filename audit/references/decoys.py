@@ -18,10 +18,12 @@ from audit.evidence.chance import FEWEST, standing_out
 from audit.evidence.kind import kind_problem, of_their_kind
 from audit.references.index import Bank
 from audit.references.index.known import Known
+from audit.references.parts import Parts
 
 VERSION = 4  # raised when the same pictures and decoys come to have other chances, or more is kept of them
 ANOTHER_LOOK = "its pictures are of another look than the references"
 UNCLEAR = "several backgrounds could be of the references' look, and are of different looks themselves"
+OTHER_PARTS = "it is not described in the same parts as the references: of these the best counts, and so it has to here"
 MOST_SUSPECTS = 20  # that are named
 Ask = Callable[[str, list[Any]], list[dict[str, Any]]]
 
@@ -29,7 +31,9 @@ Ask = Callable[[str, list[Any]], list[dict[str, Any]]]
 @dataclass(frozen=True)
 class Decoys:
     """Pictures of backgrounds, arrays of one length M: unit vectors [M, D], looks [M, F], cosines to the nearest
-    extraction and membership scores (NaN: none), and whether a picture counts at all.
+    extraction and membership scores (NaN: none), whether a picture counts at all, cosines to the nearest control
+    generation (NaN: none), and in what parts it is described, with these, [P, D] or None. Cosines are those of the
+    whole or of the best part.
     """
 
     backgrounds: np.ndarray
@@ -40,6 +44,9 @@ class Decoys:
     cosines: np.ndarray
     scores: np.ndarray
     counts: np.ndarray
+    controls: np.ndarray
+    layouts: np.ndarray
+    parts: np.ndarray
 
     def where(self, chosen: np.ndarray) -> Decoys:
         """Those that ``chosen``, booleans or numbers, names."""
@@ -55,23 +62,29 @@ class Paired:
     backgrounds: list[dict[str, Any]]
 
 
-def paired(bank: Bank, looks: np.ndarray, on_offer: Decoys, threshold: float) -> Paired:
+def paired(
+    bank: Bank, looks: np.ndarray, on_offer: Decoys, threshold: float, parts: Parts | None = None
+) -> Paired:  # fmt: skip
     """The decoys of the references ``bank``, of which those that count look like ``looks`` [K, F].
 
     ``on_offer`` are the pictures of all backgrounds that are for the set; what is nearer than ``threshold`` to a
-    reference is a copy of it.
+    reference is a copy of it. Of references with ``parts`` backgrounds are taken that are described in the same ones.
     """
-    copies = bank.has_near(on_offer.vectors, threshold)
+    copies = _copies(bank, parts, on_offer, threshold)
     usable = on_offer.counts & ~copies
     backgrounds = list(dict.fromkeys(on_offer.backgrounds.tolist()))
     where = [on_offer.backgrounds == background for background in backgrounds]
-    passed: list[bool] | None = [True] * len(backgrounds)
-    if len(backgrounds) > 1:
-        passed = of_their_kind(looks, [on_offer.looks[here & usable] for here in where])
+    alike = [bool((on_offer.layouts[here] == (parts.layout if parts else "")).all()) for here in where]
+    passed: list[bool] | None = [True] * sum(alike)
+    if sum(alike) > 1:
+        passed = of_their_kind(
+            looks, [on_offer.looks[here & usable] for here, fits in zip(where, alike, strict=True) if fits]
+        )
+    by_look = iter([UNCLEAR] * sum(alike) if passed is None else [None if one else ANOTHER_LOOK for one in passed])
     taken = np.zeros(len(usable), bool)
     rows = []
     for number, (background, here) in enumerate(zip(backgrounds, where, strict=True)):
-        why = UNCLEAR if passed is None else None if passed[number] else ANOTHER_LOOK
+        why = next(by_look) if alike[number] else OTHER_PARTS
         taken |= here & usable & (why is None)
         rows.append(
             {"background": background, "pictures": here.sum(), "copies": (here & copies).sum(),
@@ -85,13 +98,28 @@ def paired(bank: Bank, looks: np.ndarray, on_offer: Decoys, threshold: float) ->
     if passed is None:
         problem = f"{UNCLEAR}: 'lora-audit references add NAME DIR --kind background --of SET' says it"
     elif problem and not all(passed) and len(decoys.ids) < FEWEST:
-        problem = f"{len(rows) - sum(passed)} of {len(rows)} backgrounds are of another look; {problem}"
+        problem = f"{len(passed) - sum(passed)} of {len(rows)} backgrounds are of another look; {problem}"
+    if problem and passed is not None and not all(alike) and len(decoys.ids) < FEWEST:
+        how = "'lora-audit references add ... --parts'" if parts else "'lora-audit references add' without --parts"
+        problem = f"a background is {OTHER_PARTS.partition(':')[0].removeprefix('it is ')} ({how}); {problem}"
     drawn = standing_out(decoys.cosines) & (decoys.cosines >= threshold)
     suspects = decoys.where(standing_out(decoys.scores) | drawn) if problem is None else None
     for row in rows:
         mine = () if suspects is None else suspects.names[suspects.backgrounds == row["background"]].tolist()
         row["suspects"] = sorted(mine)[:MOST_SUSPECTS]
     return Paired(decoys, problem, rows)
+
+
+def _copies(bank: Bank, parts: Parts | None, on_offer: Decoys, threshold: float) -> np.ndarray:
+    """Which of ``on_offer`` are copies of a reference, or where there are parts, of a part, or have a part that is."""
+    copies = bank.has_near(on_offer.vectors, threshold)
+    if parts and len(copies):
+        copies |= parts.bank.has_near(on_offer.vectors, threshold)
+        mine = np.flatnonzero(on_offer.layouts == parts.layout)
+        if len(mine):
+            flat = np.concatenate(on_offer.parts[mine].tolist())
+            copies[mine] |= bank.has_near(flat, threshold).reshape(len(mine), -1).any(axis=1)
+    return copies
 
 
 def caveat_of(row: dict[str, Any], input_size: int) -> str | None:
@@ -110,17 +138,19 @@ class Questions:
 
     ``pictures`` has how many each has, and the SHA256 of their ids. ``has_decoys`` says whether there is any background
     for one of them, ``drawn`` which backgrounds were declared a random split of one collection with the pictures of a
-    set.
+    set, ``layouts`` in what parts sets are described.
     """
 
     of: dict[str, str]
     has_decoys: bool
     drawn: dict[str, frozenset[str]] = field(default_factory=dict)
     pictures: dict[str, tuple[int, str]] = field(default_factory=dict)
+    layouts: dict[str, str] = field(default_factory=dict)
 
 
 _ASKED = """SELECT reference_set, coalesce(any_value(kind), 'reference') AS kind, any_value(decoys_of) AS decoys_of,
-any_value(drawn_with) AS drawn_with, count(*) AS n, max(added_at) AS newest, sum(epoch_us(added_at)) AS added
+any_value(drawn_with) AS drawn_with, any_value(parts_layout) AS layout, count(*) AS n,
+max(added_at) AS newest, sum(epoch_us(added_at)) AS added
 FROM "references" WHERE descriptor_name = ? AND (kind = 'background' OR list_contains(?::VARCHAR[], reference_set))
 GROUP BY reference_set ORDER BY reference_set"""
 _PICTURES = """SELECT reference_set, sha256(string_agg(reference_id, ',' ORDER BY reference_id)) AS pictures
@@ -144,18 +174,29 @@ def questions_of(ask: Ask, descriptor: str, sets: Sequence[str], known: Known | 
     rows = [row for row in rows if row["pictures"]]  # but for a set that went away meanwhile
     found, drawn, has_decoys = {}, {}, False
     for name in sets:
-        own = [row["pictures"] for row in rows if row["reference_set"] == name]
+        mine = [row for row in rows if row["reference_set"] == name]
+        own = [row["pictures"] for row in mine]
+        asked = own + [one for row in mine for one in _said(row["layout"])]
         serving = [
             row for row in rows
             if row["kind"] == "background" and row["reference_set"] != name and is_for(row["decoys_of"], name)
         ]  # fmt: skip
         declared = [row["reference_set"] for row in serving if not set(own).isdisjoint(row["drawn_with"] or ())]
-        decoys = [[row["reference_set"], row["pictures"], row["reference_set"] in declared] for row in serving]
+        decoys = [
+            [row["reference_set"], row["pictures"], row["reference_set"] in declared, *_said(row["layout"])]
+            for row in serving
+        ]
         has_decoys |= bool(decoys)
         drawn[name] = frozenset(declared)
-        found[name] = hashlib.sha256(repr([VERSION, own, decoys]).encode()).hexdigest()[:16]
+        found[name] = hashlib.sha256(repr([VERSION, asked, decoys]).encode()).hexdigest()[:16]
     pictures = {row["reference_set"]: (row["n"], row["pictures"]) for row in rows if row["reference_set"] in sets}
-    return Questions(found, has_decoys, drawn, pictures)
+    layouts = {row["reference_set"]: row["layout"] for row in rows if row["reference_set"] in sets and row["layout"]}
+    return Questions(found, has_decoys, drawn, pictures, layouts)
+
+
+def _said(layout: str | None) -> list[str]:
+    """A layout of parts, where there is one: questions about sets without keep the hash that they had."""
+    return [layout] if layout else []
 
 
 def is_for(decoys_of: Sequence[str] | None, name: str) -> bool:

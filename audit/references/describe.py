@@ -26,6 +26,7 @@ from audit.evidence.kind import look_of
 from audit.faults import reason_of_fault
 from audit.references.folder import SkippedImage
 from audit.references.inputs.given import Given
+from audit.references.parts import LAYOUTS, crops
 
 if TYPE_CHECKING:
     from audit.descriptors import Descriptor
@@ -62,20 +63,23 @@ class Described:
 @dataclass(frozen=True)
 class Wanted:
     """How pictures are described: by which descriptor, its ``source`` as it is loaded, with small pictures or without;
-    ``known`` are the SHA256 of files, bytes, that have a row.
+    ``known`` are the SHA256 of files, bytes, that have a row; ``layout`` names the parts that are described as well.
     """
 
     name: str
     source: str
     thumbnails: bool
     known: Collection[bytes] = frozenset()
+    layout: str | None = None
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """All that is kept of a picture: what the descriptor needs, and its row without the vector."""
+    """All that is kept of a picture: what the descriptor needs, of the whole and then of its parts, and its row without
+    the vectors.
+    """
 
-    prepared: np.ndarray
+    prepared: list[np.ndarray]
     row: dict[str, Any]
 
 
@@ -103,7 +107,7 @@ def describe(chunk: list[Given], descriptor: Descriptor, wanted: Wanted) -> Desc
             continue
         names[opened.digest] = name
         if opened.picture is not None:
-            fresh[opened.digest] = _prepared(opened.picture, descriptor, wanted.thumbnails)
+            fresh[opened.digest] = _prepared(opened.picture, descriptor, wanted)
         found.seen.append(Seen(opened.digest, name, opened.given.metadata))
     found.rows, failed = _vectors(fresh, names, descriptor)
     found.skipped += failed.values()
@@ -133,19 +137,19 @@ def _open(given: Given, known: Collection[bytes]) -> _Opened:
     return _Opened(given, digest, picture, time.monotonic() - began)
 
 
-def _prepared(picture: Image.Image, descriptor: Descriptor, thumbnails: bool) -> _Prepared | Exception:
+def _prepared(picture: Image.Image, descriptor: Descriptor, wanted: Wanted) -> _Prepared | Exception:
     """What to keep of ``picture``, which is made small; the error where that fails."""
     try:
-        prepared = descriptor.prepare(picture)
+        prepared = [descriptor.prepare(one) for one in (picture, *crops(picture, wanted.layout))]
         packed, quality = pdq_hash(picture)
         width, height = picture.size
         look = look_of(picture)
-        if thumbnails:
+        if wanted.thumbnails:
             picture.thumbnail((THUMBNAIL, THUMBNAIL))
         return _Prepared(
             prepared,
             {"width": width, "height": height, "pdq": packed, "pdq_quality": quality, "look": look,
-             "thumbnail": to_png(picture) if thumbnails else None},
+             "thumbnail": to_png(picture) if wanted.thumbnails else None, "parts_layout": wanted.layout},
         )  # fmt: skip
     except Exception as error:
         return error
@@ -160,12 +164,12 @@ def _vectors(
     vectors: dict[str, np.ndarray] = {}
     if good:
         try:
-            described = descriptor.describe_prepared([one.prepared for one in good.values()])
-            vectors = dict(zip(good, described, strict=True))
+            described = descriptor.describe_prepared([part for one in good.values() for part in one.prepared])
+            vectors = dict(zip(good, described.reshape(len(good), -1, described.shape[1]), strict=True))
         except Exception:
             for digest, one in good.items():
                 try:
-                    vectors[digest] = descriptor.describe_prepared([one.prepared])[0]
+                    vectors[digest] = descriptor.describe_prepared(one.prepared)
                 except Exception as error:
                     failed[digest] = error
     if failed and not vectors:
@@ -177,10 +181,22 @@ def _vectors(
         for digest, failure in failed.items()
     }
     rows = {
-        digest: {"reference_id": digest, "name": names[digest], **good[digest].row, "descriptor": vector}
-        for digest, vector in vectors.items()
+        digest: {
+            "reference_id": digest,
+            "name": names[digest],
+            **good[digest].row,
+            "descriptor": whole,
+            "parts": parts.reshape(-1) if len(parts) else None,
+        }
+        for digest, (whole, *rest) in vectors.items()
+        for parts in [np.array(rest)]
     }
     return rows, passed
+
+
+def at_once(layout: str | None) -> int:
+    """How many pictures a chunk has, with their parts."""
+    return CHUNK // (1 + len(LAYOUTS[layout])) if layout else CHUNK
 
 
 # Several processes

@@ -1,8 +1,8 @@
 """Similarities beside what an extraction has in common with pictures that nobody trained on: score normalisation.
 
 An extraction that is near to many pictures, of a common motif or with little in it, is near to a reference too. From
-the cosine of extraction and reference the mean cosine of the extraction to its NEAREST nearest pictures of the set's
-backgrounds is taken away, as the authors of SSCD advise (arXiv 2202.10261). It is kept beside the raw cosine and
+the cosine of extraction and whole reference the mean cosine of the extraction to its NEAREST nearest pictures of the
+set's backgrounds is taken away, as the authors of SSCD advise (arXiv 2202.10261). It is kept beside the raw cosine and
 decides nothing.
 """
 
@@ -40,7 +40,7 @@ def normalized(
     sets = matches["reference_set"].to_numpy(zero_copy_only=False)
     place = _places(matches, extractions)
     found = np.full(matches.num_rows, np.nan)
-    similarity = matches["similarity"].to_numpy()
+    similarity = pc.coalesce(matches["whole_similarity"], matches["similarity"]).to_numpy()
     for name in dict.fromkeys(sets.tolist()):
         here = np.array([is_for(of, name) and other != name for of, other in zip(serves, names, strict=True)], bool)
         if here.sum() < NEAREST:

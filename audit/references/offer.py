@@ -13,6 +13,7 @@ from audit.descriptors.pdq import MIN_QUALITY
 from audit.evidence.kind import FEATURES
 from audit.references.decoys import Decoys, Paired, is_for, paired
 from audit.references.index import Bank, open_bank
+from audit.references.parts import Parts, layouts_of, open_parts, parts_of
 from audit.sampling.spooled import vectors_of
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 # What is read of a picture, of the table references as r.
 ABOUT = """r.reference_set, r.reference_id, r.name, r.look, r.pdq_quality, r.width, r.height, r.decoys_of"""
-PICTURE = f"{ABOUT}, r.descriptor"
+PICTURE = f"{ABOUT}, r.descriptor, r.parts_layout, r.parts"
 BACKGROUND = "r.kind = 'background'"
 MOST = 5000  # pictures whose looks are compared
 ORDER = " ORDER BY r.reference_set, r.reference_id"
@@ -43,24 +44,31 @@ def counting(table: pa.Table, input_size: int) -> np.ndarray:
     return np.asarray((quality >= MIN_QUALITY) & ~(known & (np.minimum(width, height) < input_size)))
 
 
-def on_offer(table: pa.Table, input_size: int, cosines: np.ndarray, scores: np.ndarray) -> Decoys:
-    """The pictures of backgrounds in ``table``, with their ``cosines`` [N] and membership ``scores`` [N]."""
+def on_offer(
+    table: pa.Table, input_size: int, cosines: np.ndarray, controls: np.ndarray, scores: np.ndarray
+) -> Decoys:  # fmt: skip
+    """The pictures of backgrounds in ``table``, with their ``cosines`` [N] to extractions, ``controls`` [N] to control
+    generations, and membership ``scores`` [N].
+    """
     names = [np.array(table[name].to_pylist(), object) for name in ("reference_set", "reference_id", "name")]
     vectors = vectors_of(table) if table.num_rows else np.empty((0, 0), np.float32)
-    return Decoys(names[0], names[1], names[2], vectors, looks_of(table), cosines, scores, counting(table, input_size))
+    return Decoys(
+        names[0], names[1], names[2], vectors, looks_of(table), cosines, scores, counting(table, input_size),
+        controls, layouts_of(table), parts_of(table),
+    )  # fmt: skip
 
 
-def pairing_of(name: str, bank: Bank, mine: pa.Table, offer: Decoys, serves: Sequence[list[str] | None],
-               threshold: float, input_size: int) -> Paired:  # fmt: skip
-    """The decoys of the set ``name`` with the references ``bank``, pictures ``mine`` in any order; ``serves`` are the
-    sets that each on offer is for.
+def pairing_of(name: str, bank: Bank, parts: Parts | None, mine: pa.Table, offer: Decoys,
+               serves: Sequence[list[str] | None], threshold: float, input_size: int) -> Paired:  # fmt: skip
+    """The decoys of the set ``name`` with the references ``bank`` and their ``parts``, pictures ``mine`` in any order;
+    ``serves`` are the sets that each on offer is for.
     """
     here = [is_for(one, name) and other != name for one, other in zip(serves, offer.backgrounds, strict=True)]
     telling = np.flatnonzero(counting(mine, input_size))
     if len(telling) > MOST:  # more are no surer of their look
         telling = np.sort(np.random.default_rng(0).choice(telling, MOST, replace=False))
     looks = looks_of(mine.select(["look"]).take(pa.array(telling)))
-    return paired(bank, looks, offer.where(np.array(here, bool)), threshold)
+    return paired(bank, looks, offer.where(np.array(here, bool)), threshold, parts)
 
 
 def decoys_of(workspace: Workspace, descriptor: DescriptorFacts, sets: Sequence[str]) -> set[tuple[str, str]]:
@@ -78,14 +86,15 @@ def decoys_of(workspace: Workspace, descriptor: DescriptorFacts, sets: Sequence[
         if not backgrounds.num_rows:
             return set()
         unknown = np.full(backgrounds.num_rows, np.nan)
-        offer = on_offer(backgrounds, descriptor.input_size, unknown, unknown)
+        offer = on_offer(backgrounds, descriptor.input_size, unknown, unknown, unknown)
         serves, found = backgrounds["decoys_of"].to_pylist(), set()
         for name in sets:
             mine = table(ABOUT, "r.reference_set = ?", name)
             if not mine.num_rows:
                 continue
             bank = open_bank(connection, workspace, name, descriptor.name)
-            pairing = pairing_of(name, bank, mine, offer, serves, descriptor.threshold, descriptor.input_size)
+            parts = open_parts(connection, bank, name, descriptor.name)
+            pairing = pairing_of(name, bank, parts, mine, offer, serves, descriptor.threshold, descriptor.input_size)
             if pairing.problem is None:
                 found |= set(zip(pairing.decoys.backgrounds.tolist(), pairing.decoys.ids.tolist(), strict=True))
         return found

@@ -17,13 +17,14 @@ import pyarrow as pa
 from audit.descriptors.facts import DescriptorFacts
 from audit.errors import ReferenceSetError
 from audit.references import staging
-from audit.references.describe import CHUNK, Wanted, described
+from audit.references.describe import Wanted, at_once, described
 from audit.references.folder import SkippedImage
 from audit.references.index import forget
 from audit.references.inputs.given import Pictures, chunks
 from audit.references.inputs.parquet import Embeddings
 from audit.references.inputs.source import folder_pictures
 from audit.references.lists import read_list
+from audit.references.parts import require_few
 from audit.references.policy import Policy, policies, require_in_force
 from audit.references.staging import Staging
 from audit.schemas import REFERENCES
@@ -118,6 +119,7 @@ class ReferenceSets:
         drawn_with: Sequence[str] = (),
         workers: int = 1,
         loaded_as: str = "",
+        layout: str | None = None,
     ) -> Added:
         """Describe the pictures of ``source`` and keep them as the set ``name``, to be found or to be decoys.
 
@@ -125,7 +127,7 @@ class ReferenceSets:
         described before. A few pictures are in memory. The set appears
         when all are described, at once; until then the one that there was stays. Where this is stopped, it goes on with
         what was described. Several ``workers`` are processes that describe, on CPUs; they load the descriptor as
-        ``loaded_as``.
+        ``loaded_as``. ``layout`` names parts that are described beside the whole (audit/references/parts.py).
 
         Decoys are for the sets ``decoys_of``, or for any, and are declared a random split of one collection with each
         of ``drawn_with``, as these are now. Raises ReferenceSetError where one of these is not there.
@@ -138,16 +140,20 @@ class ReferenceSets:
             raise ReferenceSetError(f"{name}: only decoys (--kind background) are for other sets (--of)")
         self.require_any(decoys_of)
         declared = self._declared(name, kind, drawn_with, descriptor)
-        kept = Staging(self.workspace.files, key, f"{descriptor.name} {thumbnails}")
+        if layout and descriptor.name == PDQ_NAME:
+            raise ReferenceSetError(f"{name}: parts are compared by a network's cosine, and pdq is a hash of the whole")
+        how = f"{descriptor.name} {thumbnails} {layout}" if layout else f"{descriptor.name} {thumbnails}"
+        kept = Staging(self.workspace.files, key, how)
         if kept.known:
             log.info("%s: %d pictures were described before and are not described again", name, len(kept.known))
         pictures = folder_pictures(source) if isinstance(source, Path) else source(kept.named)
         skipped: list[SkippedImage] = []
         names: dict[bytes, tuple[str, str | None]] = {}
         done, patience = 0, _Patience()
-        wanted = Wanted(descriptor.name, loaded_as, thumbnails, frozenset(kept.known) if workers > 1 else kept.known)
+        known = frozenset(kept.known) if workers > 1 else kept.known
+        wanted = Wanted(descriptor.name, loaded_as, thumbnails, known, layout)
         try:
-            for found in described(chunks(pictures.given, CHUNK), descriptor, wanted, workers):
+            for found in described(chunks(pictures.given, at_once(layout)), descriptor, wanted, workers):
                 kept.add(row for digest, row in found.rows.items() if bytes.fromhex(digest) not in kept.known)
                 skipped += found.skipped
                 for label, seconds in found.seconds:
@@ -155,6 +161,7 @@ class ReferenceSets:
                 for one in found.seen:
                     if (first := names.setdefault(bytes.fromhex(one.digest), (one.name, one.metadata)))[0] != one.name:
                         skipped.append(SkippedImage(one.name, f"the same file as {first[0]}"))
+                require_few(len(names) if layout else 0, name)
                 done += found.given
                 if progress:
                     progress(done, pictures.total or 0)
@@ -212,6 +219,16 @@ class ReferenceSets:
         self._forget_pictures(name)
         return Added(name, found.rows, found.passed)
 
+    def layout_of(self, name: str, descriptor_name: str) -> str | None:
+        """In what parts the set ``name`` is described; None for none, and for no set."""
+        rows = self.workspace.rows(
+            'SELECT any_value(parts_layout) AS layout FROM "references" '
+            "WHERE reference_set = ? AND descriptor_name = ?",
+            [name, descriptor_name],
+        )
+        found: str | None = rows[0]["layout"]
+        return found
+
     def _declared(
         self, name: str, kind: SetKind, drawn_with: Sequence[str], descriptor: Descriptor
     ) -> list[str] | None:
@@ -255,14 +272,14 @@ class ReferenceSets:
             self.workspace.erase("reference_set", name, "denoised")
 
     def list(self) -> list[dict[str, Any]]:
-        """A row a set and descriptor: reference_set, descriptor_name, kind, decoys_of, drawn, images, added_at; its
-        role, and why it is not in force.
+        """A row a set and descriptor: reference_set, descriptor_name, kind, decoys_of, drawn, images, added_at,
+        parts_layout; its role, and why it is not in force.
         """
         known, now = policies(self.workspace), datetime.now(UTC)
         rows = self.workspace.rows(
             "SELECT reference_set, descriptor_name, coalesce(any_value(kind), 'reference') AS kind, "
             "any_value(decoys_of) AS decoys_of, any_value(drawn_with) IS NOT NULL AS drawn, count(*) AS images, "
-            'max(added_at) AS added_at FROM "references" '
+            'max(added_at) AS added_at, any_value(parts_layout) AS parts_layout FROM "references" '
             "GROUP BY reference_set, descriptor_name ORDER BY ALL"
         )
         own = [known.get(row["reference_set"], Policy(row["reference_set"])) for row in rows]

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from audit.errors import ReferenceSetError
-from audit.references.describe import CHUNK, Wanted, describe
+from audit.references.describe import Wanted, at_once, describe
 from audit.references.folder import SkippedImage
 from audit.references.index import forget
 from audit.references.inputs.given import Given, chunks
 from audit.references.inputs.metadata import plain
 from audit.references.lists import is_list, read_list
+from audit.references.parts import require_few
 from audit.references.sets import PDQ_NAME, ReferenceSets
 from audit.stages.membership import Membership
 from audit.storable import path_as_text, storable_values
@@ -72,7 +73,7 @@ def put(workspace: Workspace, name: str, files: Sequence[Given | Path], descript
     sets.require(name, descriptor, in_force=False)
     [about] = workspace.rows(
         """SELECT any_value(kind) AS kind, any_value(decoys_of) AS decoys_of, any_value(drawn_with) AS drawn_with,
-            count(thumbnail) > 0 AS thumbnails, count(*) AS images FROM "references"
+            count(thumbnail) > 0 AS thumbnails, any_value(parts_layout) AS layout, count(*) AS images FROM "references"
         WHERE reference_set = ? AND descriptor_name = ?""",
         [name, descriptor.name],
     )
@@ -81,7 +82,7 @@ def put(workspace: Workspace, name: str, files: Sequence[Given | Path], descript
             f"{name} are decoys that were declared a random split of one collection (--drawn): with other pictures "
             "they are another split; add the set again"
         )
-    rows, skipped = _rows(files, descriptor, about["thumbnails"])
+    rows, skipped = _rows(files, Wanted(descriptor.name, "", about["thumbnails"], layout=about["layout"]), descriptor)
     if not rows:
         listed = "; ".join(f"{one.name}: {one.reason}" for one in skipped[:3])
         raise ReferenceSetError(f"none of the {len(files)} files can be put into {name} ({listed})")
@@ -95,6 +96,7 @@ def put(workspace: Workspace, name: str, files: Sequence[Given | Path], descript
             changed.append(row | {"name": known["name"]})
         else:
             skipped.append(SkippedImage(row["name"], f"the same file as {known['name']}, which is in the set"))
+    require_few(about["images"] + len(fresh) if about["layout"] else 0, name)
     names = {row["name"] for row in fresh}
     replaced = [one for one, row in there.items() if row["name"] in names and one not in rows]
     same = {"reference_set": name, "descriptor_name": descriptor.name, "added_at": datetime.now(UTC),
@@ -144,7 +146,7 @@ def drop(workspace: Workspace, name: str, pictures: Sequence[str]) -> Dropped:
 
 
 def _rows(
-    files: Sequence[Given | Path], descriptor: Descriptor, thumbnails: bool
+    files: Sequence[Given | Path], wanted: Wanted, descriptor: Descriptor
 ) -> tuple[dict[str, dict[str, Any]], list[SkippedImage]]:
     """Rows by id, and what was passed over."""
     lists = [one for one in files if isinstance(one, Path)]
@@ -152,8 +154,7 @@ def _rows(
         raise ReferenceSetError(f"{lists[0]} is no list of hashes for a set that pdq describes")
     rows: dict[str, dict[str, Any]] = {}
     skipped: list[SkippedImage] = []
-    wanted = Wanted(descriptor.name, "", thumbnails)
-    for chunk in chunks((one for one in files if isinstance(one, Given)), CHUNK):
+    for chunk in chunks((one for one in files if isinstance(one, Given)), at_once(wanted.layout)):
         found = describe(chunk, descriptor, wanted)
         skipped += found.skipped
         for one in found.seen:

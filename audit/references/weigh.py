@@ -22,6 +22,7 @@ from audit.references.decoys import Paired, caveat_of, questions_of
 from audit.references.index import Bank, open_bank
 from audit.references.index.known import Known
 from audit.references.offer import ABOUT, BACKGROUND, ORDER, PICTURE, counting, on_offer, pairing_of
+from audit.references.parts import Parts, best_of, open_parts, parts_of
 from audit.references.silence import Rule
 from audit.sampling.spooled import vectors_of
 from audit.workspace import Workspace
@@ -58,18 +59,26 @@ class _Audit:
 
 @dataclass(frozen=True)
 class _Set:
-    """The N references of a set: ``pictures``, and beside each its row of the ``bank``, the cosines to the nearest
-    extraction and control generation, its membership score (NaN: none), and whether it counts; and its rule.
+    """The N references of a set: ``pictures``, and beside each its row of the ``bank`` and of ``parts``, the cosines to
+    the nearest extraction and control generation, of the whole or the best part, its membership score (NaN: none),
+    and whether it counts; and its rule.
     """
 
     pictures: pa.Table
     bank: Bank
+    parts: Parts | None
     place: np.ndarray
     cosines: np.ndarray
     controls: np.ndarray
     scores: np.ndarray
     counts: np.ndarray
     rule: Rule
+
+    def vectors(self, some: np.ndarray) -> np.ndarray:
+        """Of ``some`` references, numbers [K], the whole and then the parts, unit float32 [K, 1 + P, D]."""
+        rows = self.place[some]
+        whole = np.asarray(self.bank.vectors[rows])[:, None]
+        return np.concatenate([whole, self.parts.vectors[rows]], axis=1) if self.parts else whole
 
 
 def weigh_in(
@@ -91,7 +100,7 @@ def weigh_in(
     size, name_of = audit.row["size"], audit.row["descriptor"]
     backgrounds = table(f"SELECT {PICTURE}, {_MEASURED}{BACKGROUND}{ORDER}", audit_id, name_of)
     scores = _scores(backgrounds)
-    offer = on_offer(backgrounds, size, _cosines(backgrounds, audit.seen), scores)
+    offer = on_offer(backgrounds, size, *_cosines(backgrounds, audit), scores)
     serves = backgrounds["decoys_of"].to_pylist()
     questions = questions_of(
         lambda sql, values: table(sql, *values).to_pylist(), name_of, sets, Known(workspace.files.scratch)
@@ -100,9 +109,10 @@ def weigh_in(
         pictures = table(f"SELECT {ABOUT}, {_MEASURED}r.reference_set = ?{ORDER}", audit_id, name_of, name)
         if not pictures.num_rows:
             continue
-        mine = _set(pictures, open_bank(connection, workspace, name, name_of), audit, rules[name])
+        bank = open_bank(connection, workspace, name, name_of)
+        mine = _set(pictures, bank, open_parts(connection, bank, name, name_of), audit, rules[name])
         alike = replace(offer, scores=np.where(_measured_alike(backgrounds, pictures), scores, np.nan))
-        pairing = pairing_of(name, mine.bank, pictures, alike, serves, audit.row["threshold"], size)
+        pairing = pairing_of(name, bank, mine.parts, pictures, alike, serves, audit.row["threshold"], size)
         about = {"audit_id": audit_id, "reference_set": name}
         found.chances.extend({**about, **row} for row in _rows(mine, audit, pairing))
         found.set_chances.append(
@@ -122,12 +132,15 @@ def _audit(table: Callable[..., pa.Table], connection: duckdb.DuckDBPyConnection
     return _Audit(row, seen, extractions["rank"].to_pylist(), control_of(connection, audit_id))
 
 
-def _set(pictures: pa.Table, bank: Bank, audit: _Audit, rule: Rule) -> _Set:
+def _set(pictures: pa.Table, bank: Bank, parts: Parts | None, audit: _Audit, rule: Rule) -> _Set:
     place = pc.index_in(pictures["reference_id"], value_set=bank.ids).to_numpy()
-    best, control = (bank.best(vectors)[place] for vectors in (audit.seen, audit.control.vectors))
+    best, control = (
+        (np.fmax(bank.best(vectors), parts.best(vectors)) if parts else bank.best(vectors))[place]
+        for vectors in (audit.seen, audit.control.vectors)
+    )
     allowed = pc.is_in(pictures["reference_id"], value_set=pa.array(rule.allowed, pa.string()))
     counts = counting(pictures, audit.row["size"]) & ~allowed.to_numpy(zero_copy_only=False)
-    return _Set(pictures, bank, place, best, control, _scores(pictures), counts, rule)
+    return _Set(pictures, bank, parts, place, best, control, _scores(pictures), counts, rule)
 
 
 def _finite(values: np.ndarray) -> list[float]:
@@ -135,12 +148,11 @@ def _finite(values: np.ndarray) -> list[float]:
     return found
 
 
-def _cosines(table: pa.Table, seen: np.ndarray) -> np.ndarray:
-    """[N]: to the nearest extraction; NaN without extractions."""
-    if not len(seen) or not table.num_rows:
-        return np.full(table.num_rows, np.nan)
-    parts = [vectors_of(table.slice(start, BLOCK)) @ seen.T for start in range(0, table.num_rows, BLOCK)]
-    return np.concatenate([part.max(axis=1) for part in parts])
+def _cosines(table: pa.Table, audit: _Audit) -> tuple[np.ndarray, np.ndarray]:
+    """[N] each: to the nearest extraction and control generation, of the whole or the best part; NaN without any."""
+    vectors = vectors_of(table) if table.num_rows else np.empty((0, 0), np.float32)
+    parts = parts_of(table)
+    return best_of(vectors, parts, audit.seen), best_of(vectors, parts, audit.control.vectors)
 
 
 def _scores(table: pa.Table) -> np.ndarray:
@@ -182,14 +194,16 @@ def _rows(mine: _Set, audit: _Audit, pairing: Paired) -> Iterator[dict[str, Any]
     noted = _noted(mine, threshold)
     for start in range(0, len(noted), BLOCK):
         some = noted[start : start + BLOCK]
-        vectors = np.asarray(mine.bank.vectors[mine.place[some]])
-        controls, controlled_by = audit.control.nearest(vectors)
-        cosines = vectors @ audit.seen.T if len(audit.seen) else np.full((len(some), 0), np.nan)
+        vectors = mine.vectors(some)
+        controls, controlled_by = _controlled(vectors, audit)
+        by_part = vectors @ audit.seen.T if len(audit.seen) else np.full((len(some), 1, 0), np.nan)
+        cosines = by_part.max(axis=1)
         alone = drawn_alone(cosines.max(axis=1, initial=-1.0), controls, threshold)
-        part = mine.pictures.drop_columns(["look"]).take(pa.array(some)).to_pylist()
-        for number, (row, score) in enumerate(zip(part, mine.scores[some], strict=True)):
+        rows = mine.pictures.drop_columns(["look"]).take(pa.array(some)).to_pylist()
+        for number, (row, score) in enumerate(zip(rows, mine.scores[some], strict=True)):
             best = int(cosines[number].argmax()) if len(audit.seen) else None
             similarity = None if best is None else float(cosines[number, best])
+            part = 0 if best is None else int(by_part[number, :, best].argmax())
             bank = mine.rule.allowed.get(row["reference_id"])
             caveat = KNOWN_GOOD.format(bank) if bank else caveat_of(row, audit.row["size"])
             extraction_p, extraction_decoys = _p(similarity, decoys.cosines, problem)
@@ -205,7 +219,18 @@ def _rows(mine: _Set, audit: _Audit, pairing: Paired) -> Iterator[dict[str, Any]
                 "p": agreed_p(told) if told and caveat is None else None,
                 "caveat": caveat or row["score_caveat"], "uncalibrated": problem, "control_similarity": control,
                 "control_index": None if control is None else int(controlled_by[number]),
+                "part": list(mine.parts.boxes[part - 1]) if mine.parts and part else None,
             }  # fmt: skip
+
+
+def _controlled(vectors: np.ndarray, audit: _Audit) -> tuple[np.ndarray, np.ndarray]:
+    """For the whole and the parts of references [N, 1 + P, D] the highest cosine [N] to a control generation, NaN
+    without any, and which has it [N].
+    """
+    number, each, width = vectors.shape
+    cosines, which = (one.reshape(number, each) for one in audit.control.nearest(vectors.reshape(-1, width)))
+    best = np.where(np.isnan(cosines), -np.inf, cosines).argmax(axis=1)
+    return cosines[np.arange(number), best], which[np.arange(number), best]
 
 
 def _p(value: float | None, of_decoys: np.ndarray, problem: str | None) -> tuple[float | None, int]:
@@ -225,7 +250,7 @@ def _whole(mine: _Set, audit: _Audit, pairing: Paired) -> dict[str, Any]:
     higher ranks than its decoys.
     """
     decoys, problem, threshold = pairing.decoys, pairing.problem, mine.rule.control_threshold
-    of_decoys = by_fine_tuning(decoys.cosines, audit.control.nearest(decoys.vectors)[0], threshold)
+    of_decoys = by_fine_tuning(decoys.cosines, decoys.controls, threshold)
     drawn = by_fine_tuning(mine.cosines, mine.controls, threshold)[mine.counts]
     scores = mine.scores[mine.counts]
     kinds = ((drawn, of_decoys), (scores, decoys.scores))

@@ -23,7 +23,8 @@ class Chance:
 
     ``alone_fdr`` is that rate where one kind of evidence is enough, ``p`` that of the rule that was asked for.
     ``expected`` is how many of the references compared would have so small a p had none been trained on.
-    ``control_similarity`` is the cosine of the control generation nearest to it, number ``control_index``.
+    ``control_similarity`` is the cosine of the control generation nearest to it, number ``control_index``;
+    ``part`` is the box of the part that is nearest to the extraction, as shares of the picture's sides.
     """
 
     reference_set: str
@@ -45,6 +46,7 @@ class Chance:
     verdict: Verdict = Verdict.uncalibrated
     control_similarity: float | None = None
     control_index: int | None = None
+    part: list[float] | None = None
 
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether the base alone draws it as well: as near as the extractions, or as the ``threshold``."""

@@ -18,6 +18,7 @@ from audit.errors import WorkspaceError
 from audit.references.decoys import Questions, questions_of
 from audit.references.index.known import Known
 from audit.references.inputs.metadata import plain
+from audit.references.parts import frame_of, place_of
 from audit.references.policy import Applied
 from audit.report.chance import Chance, Pairing, SetChance, chances_of, pairings_of, set_chances_of, unnamed
 from audit.report.control import DrawnAlone, drawn_alone_of
@@ -34,6 +35,8 @@ _TABLES = (
     'audits checkpoints matches "references" extractions evaluations passed_over generations memberships latents '
     "chances set_chances denoised control_generations recoveries"
 )
+
+NOT_TOLD = ("thumbnail", "frame")  # to scripts
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,26 @@ class Match:
     coverage: float | None = None
     mirrored: bool | None = None
     normalized_similarity: float | None = None
+    part: list[float] | None = None
+    whole_similarity: float | None = None
+    frame: str | None = None
 
     def is_drawn_alone(self, threshold: float) -> bool:
         """Whether it is alike by the fixed threshold, and no match as the base alone draws it as well."""
         control = self.control_similarity
+        if self.is_match:  # by the whole, to which no control generation is as near
+            return False
         return control is not None and self.is_alike and control >= min(self.alike_from, threshold)
+
+    @property
+    def by_part(self) -> bool:
+        """Whether it is alike by a part, and not by the whole."""
+        return self.part is not None and self.is_alike and (self.whole_similarity or -1.0) < self.alike_from
+
+    @property
+    def place(self) -> str | None:
+        """Its part in words."""
+        return place_of(self.part) if self.part else None
 
     @property
     def is_alike(self) -> bool:
@@ -176,7 +194,7 @@ class AuditFacts:
                 {"rank": extraction.rank, "confidence": extraction.confidence, "size": extraction.size,
                  "tightness": extraction.tightness,
                  "matches": [
-                     {name: value for name, value in vars(match).items() if name != "thumbnail"}
+                     {name: value for name, value in vars(match).items() if name not in NOT_TOLD}
                      | {"is_match": match.is_match}
                      for match in extraction.matches
                  ]}
@@ -219,7 +237,7 @@ def _found(extraction: Extraction, match: Match) -> Found:
     return Found(
         match.reference_set, match.reference_id, match.name, match.similarity, match.pdq_distance, match.evidence,
         extraction.rank, control_similarity=match.control_similarity, allowed_by=match.allowed_by,
-        metadata=match.metadata,
+        metadata=match.metadata, part=match.part, by_part=match.by_part,
     )  # fmt: skip
 
 
@@ -279,7 +297,7 @@ def _collected(
     checkpoint = ask("SELECT * FROM checkpoints WHERE checkpoint_sha256 = ?", [row["checkpoint_sha256"]])[0]
     captions = row.pop("captions")
     matches = ask(
-        """SELECT m.*, r.name, r.thumbnail, r.metadata FROM matches AS m LEFT JOIN "references" AS r
+        """SELECT m.*, r.name, r.thumbnail, r.metadata, r.width, r.height FROM matches AS m LEFT JOIN "references" AS r
         ON r.reference_set = m.reference_set AND r.reference_id = m.reference_id AND r.descriptor_name = ?
         WHERE m.audit_id = ? AND list_contains(?::VARCHAR[], m.reference_set)
         ORDER BY m.rank, m.similarity DESC, m.position""",
@@ -296,7 +314,8 @@ def _collected(
             found["thumbnail"], found["control_similarity"], found["allowed_by"],
             row["threshold"] if rule.threshold is None else rule.threshold, rule.bits, plain(found["metadata"]),
             found["inliers"], found["coverage"], found["mirrored"],
-            found["normalized_similarity"],
+            found["normalized_similarity"], found["part"], found["whole_similarity"],
+            frame_of(found["part"], found["width"], found["height"]),
         )  # fmt: skip
         by_rank.setdefault(found["rank"], []).append(match)
     extractions = [

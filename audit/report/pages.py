@@ -51,8 +51,8 @@ def page_key(
 
     Large sets are told by the SHA256 of all of these together, and ``references`` are looked at no more.
 
-    A set of other pictures under the same name has another page, and so have other decoys, another rule and another
-    rate. Raises WorkspaceError for what is no audit id.
+    A set of other pictures under the same name has another page, and so have other parts of these, other decoys,
+    another rule and another rate. Raises WorkspaceError for what is no audit id.
     """
     if not KEY.fullmatch(audit_id):
         raise WorkspaceError(f"{audit_id!r} is not an audit id")
@@ -61,6 +61,8 @@ def page_key(
     told: list[Any] = [sorted(sets), questions.pictures if is_large(questions) else sorted(references)]
     if questions.has_decoys:
         told.append(questions.of)
+    if questions.layouts:
+        told.append(questions.layouts)
     if asked != VerdictSettings():
         told.append(asdict(asked))
     question = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]

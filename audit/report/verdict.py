@@ -16,6 +16,7 @@ from audit.evidence.chance import FEWEST
 from audit.references.policy import Applied
 from audit.report.chance import Chance, Pairing, SetChance
 from audit.report.policies import by_policies
+from audit.report.possible import possible_by_threshold
 from audit.sampling.pictures import NOT_SAMPLED
 from audit.states import Verdict
 
@@ -42,8 +43,9 @@ BY_EXTRACTION_ALONE = (
 class Found:
     """A reference that is a match, possible, or alike: with the extraction nearest to it, and its chances.
 
-    ``control_similarity`` is how near it is to what the base alone draws, ``allowed_by`` the allow bank that has
-    silenced it, and ``metadata`` what the input of its set says of it.
+    ``control_similarity`` is how near the base alone comes to it, ``allowed_by`` the allow bank that silenced it, and
+    ``metadata`` what its set's input says of it. ``part`` is the box of the nearest part, None: the whole is nearest;
+    ``by_part``: the part alone is alike.
     """
 
     reference_set: str
@@ -61,6 +63,8 @@ class Found:
     control_similarity: float | None = None
     allowed_by: str | None = None
     metadata: Any = None
+    part: list[float] | None = None
+    by_part: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class Unanswered:
 
 @dataclass(frozen=True)
 class Alike:
-    """References that the fixed threshold would call a match, and those that are too small for it.
+    """References that the fixed threshold would call a match, and those too small for it or alike by a part.
 
     ``common`` are those that reach it, and that the base alone draws as well, ``silenced`` those that an allow bank
     has a copy of.
@@ -233,7 +237,7 @@ def _plain(one: Chance, alike: Alike) -> Found:
     return Found(
         one.reference_set, one.reference_id, one.name, one.similarity, near.pdq_distance if near else None,
         near.evidence if near else "none", one.rank, one.score, one.p, one.fdr, one.alone_fdr,
-        one.expected, one.control_similarity, metadata=near.metadata if near else None,
+        one.expected, one.control_similarity, metadata=near.metadata if near else None, part=one.part,
     )  # fmt: skip
 
 
@@ -331,11 +335,8 @@ def _drawn_alone(verdict: QuestionVerdict) -> list[str]:
 def _by_threshold(verdict: QuestionVerdict) -> list[str]:
     reach = f"similarity {verdict.threshold:.2f}, the descriptor's fixed threshold"
     said = [f"What was drawn from the model, without showing it any reference, counts where it reaches {reach}."]
-    if verdict.possible:
-        said.append(
-            f"{len(verdict.possible)} possible: they reach it, but are smaller than what the descriptor looks at, and "
-            "enlarged pictures look alike. Compare with the originals in full size."
-        )
+    by_part = sum(one.by_part for one in verdict.possible)
+    said += possible_by_threshold(len(verdict.possible) - by_part, by_part)
     said.append(
         "How often this rule is wrong is not known (--rule fixed). With decoys, --rule calibrated gives a verdict with "
         "an error rate."

@@ -15,7 +15,11 @@ from audit.cli import app
 from audit.custody.again import compared, settings_of
 from audit.custody.statement import documents_of
 from audit.demo import set_folder
+from audit.descriptors import load_descriptor
 from audit.errors import CustodyError
+from audit.references import ReferenceSets
+from audit.references.asked import folder_set_name
+from audit.references.parts import FIVE
 from audit.workspace import Workspace
 from tests.conftest import BASE, CAPTION, KOHYA, PEFT
 from tests.custody.conftest import keys_made
@@ -42,8 +46,10 @@ def call(*arguments: object, codes: tuple[int, ...] = (0,)) -> Any:
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Audited:
-    """A signed audit with decoys and membership scores."""
+    """A signed audit with decoys and membership scores, of pictures that are described in parts."""
     folder = tmp_path_factory.mktemp("again")
+    for place in (TRAIN, CONTROL):  # a folder whose set is described in parts stays so
+        ReferenceSets(Workspace(folder / "w")).add(folder_set_name(place), place, load_descriptor("nano"), layout=FIVE)
     keys_made(folder, "key", "-algorithm", "ed25519")
     found = call(
         "scan", KOHYA, "--base", BASE, "--descriptor", "nano", "--caption", CAPTION, "--n0", 4, "--steps", 8,
