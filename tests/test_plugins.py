@@ -70,6 +70,7 @@ def test_what_comes_with_the_package_is_there() -> None:
         "flux2-klein",
         "z-image",
         "qwen-image",
+        "ernie-image",
     }
     assert set(SOURCES) == {"civitai", "huggingface", "folder"}
     assert set(DESCRIPTORS) == {"nano", "sscd", "sscd-int8", "pdq"}

@@ -83,6 +83,9 @@ FLUX2_KLEIN_9B: dict[str, Any] = {
 }  # fmt: skip
 Z_IMAGE: dict[str, Any] = {}
 QWEN_IMAGE: dict[str, Any] = {}
+ERNIE_IMAGE: dict[str, Any] = {
+    "hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288, "text_in_dim": 3072,
+}  # fmt: skip
 CLIP_L: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768,
@@ -114,6 +117,14 @@ MISTRAL_SMALL: dict[str, Any] = {
     },
     "spatial_merge_size": 2, "vision_feature_layer": -1, "projector_hidden_act": "gelu",
     "multimodal_projector_bias": False, "tie_word_embeddings": False,
+}  # fmt: skip
+MINISTRAL_3B: dict[str, Any] = {  # what sees pictures, which no audit uses, is taken to be Mistral Small's
+    "text_config": {
+        "model_type": "mistral", "vocab_size": 131072, "hidden_size": 3072, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    },
+    "vision_config": MISTRAL_SMALL["vision_config"], "spatial_merge_size": 2, "vision_feature_layer": -1,
+    "projector_hidden_act": "gelu", "multimodal_projector_bias": False,
 }  # fmt: skip
 QWEN25_VL_7B: dict[str, Any] = {
     "text_config": {
@@ -205,6 +216,11 @@ PUBLISHED: dict[str, PublishedModel] = {
         {"transformer": PublishedNetwork("QwenImageTransformer2DModel", QWEN_IMAGE, 20430.40),
          "text_encoder": PublishedNetwork("Qwen2_5_VLForConditionalGeneration", QWEN25_VL_7B, 8292.17),
          "vae": PublishedNetwork("AutoencoderKLQwenImage", VAE_QWEN, 126.89)},
+    ),
+    "ernie-image": PublishedModel(
+        "ERNIE-Image, base and Turbo", "ErnieImagePipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("ErnieImageTransformer2DModel", ERNIE_IMAGE, 8033.49),
+         "text_encoder": PublishedNetwork("Mistral3Model", MINISTRAL_3B, 3849.09), "vae": _VAE_FLUX2},
     ),
 }  # fmt: skip
 

@@ -15,6 +15,7 @@ from diffusers import (
     AutoencoderKLQwenImage,
     ChromaTransformer2DModel,
     DDIMScheduler,
+    ErnieImageTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
@@ -33,6 +34,7 @@ from transformers import (
     CLIPTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    Mistral3Model,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
@@ -261,17 +263,18 @@ def klein(is_distilled: bool = False) -> Any:
     )  # fmt: skip
 
 
-def mistral() -> Any:
+def mistral(kind: type = Mistral3ForConditionalGeneration, width: int = 8, layers: int = 30) -> Any:
     torch.manual_seed(11)
     text = {
-        "model_type": "mistral", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 30,
+        "model_type": "mistral", "vocab_size": 32, "hidden_size": width, "intermediate_size": 16,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "initializer_range": 0.3,
     }  # fmt: skip
     vision = {
         "model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
     }  # fmt: skip
-    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
+    return kind(Mistral3Config(text_config=text, vision_config=vision))
 
 
 def flux2() -> Any:
@@ -333,9 +336,21 @@ def qwen_image() -> Any:
     )
 
 
+def ernie_image() -> Any:
+    torch.manual_seed(15)
+    transformer = ErnieImageTransformer2DModel(
+        hidden_size=32, num_attention_heads=2, num_layers=2, ffn_hidden_size=48, in_channels=16, out_channels=16,
+        text_in_dim=16, rope_axes_dim=(4, 6, 6),
+    )  # fmt: skip
+    return diffusers.ErnieImagePipeline(
+        transformer, flux2_vae(), mistral(Mistral3Model, 16, 3), qwen_tokenizer(), flow(shift=4.0)
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
     "klein": klein, "z-image": z_image, "qwen": qwen_image,
+    "ernie": ernie_image,
 }  # fmt: skip
 
 

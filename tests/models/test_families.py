@@ -62,7 +62,7 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
         arguments |= {"true_cfg_scale": w, "negative_prompt": ["", ""]}
     if family in CHATTING:
         arguments["max_sequence_length"] = nano.CHAT_TOKENS
-    if family.startswith("Flux2"):
+    if family.startswith("Flux2") or family == "ErnieImagePipeline":
         arguments["latents"] = pipeline._patchify_latents(latents)
     if family == "Flux2Pipeline":
         arguments["guidance_scale"] = 3.5 if w == 1 else w
@@ -72,6 +72,8 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
     found = pipeline(**arguments).images
     if output != "latent":
         return found
+    if family == "ErnieImagePipeline":
+        return torch.nn.functional.pixel_shuffle(found, 2)
     if family == "Flux2KleinPipeline":  # what it gives is the VAE's
         mean, deviation = pair.architecture.latent_statistics(pipeline.vae, found)
         return (found - mean) / deviation
@@ -102,7 +104,7 @@ def assert_as_diffusers(pair: ModelPair, guidance: Direct | ClassifierFree, w: f
     other = by_diffusers(pair, noise, 5.0)
     assert not torch.allclose(ours, other, atol=1e-3)  # the comparison would notice another weight
     images = pair.decode(ours)
-    pixels = pair.base.vae_scale_factor * ours.shape[2]
+    pixels = pair.picture_size[1]
     assert images.shape == (2, pixels, pixels, 3)
 
 
@@ -189,6 +191,7 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
         ("qwen", {"zero_cond_t": True}, "edits or layers pictures"),
         ("qwen", {"in_channels": 32}, "takes 32 channels"),
         ("klein", {"in_channels": 32}, "takes 32 channels"),
+        ("ernie", {"in_channels": 32}, "takes 32 channels"),
         ("z-image", {"siglip_feat_dim": 8}, "takes pictures beside the caption"),
     ],
 )
@@ -229,7 +232,7 @@ def test_schnell_has_no_guidance_embedding(folder: Path) -> None:
     torch.testing.assert_close(Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0]), weak)
 
 
-@pytest.mark.parametrize("name", ["klein", "qwen"])
+@pytest.mark.parametrize("name", ["klein", "qwen", "ernie"])
 def test_pictures_are_those_of_diffusers_pipeline(folder: Path, name: str) -> None:
     """Statistics of the latents, and the frame of a VAE of videos; and back into latents of the same shape."""
     base = nano.make(name, folder)
@@ -256,11 +259,20 @@ def test_few_step_models_come_with_a_warning(folder: Path) -> None:
     assert "Z-Image Turbo, distilled" in said
 
 
+def test_ernie_image_turbo_is_told_by_its_name(folder: Path, tmp_path: Path) -> None:
+    base = nano.make("ernie", folder)
+    assert FAMILIES["ernie-image"].warnings(base.pipeline) == []
+    (tmp_path / "ERNIE-Image-Turbo").symlink_to(folder / "ernie", target_is_directory=True)
+    turbo = load_base(locate_base(str(tmp_path / "ERNIE-Image-Turbo")))
+    [said] = turbo.architecture.warnings(turbo.pipeline)
+    assert "ERNIE-Image Turbo, distilled" in said
+
+
 def test_a_caption_is_cut_where_what_stands_around_it_is_counted(folder: Path) -> None:
-    for name in ("flux2", "z-image", "qwen"):
+    for name in ("flux2", "z-image", "qwen", "ernie"):
         base = nano.make(name, folder)
         room = base.architecture.caption_tokens(base.pipeline)
-        assert 0 < room < nano.CHAT_TOKENS
+        assert 0 < room <= nano.CHAT_TOKENS
         assert not base.architecture.is_truncated(base.pipeline, " ".join(["dog"] * room))
         assert base.architecture.is_truncated(base.pipeline, " ".join(["dog"] * (room + 1)))
 

@@ -13,7 +13,7 @@ from torch import nn
 from audit.models.families.identify import Family, family_of_name, family_of_shapes
 from audit.models.families.registry import FAMILIES
 from audit.models.families.unet import original_unet_names
-from audit.models.published import FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, SD15, SD21, SD35_LARGE, SDXL
+from audit.models.published import ERNIE_IMAGE, FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, SD15, SD21, SD35_LARGE, SDXL
 from audit.models.safetensors_header import TensorInfo
 from tests.models.test_keys import FLUX2, ORIGINALS, flux2_modules, flux_modules, sd3_modules
 
@@ -70,6 +70,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "AuraFlow, Pony V7": ("AuraFlowTransformer2DModel", {}, None),
     "Qwen-Image": ("QwenImageTransformer2DModel", {}, Family.qwen_image),
     "Qwen-Image 2.1": ("QwenImage21Transformer2DModel", {}, None),
+    "ERNIE-Image": ("ErnieImageTransformer2DModel", ERNIE_IMAGE, Family.ernie_image),
     "JoyImage": ("JoyImageEditTransformer3DModel", {}, None),
     "Wan 2.1 14B": ("WanTransformer3DModel", {}, None),
     "Wan 2.1 1.3B": ("WanTransformer3DModel", {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}, None),
@@ -279,6 +280,8 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("Qwen/Qwen-Image", "qwen-image"), ("qwen_image", "qwen-image"), ("Qwen-Image-2512", "qwen-image"),
         ("Qwen-Image-Edit-2511", "other"), ("Qwen-Image-Layered", "other"), ("Qwen 2", "other"),
         ("Qwen-Image-2.1", "other"), ("Z-Image-Omni-Base", "other"), ("Z-Image-Edit", "other"),
+        ("Ernie", "ernie-image"), ("baidu/ERNIE-Image-Turbo", "ernie-image"), ("ernie_image", "ernie-image"),
+        ("ERNIE-Image-Edit", "other"), ("ernie-3.0-base-zh", "other"),
         ("Chroma", "chroma"), ("Chroma1-HD", "chroma"), ("ChromaXL", "other"),
         ("Chroma1-Radiance", "other"), ("stable-diffusion-xl-v1-base/lora", "sdxl"),
         ("stable-diffusion-xl-v1-refiner", "other"), ("stable-video-diffusion", "other"), ("SDXL Lightning", "sdxl"),

@@ -26,6 +26,7 @@ class Family(StrEnum):
     flux2_klein = "flux2-klein"
     z_image = "z-image"
     qwen_image = "qwen-image"
+    ernie_image = "ernie-image"
     alt = "altdiffusion"
     other = "other"
 
