@@ -51,7 +51,7 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
         "prompt": list(CAPTIONS), "num_inference_steps": STEPS, "output_type": output, "height": 64, "width": 64,
         "guidance_scale": w, "latents": latents,
     }  # fmt: skip
-    patched = family in ("FluxPipeline", "ChromaPipeline", "QwenImagePipeline")
+    patched = family in ("FluxPipeline", "ChromaPipeline", "QwenImagePipeline", "Krea2Pipeline")
     if patched:
         arguments["latents"] = pack(latents)
     if family == "FluxPipeline":
@@ -60,13 +60,13 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
         arguments["guidance_scale"] = None
     if family in ("FluxPipeline", "QwenImagePipeline") and w != 1:
         arguments |= {"true_cfg_scale": w, "negative_prompt": ["", ""]}
-    if family in CHATTING:
+    if family in (*CHATTING, "Krea2Pipeline"):
         arguments["max_sequence_length"] = nano.CHAT_TOKENS
     if family.startswith("Flux2") or family == "ErnieImagePipeline":
         arguments["latents"] = pipeline._patchify_latents(latents)
     if family == "Flux2Pipeline":
         arguments["guidance_scale"] = 3.5 if w == 1 else w
-    if family == "ZImagePipeline":  # pos + scale (pos - neg)
+    if family in ("ZImagePipeline", "Krea2Pipeline"):  # pos + scale (pos - neg)
         arguments["guidance_scale"] = w - 1
     pipeline.set_progress_bar_config(disable=True)
     found = pipeline(**arguments).images
@@ -192,6 +192,8 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
         ("qwen", {"in_channels": 32}, "takes 32 channels"),
         ("klein", {"in_channels": 32}, "takes 32 channels"),
         ("ernie", {"in_channels": 32}, "takes 32 channels"),
+        ("krea2", {"in_channels": 32}, "takes 32 channels"),
+        ("krea2", {"num_text_layers": 3}, "reads 2 layers of its text encoder, of which its transformer takes 3"),
         ("z-image", {"siglip_feat_dim": 8}, "takes pictures beside the caption"),
     ],
 )
@@ -232,7 +234,7 @@ def test_schnell_has_no_guidance_embedding(folder: Path) -> None:
     torch.testing.assert_close(Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0]), weak)
 
 
-@pytest.mark.parametrize("name", ["klein", "qwen", "ernie"])
+@pytest.mark.parametrize("name", ["klein", "qwen", "ernie", "krea2"])
 def test_pictures_are_those_of_diffusers_pipeline(folder: Path, name: str) -> None:
     """Statistics of the latents, and the frame of a VAE of videos; and back into latents of the same shape."""
     base = nano.make(name, folder)
@@ -259,6 +261,23 @@ def test_few_step_models_come_with_a_warning(folder: Path) -> None:
     assert "Z-Image Turbo, distilled" in said
 
 
+def test_krea_2_turbo_has_one_schedule_for_all_sizes(folder: Path) -> None:
+    nano.krea2(is_distilled=True).save_pretrained(folder / "krea2-turbo")
+    base = load_base(locate_base(str(folder / "krea2-turbo")))
+    pair = ModelPair(base, open_checkpoint(full_change(base, folder / "krea2-turbo-tuned")), resolution=64)
+    [said] = pair.warnings
+    assert "Krea 2 Turbo, distilled to few steps" in said
+    shift = base.architecture.time_shift
+    assert {round(shift(base.pipeline.scheduler.config, (4, side, side), 4), 6) for side in (16, 128)} == {1.15}
+    theirs = base.pipeline(
+        list(CAPTIONS), num_inference_steps=STEPS, guidance_scale=0.0, height=64, width=64, output_type="latent",
+        max_sequence_length=nano.CHAT_TOKENS, latents=pack(torch.zeros(2, *pair.latent_shape)),
+    )  # fmt: skip
+    assert theirs.images.shape == (2, 64, 16)
+    ours = make_schedule(pair, Solver.ddim, STEPS).scheduler
+    torch.testing.assert_close(ours.sigmas, base.pipeline.scheduler.sigmas)
+
+
 def test_ernie_image_turbo_is_told_by_its_name(folder: Path, tmp_path: Path) -> None:
     base = nano.make("ernie", folder)
     assert FAMILIES["ernie-image"].warnings(base.pipeline) == []
@@ -269,7 +288,7 @@ def test_ernie_image_turbo_is_told_by_its_name(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_caption_is_cut_where_what_stands_around_it_is_counted(folder: Path) -> None:
-    for name in ("flux2", "z-image", "qwen", "ernie"):
+    for name in ("flux2", "z-image", "qwen", "ernie", "krea2"):
         base = nano.make(name, folder)
         room = base.architecture.caption_tokens(base.pipeline)
         assert 0 < room <= nano.CHAT_TOKENS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -97,7 +98,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "DiT": ("DiTTransformer2DModel", {}, None),
     "Cosmos": ("CosmosTransformer3DModel", {"num_layers": 4}, None),
     "PRX": ("PRXTransformer2DModel", {}, None),
-    "Krea 2": ("Krea2Transformer2DModel", {}, None),
+    "Krea 2": ("Krea2Transformer2DModel", {}, Family.krea2),
 }  # fmt: skip
 SUPPORTED = [name for name, (_, _, family) in TABLE.items() if family is not None]
 
@@ -111,7 +112,7 @@ def networks() -> dict[str, nn.Module]:
     return found
 
 
-ORIGINAL_MODULES = {"Z-Image": ORIGINALS["z-image"]}
+ORIGINAL_MODULES = {"Z-Image": ORIGINALS["z-image"], "Krea 2": ORIGINALS["krea-2"]}
 
 
 def info(*shape: int) -> TensorInfo:
@@ -174,6 +175,16 @@ def test_adapters_are_of_their_family_or_unknown(
         assert found is family
     else:
         assert found in (None, family)
+
+
+@pytest.mark.parametrize("naming", ["peft", "kohya"])
+def test_krea_2_is_told_by_its_few_keys_and_values(networks: dict[str, nn.Module], naming: str) -> None:
+    """Without its gates; not by its queries alone."""
+    modules = {key: shape for key, shape in linear(networks["Krea 2"]).items() if key.startswith("transformer_blocks")}
+    four = {key: shape for key, shape in modules.items() if re.search("to_(q|k|v|out)", key)}
+    assert family_of_shapes(lora(four, naming)) is Family.krea2
+    queries = {key: shape for key, shape in four.items() if key.endswith("to_q")}
+    assert family_of_shapes(lora(queries, naming)) is None
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -281,6 +292,7 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("Qwen-Image-Edit-2511", "other"), ("Qwen-Image-Layered", "other"), ("Qwen 2", "other"),
         ("Qwen-Image-2.1", "other"), ("Z-Image-Omni-Base", "other"), ("Z-Image-Edit", "other"),
         ("Ernie", "ernie-image"), ("baidu/ERNIE-Image-Turbo", "ernie-image"), ("ernie_image", "ernie-image"),
+        ("Krea 2", "krea-2"), ("krea/Krea-2-Turbo", "krea-2"), ("krea2_raw", "krea-2"), ("Krea-2-Edit", "other"),
         ("ERNIE-Image-Edit", "other"), ("ernie-3.0-base-zh", "other"),
         ("Chroma", "chroma"), ("Chroma1-HD", "chroma"), ("ChromaXL", "other"),
         ("Chroma1-Radiance", "other"), ("stable-diffusion-xl-v1-base/lora", "sdxl"),

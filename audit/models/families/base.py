@@ -164,6 +164,10 @@ class ModelFamily(ABC):
         """The names of the denoiser's modules in the model's first code, where they differ, and where they are."""
         return iter(())
 
+    def parameter_name(self, name: str) -> str:
+        """A tensor's name where the first code calls ``name`` a parameter that is diffusers' under another name."""
+        return name
+
     def check(self, pipeline: Any, name: str) -> None:
         """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""
         return

@@ -27,6 +27,7 @@ class Family(StrEnum):
     z_image = "z-image"
     qwen_image = "qwen-image"
     ernie_image = "ernie-image"
+    krea2 = "krea-2"
     alt = "altdiffusion"
     other = "other"
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from audit.errors import CheckpointError
-from audit.models.families.base import Condition, TextShape
+from audit.models.families.base import Condition, ModelFamily, TextShape
 from audit.models.families.chat import Chatting, of_their_lengths
 from audit.models.families.flux import Patched, pack, unpack
 from audit.models.families.identify import Family
@@ -27,7 +27,24 @@ _JOINT = re.compile(r"transformer_blocks[._]\d+[._]attn[._](?:to_|add_)")
 _SINGLE = re.compile(r"single_(?:transformer_)?blocks|mode_blocks")
 
 
-class QwenImage(Chatting, Patched):
+class OneFrame(ModelFamily):
+    """A family with Qwen-Image's VAE, which is one of videos: a picture is a frame of it."""
+
+    def latent_channels(self, vae: Any) -> int:
+        """Channels of the VAE's latents."""
+        found: int = vae.config.z_dim
+        return found
+
+    def to_pixels(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        """The one frame."""
+        return super().to_pixels(vae, latents[:, :, None])[:, :, 0]
+
+    def to_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
+        """Of one frame."""
+        return super().to_latents(vae, pixels[:, :, None])[:, :, 0]
+
+
+class QwenImage(Chatting, OneFrame, Patched):
     """Qwen-Image (arXiv 2508.02324): the states of Qwen2.5-VL, and a VAE of videos, of which it takes one frame."""
 
     name = Family.qwen_image
@@ -116,19 +133,6 @@ class QwenImage(Chatting, Patched):
     def text_shape(self, denoiser: Any, tokens: int) -> TextShape:
         """Captions of their own lengths."""
         return TextShape(tokens, denoiser.joint_attention_dim, length=tokens)
-
-    def latent_channels(self, vae: Any) -> int:
-        """Channels of the VAE's latents."""
-        found: int = vae.config.z_dim
-        return found
-
-    def to_pixels(self, vae: Any, latents: torch.Tensor) -> torch.Tensor:
-        """The one frame."""
-        return super().to_pixels(vae, latents[:, :, None])[:, :, 0]
-
-    def to_latents(self, vae: Any, pixels: torch.Tensor) -> torch.Tensor:
-        """Of one frame."""
-        return super().to_latents(vae, pixels[:, :, None])[:, :, 0]
 
     def _tokens(self, pipeline: Any, caption: str) -> int:
         return super()._tokens(pipeline, caption) - int(pipeline.prompt_template_encode_start_idx)

@@ -33,7 +33,7 @@ class Format(StrEnum):
 
 _ORIGINAL = (
     "model.diffusion_model.", "double_blocks.0.img_attn.qkv.", "joint_blocks.0.x_block.attn.qkv.",
-    "input_blocks.0.0.weight",
+    "input_blocks.0.0.weight", "txtfusion.projector.", "text_fusion.projector.", "layers.0.self_attention.to_q.",
 )  # fmt: skip
 _BY_NAMING = {
     Naming.kohya: Format.lora_kohya, Naming.peft: Format.lora_peft, Naming.processor: Format.lora_processor,
