@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from audit.errors import CheckpointError
+from audit.models.base import locate_base
+from audit.models.bases import claims_of, wanted
+from audit.models.checkpoint import open_checkpoint
 from audit.models.families.identify import Family, family_of_name, family_of_shapes
 from audit.models.families.registry import FAMILIES
+from audit.models.families.unaudited import by_claim, by_tensors
 from audit.models.families.unet import original_unet_names
 from audit.models.published import ERNIE_IMAGE, FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, SD15, SD21, SD35_LARGE, SDXL
 from audit.models.safetensors_header import TensorInfo
+from audit.models.tuning import tune
+from tests.models import nano
 from tests.models.test_keys import FLUX2, ORIGINALS, flux2_modules, flux_modules, sd3_modules
 
 KOLORS = SDXL | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
@@ -175,6 +185,80 @@ def test_adapters_are_of_their_family_or_unknown(
         assert found is family
     else:
         assert found in (None, family)
+
+
+UNAUDITED = {
+    "Kolors": "Kolors", **dict.fromkeys(
+        ("HunyuanVideo", "HunyuanVideo 1.5", "HunyuanVideo Framepack", "HunyuanImage"), "HunyuanVideo or HunyuanImage"
+    ),
+    "Hunyuan-DiT": "Hunyuan-DiT", "LTX-2": "LTX",
+    "AuraFlow, Pony V7": "AuraFlow, and Pony V7,", "FLUX 3": "FLUX.3", "Qwen-Image 2.1": "Qwen-Image 2",
+    "JoyImage": "JoyImage", "Sana": "Sana", "Lumina 2": "Lumina", "Mochi": "Mochi", "PixArt": "PixArt",
+    "Kandinsky 5": "Kandinsky",
+}  # fmt: skip
+
+
+def test_models_that_are_not_audited_have_their_names(networks: dict[str, nn.Module]) -> None:
+    """Whole, and as an adapter of all layers; no name is given to those of another."""
+    for name, network in networks.items():
+        for tensors in (whole(network), lora(linear(network), "comfy")):
+            found = by_tensors(tensors)
+            assert found is None or TABLE[name][2] is None, name
+            if found is not None:
+                assert found.title == UNAUDITED.get(name), name
+        assert (by_tensors(whole(network)) is None) == (name not in UNAUDITED), name
+
+
+@pytest.mark.parametrize(
+    ("claim", "title"),
+    [
+        ("HiDream", "HiDream"), ("HiDream-O1", "HiDream"), ("Anima", "Anima"), ("circlestone-labs/Anima", "Anima"),
+        ("LTXV 2.3", "LTX"), ("Hunyuan Video", "HunyuanVideo or HunyuanImage"), ("Kolors", "Kolors"),
+        ("hunyuan_video", "HunyuanVideo or HunyuanImage"),
+        ("Hunyuan 1", "Hunyuan-DiT"), ("Pony V7", "AuraFlow, and Pony V7,"), ("Qwen 2", "Qwen-Image 2"),
+        ("Qwen-Image-Edit-2511", "Qwen-Image that edits or layers pictures"), ("MageFlow", "MageFlow"),
+        ("Ideogram 4.0", "Ideogram"), ("animagine-xl-3.1", None), ("animaPencilXL_v500", None), ("SDXL 1.0", None),
+        ("Krea 2", None), ("Ernie", None), ("my_model", None), ("", None),
+    ],
+)  # fmt: skip
+def test_claims_of_models_that_are_not_audited(claim: str, title: str | None) -> None:
+    found = by_claim(claim)
+    assert (found.title if found else None) == title
+
+
+@pytest.mark.parametrize("kind", ["HiDreamImagePipeline", "KolorsPipeline", "LTXPipeline", "KandinskyV22Pipeline"])
+def test_a_base_that_is_not_audited_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(CheckpointError, match=r"(HiDream|Kolors|LTX|Kandinsky) is not audited yet"):
+        locate_base(str(tmp_path))
+
+
+def test_an_adapter_that_is_not_audited_is_refused_by_its_name(tmp_path: Path) -> None:
+    def refusal(module: str, metadata: dict[str, str]) -> str:
+        factors = {f"{module}.lora_A.weight": torch.ones(2, 32), f"{module}.lora_B.weight": torch.ones(32, 2)}
+        save_file(factors, tmp_path / "a.safetensors", metadata)
+        with pytest.raises(CheckpointError) as caught:
+            tune(base, open_checkpoint(tmp_path / "a.safetensors"))
+        return str(caught.value)
+
+    base = nano.make("sd1", tmp_path)
+    hidream = "diffusion_model.double_stream_blocks.0.block.attn1.to_q"
+    assert "HiDream is not audited yet, and its tensors are named as those" in refusal(hidream, {})
+    said = refusal("diffusion_model.blocks.0.x.to_q", {"modelspec.architecture": "ltx-video/lora"})
+    assert "LTX is not audited yet, and its modelspec.architecture claims it" in said
+    save_file({"double_stream_blocks.0.block.adaLN_modulation.1.weight": torch.ones(2, 2)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="HiDream is not audited yet, and its tensors are named"):
+        open_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_a_claim_that_is_not_audited_stands_in_what_a_file_wants() -> None:
+    """As of Civitai's base model; an adapter of Kolors has the shapes of one of SDXL."""
+    found = wanted(claims_of({}, [("HiDream", "baseModel")]), None, None)
+    assert (found.by, found.sure) == ("nothing", "none")
+    assert "baseModel says 'HiDream': HiDream is not audited yet" in found.why
+    found = wanted(claims_of({}, [("Kolors", "baseModel")]), Family.sdxl, None)
+    assert found.family is Family.sdxl
+    assert "Kolors is not audited yet" in found.why
 
 
 @pytest.mark.parametrize("naming", ["peft", "kohya"])

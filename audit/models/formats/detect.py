@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from audit.errors import CheckpointError
+from audit.models.families.identify import family_of_shapes
+from audit.models.families.unaudited import by_tensors
 from audit.models.formats.names import AdapterNames, Algorithm, Naming, read_names, shown
 from audit.models.safetensors_header import Header, TensorInfo
 
@@ -46,8 +48,12 @@ def detect_format(path: Path, header: Header) -> tuple[Format, str]:
     found = detect(header.tensors)
     if found is not None:
         return found
+    other = by_tensors(header.tensors) if family_of_shapes(header.tensors) is None else None
+    some = shown(header.tensors, 3)
+    if other:
+        raise CheckpointError(f"{path}: {other.sentence}, and its tensors are named as those of it are ({some})")
     raise CheckpointError(
-        f"{path} is neither an adapter nor the weights of a known model (tensors such as {shown(header.tensors, 3)}): "
+        f"{path} is neither an adapter nor the weights of a known model (tensors such as {some}): "
         "if it is for another kind of model, it cannot be audited"
     )
 
