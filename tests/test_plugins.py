@@ -71,6 +71,8 @@ def test_what_comes_with_the_package_is_there() -> None:
         "z-image",
         "qwen-image",
         "wan",
+        "ernie-image",
+        "krea-2",
     }
     assert set(SOURCES) == {"civitai", "huggingface", "folder"}
     assert set(DESCRIPTORS) == {"nano", "sscd", "sscd-int8", "pdq"}

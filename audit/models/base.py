@@ -16,6 +16,7 @@ from audit.models.checkpoint import variant_of, weight_files
 from audit.models.families.base import ModelFamily
 from audit.models.families.identify import family_of_shapes
 from audit.models.families.registry import FAMILIES, of_pipeline
+from audit.models.families.unaudited import by_pipeline, by_tensors
 from audit.models.formats.prediction import followed, said
 from audit.models.hub import is_commit, is_hub_id, snapshot
 from audit.models.limits import check_configs
@@ -177,8 +178,10 @@ def _architecture(folder: Path) -> ModelFamily:
         raise CheckpointError(f"{folder / 'model_index.json'} is damaged: {str(error)[:200]}") from error
     family = of_pipeline(kind)
     if family is None:
+        known = by_pipeline(str(kind)[:80])
+        why = f"{known.sentence}; " if known else ""
         raise CheckpointError(
-            f"{folder} is a {str(kind)[:80]}, which cannot be audited: give the text-to-image model of one of "
+            f"{folder} is a {str(kind)[:80]}, which cannot be audited: {why}give the text-to-image model of one of "
             f"{', '.join(one.pipeline for one in FAMILIES.values())}"
         )
     check_configs(folder)
@@ -309,6 +312,9 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
     known = {str(one.name): one.default_config for one in FAMILIES.values()}
     source = config or (known.get(family) if family else None)
     if source is None:
+        other = None if family else by_tensors(header.tensors)
+        if other:
+            raise CheckpointError(f"{path} is named as models of {other.title} are: {other.sentence}")
         kind = f"of family {family}" if family else "of no family that is known by its shapes"
         raise CheckpointError(f"{path} is {kind}: name the folder of its configuration with --base-config")
     folder = Path(source) if Path(source).is_dir() else download_snapshot(source, CONFIG_FILES)

@@ -14,6 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from audit.models.families.unaudited import by_claim
+
 TABLE = Path(__file__).parent / "known_bases.toml"
 MAX_NAME = 200  # characters of a claimed name that are looked at
 HASHES = ("ss_new_sd_model_hash", "ss_sd_model_hash")
@@ -137,6 +139,8 @@ def wanted(claims: Iterable[BaseClaim], shapes: str | None, family: str | None) 
     passed, found = [], None
     for one in claims:
         if one.known is None:
+            if not one.by_hash and (other := by_claim(one.text)):
+                passed.append(f"{one.source} says {one.text[:80]!r}: {other.sentence}")
             continue
         if shapes and one.known.family != shapes:
             passed.append(f"{one.source} says {one.known.title}, of family {one.known.family}")

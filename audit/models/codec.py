@@ -51,7 +51,7 @@ class Codec:
     def picture_size(self) -> tuple[int, int]:
         """Width and height of a picture, pixels."""
         *_, height, width = self.latent_shape
-        factor = self.base.vae_scale_factor
+        factor = self.architecture.vae_scale_factor(self.base)
         return width * factor, height * factor
 
     def _widen(self) -> None:
@@ -64,7 +64,7 @@ class Codec:
     def _check_resolution(self, name: str) -> None:
         if self.resolution is None:
             return
-        unit = 2 * self.base.vae_scale_factor
+        unit = 2 * self.architecture.vae_scale_factor(self.base)
         if self.resolution % unit or not unit <= self.resolution <= 4096:
             raise CheckpointError(f"{name} samples sides from {unit} to 4096 that are multiples of {unit} pixels")
 

@@ -28,7 +28,7 @@ MOST_ELEMENTS = 1 << 26  # of a product that is made to measure it: 256 MiB
 _BLOCK = re.compile(
     r"^(?P<kind>down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks|double_blocks|single_blocks|"
     r"single_transformer_blocks|transformer_blocks|joint_blocks|(?:text_model[._])?encoder[._](?:layers|block)|"
-    r"transformer[._]resblocks|blocks)(?:[._](?P<number>\d+))?"
+    r"transformer[._]resblocks|noise_refiner|context_refiner|layers|blocks)(?:[._](?P<number>\d+))?"
 )
 _KIND = re.compile(
     r"(to_[qkv]|to_out[._]0|to_out|[qkv]_proj|out_proj|proj_in|proj_out|ff[._]net[._]\d(?:[._]proj)?|"

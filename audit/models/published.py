@@ -85,6 +85,10 @@ Z_IMAGE: dict[str, Any] = {}
 QWEN_IMAGE: dict[str, Any] = {}
 WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 WAN_14B: dict[str, Any] = {}
+KREA2: dict[str, Any] = {}
+ERNIE_IMAGE: dict[str, Any] = {
+    "hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288, "text_in_dim": 3072,
+}  # fmt: skip
 CLIP_L: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768,
@@ -118,6 +122,25 @@ MISTRAL_SMALL: dict[str, Any] = {
     "spatial_merge_size": 2, "vision_feature_layer": -1, "projector_hidden_act": "gelu",
     "multimodal_projector_bias": False, "tie_word_embeddings": False,
 }  # fmt: skip
+MINISTRAL_3B: dict[str, Any] = {  # what sees pictures, which no audit uses, is taken to be Mistral Small's
+    "text_config": {
+        "model_type": "mistral", "vocab_size": 131072, "hidden_size": 3072, "intermediate_size": 9216,
+        "num_hidden_layers": 26, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+    },
+    "vision_config": MISTRAL_SMALL["vision_config"], "spatial_merge_size": 2, "vision_feature_layer": -1,
+    "projector_hidden_act": "gelu", "multimodal_projector_bias": False,
+}  # fmt: skip
+QWEN3_VL_4B: dict[str, Any] = {
+    "text_config": {
+        "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+    },
+    "vision_config": {
+        "depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16, "out_hidden_size": 2560,
+        "deepstack_visual_indexes": [5, 11, 17],
+    },
+}  # fmt: skip
 QWEN25_VL_7B: dict[str, Any] = {
     "text_config": {
         "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28,
@@ -149,6 +172,7 @@ _UMT5_XXL = PublishedNetwork("UMT5EncoderModel", UMT5_XXL, 5680.91)
 _VAE_WAN = PublishedNetwork("AutoencoderKLWan", VAE_WAN, 126.89)
 _QWEN3_4B = PublishedNetwork("Qwen3ForCausalLM", QWEN3_4B, 4022.47)
 _VAE_FLUX2 = PublishedNetwork("AutoencoderKLFlux2", VAE_FLUX2, 84.05)
+_VAE_QWEN = PublishedNetwork("AutoencoderKLQwenImage", VAE_QWEN, 126.89)
 _SD3_ENCODERS = {"text_encoder": _CLIP_L_PROJECTED, "text_encoder_2": _OPEN_CLIP_G, "text_encoder_3": _T5_XXL}
 
 PUBLISHED: dict[str, PublishedModel] = {
@@ -210,7 +234,17 @@ PUBLISHED: dict[str, PublishedModel] = {
         "Qwen-Image", "QwenImagePipeline", 1328, 512, 2,
         {"transformer": PublishedNetwork("QwenImageTransformer2DModel", QWEN_IMAGE, 20430.40),
          "text_encoder": PublishedNetwork("Qwen2_5_VLForConditionalGeneration", QWEN25_VL_7B, 8292.17),
-         "vae": PublishedNetwork("AutoencoderKLQwenImage", VAE_QWEN, 126.89)},
+         "vae": _VAE_QWEN},
+    ),
+    "ernie-image": PublishedModel(
+        "ERNIE-Image, base and Turbo", "ErnieImagePipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("ErnieImageTransformer2DModel", ERNIE_IMAGE, 8033.49),
+         "text_encoder": PublishedNetwork("Mistral3Model", MINISTRAL_3B, 3849.09), "vae": _VAE_FLUX2},
+    ),
+    "krea-2": PublishedModel(
+        "Krea 2, Raw and Turbo", "Krea2Pipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("Krea2Transformer2DModel", KREA2, 12820.07),
+         "text_encoder": PublishedNetwork("Qwen3VLModel", QWEN3_VL_4B, 4437.82), "vae": _VAE_QWEN},
     ),
     "wan2.1-1.3b": PublishedModel(
         "Wan 2.1 T2V 1.3B", "WanPipeline", 480, 512, 2,

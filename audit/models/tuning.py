@@ -11,6 +11,7 @@ from audit.models.base import BaseModel
 from audit.models.bases import claims_of, mismatches, prediction_refusal
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
+from audit.models.families.unaudited import by_claim, by_tensors
 from audit.models.formats.adapter import Tuned, apply_adapter
 from audit.models.formats.detect import Format
 from audit.models.formats.names import shown
@@ -110,6 +111,20 @@ def families_of(checkpoint: Checkpoint) -> tuple[str | None, str | None]:
     return shapes, next((claim for claim in claims if claim != Family.other), None)
 
 
+def _unaudited(checkpoint: Checkpoint, shapes: str | None, claimed: str | None) -> list[str]:
+    """That it is of a model which is not audited, by what its metadata claims, else by the names of its tensors."""
+    names = ("modelspec.architecture", "ss_base_model_version")
+    said = [(name, by_claim(checkpoint.metadata[name])) for name in names if name in checkpoint.metadata]
+    found = next(((name, one) for name, one in said if one), None)
+    if found is not None and claimed is None:
+        also = f"; its shapes are also those of family {shapes}, and the base that is given holds" if shapes else ""
+        return [f"{found[1].sentence}, and its {found[0]} claims it{also}"]
+    if shapes or claimed:
+        return []
+    other = next((one for _, header in checkpoint.files.values() if (one := by_tensors(header.tensors))), None)
+    return [f"{other.sentence}, and its tensors are named as those of it are"] if other else []
+
+
 def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]:
     """Where shapes, metadata and the base name different families, or metadata another base than the one given.
 
@@ -121,6 +136,7 @@ def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]
         warnings.append(f"its shapes are those of family {shapes}, the base is of family {base.family}")
     if shapes and claimed and not agree(shapes, claimed):
         warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
+    warnings += _unaudited(checkpoint, shapes, claimed)
     if base:
         warnings += mismatches(claims_of(checkpoint.metadata), base.name, base.revision)
         warnings += base.architecture.doubts(checkpoint.name)

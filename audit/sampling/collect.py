@@ -92,7 +92,7 @@ class Collector:
         started = time.monotonic()
         hashes = threads.map(pdq_hash, batch.images) if threads else map(pdq_hash, batch.images)
         vectors = self.descriptor.describe(batch.images, threads)
-        cell = self.sampler.pair.base.vae_scale_factor
+        cell = self.sampler.pair.architecture.vae_scale_factor(self.sampler.pair.base)
         contrast, roughness = zip(*(statistics(image, cell) for image in batch.images), strict=True)
         rows = self._rows(batch, vectors, list(hashes))
         if threads is None:  # what is done beside the sampling costs it no time

@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 from benchmarks.gpu import show
 from benchmarks.gpu.facts import Record, State
+from benchmarks.gpu.families import BOUNDS
 from benchmarks.gpu.match import best_matches
 from benchmarks.gpu.measure import tera_operations
 from benchmarks.gpu.models import Kind, make_unet
@@ -76,7 +77,7 @@ def test_the_facts_are_those_of_a_cpu(whole: tuple[subprocess.CompletedProcess[s
     assert audit["matches"] == audit["matches_on_cpu"] > 0
     assert audit["cosine_least"] > 0.999
     assert found["nano", "batches"]["again_identical"] is True
-    for name in ("sd1", "sd2", "sdxl", "alt", "sd3", "flux", "chroma", "klein", "z-image", "qwen", "wan"):
+    for name in BOUNDS:
         assert 1e-5 < found["families", name]["error"] < 0.1  # in half precision, and not in float32
     assert found["memory", "a cap on memory"]["largest_batch"] <= 2  # more are refused
     assert found["memory", "sticky error"]["assert_taken_for_memory"] is False
@@ -94,7 +95,7 @@ def test_the_bounds_hold_and_decide_the_exit_code(whole: tuple[subprocess.Comple
     results = show.read(file)
     names = [bound.name for bound in results.bounds]
     assert {"same matches as on a CPU", "samplings of images kept", "samplings of images kept under a cap"} <= {*names}
-    assert sum("in half precision" in name for name in names) == 11
+    assert sum("in half precision" in name for name in names) == len(BOUNDS)
     speed = [bound for bound in results.bounds if not bound.counted]
     assert {bound.name for bound in speed} == {
         "share that is not network evaluation",

@@ -16,9 +16,11 @@ from diffusers import (
     AutoencoderKLWan,
     ChromaTransformer2DModel,
     DDIMScheduler,
+    ErnieImageTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    Krea2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
@@ -36,12 +38,15 @@ from transformers import (
     CLIPTokenizer,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    Mistral3Model,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3Model,
+    Qwen3VLConfig,
+    Qwen3VLModel,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -266,17 +271,18 @@ def klein(is_distilled: bool = False) -> Any:
     )  # fmt: skip
 
 
-def mistral() -> Any:
+def mistral(kind: type = Mistral3ForConditionalGeneration, width: int = 8, layers: int = 30) -> Any:
     torch.manual_seed(11)
     text = {
-        "model_type": "mistral", "vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 30,
+        "model_type": "mistral", "vocab_size": 32, "hidden_size": width, "intermediate_size": 16,
+        "num_hidden_layers": layers,
         "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4, "initializer_range": 0.3,
     }  # fmt: skip
     vision = {
         "model_type": "pixtral", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
         "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
     }  # fmt: skip
-    return Mistral3ForConditionalGeneration(Mistral3Config(text_config=text, vision_config=vision))
+    return kind(Mistral3Config(text_config=text, vision_config=vision))
 
 
 def flux2() -> Any:
@@ -373,9 +379,53 @@ def wan() -> Any:
     return diffusers.WanPipeline(word_tokenizer(), umt5(32), wan_vae(), unipc(3.0), wan_transformer(15))
 
 
+def ernie_image() -> Any:
+    torch.manual_seed(15)
+    transformer = ErnieImageTransformer2DModel(
+        hidden_size=32, num_attention_heads=2, num_layers=2, ffn_hidden_size=48, in_channels=16, out_channels=16,
+        text_in_dim=16, rope_axes_dim=(4, 6, 6),
+    )  # fmt: skip
+    return diffusers.ErnieImagePipeline(
+        transformer, flux2_vae(), mistral(Mistral3Model, 16, 3), qwen_tokenizer(), flow(shift=4.0)
+    )
+
+
+def qwen3_vl(width: int, layers: int) -> Any:
+    torch.manual_seed(11)
+    text = {
+        "vocab_size": 32, "hidden_size": width, "intermediate_size": 16, "num_hidden_layers": layers, "head_dim": 8,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "initializer_range": 0.3,
+        "rope_scaling": {"rope_type": "default", "mrope_interleaved": True, "mrope_section": [2, 1, 1]},
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": width,
+        "deepstack_visual_indexes": [0], "num_position_embeddings": 16,
+    }  # fmt: skip
+    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision))
+
+
+def krea2(is_distilled: bool = False) -> Any:
+    torch.manual_seed(16)
+    transformer = Krea2Transformer2DModel(
+        in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=48, timestep_embed_dim=16, text_hidden_dim=16, num_text_layers=2, text_num_attention_heads=2,
+        text_num_key_value_heads=2, text_intermediate_size=24, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
+        axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    return diffusers.Krea2Pipeline(
+        flow(use_dynamic_shifting=True, max_image_seq_len=6400),
+        qwen_vae(),
+        qwen3_vl(16, 3),
+        qwen_tokenizer(),
+        transformer,
+        (1, 2),
+        is_distilled,
+    )
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
-    "klein": klein, "z-image": z_image, "qwen": qwen_image, "wan": wan,
+    "klein": klein, "z-image": z_image, "qwen": qwen_image, "ernie": ernie_image, "krea2": krea2, "wan": wan,
 }  # fmt: skip
 
 

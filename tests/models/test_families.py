@@ -52,7 +52,7 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
         "prompt": list(CAPTIONS), "num_inference_steps": STEPS, "output_type": output, "height": 64, "width": 64,
         "guidance_scale": w, "latents": latents,
     }  # fmt: skip
-    patched = family in ("FluxPipeline", "ChromaPipeline", "QwenImagePipeline")
+    patched = family in ("FluxPipeline", "ChromaPipeline", "QwenImagePipeline", "Krea2Pipeline")
     if patched:
         arguments["latents"] = pack(latents)
     if family == "FluxPipeline":
@@ -61,13 +61,13 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
         arguments["guidance_scale"] = None
     if family in ("FluxPipeline", "QwenImagePipeline") and w != 1:
         arguments |= {"true_cfg_scale": w, "negative_prompt": ["", ""]}
-    if family in CHATTING:
+    if family in (*CHATTING, "Krea2Pipeline"):
         arguments["max_sequence_length"] = nano.CHAT_TOKENS
-    if family.startswith("Flux2"):
+    if family.startswith("Flux2") or family == "ErnieImagePipeline":
         arguments["latents"] = pipeline._patchify_latents(latents)
     if family == "Flux2Pipeline":
         arguments["guidance_scale"] = 3.5 if w == 1 else w
-    if family == "ZImagePipeline":  # pos + scale (pos - neg)
+    if family in ("ZImagePipeline", "Krea2Pipeline"):  # pos + scale (pos - neg)
         arguments["guidance_scale"] = w - 1
     pipeline.set_progress_bar_config(disable=True)
     if family == VIDEO:
@@ -77,6 +77,8 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
     found = pipeline(**arguments).images
     if output != "latent":
         return found
+    if family == "ErnieImagePipeline":
+        return torch.nn.functional.pixel_shuffle(found, 2)
     if family == "Flux2KleinPipeline":  # what it gives is the VAE's
         mean, deviation = pair.architecture.latent_statistics(pipeline.vae, found)
         return (found - mean) / deviation
@@ -107,7 +109,7 @@ def assert_as_diffusers(pair: ModelPair, guidance: Direct | ClassifierFree, w: f
     other = by_diffusers(pair, noise, 5.0)
     assert not torch.allclose(ours, other, atol=1e-3)  # the comparison would notice another weight
     images = pair.decode(ours)
-    pixels = pair.base.vae_scale_factor * ours.shape[2]
+    pixels = pair.picture_size[1]
     assert images.shape == (2, pixels, pixels, 3)
 
 
@@ -194,6 +196,9 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
         ("qwen", {"zero_cond_t": True}, "edits or layers pictures"),
         ("qwen", {"in_channels": 32}, "takes 32 channels"),
         ("klein", {"in_channels": 32}, "takes 32 channels"),
+        ("ernie", {"in_channels": 32}, "takes 32 channels"),
+        ("krea2", {"in_channels": 32}, "takes 32 channels"),
+        ("krea2", {"num_text_layers": 3}, "reads 2 layers of its text encoder, of which its transformer takes 3"),
         ("z-image", {"siglip_feat_dim": 8}, "takes pictures beside the caption"),
         ("wan", {"in_channels": 36}, "takes 36 channels, its VAE has 4"),
         ("wan", {"image_dim": 8}, "image-to-video, control and other variants cannot"),
@@ -240,7 +245,7 @@ def test_schnell_has_no_guidance_embedding(folder: Path) -> None:
     torch.testing.assert_close(Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0]), weak)
 
 
-@pytest.mark.parametrize("name", ["klein", "qwen", "wan"])
+@pytest.mark.parametrize("name", ["klein", "qwen", "krea2", "wan"])
 def test_pictures_are_those_of_diffusers_pipeline(folder: Path, name: str) -> None:
     """Statistics of the latents, and the frame of a VAE of videos; and back into latents of the same shape."""
     base = nano.make(name, folder)
@@ -278,11 +283,37 @@ def test_few_step_models_come_with_a_warning(folder: Path) -> None:
     assert "Z-Image Turbo, distilled" in said
 
 
+def test_krea_2_turbo_has_one_schedule_for_all_sizes(folder: Path) -> None:
+    nano.krea2(is_distilled=True).save_pretrained(folder / "krea2-turbo")
+    base = load_base(locate_base(str(folder / "krea2-turbo")))
+    pair = ModelPair(base, open_checkpoint(full_change(base, folder / "krea2-turbo-tuned")), resolution=64)
+    [said] = pair.warnings
+    assert "Krea 2 Turbo, distilled to few steps" in said
+    shift = base.architecture.time_shift
+    assert {round(shift(base.pipeline.scheduler.config, (4, side, side), 4), 6) for side in (16, 128)} == {1.15}
+    theirs = base.pipeline(
+        list(CAPTIONS), num_inference_steps=STEPS, guidance_scale=0.0, height=64, width=64, output_type="latent",
+        max_sequence_length=nano.CHAT_TOKENS, latents=pack(torch.zeros(2, *pair.latent_shape)),
+    )  # fmt: skip
+    assert theirs.images.shape == (2, 64, 16)
+    ours = make_schedule(pair, Solver.ddim, STEPS).scheduler
+    torch.testing.assert_close(ours.sigmas, base.pipeline.scheduler.sigmas)
+
+
+def test_ernie_image_turbo_is_told_by_its_name(folder: Path, tmp_path: Path) -> None:
+    base = nano.make("ernie", folder)
+    assert FAMILIES["ernie-image"].warnings(base.pipeline) == []
+    (tmp_path / "ERNIE-Image-Turbo").symlink_to(folder / "ernie", target_is_directory=True)
+    turbo = load_base(locate_base(str(tmp_path / "ERNIE-Image-Turbo")))
+    [said] = turbo.architecture.warnings(turbo.pipeline)
+    assert "ERNIE-Image Turbo, distilled" in said
+
+
 def test_a_caption_is_cut_where_what_stands_around_it_is_counted(folder: Path) -> None:
-    for name in ("flux2", "z-image", "qwen"):
+    for name in ("flux2", "z-image", "qwen", "ernie", "krea2"):
         base = nano.make(name, folder)
         room = base.architecture.caption_tokens(base.pipeline)
-        assert 0 < room < nano.CHAT_TOKENS
+        assert 0 < room <= nano.CHAT_TOKENS
         assert not base.architecture.is_truncated(base.pipeline, " ".join(["dog"] * room))
         assert base.architecture.is_truncated(base.pipeline, " ".join(["dog"] * (room + 1)))
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
+from audit.errors import CheckpointError
+from audit.models.base import locate_base
+from audit.models.bases import claims_of, wanted
+from audit.models.checkpoint import open_checkpoint
 from audit.models.families.identify import Family, family_of_name, family_of_shapes
 from audit.models.families.registry import FAMILIES
+from audit.models.families.unaudited import by_claim, by_tensors
 from audit.models.families.unet import original_unet_names
 from audit.models.published import (
+    ERNIE_IMAGE,
     FLUX2_DEV,
     FLUX2_KLEIN_4B,
     FLUX2_KLEIN_9B,
@@ -25,6 +35,8 @@ from audit.models.published import (
     WAN_14B,
 )
 from audit.models.safetensors_header import TensorInfo
+from audit.models.tuning import tune
+from tests.models import nano
 from tests.models.test_keys import FLUX2, ORIGINALS, flux2_modules, flux_modules, sd3_modules
 
 KOLORS = SDXL | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
@@ -80,6 +92,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "AuraFlow, Pony V7": ("AuraFlowTransformer2DModel", {}, None),
     "Qwen-Image": ("QwenImageTransformer2DModel", {}, Family.qwen_image),
     "Qwen-Image 2.1": ("QwenImage21Transformer2DModel", {}, None),
+    "ERNIE-Image": ("ErnieImageTransformer2DModel", ERNIE_IMAGE, Family.ernie_image),
     "JoyImage": ("JoyImageEditTransformer3DModel", {}, None),
     "Wan 2.1 14B": ("WanTransformer3DModel", WAN_14B, Family.wan),
     "Wan 2.1 1.3B": ("WanTransformer3DModel", WAN_1_3B, Family.wan),
@@ -113,7 +126,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "DiT": ("DiTTransformer2DModel", {}, None),
     "Cosmos": ("CosmosTransformer3DModel", {"num_layers": 4}, None),
     "PRX": ("PRXTransformer2DModel", {}, None),
-    "Krea 2": ("Krea2Transformer2DModel", {}, None),
+    "Krea 2": ("Krea2Transformer2DModel", {}, Family.krea2),
 }  # fmt: skip
 OF_WAN = ("Wan 2.1 I2V", "Wan VACE", "Wan Animate", "AnyFlow", "Helios")  # their blocks are Wan's, and layers besides
 SUPPORTED = [name for name, (_, _, family) in TABLE.items() if family is not None]
@@ -130,6 +143,7 @@ def networks() -> dict[str, nn.Module]:
 
 ORIGINAL_MODULES = {
     "Z-Image": ORIGINALS["z-image"],
+    "Krea 2": ORIGINALS["krea-2"],
     "Wan 2.1 14B": ORIGINALS["wan-14b"],
     "Wan 2.1 1.3B": ORIGINALS["wan-1.3b"],
 }
@@ -197,6 +211,90 @@ def test_adapters_are_of_their_family_or_unknown(
         assert found is family
     else:
         assert found in (None, family)
+
+
+UNAUDITED = {
+    "Kolors": "Kolors", **dict.fromkeys(
+        ("HunyuanVideo", "HunyuanVideo 1.5", "HunyuanVideo Framepack", "HunyuanImage"), "HunyuanVideo or HunyuanImage"
+    ),
+    "Hunyuan-DiT": "Hunyuan-DiT", "LTX-2": "LTX",
+    "AuraFlow, Pony V7": "AuraFlow, and Pony V7,", "FLUX 3": "FLUX.3", "Qwen-Image 2.1": "Qwen-Image 2",
+    "JoyImage": "JoyImage", "Sana": "Sana", "Lumina 2": "Lumina", "Mochi": "Mochi", "PixArt": "PixArt",
+    "Kandinsky 5": "Kandinsky",
+}  # fmt: skip
+
+
+def test_models_that_are_not_audited_have_their_names(networks: dict[str, nn.Module]) -> None:
+    """Whole, and as an adapter of all layers; no name is given to those of another."""
+    for name, network in networks.items():
+        for tensors in (whole(network), lora(linear(network), "comfy")):
+            found = by_tensors(tensors)
+            assert found is None or TABLE[name][2] is None, name
+            if found is not None:
+                assert found.title == UNAUDITED.get(name), name
+        assert (by_tensors(whole(network)) is None) == (name not in UNAUDITED), name
+
+
+@pytest.mark.parametrize(
+    ("claim", "title"),
+    [
+        ("HiDream", "HiDream"), ("HiDream-O1", "HiDream"), ("Anima", "Anima"), ("circlestone-labs/Anima", "Anima"),
+        ("LTXV 2.3", "LTX"), ("Hunyuan Video", "HunyuanVideo or HunyuanImage"), ("Kolors", "Kolors"),
+        ("hunyuan_video", "HunyuanVideo or HunyuanImage"),
+        ("Hunyuan 1", "Hunyuan-DiT"), ("Pony V7", "AuraFlow, and Pony V7,"), ("Qwen 2", "Qwen-Image 2"),
+        ("Qwen-Image-Edit-2511", "Qwen-Image that edits or layers pictures"), ("MageFlow", "MageFlow"),
+        ("Ideogram 4.0", "Ideogram"), ("animagine-xl-3.1", None), ("animaPencilXL_v500", None), ("SDXL 1.0", None),
+        ("Krea 2", None), ("Ernie", None), ("my_model", None), ("", None),
+    ],
+)  # fmt: skip
+def test_claims_of_models_that_are_not_audited(claim: str, title: str | None) -> None:
+    found = by_claim(claim)
+    assert (found.title if found else None) == title
+
+
+@pytest.mark.parametrize("kind", ["HiDreamImagePipeline", "KolorsPipeline", "LTXPipeline", "KandinskyV22Pipeline"])
+def test_a_base_that_is_not_audited_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    with pytest.raises(CheckpointError, match=r"(HiDream|Kolors|LTX|Kandinsky) is not audited yet"):
+        locate_base(str(tmp_path))
+
+
+def test_an_adapter_that_is_not_audited_is_refused_by_its_name(tmp_path: Path) -> None:
+    def refusal(module: str, metadata: dict[str, str]) -> str:
+        factors = {f"{module}.lora_A.weight": torch.ones(2, 32), f"{module}.lora_B.weight": torch.ones(32, 2)}
+        save_file(factors, tmp_path / "a.safetensors", metadata)
+        with pytest.raises(CheckpointError) as caught:
+            tune(base, open_checkpoint(tmp_path / "a.safetensors"))
+        return str(caught.value)
+
+    base = nano.make("sd1", tmp_path)
+    hidream = "diffusion_model.double_stream_blocks.0.block.attn1.to_q"
+    assert "HiDream is not audited yet, and its tensors are named as those" in refusal(hidream, {})
+    said = refusal("diffusion_model.blocks.0.x.to_q", {"modelspec.architecture": "ltx-video/lora"})
+    assert "LTX is not audited yet, and its modelspec.architecture claims it" in said
+    save_file({"double_stream_blocks.0.block.adaLN_modulation.1.weight": torch.ones(2, 2)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="HiDream is not audited yet, and its tensors are named"):
+        open_checkpoint(tmp_path / "w.safetensors")
+
+
+def test_a_claim_that_is_not_audited_stands_in_what_a_file_wants() -> None:
+    """As of Civitai's base model; an adapter of Kolors has the shapes of one of SDXL."""
+    found = wanted(claims_of({}, [("HiDream", "baseModel")]), None, None)
+    assert (found.by, found.sure) == ("nothing", "none")
+    assert "baseModel says 'HiDream': HiDream is not audited yet" in found.why
+    found = wanted(claims_of({}, [("Kolors", "baseModel")]), Family.sdxl, None)
+    assert found.family is Family.sdxl
+    assert "Kolors is not audited yet" in found.why
+
+
+@pytest.mark.parametrize("naming", ["peft", "kohya"])
+def test_krea_2_is_told_by_its_few_keys_and_values(networks: dict[str, nn.Module], naming: str) -> None:
+    """Without its gates; not by its queries alone."""
+    modules = {key: shape for key, shape in linear(networks["Krea 2"]).items() if key.startswith("transformer_blocks")}
+    four = {key: shape for key, shape in modules.items() if re.search("to_(q|k|v|out)", key)}
+    assert family_of_shapes(lora(four, naming)) is Family.krea2
+    queries = {key: shape for key, shape in four.items() if key.endswith("to_q")}
+    assert family_of_shapes(lora(queries, naming)) is None
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -303,6 +401,9 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("Qwen/Qwen-Image", "qwen-image"), ("qwen_image", "qwen-image"), ("Qwen-Image-2512", "qwen-image"),
         ("Qwen-Image-Edit-2511", "other"), ("Qwen-Image-Layered", "other"), ("Qwen 2", "other"),
         ("Qwen-Image-2.1", "other"), ("Z-Image-Omni-Base", "other"), ("Z-Image-Edit", "other"),
+        ("Ernie", "ernie-image"), ("baidu/ERNIE-Image-Turbo", "ernie-image"), ("ernie_image", "ernie-image"),
+        ("Krea 2", "krea-2"), ("krea/Krea-2-Turbo", "krea-2"), ("krea2_raw", "krea-2"), ("Krea-2-Edit", "other"),
+        ("ERNIE-Image-Edit", "other"), ("ernie-3.0-base-zh", "other"),
         ("Chroma", "chroma"), ("Chroma1-HD", "chroma"), ("ChromaXL", "other"),
         ("Chroma1-Radiance", "other"), ("stable-diffusion-xl-v1-base/lora", "sdxl"),
         ("stable-diffusion-xl-v1-refiner", "other"), ("stable-video-diffusion", "other"), ("SDXL Lightning", "sdxl"),

@@ -13,6 +13,7 @@ from diffusers.loaders.single_file_utils import (
     convert_chroma_transformer_checkpoint_to_diffusers,
     convert_flux2_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
+    convert_krea2_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
     convert_open_clip_checkpoint,
     convert_sd3_transformer_checkpoint_to_diffusers,
@@ -29,7 +30,7 @@ from audit.models.formats.parts import gathered
 from audit.models.published import PUBLISHED, PublishedNetwork, build
 from audit.models.safetensors_header import TensorInfo
 from tests.models import nano
-from tests.models.test_single_files import originals
+from tests.models.test_single_files import krea2_state, originals
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -51,6 +52,8 @@ REAL: dict[str, PublishedNetwork] = {
     "wan-1.3b": PUBLISHED["wan2.1-1.3b"].networks["transformer"],
     "wan-14b": PUBLISHED["wan2.1-14b"].networks["transformer"],
     "umt5-xxl": PUBLISHED["wan2.1-14b"].networks["text_encoder"],
+    "ernie-image": PUBLISHED["ernie-image"].networks["transformer"],
+    "krea-2": PUBLISHED["krea-2"].networks["transformer"],
     "sd35": PUBLISHED["sd3.5-large"].networks["transformer"],
     "clip-l": PUBLISHED["sd15"].networks["text_encoder"],
     "open-clip-h": PUBLISHED["sd2"].networks["text_encoder"],
@@ -251,7 +254,7 @@ def wan_modules(layers: int, width: int, hidden: int) -> Shapes:
     return found
 
 
-@pytest.mark.parametrize("name", ["z-image", "qwen-image", "wan-1.3b", "wan-14b"])
+@pytest.mark.parametrize("name", ["z-image", "qwen-image", "ernie-image", "krea-2", "wan-1.3b", "wan-14b"])
 def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
     """By the first code's names and by diffusers', which ai-toolkit, ComfyUI, diffusers and kohya write."""
     network = networks[name]
@@ -262,8 +265,26 @@ def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Modul
         assert_complete(kohya_keys("lora_unet", modules), network)
 
 
+def krea2_modules(layers: int = 28, width: int = 6144, text: int = 2560) -> Shapes:
+    """Krea 2 as Krea's code names its linear layers."""
+    found: Shapes = {
+        "first": (width, 64), "last.linear": (64, width), "tmlp.0": (width, 256), "tmlp.2": (width, width),
+        "tproj.1": (6 * width, width), "txtmlp.1": (width, text), "txtmlp.3": (width, width),
+        "txtfusion.projector": (1, 12),
+    }  # fmt: skip
+    blocks = [(f"blocks.{layer}", width, width // 4, 16384) for layer in range(layers)]
+    blocks += [(f"txtfusion.{kind}_blocks.{n}", text, text, 6912) for kind in ("layerwise", "refiner") for n in (0, 1)]
+    for block, inner, grouped, hidden in blocks:
+        found |= {f"{block}.attn.{name}": (inner, inner) for name in ("wq", "wo", "gate")}
+        found |= {f"{block}.attn.{name}": (grouped, inner) for name in ("wk", "wv")}
+        found |= {f"{block}.mlp.{name}": (hidden, inner) for name in ("gate", "up")}
+        found[f"{block}.mlp.down"] = (inner, hidden)
+    return found
+
+
 ORIGINALS: dict[str, Shapes] = {
     "z-image": z_image_modules(),
+    "krea-2": krea2_modules(),
     "wan-1.3b": wan_modules(30, 1536, 8960),
     "wan-14b": wan_modules(40, 5120, 13824),
 }
@@ -326,7 +347,7 @@ def test_unet_names_are_those_of_diffusers_converter() -> None:
         assert_same_state(convert_ldm_unet_checkpoint(state, dict(network.config)), network)
 
 
-@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image", "wan"])
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image", "krea2", "wan"])
 def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The converters know the real width only, so the networks have it; with few blocks."""
     if name == "sd3":
@@ -340,6 +361,9 @@ def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypat
             key: value for key, value in network.state_dict().items() if "pad_token" in key
         }
         found = convert_z_image_transformer_checkpoint_to_diffusers(state)
+    elif name == "krea2":
+        network = nano.krea2().transformer
+        found = convert_krea2_transformer_checkpoint_to_diffusers(krea2_state(network))
     elif name == "wan":
         network = nano.wan().transformer
         named = original_state(network, originals(network)) | {
@@ -387,18 +411,5 @@ def test_open_clip_names_are_those_of_diffusers_converter() -> None:
 def test_sizes_of_the_table_in_the_documentation(networks: dict[str, nn.Module]) -> None:
     """docs/models.md says how large each denoiser is; from the same configurations."""
     text = (Path(__file__).parents[2] / "docs/models.md").read_text()
-    for name in (
-        "sd15",
-        "sd21",
-        "sdxl",
-        "sd35",
-        "flux",
-        "klein-4b",
-        "klein-9b",
-        "flux2-dev",
-        "z-image",
-        "qwen-image",
-        "wan-1.3b",
-        "wan-14b",
-    ):
+    for name in set(networks) - {"clip-l", "open-clip-h", "open-clip-g", "t5-xxl", "umt5-xxl"}:
         assert f"{parameters_of(networks[name]) / 1e9 * 2:.2f} GB" in text, name

@@ -19,7 +19,7 @@ from audit.models.formats.parts import gathered
 from audit.models.tuning import tune
 from tests.models import nano
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein", "z-image", "wan")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein", "z-image", "ernie", "wan")
 RANK, ALPHA = 3, 2.0
 
 
@@ -42,6 +42,19 @@ def originals(network: Any) -> dict[str, Target]:
         if name not in renamed and any(True for _ in module.parameters(recurse=False)):
             found[name] = Target((name,))
     return found
+
+
+def krea2_state(network: Any) -> dict[str, torch.Tensor]:
+    """A transformer's weights as Krea's files have them: norms by their scale, the tables of modulation as layers."""
+    state = {}
+    for name, target in originals(network).items():
+        for parameter, value in network.get_submodule(target.modules[0]).named_parameters(recurse=False):
+            key = f"{name}.{'scale' if 'norm' in name or name == 'txtmlp.0' else parameter}"
+            key = key.replace("last.scale_shift_table", "last.modulation.lin")
+            state[key.replace(".scale_shift_table", ".mod.lin")] = (
+                value.flatten() if key.startswith("blocks.") and parameter == "scale_shift_table" else value
+            )
+    return state
 
 
 def parameters_of(network: Any, target: Target) -> list[str]:
@@ -108,6 +121,24 @@ def test_what_shifts_and_scales_has_another_name_in_wan(folder: Path, tmp_path: 
     found = tuned.networks["transformer"]
     assert torch.equal(found.blocks[1].scale_shift_table, state[f"{prefix}blocks.1.modulation"])
     assert torch.equal(found.scale_shift_table, state[f"{prefix}head.modulation"])
+
+
+def test_krea_2_in_one_file(folder: Path, tmp_path: Path) -> None:
+    """Its tables of modulation are layers there, of the blocks with their rows one behind the other."""
+    base = nano.make("krea2", folder)
+    generator = torch.Generator().manual_seed(1)
+    state = {name: noisy(value, generator) for name, value in krea2_state(base.denoiser).items()}
+    assert {"blocks.1.mod.lin", "last.modulation.lin", "blocks.0.attn.qknorm.qnorm.scale"} <= set(state)
+    save_file(state, tmp_path / "f.safetensors")  # as it is published
+    tuned = tune(base, open_checkpoint(tmp_path / "f.safetensors"))
+    assert tuned.unused == []
+    found = krea2_state(tuned.networks["transformer"])
+    assert all(torch.equal(found[name], value) for name, value in state.items())
+    save_file(
+        {name: value for name, value in state.items() if name != "blocks.1.mod.lin"}, tmp_path / "less.safetensors"
+    )
+    with pytest.raises(CheckpointError, match="1 tensors of its transformer are missing"):
+        tune(base, open_checkpoint(tmp_path / "less.safetensors"))
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])

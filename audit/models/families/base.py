@@ -254,6 +254,11 @@ class ModelFamily(ABC):
         found: int = vae.config.latent_channels
         return found
 
+    def vae_scale_factor(self, pipeline: Any) -> int:
+        """Pixels along a side of one latent."""
+        found: int = pipeline.vae_scale_factor
+        return found
+
     def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, ...]:
         """The shape of one image's latents: channels, perhaps a time axis, height and width.
 

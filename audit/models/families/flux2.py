@@ -95,14 +95,8 @@ class Flux2Like(Chatting, Patched):
         return found
 
     def latent_statistics(self, vae: Any, latents: torch.Tensor) -> tuple[Any, Any]:
-        """Those of the VAE's batch norm, which has a channel for each of the four places of a patch."""
-        import torch
-
-        mean, deviation = vae.bn.running_mean, torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps)
-        (side, _), (height, width) = vae.config.patch_size, latents.shape[2:]
-        tiles = (1, 1, height // side, width // side)
-        mean, deviation = (one.view(1, -1, side, side).repeat(tiles) for one in (mean, deviation))
-        return mean, deviation
+        """Those of the VAE's batch norm."""
+        return of_patches(vae, latents, vae.config.batch_norm_eps)
 
 
 class Flux2(Flux2Like):
@@ -131,6 +125,17 @@ class Flux2(Flux2Like):
 
         found: list[dict[str, Any]] = format_input([caption], pipeline.system_message)[0]
         return found
+
+
+def of_patches(vae: Any, latents: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation by the VAE's batch norm, which has a channel for each of the four places of a patch."""
+    import torch
+
+    mean, deviation = vae.bn.running_mean, torch.sqrt(vae.bn.running_var + eps)
+    (side, _), (height, width) = vae.config.patch_size, latents.shape[2:]
+    tiles = (1, 1, height // side, width // side)
+    mean, deviation = (one.view(1, -1, side, side).repeat(tiles) for one in (mean, deviation))
+    return mean, deviation
 
 
 def _positions(latents: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,8 @@ class Family(StrEnum):
     flux2_klein = "flux2-klein"
     z_image = "z-image"
     qwen_image = "qwen-image"
+    ernie_image = "ernie-image"
+    krea2 = "krea-2"
     wan = "wan"
     alt = "altdiffusion"
     other = "other"

@@ -84,6 +84,7 @@ _STORED_AS = {
         ("model.language_model.", "language_model.model."), ("model.vision_tower.", "vision_tower."),
         ("model.multi_modal_projector.", "multi_modal_projector."), ("lm_head", "language_model.lm_head"),
     ),
+    "Mistral3Model": (("language_model.", "language_model.model."),),
     "Qwen3Model": (("", "model."),),
     "Qwen2_5_VLForConditionalGeneration": (("model.language_model.", "model."), ("model.visual.", "visual.")),
 }  # fmt: skip

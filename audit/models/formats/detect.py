@@ -7,6 +7,8 @@ from enum import StrEnum
 from pathlib import Path
 
 from audit.errors import CheckpointError
+from audit.models.families.identify import family_of_shapes
+from audit.models.families.unaudited import by_tensors
 from audit.models.formats.names import AdapterNames, Algorithm, Naming, read_names, shown
 from audit.models.safetensors_header import Header, TensorInfo
 
@@ -34,6 +36,7 @@ class Format(StrEnum):
 _ORIGINAL = (
     "model.diffusion_model.", "double_blocks.0.img_attn.qkv.", "joint_blocks.0.x_block.attn.qkv.",
     "input_blocks.0.0.weight", "blocks.0.self_attn.q.",
+    "txtfusion.projector.", "text_fusion.projector.", "layers.0.self_attention.to_q.",
 )  # fmt: skip
 _BY_NAMING = {
     Naming.kohya: Format.lora_kohya, Naming.peft: Format.lora_peft, Naming.processor: Format.lora_processor,
@@ -46,8 +49,12 @@ def detect_format(path: Path, header: Header) -> tuple[Format, str]:
     found = detect(header.tensors)
     if found is not None:
         return found
+    other = by_tensors(header.tensors) if family_of_shapes(header.tensors) is None else None
+    some = shown(header.tensors, 3)
+    if other:
+        raise CheckpointError(f"{path}: {other.sentence}, and its tensors are named as those of it are ({some})")
     raise CheckpointError(
-        f"{path} is neither an adapter nor the weights of a known model (tensors such as {shown(header.tensors, 3)}): "
+        f"{path} is neither an adapter nor the weights of a known model (tensors such as {some}): "
         "if it is for another kind of model, it cannot be audited"
     )
 

@@ -74,7 +74,9 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
         value = tensors.weight(name)
         if name.endswith("text_projection") and value.ndim == 2:
             value = value.T
-        if before is None or value.numel() != before.numel() or not _same_but_ones(value.shape, before.shape):
+        flat = value.ndim == 1 and place.parameter not in ("weight", "bias")  # a table's rows one behind the other
+        fits = before is not None and (flat or _same_but_ones(value.shape, before.shape))
+        if before is None or not fits or value.numel() != before.numel():
             wanted = "nothing" if before is None else tuple(before.shape)
             is_first = place.target.modules[0] in _FIRST_LAYERS
             variant = ": inpainting, depth, edit and other variants cannot be audited" if is_first else ""
@@ -132,7 +134,7 @@ def _place(base: BaseModel, name: str, part: str | None, targets: dict[str, dict
     if component not in targets:
         targets[component] = module_targets(network)
     rest = _SPECIAL.get(rest, rest)
-    if component == base.architecture.denoiser:
+    if part is None and component == base.architecture.denoiser:
         rest = base.architecture.own_parameter(rest)
     rest = rest.replace(".in_proj_", ".in_proj.")
     module, _, parameter = rest.rpartition(".")
