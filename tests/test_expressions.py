@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 
 from audit.models.bases import known_bases
+from audit.models.families import unaudited
 
 ROOT = Path(__file__).parents[1]
 CALLS = ("compile", "search", "match", "fullmatch", "sub", "subn", "findall", "finditer", "split")
 # Expressions of strangers, which are bounded one by one before they are compiled, as is the text they are tried on.
 NOT_OURS = {"audit/models/formats/patterns.py": 2}
-# Compiled one by one; the survey finds the compiled ones, and those of the table of base models.
-IN_TABLES = {"audit/devices.py": 1, "audit/models/bases.py": 1}
+# Compiled one by one; the survey finds the compiled ones, and those of the tables of models.
+IN_TABLES = {"audit/devices.py": 1, "audit/models/bases.py": 1, "audit/models/families/unaudited.py": 3}
 SIZES = (500, 2000, 8000, 32_000)
 LEAST = 0.004  # s of processor time: below it growth is not measured
 MOST_GROWTH = 8.0  # for four times the text; linear is 4, quadratic 16
@@ -110,6 +111,9 @@ def survey() -> tuple[list[Expression], dict[str, int]]:
     for base in known_bases().values():
         for text in base.names:
             found[text, 0, "fullmatch"] = Expression(f"known_bases.toml: {base.key}", re.compile(text), "fullmatch")
+    for one in unaudited.TABLE:
+        for text, method in ((one.called, "search"), (one.pipelines, "match"), (one.tensors or "", "search")):
+            found[text, 0, method] = Expression(f"unaudited.py: {one.title}", re.compile(text), method)
     return list(found.values()), unknown
 
 

@@ -38,7 +38,7 @@ class Unaudited:
 
 
 # The first that fits
-_TABLE = (
+TABLE = (
     Unaudited("HiDream", r"\bhidream", "HiDream", rf"{_START}(?:double|single)_stream_blocks[._]\d+[._]block[._]"),
     Unaudited("Anima", r"^(?:[\w.-]+/)?anima(?:[- ](?:base|preview|v?\d).*)?$", "Anima", rf"{_START}llm_adapter[._]"),
     Unaudited(
@@ -96,7 +96,7 @@ _TABLE = (
 
 def by_pipeline(kind: str) -> Unaudited | None:
     """The model of a pipeline class."""
-    return next((one for one in _TABLE if re.match(one.pipelines, kind)), None)
+    return next((one for one in TABLE if re.match(one.pipelines, kind)), None)
 
 
 def by_claim(name: str) -> Unaudited | None:
@@ -104,12 +104,12 @@ def by_claim(name: str) -> Unaudited | None:
     lowered = name[:MAX_NAME].lower().replace("_", "-")
     if family_of_name(name) != Family.other:
         return None
-    return next((one for one in _TABLE if re.search(one.called, lowered)), None)
+    return next((one for one in TABLE if re.search(one.called, lowered)), None)
 
 
 def by_tensors(tensors: Mapping[str, TensorInfo]) -> Unaudited | None:
     """The model that the names and shapes of a file show which is of no family that is audited."""
-    return next((one for one in _TABLE if one.tensors is not None and _shown(tensors, one.tensors, one.size)), None)
+    return next((one for one in TABLE if one.tensors is not None and _shown(tensors, one.tensors, one.size)), None)
 
 
 def _shown(tensors: Mapping[str, TensorInfo], pattern: str, size: int | None) -> bool:

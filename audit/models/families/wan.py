@@ -40,7 +40,7 @@ _NOT_TEXT = re.compile(
 )
 _FIRST = re.compile(_PREFIX + r"patch_embedding\.weight$")
 # A file for an expert of Wan 2.2, or from pictures, by its name: its layers are those of Wan 2.1 T2V
-_EXPERT = re.compile(r"(?:high|low)[-_ ]?noise|wan[-_ ]?(?:video[-_ ])?2[._]?2|wan.*i2v|i2v.*wan", re.IGNORECASE)
+_EXPERT = re.compile(r"(?:high|low)[-_ ]?noise|wan[-_ ]?(?:video[-_ ])?2[._]?2|i2v", re.IGNORECASE)
 
 
 class Wan(OneFrame):
