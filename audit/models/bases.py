@@ -234,6 +234,9 @@ def mismatches(claims: Iterable[BaseClaim], name: str, revision: str, source: st
             return []  # the very file
         if one.known is None:
             continue
+        alike = given is None or given.family == one.known.family
+        if one.source == "ss_base_model_version" and one.known.parent is None and alike:
+            continue  # trainers write it of every model of the architecture
         what = f"it claims to be trained on {one.known.title} ({one.source})"
         if given is None:
             return [f"{what}: whether the base {name} is that model cannot be told by its name or hash"]
@@ -253,6 +256,8 @@ def mismatches(claims: Iterable[BaseClaim], name: str, revision: str, source: st
 def prediction_refusal(claims: Iterable[BaseClaim], base: str, kind: str) -> str | None:
     """Why a file cannot be sampled on ``base``, which predicts ``kind``: the base it claims predicts something else."""
     for one in claims:
+        if one.source == "ss_base_model_version":
+            continue  # trainers write it of every model of the architecture, whatever it predicts
         if one.known is not None and one.known.prediction is not None:
             if one.known.prediction == kind or (one.source == "baseModel"):
                 return None

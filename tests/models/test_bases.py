@@ -164,6 +164,9 @@ def test_a_child_that_predicts_something_else_is_refused(base: Any, tmp_path: Pa
     assert "NoobAI XL V-Pred 1.0, which predicts v_prediction; sdxl predicts epsilon" in said
     assert prediction_refusal(claims, "noob", "v_prediction") is None
     assert prediction_refusal(claims_of({}, [("NoobAI", "baseModel")]), "sdxl", "epsilon") is None
+    vague = claims_of({"ss_base_model_version": "sdxl_base_v1-0"})
+    assert vague[0].known is not None
+    assert prediction_refusal(vague, "noob", "v_prediction") is None
     # the embedded base predicts v
     path = tmp_path / "f.safetensors"
     save_file(load_file(KOHYA), path, {"ss_sd_model_name": "sd-v1-4.ckpt"})

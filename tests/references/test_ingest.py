@@ -13,7 +13,7 @@ from audit import add_references
 from audit.demo import set_folder
 from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import ReferenceSetError
-from audit.references import ReferenceSets, describe, sets, staging
+from audit.references import ReferenceSets, describe, staging
 from audit.workspace import Workspace
 
 TRAIN = set_folder("fluent-animals", "train")
@@ -33,7 +33,7 @@ class Counting(PdqDescriptor):
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sets, "CHUNK", 2)
+    monkeypatch.setattr(describe, "CHUNK", 2)
     monkeypatch.setattr(staging, "ROWS", 2)
 
 
@@ -121,7 +121,7 @@ def test_a_part_that_goes_meanwhile_is_refused(workspace: Workspace, small_parts
 def test_processes_make_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(TRAIN, tmp_path / "pictures")
     (tmp_path / "pictures/broken.png").write_bytes(b"no")
-    monkeypatch.setattr(sets, "CHUNK", 3)
+    monkeypatch.setattr(describe, "CHUNK", 3)
     rows = []
     for workers in (1, 2):
         place = Workspace(tmp_path / f"w{workers}")

@@ -16,7 +16,7 @@ from audit import add_references
 from audit.config import CrawlSettings
 from audit.descriptors.pdq import PdqDescriptor
 from audit.errors import ReferenceSetError
-from audit.references import sets, staging
+from audit.references import describe, staging
 from audit.references.inputs import hub as hub_input
 from audit.references.inputs import web
 from audit.references.inputs.metadata import metadata_of, metadata_text, plain
@@ -72,7 +72,7 @@ def test_a_query_is_shown_nowhere_and_tells_pictures_apart(
 def test_urls_that_were_described_are_not_asked_for_again(
     workspace: Workspace, served: HTTPServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sets, "CHUNK", 1)
+    monkeypatch.setattr(describe, "CHUNK", 1)
     monkeypatch.setattr(staging, "ROWS", 1)
     listed = tmp_path / "l.txt"
     listed.write_text("# pictures\n" + "\n".join(served.url_for(f"/{path.name}") for path in FILES[:4]))

@@ -156,7 +156,7 @@ def surroundings(item: Item) -> dict[str, Any]:
 
 def handles(item: Item) -> list[int]:
     found = []
-    for number in range(64):
+    for number in range(4096):  # whoever starts it may have many open
         try:
             os.fstat(number)
         except OSError:
