@@ -12,7 +12,7 @@ from tests.engine.fleet import make_uploads, make_workspace, start, tables
 
 AUDITS = 20
 EVERY = (12.0, 18.0)  # s between kills: a worker must get to its work before
-KILLS = 5  # a worker, a node, the driver, and two more
+KILLS = 4  # a worker, a node, the driver, and one more
 SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
 
 
