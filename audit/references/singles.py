@@ -20,6 +20,7 @@ from audit.references.inputs.metadata import plain
 from audit.references.lists import is_list, read_list
 from audit.references.parts import require_few
 from audit.references.sets import PDQ_NAME, ReferenceSets
+from audit.schemas import REFERENCES
 from audit.stages.membership import Membership
 from audit.storable import path_as_text, storable_values
 from audit.workspace import Workspace
@@ -101,14 +102,15 @@ def put(workspace: Workspace, name: str, files: Sequence[Given | Path], descript
     replaced = [one for one, row in there.items() if row["name"] in names and one not in rows]
     same = {"reference_set": name, "descriptor_name": descriptor.name, "added_at": datetime.now(UTC),
             "kind": about["kind"], "decoys_of": about["decoys_of"]}  # fmt: skip
-    table = workspace.table("references")
-    for row in changed:
-        table.take_away_where(*_one(name, descriptor.name, row["reference_id"]))
-    if fresh or changed:
-        key = f"{sets.key_of(name, descriptor.name)}.{secrets.token_hex(8)}"
-        workspace.write("references", key, storable_values([row | same for row in (*fresh, *changed)]))
-        if len(table.view().loose) >= LOOSE:
-            workspace.compact("references")
+    key = sets.key_of(name, descriptor.name)
+    if fresh:
+        workspace.write("references", f"{key}.{secrets.token_hex(8)}", storable_values([row | same for row in fresh]))
+    for row in changed:  # the old row goes when the new one is written, and not before
+        part = pa.Table.from_pylist(storable_values([row | same]), schema=REFERENCES)
+        instead = _one(name, descriptor.name, row["reference_id"])
+        workspace.write_parts("references", f"{key}.{secrets.token_hex(8)}", [part], instead)
+    if (fresh or changed) and len(workspace.table("references").view().loose) >= LOOSE:
+        workspace.compact("references")
     if replaced:
         _take(workspace, name, replaced, descriptor.name)
     return Put(name, len(fresh) - len(replaced), len(replaced), len(changed),

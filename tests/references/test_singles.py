@@ -7,13 +7,14 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from audit.demo import load_set, set_folder
 from audit.descriptors import Descriptor
 from audit.descriptors.pdq import PdqDescriptor
-from audit.errors import ReferenceSetError
+from audit.errors import ReferenceSetError, WorkspaceError
 from audit.references import ReferenceSets
 from audit.references.index import Bank, open_bank
 from audit.references.inputs import Given
@@ -65,6 +66,22 @@ def test_pictures_are_put_and_found(few: Workspace, nano: Descriptor) -> None:
     assert [row["is_match"] for row in rows].count(True) == 1
     few.compact("references", every=True)
     assert len(indexed(few, nano)) == 7
+
+
+def test_stopped_while_metadata_is_written_a_picture_stays(
+    few: Workspace, nano: Descriptor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        for name in ("ParquetWriter", "write_table"):
+            patch.setattr(pq, name, full)
+        with pytest.raises((OSError, WorkspaceError)):
+            put(few, "mine", files_given(FILES[3:4], '{"case": 7}'), nano)
+    assert names(few) == [path.name for path in FILES[:4]]
+    assert put(few, "mine", files_given(FILES[3:4], '{"case": 7}'), nano).changed == 1
+    assert names(few) == [path.name for path in FILES[:4]]
 
 
 def test_a_picture_of_the_same_name_takes_the_place(few: Workspace, nano: Descriptor, tmp_path: Path) -> None:
