@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from audit.errors import CheckpointError
+from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.sketch import KIND, NEAR, SIZE, Sketch, sketch_of
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 TABLE = "sketches"
 MOST_NEAR = 1000
-_ERRORS = (ValueError, KeyError, IndexError, OSError, MemoryError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,13 @@ def sketch_or_none(files: Iterable[tuple[Path, Header]], what: str) -> Sketch | 
     """The sketch of a stranger's file; None where it has none, and where it cannot be made, which is logged."""
     try:
         return sketch_of(files)
-    except _ERRORS as error:
+    except ValueError as error:
         log.info("no sketch of %s: %s", what, str(error)[:200])
-        return None
+    except Exception as error:
+        if not is_of_the_item(error):
+            raise
+        log.info("no sketch of %s: %s", what, reason_of_fault(error, what, log))
+    return None
 
 
 def row_of(identity: str, sketch: Sketch | None) -> dict[str, Any]:
@@ -95,14 +98,24 @@ def make_up(workspace: Workspace) -> int:
             continue
         try:
             checkpoint = open_checkpoint(path)
-        except CheckpointError as error:
-            log.info("no sketch of %s: %s", one["identity"][:12], error)
+        except Exception as error:
+            if not is_of_the_item(error):
+                raise
+            log.info("no sketch of %s: %s", path.name, reason_of_fault(error, path.name, log))
             rows.append(row_of(one["identity"], None))
             continue
         files = list(checkpoint.files.values()) if checkpoint.format.is_adapter else []
         rows.append(row_of(one["identity"], sketch_or_none(files, path.name)))
     if rows:
         workspace.append(TABLE, rows)
+        made = [row["identity"] for row in rows]
+        held = workspace.rows(
+            "SELECT DISTINCT identity FROM checkpoints WHERE list_contains(?::VARCHAR[], identity) "
+            "AND state <> 'opted-out'",
+            [made],
+        )
+        for identity in {*made} - {row["identity"] for row in held}:  # what was opted out meanwhile
+            workspace.erase("identity", identity, TABLE)
     return len(rows)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from audit.cli import app
-from audit.models.checkpoint import open_checkpoint
+from audit.models.checkpoint import Checkpoint, open_checkpoint
 from audit.models.formats.names import read_names
 from audit.models.formats.tensors import Tensors
 from audit.models.sketch import NEAR, SIZE, Sketch, sketch_of
@@ -139,7 +139,7 @@ def test_what_has_none(tmp_path: Path) -> None:
     assert not read_names({}).groups
 
 
-def test_the_look_up_from_crawl_to_command(tmp_path: Path) -> None:
+def test_the_look_up_from_crawl_to_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uploads = tmp_path / "uploads"
     uploads.mkdir()
     factors = read_kohya(KOHYA)
@@ -171,11 +171,42 @@ def test_the_look_up_from_crawl_to_command(tmp_path: Path) -> None:
     # what was stored without a sketch gets one, and what opted out leaves none
     workspace.erase("identity", found["near"][0]["identity"], "sketches")
     assert make_up(Workspace(tmp_path / "w")) == 1
-    (tmp_path / "w" / "opt-out.txt").write_text("folder:user:ann\n")
-    runner.invoke(app, ["crawl", "folder", str(uploads), "--settle", "0", *where])
+    workspace.erase("identity", found["near"][0]["identity"], "sketches")
+
+    def opened_while_opted_out(path: Path) -> Checkpoint:
+        found = open_checkpoint(path)
+        (tmp_path / "w" / "opt-out.txt").write_text("folder:user:ann\n")
+        runner.invoke(app, ["crawl", "folder", str(uploads), "--settle", "0", *where])
+        return found
+
+    monkeypatch.setattr("audit.models.checkpoint.open_checkpoint", opened_while_opted_out)
+    make_up(Workspace(tmp_path / "w"))
     left = Workspace(tmp_path / "w").rows("SELECT identity FROM sketches")
     assert found["near"][0]["identity"] not in [one["identity"] for one in left]
     assert len(left) == 2
+
+
+def test_what_nobody_foresaw_costs_one_adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        path = tmp_path / "uploads" / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        write_kohya(read_kohya(KOHYA), path, torch.float32 if name == "a" else torch.float16)
+    where = ["--workspace", str(tmp_path / "w")]
+    CliRunner().invoke(app, ["crawl", "folder", str(path.parent), "--settle", "0", *where])
+    workspace = Workspace(tmp_path / "w")
+    for row in workspace.rows("SELECT identity FROM sketches"):
+        workspace.erase("identity", row["identity"], "sketches")
+    broken: list[Path] = []
+
+    def unforeseen(path: Path) -> Checkpoint:
+        if not broken:
+            broken.append(path)
+            raise RecursionError("nobody foresaw it")
+        return open_checkpoint(path)
+
+    monkeypatch.setattr("audit.models.checkpoint.open_checkpoint", unforeseen)
+    assert make_up(workspace) == 2
+    assert [row["n"] for row in workspace.rows("SELECT count(sketch) AS n FROM sketches")] == [1]
 
 
 def test_rows_without_a_sketch_are_never_near(workspace: Workspace, original: Sketch) -> None:
