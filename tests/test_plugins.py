@@ -73,6 +73,8 @@ def test_what_comes_with_the_package_is_there() -> None:
         "wan",
         "ernie-image",
         "krea-2",
+        "hidream",
+        "kolors",
     }
     assert set(SOURCES) == {"civitai", "huggingface", "folder"}
     assert set(DESCRIPTORS) == {"nano", "sscd", "sscd-int8", "pdq"}

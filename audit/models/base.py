@@ -184,6 +184,7 @@ def _architecture(folder: Path) -> ModelFamily:
             f"{folder} is a {str(kind)[:80]}, which cannot be audited: {why}give the text-to-image model of one of "
             f"{', '.join(one.pipeline for one in FAMILIES.values())}"
         )
+    family.check_folder(folder, index)
     check_configs(folder)
     check_tokenizers(folder)
     return family

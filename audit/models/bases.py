@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from audit.models.families.identify import agree
 from audit.models.families.unaudited import by_claim
 
 TABLE = Path(__file__).parent / "known_bases.toml"
@@ -134,7 +135,7 @@ def claims_of(metadata: Mapping[str, str], others: Iterable[tuple[str, str]] = (
 def wanted(claims: Iterable[BaseClaim], shapes: str | None, family: str | None) -> Wanted:
     """Which base a file wants, by its claims, the family that its shapes show and the one that is claimed.
 
-    A name of another family than the shapes' is passed over: the base cannot be that one.
+    A name of another family than the shapes' is passed over, unless that has such shapes too.
     """
     passed, found = [], None
     for one in claims:
@@ -142,7 +143,7 @@ def wanted(claims: Iterable[BaseClaim], shapes: str | None, family: str | None) 
             if not one.by_hash and (other := by_claim(one.text)):
                 passed.append(f"{one.source} says {one.text[:80]!r}: {other.sentence}")
             continue
-        if shapes and one.known.family != shapes:
+        if shapes and not agree(shapes, one.known.family):
             passed.append(f"{one.source} says {one.known.title}, of family {one.known.family}")
         elif found is None:
             found = one
@@ -157,6 +158,9 @@ def wanted(claims: Iterable[BaseClaim], shapes: str | None, family: str | None) 
         why = f"{how} {found.text!r} that {found.source} claims is that of {found.known.title}"
         by = "hash" if found.by_hash else "name"
         return Wanted(found.known.key, found.known.title, found.known.family, by, sure, why + rest)
+    if shapes and family and family != shapes and agree(shapes, family):
+        why = f"its metadata claims family {family}, and its shapes, those of {shapes}, are that family's too{rest}"
+        return Wanted(None, None, family, "name", "low", why)
     if shapes:
         return Wanted(None, None, shapes, "shapes", "low", f"its shapes are those of family {shapes}{rest}")
     if family:

@@ -14,7 +14,7 @@ from audit.errors import CheckpointError, ConfigError
 from audit.models.base import BaseLocation, load_base, locate_base
 from audit.models.bases import claims_of, identified, known_bases, named_in, of_name, same, wanted
 from audit.models.checkpoint import Checkpoint
-from audit.models.families.identify import Family, agree
+from audit.models.families.identify import Family
 from audit.models.published import ALIASES
 from audit.models.tuning import families_of, tune
 
@@ -86,7 +86,7 @@ def _of_family(bases: Mapping[str, str], located: Mapping[str, BaseLocation], fa
     for name in bases:
         known = identified(located[name].name, located[name].revision, bases[name]) or of_name(name)
         of = name if name in [*Family] else known.family if known else None
-        if family is None or of is None or of == family or agree(family, of):
+        if family is None or of is None or of == family:
             found.append(name)
     return found
 

@@ -14,7 +14,7 @@ import torch
 
 from audit.config import Compile, Precision, Settings
 from audit.devices import raise_fault
-from audit.errors import CheckpointError, NoEffectError, NotFiniteError
+from audit.errors import CheckpointError, ConfigError, NoEffectError, NotFiniteError
 from audit.evidence.membership import SCALE, level_of
 from audit.fits import Fits
 from audit.models.base import BaseModel
@@ -171,6 +171,8 @@ class ModelPair(Codec):
 
         Nothing is compiled again for another checkpoint: shapes and code are the same, and weights are inputs.
         """
+        if how is not Compile.off and not self.architecture.compiles:
+            raise ConfigError(f"--compile {how}: networks of family {self.architecture.name} are not compiled; use off")
         self.compiled = how
         if how is Compile.off:
             return

@@ -89,6 +89,14 @@ KREA2: dict[str, Any] = {}
 ERNIE_IMAGE: dict[str, Any] = {
     "hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288, "text_in_dim": 3072,
 }  # fmt: skip
+HIDREAM: dict[str, Any] = {
+    "patch_size": 2, "in_channels": 16, "out_channels": 16, "caption_channels": (4096, 4096),
+    "axes_dims_rope": (64, 32, 32), "llama_layers": (*range(32), *[31] * 16),
+}  # fmt: skip
+KOLORS: dict[str, Any] = {
+    **SDXL, "encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
+    "projection_class_embeddings_input_dim": 5632,
+}  # fmt: skip
 CLIP_L: dict[str, Any] = {
     "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
     "projection_dim": 768,
@@ -99,6 +107,16 @@ OPEN_CLIP_H: dict[str, Any] = {
 OPEN_CLIP_G: dict[str, Any] = {
     "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20,
     "projection_dim": 1280,
+}  # fmt: skip
+LONG_CLIP_L: dict[str, Any] = {**CLIP_L, "max_position_embeddings": 248}
+LONG_CLIP_G: dict[str, Any] = {**OPEN_CLIP_G, "max_position_embeddings": 218}
+LLAMA31_8B: dict[str, Any] = {
+    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+}  # fmt: skip
+CHATGLM3_6B: dict[str, Any] = {  # the rest is the default of diffusers' ChatGLMConfig
+    "seq_length": 32768, "add_qkv_bias": True, "multi_query_attention": True, "multi_query_group_num": 2,
+    "original_rope": True,
 }  # fmt: skip
 T5_XXL: dict[str, Any] = {
     "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
@@ -246,6 +264,19 @@ PUBLISHED: dict[str, PublishedModel] = {
         {"transformer": PublishedNetwork("Krea2Transformer2DModel", KREA2, 12820.07),
          "text_encoder": PublishedNetwork("Qwen3VLModel", QWEN3_VL_4B, 4437.82), "vae": _VAE_QWEN},
     ),
+    "hidream-i1": PublishedModel(
+        "HiDream-I1, Full, Dev and Fast", "HiDreamImagePipeline", 1024, 128, 2,
+        {"transformer": PublishedNetwork("HiDreamImageTransformer2DModel", HIDREAM, 17105.73),
+         "text_encoder": PublishedNetwork("CLIPTextModelWithProjection", LONG_CLIP_L, 123.78),
+         "text_encoder_2": PublishedNetwork("CLIPTextModelWithProjection", LONG_CLIP_G, 694.84),
+         "text_encoder_3": _T5_XXL, "text_encoder_4": PublishedNetwork("LlamaForCausalLM", LLAMA31_8B, 8030.26),
+         "vae": _VAE_16},
+    ),
+    "kolors": PublishedModel(
+        "Kolors", "KolorsPipeline", 1024, 256, 2,
+        {"unet": PublishedNetwork("UNet2DConditionModel", KOLORS, 2579.46),
+         "text_encoder": PublishedNetwork("ChatGLMModel", CHATGLM3_6B, 6243.58), "vae": _VAE_4},
+    ),
     "wan2.1-1.3b": PublishedModel(
         "Wan 2.1 T2V 1.3B", "WanPipeline", 480, 512, 2,
         {"transformer": PublishedNetwork("WanTransformer3DModel", WAN_1_3B, 1418.99), "text_encoder": _UMT5_XXL,
@@ -308,6 +339,10 @@ def _maker(kind: str) -> Callable[[Configuration], Any]:
     import diffusers
     import transformers
 
+    if kind == "ChatGLMModel":
+        from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+        return lambda values: ChatGLMModel(ChatGLMConfig(**values), empty_init=False)
     if hasattr(diffusers, kind):
         return partial(_called, getattr(diffusers, kind))
     made = getattr(transformers, kind)

@@ -125,6 +125,20 @@ def _unaudited(checkpoint: Checkpoint, shapes: str | None, claimed: str | None) 
     return [f"{other.sentence}, and its tensors are named as those of it are"] if other else []
 
 
+def _alike(checkpoint: Checkpoint, shapes: str | None, claimed: str | None, given: str) -> list[str]:
+    """Of families that have each other's shapes: that another than the given one is claimed, or may be meant."""
+    known = [one.known.family for one in claims_of(checkpoint.metadata) if one.known is not None]
+    named = [one for one in (*known, claimed) if one is not None]
+    if shapes == given and named and named[0] != given and agree(shapes, named[0]):
+        return [f"it claims to be of family {named[0]}, which has such shapes too; the base is of family {given}"]
+    if shapes and shapes != given and agree(shapes, given) and given not in named:
+        return [
+            f"its shapes are those of family {shapes}, which {given} has too, and nothing in its metadata says "
+            f"{given}: if it was trained on a model of {shapes}, finding nothing says little"
+        ]
+    return []
+
+
 def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]:
     """Where shapes, metadata and the base name different families, or metadata another base than the one given.
 
@@ -138,6 +152,7 @@ def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]
         warnings.append(f"its shapes are those of family {shapes}, its metadata claims {claimed}")
     warnings += _unaudited(checkpoint, shapes, claimed)
     if base:
+        warnings += _alike(checkpoint, shapes, claimed, base.family)
         warnings += mismatches(claims_of(checkpoint.metadata), base.name, base.revision)
         warnings += base.architecture.doubts(checkpoint.name)
     return warnings

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2Transformer2DModel,
     FluxTransformer2DModel,
+    HiDreamImageTransformer2DModel,
     Krea2Transformer2DModel,
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
@@ -36,6 +39,8 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
     Mistral3Model,
@@ -120,10 +125,10 @@ def unet(width: int, **options: Any) -> UNet2DConditionModel:
     )  # fmt: skip
 
 
-def scheduler(**options: Any) -> DDIMScheduler:
+def scheduler(beta_end: float = 0.012, **options: Any) -> DDIMScheduler:
     return DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, **options,
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=beta_end, clip_sample=False, steps_offset=1,
+        set_alpha_to_one=False, **options,
     )  # fmt: skip
 
 
@@ -423,9 +428,72 @@ def krea2(is_distilled: bool = False) -> Any:
     )
 
 
+def hidream(**options: Any) -> Any:
+    torch.manual_seed(17)
+    transformer = HiDreamImageTransformer2DModel(
+        patch_size=2, in_channels=4, out_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=16,
+        num_attention_heads=2, caption_channels=[24, 16], text_emb_dim=48, axes_dims_rope=(8, 4, 4),
+        max_resolution=(16, 16), llama_layers=[0, 1, 2, 2], **options,
+    )  # fmt: skip
+    llama = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+            num_key_value_heads=1, initializer_range=0.3, bos_token_id=3, eos_token_id=1,
+        )
+    )  # fmt: skip
+    return diffusers.HiDreamImagePipeline(
+        scheduler=unipc(3.0), vae=vae(4, shift_factor=0.1, scaling_factor=0.4),
+        text_encoder=clip(CLIPTextModelWithProjection, 16, 1), tokenizer=clip_tokenizer(),
+        text_encoder_2=clip(CLIPTextModelWithProjection, 32, 2, "gelu"), tokenizer_2=clip_tokenizer(),
+        text_encoder_3=t5(24), tokenizer_3=word_tokenizer(), text_encoder_4=llama, tokenizer_4=word_tokenizer(),
+        transformer=transformer,
+    )  # fmt: skip
+
+
+def pieces(kind: str = "bpe") -> bytes:
+    """A model of sentencepiece, trained on WORDS."""
+    import sentencepiece
+
+    made = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([" ".join(WORDS)] * 9), model_writer=made, vocab_size=48, model_type=kind,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return made.getvalue()
+
+
+def chatglm_tokenizer() -> Any:
+    from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
+
+    with tempfile.NamedTemporaryFile(suffix=".model", delete=False) as file:
+        file.write(pieces())
+    return ChatGLMTokenizer(file.name)
+
+
+def kolors() -> Any:
+    from diffusers.pipelines.kolors.text_encoder import ChatGLMConfig, ChatGLMModel
+
+    torch.manual_seed(18)
+    config = ChatGLMConfig(
+        num_layers=3, padded_vocab_size=64, hidden_size=16, ffn_hidden_size=32, kv_channels=8, num_attention_heads=2,
+        seq_length=256, add_qkv_bias=True, multi_query_attention=True, multi_query_group_num=1, original_rope=True,
+    )  # fmt: skip
+    encoder = ChatGLMModel(config, empty_init=False)
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    denoiser = unet(
+        32, use_linear_projection=True, transformer_layers_per_block=(1, 2), addition_embed_type="text_time",
+        addition_time_embed_dim=8, projection_class_embeddings_input_dim=6 * 8 + 16, encoder_hid_dim=16,
+        encoder_hid_dim_type="text_proj",
+    )  # fmt: skip
+    noise = scheduler(beta_end=0.014, num_train_timesteps=1080, timestep_spacing="trailing")
+    return diffusers.KolorsPipeline(vae(4, force_upcast=True), encoder, chatglm_tokenizer(), denoiser, noise)
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
     "klein": klein, "z-image": z_image, "qwen": qwen_image, "ernie": ernie_image, "krea2": krea2, "wan": wan,
+    "hidream": hidream, "kolors": kolors,
 }  # fmt: skip
 
 

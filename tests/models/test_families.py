@@ -70,6 +70,9 @@ def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str =
     if family in ("ZImagePipeline", "Krea2Pipeline"):  # pos + scale (pos - neg)
         arguments["guidance_scale"] = w - 1
     pipeline.set_progress_bar_config(disable=True)
+    if family == "HiDreamImagePipeline":  # which samples one number of pixels, whatever it is asked for
+        pipeline.default_sample_size = 64 // pipeline.vae_scale_factor
+        arguments["max_sequence_length"] = nano.TOKENS
     if family == VIDEO:
         arguments |= {"latents": latents[:, :, None], "num_frames": 1, "max_sequence_length": nano.TOKENS}
         frames = pipeline(**arguments).frames

@@ -27,6 +27,8 @@ from audit.models.published import (
     FLUX2_DEV,
     FLUX2_KLEIN_4B,
     FLUX2_KLEIN_9B,
+    HIDREAM,
+    KOLORS,
     SD15,
     SD21,
     SD35_LARGE,
@@ -39,8 +41,6 @@ from audit.models.tuning import tune
 from tests.models import nano
 from tests.models.test_keys import FLUX2, ORIGINALS, flux2_modules, flux_modules, sd3_modules
 
-KOLORS = SDXL | {"encoder_hid_dim": 4096, "encoder_hid_dim_type": "text_proj",
-                 "projection_class_embeddings_input_dim": 5632}  # fmt: skip
 REFINER = SDXL | {
     "cross_attention_dim": 1280, "block_out_channels": (384, 768, 1536, 1536), "attention_head_dim": (6, 12, 24, 24),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -68,7 +68,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "Stable Diffusion x4 upscaler": (UNET, UPSCALER, None),
     "Stable Diffusion XL": (UNET, SDXL, Family.sdxl),
     "Stable Diffusion XL refiner": (UNET, REFINER, None),
-    "Kolors": (UNET, KOLORS, None),
+    "Kolors": (UNET, KOLORS, Family.kolors),
     "DeepFloyd IF": (UNET, IF, None),
     "Stable Diffusion 3 medium": ("SD3Transformer2DModel", {
         "num_layers": 24, "num_attention_heads": 24, "attention_head_dim": 64, "caption_projection_dim": 1536,
@@ -127,6 +127,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "Cosmos": ("CosmosTransformer3DModel", {"num_layers": 4}, None),
     "PRX": ("PRXTransformer2DModel", {}, None),
     "Krea 2": ("Krea2Transformer2DModel", {}, Family.krea2),
+    "HiDream-I1": ("HiDreamImageTransformer2DModel", HIDREAM, Family.hidream),
 }  # fmt: skip
 OF_WAN = ("Wan 2.1 I2V", "Wan VACE", "Wan Animate", "AnyFlow", "Helios")  # their blocks are Wan's, and layers besides
 SUPPORTED = [name for name, (_, _, family) in TABLE.items() if family is not None]
@@ -214,7 +215,7 @@ def test_adapters_are_of_their_family_or_unknown(
 
 
 UNAUDITED = {
-    "Kolors": "Kolors", **dict.fromkeys(
+    **dict.fromkeys(
         ("HunyuanVideo", "HunyuanVideo 1.5", "HunyuanVideo Framepack", "HunyuanImage"), "HunyuanVideo or HunyuanImage"
     ),
     "Hunyuan-DiT": "Hunyuan-DiT", "LTX-2": "LTX",
@@ -237,11 +238,16 @@ def test_models_that_are_not_audited_have_their_names(networks: dict[str, nn.Mod
         assert (by_tensors(first) is None) == (name not in UNAUDITED), name
 
 
+EDITS = "HiDream-E1, which edits pictures,"
+
+
 @pytest.mark.parametrize(
     ("claim", "title"),
     [
-        ("HiDream", "HiDream"), ("HiDream-O1", "HiDream"), ("Anima", "Anima"), ("circlestone-labs/Anima", "Anima"),
-        ("LTXV 2.3", "LTX"), ("Hunyuan Video", "HunyuanVideo or HunyuanImage"), ("Kolors", "Kolors"),
+        ("HiDream", None), ("HiDream-O1", "HiDream-O1"), ("HiDream-ai/HiDream-E1-1", EDITS), ("hidream_e1_full", EDITS),
+        ("HiDream-I1-Dev", None), ("Anima", "Anima"), ("circlestone-labs/Anima", "Anima"),
+        ("LTXV 2.3", "LTX"), ("Hunyuan Video", "HunyuanVideo or HunyuanImage"), ("Kolors", None),
+        ("Kwai-Kolors/Kolors-Inpainting", "Kolors that takes pictures"),
         ("hunyuan_video", "HunyuanVideo or HunyuanImage"),
         ("Hunyuan 1", "Hunyuan-DiT"), ("Pony V7", "AuraFlow, and Pony V7,"), ("Qwen 2", "Qwen-Image 2"),
         ("Qwen-Image-Edit-2511", "Qwen-Image that edits or layers pictures"), ("MageFlow", "MageFlow"),
@@ -254,10 +260,12 @@ def test_claims_of_models_that_are_not_audited(claim: str, title: str | None) ->
     assert (found.title if found else None) == title
 
 
-@pytest.mark.parametrize("kind", ["HiDreamImagePipeline", "KolorsPipeline", "LTXPipeline", "KandinskyV22Pipeline"])
+@pytest.mark.parametrize(
+    "kind", ["HiDreamImageEditingPipeline", "KolorsImg2ImgPipeline", "LTXPipeline", "KandinskyV22Pipeline"]
+)
 def test_a_base_that_is_not_audited_is_refused_by_its_name(kind: str, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": kind}))
-    with pytest.raises(CheckpointError, match=r"(HiDream|Kolors|LTX|Kandinsky) is not audited yet"):
+    with pytest.raises(CheckpointError, match=r"(HiDream-E1.*|Kolors.*|LTX|Kandinsky) is not audited yet"):
         locate_base(str(tmp_path))
 
 
@@ -270,23 +278,32 @@ def test_an_adapter_that_is_not_audited_is_refused_by_its_name(tmp_path: Path) -
         return str(caught.value)
 
     base = nano.make("sd1", tmp_path)
-    hidream = "diffusion_model.double_stream_blocks.0.block.attn1.to_q"
-    assert "HiDream is not audited yet, and its tensors are named as those" in refusal(hidream, {})
+    lumina = "diffusion_model.noise_refiner.0.attn.to_q"
+    assert "Lumina is not audited yet, and its tensors are named as those" in refusal(lumina, {})
     said = refusal("diffusion_model.blocks.0.x.to_q", {"modelspec.architecture": "ltx-video/lora"})
     assert "LTX is not audited yet, and its modelspec.architecture claims it" in said
-    save_file({"double_stream_blocks.0.block.adaLN_modulation.1.weight": torch.ones(2, 2)}, tmp_path / "w.safetensors")
-    with pytest.raises(CheckpointError, match="HiDream is not audited yet, and its tensors are named"):
+    save_file({"noise_refiner.0.attn.to_q.weight": torch.ones(2, 2)}, tmp_path / "w.safetensors")
+    with pytest.raises(CheckpointError, match="Lumina is not audited yet, and its tensors are named"):
         open_checkpoint(tmp_path / "w.safetensors")
 
 
 def test_a_claim_that_is_not_audited_stands_in_what_a_file_wants() -> None:
-    """As of Civitai's base model; an adapter of Kolors has the shapes of one of SDXL."""
-    found = wanted(claims_of({}, [("HiDream", "baseModel")]), None, None)
+    """As of Civitai's base model."""
+    found = wanted(claims_of({}, [("HiDream-O1", "baseModel")]), None, None)
     assert (found.by, found.sure) == ("nothing", "none")
-    assert "baseModel says 'HiDream': HiDream is not audited yet" in found.why
-    found = wanted(claims_of({}, [("Kolors", "baseModel")]), Family.sdxl, None)
-    assert found.family is Family.sdxl
-    assert "Kolors is not audited yet" in found.why
+    assert "baseModel says 'HiDream-O1': HiDream-O1 is not audited yet" in found.why
+
+
+def test_an_adapter_of_kolors_is_what_its_names_claim() -> None:
+    """Without the first layers it has the shapes of one of SDXL."""
+    for claim in ([("Kolors", "baseModel")], [("Kolors-diffusers", "ss_sd_model_name"), ("SDXL 1.0", "baseModel")]):
+        found = wanted(claims_of({}, claim), Family.sdxl, None)
+        assert (found.base, found.family, found.by, found.sure) == ("kolors", Family.kolors, "name", "medium")
+    assert "baseModel says Stable Diffusion XL 1.0" in found.why
+    found = wanted([], Family.sdxl, Family.kolors)
+    assert (found.base, found.family, found.sure) == (None, Family.kolors, "low")
+    assert wanted([], Family.sdxl, None).family is Family.sdxl
+    assert wanted(claims_of({}, [("Kolors", "baseModel")]), Family.flux, None).family is Family.flux
 
 
 @pytest.mark.parametrize("naming", ["peft", "kohya"])
@@ -305,7 +322,7 @@ def test_original_layouts_are_told_apart(networks: dict[str, nn.Module], name: s
     network = networks[name]
     if kind == UNET:
         names = original_unet_names(network)
-        modules = {names[key]: shape for key, shape in linear(network).items()}
+        modules = {names.get(key, key): shape for key, shape in linear(network).items()}
     elif kind == "FluxTransformer2DModel":
         modules = flux_modules()
     elif kind == "SD3Transformer2DModel":
@@ -398,7 +415,11 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("purplesmartai/pony-v7-base", "other"), ("Pony Diffusion V7", "other"), ("Pony Diffusion V6 XL", "sdxl"),
         ("Pony", "sdxl"), ("NoobAI", "sdxl"), ("Hunyuan Video", "other"), ("hunyuan-video", "other"),
         ("HunyuanVideo", "other"), ("LTXV", "other"), ("ltx-video", "other"), ("AuraFlow", "other"),
-        ("Hunyuan 1", "other"), ("Kolors", "other"), ("SVD XT", "other"), ("PixArt a", "other"), ("Qwen", "qwen-image"),
+        ("Hunyuan 1", "other"), ("Kolors", "kolors"), ("Kwai-Kolors/Kolors-diffusers", "kolors"),
+        ("Kolors-IP-Adapter-Plus", "other"), ("Kolors-Virtual-Try-On", "other"), ("HiDream", "hidream"),
+        ("HiDream-ai/HiDream-I1-Full", "hidream"), ("hidream_i1_dev_bf16", "hidream"), ("HiDream-O1", "other"),
+        ("HiDream-ai/HiDream-E1-Full", "other"), ("hidream_e1_1_bf16", "other"),
+        ("SVD XT", "other"), ("PixArt a", "other"), ("Qwen", "qwen-image"),
         ("ZImageTurbo", "z-image"), ("Z-Image Base", "z-image"), ("Tongyi-MAI/Z-Image-Turbo", "z-image"),
         ("Qwen/Qwen-Image", "qwen-image"), ("qwen_image", "qwen-image"), ("Qwen-Image-2512", "qwen-image"),
         ("Qwen-Image-Edit-2511", "other"), ("Qwen-Image-Layered", "other"), ("Qwen 2", "other"),

@@ -13,6 +13,7 @@ from diffusers.loaders.single_file_utils import (
     convert_chroma_transformer_checkpoint_to_diffusers,
     convert_flux2_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
+    convert_hidream_transformer_to_diffusers,
     convert_krea2_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
     convert_open_clip_checkpoint,
@@ -54,6 +55,8 @@ REAL: dict[str, PublishedNetwork] = {
     "umt5-xxl": PUBLISHED["wan2.1-14b"].networks["text_encoder"],
     "ernie-image": PUBLISHED["ernie-image"].networks["transformer"],
     "krea-2": PUBLISHED["krea-2"].networks["transformer"],
+    "hidream-i1": PUBLISHED["hidream-i1"].networks["transformer"],
+    "kolors": PUBLISHED["kolors"].networks["unet"],
     "sd35": PUBLISHED["sd3.5-large"].networks["transformer"],
     "clip-l": PUBLISHED["sd15"].networks["text_encoder"],
     "open-clip-h": PUBLISHED["sd2"].networks["text_encoder"],
@@ -132,19 +135,25 @@ def test_every_key_of_a_full_kohya_lora_is_mapped(networks: dict[str, nn.Module]
     assert_complete(kohya_keys(prefix, modules), network)
 
 
-def test_every_key_of_a_full_kohya_sdxl_lora_is_mapped(networks: dict[str, nn.Module]) -> None:
-    """sd-scripts trains SDXL under the original names."""
-    network = networks["sdxl"]
+@pytest.mark.parametrize("name", ["sdxl", "kolors"])
+def test_every_key_of_a_full_kohya_sdxl_lora_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
+    """sd-scripts trains SDXL under the original names; what Kolors has besides is called as in diffusers."""
+    network = networks[name]
     original = original_unet_names(network)
-    modules = {original[key]: tuple(module.weight.shape) for key, module in adaptable(network).items()}
+    own = {key: tuple(module.weight.shape) for key, module in adaptable(network).items()}
+    modules = {original.get(key, key): shape for key, shape in own.items()}
+    assert set(own) - set(original) == ({"encoder_hid_proj"} if name == "kolors" else set())
     assert len(modules) == len(adaptable(network)) > 700
     known = {  # keys of published files
         "input_blocks_4_1_transformer_blocks_0_attn2_to_k", "middle_block_1_transformer_blocks_9_ff_net_0_proj",
         "output_blocks_5_1_proj_out", "output_blocks_2_2_conv", "input_blocks_3_0_op", "label_emb_0_0", "out_2",
         "input_blocks_8_0_emb_layers_1", "output_blocks_0_0_skip_connection", "time_embed_2", "input_blocks_0_0",
     }  # fmt: skip
-    assert known <= {name.replace(".", "_") for name in modules}
+    assert known <= {key.replace(".", "_") for key in modules}
     assert_complete(kohya_keys("lora_unet", modules), network)
+    assert_complete(dotted_keys("diffusion_model", modules), network)
+    assert_complete(dotted_keys("unet", own), network)
+    assert_complete(kohya_keys("lora_unet", own), network)
 
 
 def flux_modules(doubles: int = 19, singles: int = 38, width: int = 3072) -> dict[str, tuple[int, ...]]:
@@ -254,7 +263,9 @@ def wan_modules(layers: int, width: int, hidden: int) -> Shapes:
     return found
 
 
-@pytest.mark.parametrize("name", ["z-image", "qwen-image", "ernie-image", "krea-2", "wan-1.3b", "wan-14b"])
+@pytest.mark.parametrize(
+    "name", ["z-image", "qwen-image", "ernie-image", "krea-2", "wan-1.3b", "wan-14b", "hidream-i1"]
+)
 def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
     """By the first code's names and by diffusers', which ai-toolkit, ComfyUI, diffusers and kohya write."""
     network = networks[name]
@@ -347,7 +358,7 @@ def test_unet_names_are_those_of_diffusers_converter() -> None:
         assert_same_state(convert_ldm_unet_checkpoint(state, dict(network.config)), network)
 
 
-@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image", "krea2", "wan"])
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image", "krea2", "wan", "hidream"])
 def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The converters know the real width only, so the networks have it; with few blocks."""
     if name == "sd3":
@@ -364,6 +375,12 @@ def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypat
     elif name == "krea2":
         network = nano.krea2().transformer
         found = convert_krea2_transformer_checkpoint_to_diffusers(krea2_state(network))
+    elif name == "hidream":
+        network = nano.hidream().transformer
+        named = original_state(network, originals(network))
+        found = convert_hidream_transformer_to_diffusers(
+            {f"model.diffusion_model.{key}": t for key, t in named.items()}
+        )
     elif name == "wan":
         network = nano.wan().transformer
         named = original_state(network, originals(network)) | {

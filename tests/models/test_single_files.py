@@ -19,7 +19,7 @@ from audit.models.formats.parts import gathered
 from audit.models.tuning import tune
 from tests.models import nano
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein", "z-image", "ernie", "wan")
+FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein", "z-image", "ernie", "wan", "hidream", "kolors")
 RANK, ALPHA = 3, 2.0
 
 
@@ -30,11 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def originals(network: Any) -> dict[str, Target]:
     if type(network).__name__ == "UNet2DConditionModel":
-        modules = dict(network.named_modules())
+        names = original_unet_names(network)
         return {
-            theirs: Target((ours,))
-            for ours, theirs in original_unet_names(network).items()
-            if any(True for _ in modules[ours].parameters(recurse=False))
+            names.get(ours, ours): Target((ours,))
+            for ours, module in network.named_modules()
+            if any(True for _ in module.parameters(recurse=False))
         }
     found = {name: target for name, target in originals_of(network) if "processor" not in name}
     renamed = {module for target in found.values() for module in target.modules}

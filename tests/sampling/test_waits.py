@@ -26,10 +26,11 @@ from tests.models.files import full_change
 
 READS = {
     "aten._local_scalar_dense", "aten.item", "aten.nonzero", "aten.is_nonzero", "aten.equal", "aten.masked_select",
-    "aten._unique2",
+    "aten._unique2", "aten.bincount",
 }  # fmt: skip
 
 
+EXPERTS = {"hidream": {"aten.bincount"}}  # diffusers' own mixture of experts counts the tokens of each on the host
 MADE_THERE = {torch.zeros, torch.ones, torch.full, torch.empty, torch.arange}  # with a device: nothing is copied
 
 
@@ -137,7 +138,7 @@ def waits(pair: ModelPair, guidance: Guidance, solver: Solver) -> list[str]:
     "guidance", [Direct(), ClassifierFree(), ModelGuidance(k=-0.02)], ids=["direct", "cfg", "model"]
 )
 def test_no_step_waits_for_the_device(pair: ModelPair, guidance: Guidance, solver: Solver) -> None:
-    assert waits(pair, guidance, solver) == []
+    assert set(waits(pair, guidance, solver)) == EXPERTS.get(pair.architecture.name, set())
 
 
 @pytest.mark.parametrize("kind", ["read", "made", "moved"])

@@ -112,7 +112,7 @@ class ModelFamily(ABC):
 
     A family with ``flow`` predicts the velocity eps - x_0 at x_t = (1 - t) x_0 + t eps; the others predict what their
     scheduler's configuration says. ``own_sigmas``: its pipeline spaces the noise levels evenly itself. ``shaped_like``
-    names families whose shapes it shares.
+    names families whose shapes it shares. ``compiles``: whether torch.compile can have its denoiser.
     """
 
     name: ClassVar[str]
@@ -133,6 +133,7 @@ class ModelFamily(ABC):
     own_sigmas: ClassVar[bool] = False
     half_name: ClassVar[str] = "float16"
     default_config: ClassVar[str | None] = None
+    compiles: ClassVar[bool] = True
     probe: ClassVar[str] = ""  # the caption with which the change of the prediction is measured
 
     @property
@@ -167,6 +168,13 @@ class ModelFamily(ABC):
     def own_parameter(self, name: str) -> str:
         """diffusers' name of a parameter of the denoiser that is no module's weight, by its name in the first code."""
         return name
+
+    def check_folder(self, folder: Path, index: Mapping[str, Any]) -> None:
+        """Raise CheckpointError where ``folder``, whose model_index.json is ``index``, lacks what a base model needs.
+
+        Its weights may not be there yet.
+        """
+        return
 
     def check(self, pipeline: Any, name: str) -> None:
         """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""

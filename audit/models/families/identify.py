@@ -29,13 +29,15 @@ class Family(StrEnum):
     ernie_image = "ernie-image"
     krea2 = "krea-2"
     wan = "wan"
+    hidream = "hidream"
+    kolors = "kolors"
     alt = "altdiffusion"
     other = "other"
 
 
 # Names of models of no family here that hold the name of one that is
 _NONE_OF_THEM = (
-    re.compile(r"refiner|\bkolors|\bsvd\b|stable[- ]video"),
+    re.compile(r"refiner|\bsvd\b|stable[- ]video"),
     re.compile(r"\bpony[- ]?(?:diffusion[- ]?)?v?7|\bchroma(?:xl|1?[- ]?radiance)"),
 )
 

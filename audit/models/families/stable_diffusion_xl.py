@@ -20,7 +20,20 @@ if TYPE_CHECKING:
 _CALLED = re.compile(r"\b(sd\s*xl|stable[- ]?diffusion[- ]?xl|sdxl[\w.-]*|pony|illustrious|noobai)")
 
 
-class StableDiffusionXL(WithUNet):
+class WithSizes(WithUNet):
+    """A family whose UNet takes a pooled vector of the caption, and the sizes of a picture."""
+
+    def predict(
+        self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
+    ) -> torch.Tensor:
+        """Asked for an uncropped picture of the sampled size, as diffusers does by default."""
+        added = {"text_embeds": condition.pooled, "time_ids": _sizes(pipeline, latents)}
+        return pipeline.unet(
+            latents, timestep, encoder_hidden_states=condition.states, added_cond_kwargs=added, return_dict=False
+        )[0]
+
+
+class StableDiffusionXL(WithSizes):
     """Stable Diffusion XL (arXiv 2307.01952) and its descendants, Pony and Illustrious among them."""
 
     name = Family.sdxl
@@ -56,15 +69,6 @@ class StableDiffusionXL(WithUNet):
             kept = torch.tensor([caption != "" for caption in captions], device=device).to(states.dtype)
             states, pooled = states * kept[:, None, None], pooled * kept[:, None]
         return Condition(states, pooled)
-
-    def predict(
-        self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
-    ) -> torch.Tensor:
-        """Asked for an uncropped picture of the sampled size, as diffusers does by default."""
-        added = {"text_embeds": condition.pooled, "time_ids": _sizes(pipeline, latents)}
-        return pipeline.unet(
-            latents, timestep, encoder_hidden_states=condition.states, added_cond_kwargs=added, return_dict=False
-        )[0]
 
 
 def _sizes(pipeline: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -39,12 +39,11 @@ class Unaudited:
 
 # The first that fits
 TABLE = (
-    Unaudited("HiDream", r"\bhidream", "HiDream", rf"{_START}(?:double|single)_stream_blocks[._]\d+[._]block[._]"),
+    Unaudited("HiDream-E1, which edits pictures,", r"\bhidream.*(?:\be1|edit)|\bhidream[- ]?e1", "HiDream.*Edit"),
+    Unaudited("HiDream-O1", r"\bhidream[- ]?o1", "HiDreamO1"),
+    Unaudited("HiDream that takes pictures", r"\bhidream", "HiDream"),
     Unaudited("Anima", r"^(?:[\w.-]+/)?anima(?:[- ](?:base|preview|v?\d).*)?$", "Anima", rf"{_START}llm_adapter[._]"),
-    Unaudited(
-        "Kolors", r"\bkolors", "Kolors",
-        rf"{_START}(?:add_embedding[._]linear_1|label_emb[._]0[._]0)[._]", 5632,
-    ),
+    Unaudited("Kolors that takes pictures", r"\bkolors", "Kolors"),
     Unaudited(
         "LTX", r"\bltx", "LTX",
         rf"{_START}(?:audio_(?:attn\d|ff|proj_in|proj_out|patchify_proj)|av_cross_attn_)",

@@ -27,12 +27,16 @@ _LAST_BLOCK = re.compile(r"transformer_blocks[._]\d+$")
 _FLAT_UNET = re.compile(r"lora_unet_(?!transformer_blocks|blocks)")
 _INPUTS = re.compile(r"^(?:[._]lora[._](?:down|A)\.(?:[^.]+\.)?weight|\.weight|\.hada_w[12]_b|\.diff)$")
 # UNets of the same widths that are other models: of video and motion, with a class or an image beside the text, Kolors
-_OTHER_UNETS = re.compile(
+_OTHERS = (
     r"temporal_transformer_block|time_stack|time_mixer|motion_modules|temp_attentions|temp_convs|"
-    r"(?:^|[._])(?:class_embedding|encoder_hid_proj|controlnet_cond_embedding)[._]"
+    r"(?:^|[._])(?:class_embedding|controlnet_cond_embedding)[._]"
 )
+_VIDEO_OR_CLASS = re.compile(_OTHERS)
+_OTHER_UNETS = re.compile(_OTHERS + r"|(?:^|[._])encoder_hid_proj[._]")
+_PROJECTION = re.compile(r"(?:^|[._])encoder_hid_proj(?:\.lora[._](?:down|A)(?:\.\w+)?)?\.weight$")
 _LABELS = re.compile(r"(?:^|[._])(?:label_emb[._]0[._]0|add_embedding[._]linear_1)(?:\.lora[._](?:down|A))?\.weight$")
-_SDXL_LABELS = 2816  # pooled text and six sizes; Kolors has 5632, unCLIP its images
+_SDXL_LABELS, _SDXL_WIDTH = 2816, 2048  # pooled text and six sizes; unCLIP has its images
+_KOLORS_LABELS, _KOLORS_WIDTH = 5632, 4096
 _RESNET = {
     "norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1",
     "norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection",
@@ -81,6 +85,21 @@ def family_of_unet(tensors: Mapping[str, TensorInfo]) -> Family | None:
     labels = {info.shape[1] for name, info in tensors.items() if _LABELS.search(name) and len(info.shape) == 2}
     fits = labels <= {_SDXL_LABELS} if found is Family.sdxl else not labels
     return found if fits else None
+
+
+def family_of_kolors(tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether a UNet is Kolors': of Stable Diffusion XL's width, with the first layers of ChatGLM3's states."""
+    if any(_VIDEO_OR_CLASS.search(name) for name in tensors):
+        return False
+    widths = {info.shape[1] for name, info in tensors.items() if len(info.shape) >= 2 and _takes_text(name)}
+    if not widths <= {_SDXL_WIDTH}:
+        return False
+    two = {name: info.shape for name, info in tensors.items() if len(info.shape) == 2}
+    labels = {shape[1] for name, shape in two.items() if _LABELS.search(name)}
+    projected = {shape[1] for name, shape in two.items() if _PROJECTION.search(name)}
+    if labels - {_KOLORS_LABELS} or projected - {_KOLORS_WIDTH}:
+        return False
+    return bool(labels) or bool(projected and widths)
 
 
 def _takes_text(name: str) -> bool:

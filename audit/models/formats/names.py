@@ -103,7 +103,8 @@ _ALGORITHMS: tuple[tuple[Algorithm, frozenset[str], frozenset[str]], ...] = (
 # What a prefix says of the part of the model; flat names have underscores for dots.
 _KOHYA_OFT = "oft_unet_"  # of sd-scripts' networks.oft and networks.oft_flux, whose constraint is their own
 _PARTS = (
-    ("unet", "denoiser"), ("transformer", "denoiser"), ("te1", "te1"), ("te2", "te2"), ("te3", "te3"), ("te", "te1"),
+    ("unet", "denoiser"), ("transformer", "denoiser"), ("te1", "te1"), ("te2", "te2"), ("te3", "te3"), ("te4", "te4"),
+    ("te", "te1"),
 )  # fmt: skip
 _FLAT = (
     *((f"{who}_{name}_", part) for who in ("lora", "oft", "lycoris") for name, part in _PARTS),
@@ -113,10 +114,11 @@ _DOTTED = (
     *((f"lora_{name}.", part) for name, part in _PARTS),
     ("unet.", "denoiser"), ("transformer.", "denoiser"), ("diffusion_model.", "denoiser"),
     ("model.diffusion_model.", "denoiser"), ("text_encoder_2.", "te2"), ("text_encoder_3.", "te3"),
+    ("text_encoder_4.", "te4"),
     ("text_encoder.", "te1"), ("text_encoders.clip_l.transformer.", "te1"),
     ("text_encoders.clip_g.transformer.", "te2"), ("text_encoders.t5xxl.transformer.", "te3"),
 )  # fmt: skip
-_SPLIT_BY_COMFY = re.compile(r"^(?:text_encoder(?:_[23])?|unet|transformer)\.")
+_SPLIT_BY_COMFY = re.compile(r"^(?:text_encoder(?:_[234])?|unet|transformer)\.")
 _VECTORS = {"clip_l": "te1", "clip_g": "te2", "t5": "te3", "t5xxl": "te3"}
 _KEYS = r"(?P<key>clip_l|clip_g|emb_params|t5|t5xxl|string_to_param\..+)"
 _EMBEDDING = re.compile(rf"^(?=[^\n]*$)bundle_emb\.(?P<token>.+?)\.{_KEYS}$")
