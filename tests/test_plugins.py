@@ -73,6 +73,7 @@ def test_what_comes_with_the_package_is_there() -> None:
         "wan",
         "ernie-image",
         "krea-2",
+        "anima",
     }
     assert set(SOURCES) == {"civitai", "huggingface", "folder"}
     assert set(DESCRIPTORS) == {"nano", "sscd", "sscd-int8", "pdq"}

@@ -29,6 +29,7 @@ class Family(StrEnum):
     ernie_image = "ernie-image"
     krea2 = "krea-2"
     wan = "wan"
+    anima = "anima"
     alt = "altdiffusion"
     other = "other"
 

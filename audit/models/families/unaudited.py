@@ -40,7 +40,6 @@ class Unaudited:
 # The first that fits
 TABLE = (
     Unaudited("HiDream", r"\bhidream", "HiDream", rf"{_START}(?:double|single)_stream_blocks[._]\d+[._]block[._]"),
-    Unaudited("Anima", r"^(?:[\w.-]+/)?anima(?:[- ](?:base|preview|v?\d).*)?$", "Anima", rf"{_START}llm_adapter[._]"),
     Unaudited(
         "Kolors", r"\bkolors", "Kolors",
         rf"{_START}(?:add_embedding[._]linear_1|label_emb[._]0[._]0)[._]", 5632,

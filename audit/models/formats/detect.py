@@ -36,6 +36,7 @@ class Format(StrEnum):
 _ORIGINAL = (
     "model.diffusion_model.", "double_blocks.0.img_attn.qkv.", "joint_blocks.0.x_block.attn.qkv.",
     "input_blocks.0.0.weight", "blocks.0.self_attn.q.",
+    "blocks.0.adaln_modulation_", "net.blocks.0.", "net.llm_adapter.",
     "txtfusion.projector.", "text_fusion.projector.", "layers.0.self_attention.to_q.",
 )  # fmt: skip
 _BY_NAMING = {
