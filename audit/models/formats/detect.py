@@ -38,6 +38,7 @@ _ORIGINAL = (
     "input_blocks.0.0.weight", "blocks.0.self_attn.q.",
     "blocks.0.adaln_modulation_", "net.blocks.0.", "net.llm_adapter.",
     "txtfusion.projector.", "text_fusion.projector.", "layers.0.self_attention.to_q.",
+    "layers.0.attention.qkv.", "layers.0.attention.to_q.",
 )  # fmt: skip
 _BY_NAMING = {
     Naming.kohya: Format.lora_kohya, Naming.peft: Format.lora_peft, Naming.processor: Format.lora_processor,

@@ -35,6 +35,7 @@ _IGNORED = re.compile(  # constants, some of them infinite: OpenCLIP's mask, the
     r"(?:net\.|model\.diffusion_model\.)?(?:[\w.]+\.)?(?:_extra_state|rotary_emb\.inv_freq)$|"
     r".*embed_tokens\.weight$)"
 )
+_OF_PARAMETER = re.compile(r"\.(?:weight|bias|scale)\.")
 _FIRST_LAYERS = ("conv_in", "x_embedder", "pos_embed.proj")  # what takes the latents, and more in variants
 _SPECIAL = {  # OpenCLIP's own parameters, which are no modules' weights there
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -116,10 +117,10 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
 
 def _check_known(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> None:
     """Raise ValueError for a tensor that may change what the others mean: one more of a module that has its weights
-    in the file, or one of the file as a whole.
+    in the file or of one of its parameters (``weight.absmax``), or one of the file as a whole.
     """
     component, rest = _component(base, name, part)
-    module = rest.rpartition(".")[0]
+    module = _OF_PARAMETER.split(rest, 1)[0] if _OF_PARAMETER.search(rest) else rest.rpartition(".")[0]
     if (component is not None and module in targets.get(component, {})) or "." not in name:
         raise ValueError(f"{name[:120]} is of no known format: what it does to the other tensors is not known")
 
