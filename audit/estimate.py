@@ -204,7 +204,7 @@ class Backlog:
 _BY_FAMILY = {
     "sd1": "sd15", "sd2": "sd2", "sdxl": "sdxl", "flux": "flux-dev", "chroma": "chroma", "flux2": "flux2-dev",
     "z-image": "z-image", "qwen-image": "qwen-image", "ernie-image": "ernie-image",
-    "krea-2": "krea-2", "hidream": "hidream-i1", "kolors": "kolors",
+    "krea-2": "krea-2", "anima": "anima", "hidream": "hidream-i1", "kolors": "kolors",
 }  # fmt: skip
 _SD3_UNSAID = "the size is not said: counted as large"
 _KLEIN_UNSAID = "the size is not said: counted as 9B"

@@ -75,6 +75,7 @@ def test_what_comes_with_the_package_is_there() -> None:
         "krea-2",
         "hidream",
         "kolors",
+        "anima",
     }
     assert set(SOURCES) == {"civitai", "huggingface", "folder"}
     assert set(DESCRIPTORS) == {"nano", "sscd", "sscd-int8", "pdq"}

@@ -19,16 +19,15 @@ from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.families.unaudited import by_pipeline, by_tensors
 from audit.models.formats.prediction import followed, said
 from audit.models.hub import is_commit, is_hub_id, snapshot
+from audit.models.index import class_of, is_absent, read_index
 from audit.models.limits import check_configs
 from audit.models.placement import channels_last, is_placed, place
 from audit.models.published import ALIASES, source_of
 from audit.models.safetensors_header import read_header
 from audit.models.tokenizers import check_tokenizers
-from audit.untrusted.documents import parse_json
 
-_STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_STEMS = dict.fromkeys(("unet", "transformer", "text_conditioner", "vae"), "diffusion_pytorch_model")
 CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
-MAX_INDEX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -166,16 +165,7 @@ def _folder_revision(folder: Path) -> str:
 
 def _architecture(folder: Path) -> ModelFamily:
     """The family of the pipeline in ``folder``. Raises CheckpointError for one that cannot be audited."""
-    try:
-        with (folder / "model_index.json").open("rb") as file:
-            index = parse_json(file.read(MAX_INDEX_BYTES))
-        kind = index["_class_name"]
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} has no model_index.json: give a folder that save_pretrained() of a pipeline wrote"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / 'model_index.json'} is damaged: {str(error)[:200]}") from error
+    kind = read_index(folder)["_class_name"]
     family = of_pipeline(kind)
     if family is None:
         known = by_pipeline(str(kind)[:80])
@@ -192,9 +182,9 @@ def _architecture(folder: Path) -> ModelFamily:
 
 def _check_folder(folder: Path) -> None:
     architecture = _architecture(folder)
-    index = parse_json((folder / "model_index.json").read_bytes())
+    index = read_index(folder)
     for part in architecture.networks:
-        if index.get(part) in (None, [None, None]):
+        if is_absent(index, part):
             continue  # T5 of Stable Diffusion 3 may be missing; what must not be, diffusers asks for
         stem = _STEMS.get(part, "model")
         found = weight_files(folder / part, stem)
@@ -229,9 +219,9 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
 
 def _left_out_of(folder: Path, architecture: ModelFamily) -> dict[str, None]:
     """The optional encoders that a folder has not, with their tokenizers: diffusers wants to be told."""
-    index = parse_json((folder / "model_index.json").read_bytes())
+    index = read_index(folder)
     pairs = zip(architecture.encoders, architecture.tokenizers, strict=True)
-    absent = [pair for pair in pairs if pair[0] in architecture.optional and index.get(pair[0]) in (None, [None, None])]
+    absent = [pair for pair in pairs if pair[0] in architecture.optional and is_absent(index, pair[0])]
     return dict.fromkeys(name for pair in absent for name in pair)
 
 
@@ -247,16 +237,13 @@ def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
     folder = location.config or location.path
     architecture = _architecture(folder)
     try:
-        index = parse_json((folder / "model_index.json").read_bytes())
-        classes = {part: getattr(diffusers, str(index[part][1])) for part in (architecture.denoiser, "vae")}
+        index = read_index(folder)
+        classes = {part: getattr(diffusers, class_of(index, part)) for part in (architecture.denoiser, "vae")}
         with torch.device("meta"):
             kind = classes[architecture.denoiser]
             denoiser = kind.from_config(kind.load_config(folder / architecture.denoiser, local_files_only=True))
         parts = {architecture.denoiser: denoiser, "vae": _vae(classes["vae"], location, as_stored)}
-        left_out = dict.fromkeys((*architecture.encoders, *architecture.tokenizers, "image_encoder"))
-        pipeline = getattr(diffusers, architecture.pipeline).from_pretrained(
-            folder, local_files_only=True, **architecture.left_out, **left_out, **parts
-        )
+        pipeline = architecture.assemble(folder, {**dict.fromkeys(architecture.networks), **parts})
     except Exception as error:  # whatever the libraries meet in the files
         raise CheckpointError(f"the VAE of {location.path} does not load alone: {str(error)[:300]}") from error
     _say_scale(pipeline)

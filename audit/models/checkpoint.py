@@ -129,7 +129,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 _PARTS = {
     "unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "text_encoder": "model",
-    "text_encoder_2": "model", "text_encoder_3": "model",
+    "text_encoder_2": "model", "text_encoder_3": "model", "text_conditioner": "diffusion_pytorch_model",
 }  # fmt: skip
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:\.(?P<variant>[\w-]+))?\.safetensors$")
 ADAPTER_NAME, DIFFUSERS_NAME = "adapter_model.safetensors", "pytorch_lora_weights.safetensors"

@@ -86,6 +86,10 @@ QWEN_IMAGE: dict[str, Any] = {}
 WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 WAN_14B: dict[str, Any] = {}
 KREA2: dict[str, Any] = {}
+ANIMA: dict[str, Any] = {  # that of Cosmos-Predict2 2B, from which it descends
+    "num_attention_heads": 16, "text_embed_dim": 1024, "rope_scale": (1.0, 4.0, 4.0), "extra_pos_embed_type": None,
+}  # fmt: skip
+ANIMA_CONDITIONER: dict[str, Any] = {}
 ERNIE_IMAGE: dict[str, Any] = {
     "hidden_size": 4096, "num_attention_heads": 32, "num_layers": 36, "ffn_hidden_size": 12288, "text_in_dim": 3072,
 }  # fmt: skip
@@ -126,6 +130,9 @@ UMT5_XXL: dict[str, Any] = {**T5_XXL, "vocab_size": 256384}
 QWEN3_4B: dict[str, Any] = {
     "vocab_size": 151936, "hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36,
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+QWEN3_0_6B: dict[str, Any] = {
+    **QWEN3_4B, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
 }  # fmt: skip
 QWEN3_8B: dict[str, Any] = {**QWEN3_4B, "hidden_size": 4096, "intermediate_size": 12288, "tie_word_embeddings": False}
 MISTRAL_SMALL: dict[str, Any] = {
@@ -276,6 +283,12 @@ PUBLISHED: dict[str, PublishedModel] = {
         "Kolors", "KolorsPipeline", 1024, 256, 2,
         {"unet": PublishedNetwork("UNet2DConditionModel", KOLORS, 2579.46),
          "text_encoder": PublishedNetwork("ChatGLMModel", CHATGLM3_6B, 6243.58), "vae": _VAE_4},
+    ),
+    "anima": PublishedModel(
+        "Anima", "AnimaModularPipeline", 1024, 512, 2,
+        {"transformer": PublishedNetwork("CosmosTransformer3DModel", ANIMA, 1956.41),
+         "text_conditioner": PublishedNetwork("AnimaTextConditioner", ANIMA_CONDITIONER, 134.66),
+         "text_encoder": PublishedNetwork("Qwen3Model", QWEN3_0_6B, 596.05), "vae": _VAE_QWEN},
     ),
     "wan2.1-1.3b": PublishedModel(
         "Wan 2.1 T2V 1.3B", "WanPipeline", 480, 512, 2,

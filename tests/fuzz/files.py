@@ -56,6 +56,13 @@ def header_seeds() -> list[dict[str, Any]]:
         ("double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight", "txt_in.weight"),
         ("unet.mid_block.x.lora_A.weight", "unet.mid_block.x.lora_B.weight", "text_encoder.y.lora_A.weight"),
         ("conv_in.weight", "conv_out.weight", "time_embedding.linear_1.weight"), ("clip_l", "clip_g"),
+        ("lora_unet_single_blocks_0_linear1.lora_down.weight", "lora_unet_single_blocks_0_linear1.lora_up.weight"),
+        ("diffusion_model.layers.0.attention.qkv.lora_A.weight", "diffusion_model.noise_refiner.0.ff.w1.alpha"),
+        ("layers.0.attention.qkv.weight", "layers.0.self_attention.to_q.weight", "txtfusion.projector.weight"),
+        ("transformer.transformer_blocks.59.img_mlp.net.0.proj.lora_A.weight", "transformer.x.txt_mod.1.lokr_w1"),
+        ("blocks.0.attn.wq.weight", "blocks.0.mod.lin", "blocks.0.self_attn.q.weight", "head.modulation"),
+        ("net.blocks.0.adaln_modulation_mlp.1.weight", "net.llm_adapter.embed.weight", "net.pos_embedder.seq"),
+        ("lora_unet_llm_adapter_blocks_0_mlp_0.lora_down.weight", "text_conditioner.blocks.0.mlp.0.lora_B.weight"),
     ):  # fmt: skip
         entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
         found.append({"__metadata__": dict(METADATA), **_packed({name: dict(entry) for name in names})})
@@ -324,6 +331,10 @@ class Inspected(Kind):
             save({f"{stem}.lokr_w1": np.ones((2, 2), np.float32), f"{stem}.lokr_w2": np.ones((4, 4), np.float32)}),
             save({"unet.mid_block.x.to_q.lora_A.weight": down, "unet.mid_block.x.to_q.lora_B.weight": up}, METADATA),
             save({"emb_params": np.ones((2, 768), np.float32)}),
+            save({"diffusion_model.llm_adapter.blocks.0.mlp.0.lora_A.weight": down,
+                  "diffusion_model.llm_adapter.blocks.0.mlp.0.lora_B.weight": up}),
+            save({f"net.blocks.0.adaln_modulation_mlp.{number}.weight": up for number in (1, 2)}),
+            save({"layers.0.attention.qkv.weight": up, "layers.0.attention.out.weight": down}),
             save({f"{stem}.oft_blocks": np.zeros((2, 4, 4), np.float32), f"{stem}.alpha": np.float32([1])}),
         ]  # fmt: skip
 

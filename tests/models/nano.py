@@ -12,11 +12,13 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import (
+    AnimaTextConditioner,
     AutoencoderKL,
     AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     ChromaTransformer2DModel,
+    CosmosTransformer3DModel,
     DDIMScheduler,
     ErnieImageTransformer2DModel,
     FlowMatchEulerDiscreteScheduler,
@@ -490,10 +492,31 @@ def kolors() -> Any:
     return diffusers.KolorsPipeline(vae(4, force_upcast=True), encoder, chatglm_tokenizer(), denoiser, noise)
 
 
+def anima() -> Any:
+    torch.manual_seed(17)
+    transformer = CosmosTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=2, mlp_ratio=2.0,
+        text_embed_dim=16, adaln_lora_dim=4, max_size=(4, 32, 32), rope_scale=(1.0, 4.0, 4.0),
+        extra_pos_embed_type=None,
+    )  # fmt: skip
+    torch.manual_seed(18)
+    conditioner = AnimaTextConditioner(
+        source_dim=16, target_dim=16, model_dim=16, num_layers=2, num_attention_heads=2, target_vocab_size=32,
+        min_sequence_length=TOKENS,
+    )  # fmt: skip
+    pipeline = diffusers.AnimaModularPipeline()
+    pipeline.register_components(
+        text_encoder=qwen3(16, 3, Qwen3Model), tokenizer=qwen_tokenizer(), t5_tokenizer=word_tokenizer(),
+        text_conditioner=conditioner, transformer=transformer, vae=qwen_vae(), scheduler=flow(shift=3.0),
+    )  # fmt: skip
+    return pipeline
+
+
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
     "klein": klein, "z-image": z_image, "qwen": qwen_image, "ernie": ernie_image, "krea2": krea2, "wan": wan,
     "hidream": hidream, "kolors": kolors,
+    "anima": anima,
 }  # fmt: skip
 
 
@@ -510,5 +533,5 @@ def make(name: str, folder: Path) -> BaseModel:
                 for parameter in getattr(pipeline, part).parameters():  # away from the zeros of fresh output layers
                     if parameter.abs().max() == 0:
                         torch.nn.init.normal_(parameter, std=0.3 / math.sqrt(parameter.shape[-1]))
-        pipeline.save_pretrained(path, safe_serialization=True)
+        pipeline.save_pretrained(str(path), safe_serialization=True)
     return load_base(locate_base(str(path)))

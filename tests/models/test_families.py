@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
+import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers import transformer_cosmos
 from typer.testing import CliRunner
 
 from audit.cli import app
@@ -43,11 +47,35 @@ def pair(request: pytest.FixtureRequest, folder: Path) -> ModelPair:
     return ModelPair(base, open_checkpoint(full_change(base, folder / f"{request.param}-tuned")), resolution=64)
 
 
+def by_modular_pipeline(pair: ModelPair, latents: torch.Tensor, w: float, output: str) -> Any:
+    """Of Anima. diffusers resizes a mask of zeros by torchvision, which is not installed here: torch does."""
+    pipeline = pair.tuned
+
+    def resize(mask: torch.Tensor, size: list[int], interpolation: str) -> torch.Tensor:
+        return torch.nn.functional.interpolate(mask, size, mode=interpolation)
+
+    transforms = SimpleNamespace(
+        functional=SimpleNamespace(resize=resize), InterpolationMode=SimpleNamespace(NEAREST="nearest")
+    )
+    pipeline.guider = diffusers.ClassifierFreeGuidance(guidance_scale=w)
+    pipeline.transformer.register_to_config(concat_padding_mask=True)
+    pipeline.set_progress_bar_config(disable=True)
+    with patch.object(transformer_cosmos, "transforms", transforms, create=True):
+        found = pipeline(
+            prompt=list(CAPTIONS), num_inference_steps=STEPS, height=64, width=64, latents=latents[:, :, None],
+            max_sequence_length=nano.TOKENS, output_type="np",
+            output="latents" if output == "latent" else "images",
+        )  # fmt: skip
+    return found[:, :, 0] if output == "latent" else found
+
+
 def by_diffusers(pair: ModelPair, latents: torch.Tensor, w: float, output: str = "latent") -> Any:
     """What diffusers' pipeline makes of ``latents``: of w as CFG, or as its guidance input where it has no other."""
     pipeline = pair.tuned
     family = type(pipeline).__name__
     pipeline.scheduler = make_schedule(pair, Solver.ddim, STEPS).scheduler
+    if family == "AnimaModularPipeline":
+        return by_modular_pipeline(pair, latents, w, output)
     arguments: dict[str, Any] = {
         "prompt": list(CAPTIONS), "num_inference_steps": STEPS, "output_type": output, "height": 64, "width": 64,
         "guidance_scale": w, "latents": latents,
@@ -204,6 +232,8 @@ def test_variants_are_refused_in_words(folder: Path, tmp_path: Path) -> None:
         ("krea2", {"num_text_layers": 3}, "reads 2 layers of its text encoder, of which its transformer takes 3"),
         ("z-image", {"siglip_feat_dim": 8}, "takes pictures beside the caption"),
         ("wan", {"in_channels": 36}, "takes 36 channels, its VAE has 4"),
+        ("anima", {"in_channels": 17}, "takes 17 channels, its VAE has 4"),
+        ("anima", {"use_crossattn_projection": True}, "give the text-to-image model, Anima"),
         ("wan", {"image_dim": 8}, "image-to-video, control and other variants cannot"),
         ("wan", {"boundary_ratio": 0.875}, "is Wan 2.2, whose two experts"),
         ("wan", {"expand_timesteps": True}, "is Wan 2.2 TI2V-5B"),
@@ -248,7 +278,7 @@ def test_schnell_has_no_guidance_embedding(folder: Path) -> None:
     torch.testing.assert_close(Sampler(pair, Direct(), CAPTIONS, Solver.ddim, STEPS, w=None).latents([0]), weak)
 
 
-@pytest.mark.parametrize("name", ["klein", "qwen", "krea2", "wan"])
+@pytest.mark.parametrize("name", ["klein", "qwen", "krea2", "wan", "anima"])
 def test_pictures_are_those_of_diffusers_pipeline(folder: Path, name: str) -> None:
     """Statistics of the latents, and the frame of a VAE of videos; and back into latents of the same shape."""
     base = nano.make(name, folder)

@@ -49,7 +49,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> BaseModel:
 def others(tmp_path_factory: pytest.TempPathFactory) -> dict[str, BaseModel]:
     """Families with other layouts."""
     return {
-        name: nano.make(name, tmp_path_factory.mktemp("bases")) for name in ("flux", "klein", "z-image", "qwen", "wan")
+        name: nano.make(name, tmp_path_factory.mktemp("bases"))
+        for name in ("flux", "klein", "z-image", "qwen", "ernie", "krea2", "wan", "anima")
     }
 
 
@@ -86,6 +87,10 @@ MODULES = (
     "diffusion_model.noise_refiner.0.adaLN_modulation.0", "transformer.transformer_blocks.0.img_mlp.net.0.proj",
     "diffusion_model.transformer_blocks.1.attn.add_q_proj", "diffusion_model.blocks.0.self_attn.q",
     "lora_unet_blocks_1_ffn_0", "transformer.blocks.0.attn2.to_out.0", "diffusion_model.patch_embedding",
+    "diffusion_model.blocks.0.attn.wq", "lora_unet_txtfusion_projector", "transformer.transformer_blocks.1.ff.gate",
+    "diffusion_model.layers.0.self_attention.to_q", "lora_unet_layers_1_mlp_gate_proj", "text_conditioner.out_proj",
+    "lora_unet_blocks_0_adaln_modulation_mlp_1", "diffusion_model.llm_adapter.blocks.0.mlp.0", "net.x_embedder.proj.1",
+    "lora_unet_llm_adapter_blocks_1_cross_attn_k_proj", "lora_te_layers_0_self_attn_q_proj", "llm_adapter.",
 )  # fmt: skip
 SUFFIXES = (
     "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "dora_scale", "lora_A.weight", "lora_B.weight",
@@ -132,7 +137,10 @@ SETS = (
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tensors=adapters(), family=st.sampled_from(["sd1", "flux", "klein", "z-image", "qwen", "wan"]))
+@given(
+    tensors=adapters(),
+    family=st.sampled_from(["sd1", "flux", "klein", "z-image", "qwen", "ernie", "krea2", "wan", "anima"]),
+)
 def test_any_adapter_loads_or_raises_our_error(
     base: BaseModel,
     others: dict[str, BaseModel],
@@ -286,6 +294,13 @@ def write_corpus() -> None:
     down = {"dtype": "F32", "shape": [2, 32, 1, 1], "data_offsets": [0, 256]}
     over, beyond = {**down, "data_offsets": [128, 384]}, {**down, "data_offsets": [0, 1 << 50]}
     texts = "model.layers.0.self_attn.q_proj.weight"
+
+    def of_family(module: str, rows: int, columns: int, family: str) -> tuple[bytes, str]:
+        return lora((1, columns), (rows, 1), module), f"of family {family}"
+
+    spelled = "unet.mid_block.attentions.0.proj_in"
+    both = {f"{stem}.lora_down.weight": torch.ones(fits[0]), f"{stem}.lora_up.weight": torch.ones(fits[1])}
+    claimed = {"dtype": "F32", "shape": [1 << 40, 1 << 22], "data_offsets": [0, 256]}
     files: dict[str, tuple[bytes, str]] = {
         "empty.safetensors": (b"", "empty or truncated"),
         "pickle.safetensors": (b"\x80\x04\x95" + b"\x00" * 40, "Python pickle"),
@@ -327,6 +342,37 @@ def write_corpus() -> None:
         ),
         "wan-on-another-base.safetensors": (
             lora((2, 5120), (5120, 2), module="lora_unet_blocks_0_self_attn_q"), "of family wan"
+        ),
+        "flux2-dev-on-another-base.safetensors": of_family(
+            "lora_unet_double_blocks_7_txt_attn_proj", 6144, 6144, "flux2"
+        ),
+        "z-image-on-another-base.safetensors": of_family(
+            "diffusion_model.layers.29.attention.out", 3840, 3840, "z-image"
+        ),
+        "ernie-on-another-base.safetensors": of_family(
+            "diffusion_model.layers.0.self_attention.to_q", 4096, 4096, "ernie-image"
+        ),
+        "krea-2-on-another-base.safetensors": of_family("lora_unet_blocks_0_attn_wq", 6144, 6144, "krea-2"),
+        "anima-on-another-base.safetensors": of_family("lora_unet_blocks_0_cross_attn_k_proj", 2048, 1024, "anima"),
+        "animas-conditioner-on-another-base.safetensors": of_family(
+            "diffusion_model.llm_adapter.blocks.0.mlp.0", 4096, 1024, "anima"
+        ),
+        "half-a-pair-of-animas-conditioner.safetensors": (
+            save({"text_conditioner.blocks.0.mlp.2.lora_B.weight": torch.ones(1024, 2)}), "of family anima"
+        ),
+        "alpha-no-number.safetensors": (lora(*fits, alpha=torch.tensor(float("nan"))), "alpha is not finite"),
+        "shape-of-petabytes.safetensors": (raw({f"{stem}.lora_down.weight": claimed}, b"\0" * 256), "size of tensor"),
+        "one-module-in-two-spellings.safetensors": (
+            save(both | {f"{spelled}.lora_{'AB'[n]}.weight": torch.ones(shape) for n, shape in enumerate(fits)}),
+            "named twice",
+        ),
+        "one-module-with-two-prefixes.safetensors": (
+            save({f"{prefix}.x.lora_{side}.weight": torch.ones(2, 2) for side in "AB"
+                  for prefix in ("diffusion_model", "model.diffusion_model")}), "of no known format",
+        ),
+        "parameter-of-a-parameter.safetensors": (
+            save({f"model.diffusion_model.out.2.{name}": torch.ones(4) for name in ("bias", "weight.absmax")}),
+            "of no known format",
         ),
         "unknown-algorithm.safetensors": (save({f"{stem}.hra_u": torch.ones(4, 4)}), "neither an adapter"),
         "text-model.safetensors": (save({texts: torch.ones(4, 4)}), "neither an adapter"),

@@ -23,6 +23,7 @@ from audit.models.families.registry import FAMILIES
 from audit.models.families.unaudited import by_claim, by_tensors
 from audit.models.families.unet import original_unet_names
 from audit.models.published import (
+    ANIMA,
     ERNIE_IMAGE,
     FLUX2_DEV,
     FLUX2_KLEIN_4B,
@@ -128,8 +129,14 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "PRX": ("PRXTransformer2DModel", {}, None),
     "Krea 2": ("Krea2Transformer2DModel", {}, Family.krea2),
     "HiDream-I1": ("HiDreamImageTransformer2DModel", HIDREAM, Family.hidream),
+    "Anima": ("CosmosTransformer3DModel", ANIMA, Family.anima),
+    "Cosmos Predict2 14B": ("CosmosTransformer3DModel", ANIMA | {"num_attention_heads": 40, "num_layers": 36}, None),
+    "Cosmos Predict2 2B from video": ("CosmosTransformer3DModel", ANIMA | {"in_channels": 17}, None),
+    "Cosmos Predict2.5 2B": ("CosmosTransformer3DModel", ANIMA | {
+        "in_channels": 17, "use_crossattn_projection": True, "crossattn_proj_in_channels": 100352}, None),
 }  # fmt: skip
 OF_WAN = ("Wan 2.1 I2V", "Wan VACE", "Wan Animate", "AnyFlow", "Helios")  # their blocks are Wan's, and layers besides
+OF_ANIMA = ("Cosmos Predict2 2B from video", "Cosmos Predict2.5 2B")  # but for their first layers
 SUPPORTED = [name for name, (_, _, family) in TABLE.items() if family is not None]
 
 
@@ -145,6 +152,7 @@ def networks() -> dict[str, nn.Module]:
 ORIGINAL_MODULES = {
     "Z-Image": ORIGINALS["z-image"],
     "Krea 2": ORIGINALS["krea-2"],
+    "Anima": ORIGINALS["anima"],
     "Wan 2.1 14B": ORIGINALS["wan-14b"],
     "Wan 2.1 1.3B": ORIGINALS["wan-1.3b"],
 }
@@ -204,6 +212,8 @@ def test_adapters_are_of_their_family_or_unknown(
         assert found in (None, Family.sdxl)
     elif name in OF_WAN and (only or name == "Helios"):
         assert found in (None, Family.wan)
+    elif name in OF_ANIMA and only:
+        assert found in (None, Family.anima)
     elif name in ("Stable Diffusion 2.1 unCLIP", "Stable Diffusion x4 upscaler") and found is not None:
         assert found is Family.sd2  # the same layers
     elif family is Family.chroma:
@@ -245,9 +255,10 @@ EDITS = "HiDream-E1, which edits pictures,"
     ("claim", "title"),
     [
         ("HiDream", None), ("HiDream-O1", "HiDream-O1"), ("HiDream-ai/HiDream-E1-1", EDITS), ("hidream_e1_full", EDITS),
-        ("HiDream-I1-Dev", None), ("Anima", "Anima"), ("circlestone-labs/Anima", "Anima"),
+        ("HiDream-I1-Dev", None), ("Anima", None), ("circlestone-labs/Anima", None),
         ("LTXV 2.3", "LTX"), ("Hunyuan Video", "HunyuanVideo or HunyuanImage"), ("Kolors", None),
         ("Kwai-Kolors/Kolors-Inpainting", "Kolors that takes pictures"),
+        ("Cosmos-Predict2-2B-Text2Image", "Cosmos"),
         ("hunyuan_video", "HunyuanVideo or HunyuanImage"),
         ("Hunyuan 1", "Hunyuan-DiT"), ("Pony V7", "AuraFlow, and Pony V7,"), ("Qwen 2", "Qwen-Image 2"),
         ("Qwen-Image-Edit-2511", "Qwen-Image that edits or layers pictures"), ("MageFlow", "MageFlow"),
@@ -439,6 +450,10 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("Wan-AI/Wan2.1-I2V-14B-480P", "other"), ("Wan-AI/Wan2.1-VACE-14B", "other"), ("Wan2.1-Fun-Control", "other"),
         ("Wan2.1-FLF2V-14B", "other"), ("wan21_i2v", "other"), ("Wan-AI/Wan2.2-S2V-14B", "other"), ("obi-wan", "other"),
         ("Wan2.2-Animate-14B", "other"), ("swan-2.1", "other"), ("wan2.1/lora", "wan"),
+        ("Anima", "anima"), ("anima", "anima"), ("circlestone-labs/Anima", "anima"), ("anima-preview/lora", "anima"),
+        ("circlestone-labs/Anima-Base-v1.0-Diffusers", "anima"), ("anima_baseV10", "anima"), ("AnimateDiff", "other"),
+        ("anima-preview3-base", "anima"), ("animagine-xl-3.1", "other"), ("animaPencilXL_v500", "other"),
+        ("anima_pencil", "other"), ("nvidia/Cosmos-Predict2-2B-Text2Image", "other"),
         ("Lumina", "other"), ("Mochi", "other"), ("Cosmos", "other"),
     ],
 )  # fmt: skip

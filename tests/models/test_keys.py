@@ -11,6 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import (
     convert_chroma_transformer_checkpoint_to_diffusers,
+    convert_cosmos_transformer_checkpoint_to_diffusers,
     convert_flux2_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
     convert_hidream_transformer_to_diffusers,
@@ -57,6 +58,9 @@ REAL: dict[str, PublishedNetwork] = {
     "krea-2": PUBLISHED["krea-2"].networks["transformer"],
     "hidream-i1": PUBLISHED["hidream-i1"].networks["transformer"],
     "kolors": PUBLISHED["kolors"].networks["unet"],
+    "anima": PUBLISHED["anima"].networks["transformer"],
+    "anima-conditioner": PUBLISHED["anima"].networks["text_conditioner"],
+    "qwen3-0.6b": PUBLISHED["anima"].networks["text_encoder"],
     "sd35": PUBLISHED["sd3.5-large"].networks["transformer"],
     "clip-l": PUBLISHED["sd15"].networks["text_encoder"],
     "open-clip-h": PUBLISHED["sd2"].networks["text_encoder"],
@@ -264,7 +268,7 @@ def wan_modules(layers: int, width: int, hidden: int) -> Shapes:
 
 
 @pytest.mark.parametrize(
-    "name", ["z-image", "qwen-image", "ernie-image", "krea-2", "wan-1.3b", "wan-14b", "hidream-i1"]
+    "name", ["z-image", "qwen-image", "ernie-image", "krea-2", "anima", "wan-1.3b", "wan-14b", "hidream-i1"]
 )
 def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
     """By the first code's names and by diffusers', which ai-toolkit, ComfyUI, diffusers and kohya write."""
@@ -293,7 +297,41 @@ def krea2_modules(layers: int = 28, width: int = 6144, text: int = 2560) -> Shap
     return found
 
 
+def anima_modules(layers: int = 28, width: int = 2048, text: int = 1024) -> Shapes:
+    """Anima as NVIDIA's code of Cosmos-Predict2 names its linear layers."""
+    found: Shapes = {
+        "x_embedder.proj.1": (width, 68), "t_embedder.1.linear_1": (width, width), "final_layer.linear": (64, width),
+        "t_embedder.1.linear_2": (3 * width, width), "final_layer.adaln_modulation.1": (256, width),
+        "final_layer.adaln_modulation.2": (2 * width, 256),
+    }  # fmt: skip
+    for block in (f"blocks.{layer}" for layer in range(layers)):
+        for part in ("self_attn", "cross_attn", "mlp"):
+            found |= {f"{block}.adaln_modulation_{part}.1": (256, width)}
+            found |= {f"{block}.adaln_modulation_{part}.2": (3 * width, 256)}
+        for part, inner in (("self_attn", width), ("cross_attn", text)):
+            found |= {f"{block}.{part}.{name}_proj": (width, width) for name in ("q", "output")}
+            found |= {f"{block}.{part}.{name}_proj": (width, inner) for name in ("k", "v")}
+        found |= {f"{block}.mlp.layer1": (4 * width, width), f"{block}.mlp.layer2": (width, 4 * width)}
+    return found
+
+
+def test_every_key_of_a_lora_on_animas_conditioner_and_text_encoder_is_mapped(networks: dict[str, nn.Module]) -> None:
+    """By the names of sd-scripts (train_llm_adapter, lora_te), ComfyUI and diffusers."""
+    for name, part, flat, dotted in (
+        ("anima-conditioner", "conditioner", ("lora_unet_llm_adapter",),
+         ("diffusion_model.llm_adapter", "text_conditioner", "transformer.llm_adapter", "llm_adapter")),
+        ("qwen3-0.6b", "te1", ("lora_te", "lora_te_model"),
+         ("text_encoder", "text_encoders.qwen3_06b.transformer.model")),
+    ):  # fmt: skip
+        own = {key: tuple(module.weight.shape) for key, module in adaptable(networks[name]).items()}
+        assert len(own) > 60
+        for keys in (*(kohya_keys(one, own) for one in flat), *(dotted_keys(one, own) for one in dotted)):
+            assert_complete(keys, networks[name])
+            assert {group.part for group in read_names(keys).groups} == {part}
+
+
 ORIGINALS: dict[str, Shapes] = {
+    "anima": anima_modules(),
     "z-image": z_image_modules(),
     "krea-2": krea2_modules(),
     "wan-1.3b": wan_modules(30, 1536, 8960),
@@ -358,7 +396,7 @@ def test_unet_names_are_those_of_diffusers_converter() -> None:
         assert_same_state(convert_ldm_unet_checkpoint(state, dict(network.config)), network)
 
 
-@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image", "krea2", "wan", "hidream"])
+@pytest.mark.parametrize("name", ["flux", "chroma", "sd3", "flux2", "z-image", "krea2", "wan", "hidream", "anima"])
 def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The converters know the real width only, so the networks have it; with few blocks."""
     if name == "sd3":
@@ -389,6 +427,10 @@ def test_transformer_names_are_those_of_diffusers_converter(name: str, monkeypat
             if "scale_shift_table" in key
         }
         found = convert_wan_transformer_to_diffusers(named)
+    elif name == "anima":
+        network = nano.anima().transformer
+        named = {f"net.{key}": value for key, value in original_state(network, originals(network)).items()}
+        found = convert_cosmos_transformer_checkpoint_to_diffusers(named)
     elif name == "flux2":
         network = nano.flux2().transformer
         found = convert_flux2_transformer_checkpoint_to_diffusers(original_state(network, dict(originals_of(network))))
@@ -428,5 +470,9 @@ def test_open_clip_names_are_those_of_diffusers_converter() -> None:
 def test_sizes_of_the_table_in_the_documentation(networks: dict[str, nn.Module]) -> None:
     """docs/models.md says how large each denoiser is; from the same configurations."""
     text = (Path(__file__).parents[2] / "docs/models.md").read_text()
-    for name in set(networks) - {"clip-l", "open-clip-h", "open-clip-g", "t5-xxl", "umt5-xxl"}:
+    for name in (
+        set(networks)
+        - {"clip-l", "open-clip-h", "open-clip-g", "t5-xxl", "umt5-xxl"}
+        - {"anima-conditioner", "qwen3-0.6b"}
+    ):
         assert f"{parameters_of(networks[name]) / 1e9 * 2:.2f} GB" in text, name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import AnimaModularPipeline
 from safetensors.torch import save_file
 
 from audit.errors import CheckpointError
@@ -19,7 +21,21 @@ from audit.models.formats.parts import gathered
 from audit.models.tuning import tune
 from tests.models import nano
 
-FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "chroma", "klein", "z-image", "ernie", "wan", "hidream", "kolors")
+FAMILIES = (
+    "sd1",
+    "sd2",
+    "sdxl",
+    "sd3",
+    "flux",
+    "chroma",
+    "klein",
+    "z-image",
+    "ernie",
+    "wan",
+    "hidream",
+    "kolors",
+    "anima",
+)
 RANK, ALPHA = 3, 2.0
 
 
@@ -121,6 +137,67 @@ def test_what_shifts_and_scales_has_another_name_in_wan(folder: Path, tmp_path: 
     found = tuned.networks["transformer"]
     assert torch.equal(found.blocks[1].scale_shift_table, state[f"{prefix}blocks.1.modulation"])
     assert torch.equal(found.scale_shift_table, state[f"{prefix}head.modulation"])
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.diffusion_model.", ""])
+def test_anima_in_one_file_with_its_conditioner(folder: Path, tmp_path: Path, prefix: str) -> None:
+    """As it is published, as ComfyUI saves it, and bare; with tables of positions, which are constants."""
+    base = nano.make("anima", folder)
+    generator = torch.Generator().manual_seed(1)
+    conditioner = {key: noisy(value, generator) for key, value in base.part("text_conditioner").state_dict().items()}
+    state = {
+        prefix + name.removeprefix("model.diffusion_model."): value
+        for name, value in original_file(base, generator).items()
+    }
+    state |= {f"{prefix}llm_adapter.{key}": value for key, value in conditioner.items()}
+    state |= {f"{prefix}pos_embedder.dim_spatial_range": torch.ones(2), f"{prefix}pos_embedder.seq": torch.ones(9)}
+    save_file(state, tmp_path / "f.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "f.safetensors")
+    assert checkpoint.format is Format.ldm
+    tuned = tune(base, checkpoint)
+    assert tuned.unused == []
+    found = tuned.networks["text_conditioner"].state_dict()
+    assert found.keys() == conditioner.keys()
+    assert all(torch.equal(found[key], value) for key, value in conditioner.items())
+    query = tuned.networks["transformer"].transformer_blocks[1].attn2.to_q.weight
+    assert torch.equal(query, state[f"{prefix}blocks.1.cross_attn.q_proj.weight"])
+    del state[f"{prefix}llm_adapter.out_proj.bias"]
+    save_file(state, tmp_path / "less.safetensors")
+    with pytest.raises(CheckpointError, match=r"1 tensors of its text_conditioner are missing, such as 'out_proj"):
+        tune(base, open_checkpoint(tmp_path / "less.safetensors"))
+
+
+@pytest.mark.parametrize("naming", ["kohya", "comfy", "diffusers"])
+def test_a_lora_on_animas_conditioner(folder: Path, tmp_path: Path, naming: str) -> None:
+    """diffusers' own conversion puts the same factors at the same places."""
+    base = nano.make("anima", folder)
+    generator = torch.Generator().manual_seed(3)
+    state, deltas = {}, {}
+    for name in ("blocks.1.cross_attn.k_proj", "blocks.0.mlp.0", "out_proj"):
+        weight = base.part("text_conditioner").get_submodule(name).weight
+        down, up = (torch.randn(*shape, generator=generator) for shape in ((2, weight.shape[1]), (weight.shape[0], 2)))
+        deltas[name] = up @ down
+        stem = {
+            "kohya": f"lora_unet_llm_adapter_{name.replace('.', '_')}",
+            "comfy": f"diffusion_model.llm_adapter.{name}",
+            "diffusers": f"text_conditioner.{name}",
+        }[naming]
+        kinds = ("lora_down", "lora_up") if naming == "kohya" else ("lora_A", "lora_B")
+        state |= {f"{stem}.{kinds[0]}.weight": down, f"{stem}.{kinds[1]}.weight": up}
+    metadata = {}
+    if naming == "diffusers":
+        metadata = {"lora_adapter_metadata": json.dumps({"text_conditioner.r": 2, "text_conditioner.lora_alpha": 6})}
+    save_file(state, tmp_path / "f.safetensors", metadata)
+    tuned = tune(base, open_checkpoint(tmp_path / "f.safetensors"))
+    assert tuned.unused == []
+    assert set(tuned.networks) == {"text_conditioner"}
+    for name, delta in deltas.items():
+        change = tuned.networks["text_conditioner"].get_submodule(name).weight
+        change = change - base.part("text_conditioner").get_submodule(name).weight
+        torch.testing.assert_close(change, delta * (3 if naming == "diffusers" else 1), atol=1e-5, rtol=1e-4)
+    if naming == "comfy":
+        converted = AnimaModularPipeline.lora_state_dict(state)
+        assert {f"text_conditioner.{name}.lora_A.weight" for name in deltas} <= set(converted)
 
 
 def test_krea_2_in_one_file(folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit.models.families.identify import Family
 from audit.models.families.stable_diffusion import StableDiffusion
-from audit.untrusted.documents import parse_json
+from audit.models.index import read_index
 
 if TYPE_CHECKING:
     from audit.models.safetensors_header import TensorInfo
@@ -49,7 +49,7 @@ class AltDiffusion(StableDiffusion):
 
         common = {name: options[name] for name in ("use_safetensors", "local_files_only", "variant")}
         dtypes = options["dtype"]
-        index = parse_json((folder / "model_index.json").read_bytes())
+        index = read_index(folder)
         scheduler = getattr(diffusers, str(index["scheduler"][1]))
         if not issubclass(scheduler, diffusers.SchedulerMixin):
             raise ValueError(f"{index['scheduler'][1]} is no scheduler")

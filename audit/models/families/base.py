@@ -106,9 +106,9 @@ class ModelFamily(ABC):
     ``name`` is what tables call it; ``precedence`` its turn where families are told apart, the lowest first;
     ``called`` a pattern of lower-case words that people call its base models by. ``pipeline`` is the name of its
     diffusers pipeline class, ``denoiser_class`` that of its denoiser; ``encoders`` its text encoders, of which
-    ``optional`` may be missing. ``encoder_names`` says which encoder a file's te1, te2 and te3 are,
-    ``encoder_prefixes`` where a single file has the first, the second, ... ``left_out`` are parts that only judge or
-    embed pictures.
+    ``optional`` may be missing, and ``conditioners`` what stands between them and the denoiser. ``encoder_names`` says
+    which of them a file's te1, te2, te3 and conditioner are, ``encoder_prefixes`` where a single file has the first,
+    the second, ... ``left_out`` are parts that only judge or embed pictures.
 
     A family with ``flow`` predicts the velocity eps - x_0 at x_t = (1 - t) x_0 + t eps; the others predict what their
     scheduler's configuration says. ``own_sigmas``: its pipeline spaces the noise levels evenly itself. ``shaped_like``
@@ -124,6 +124,7 @@ class ModelFamily(ABC):
     denoiser: ClassVar[str] = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    conditioners: ClassVar[tuple[str, ...]] = ()
     encoder_names: ClassVar[Mapping[str, str]] = {"te1": "text_encoder"}
     longest_caption: ClassVar[int] = 1 << 30  # tokens that the pipeline lets through, where that is less
     optional: ClassVar[tuple[str, ...]] = ()
@@ -139,7 +140,7 @@ class ModelFamily(ABC):
     @property
     def networks(self) -> tuple[str, ...]:
         """The pipeline's components that have weights."""
-        return (self.denoiser, *self.encoders, "vae")
+        return (self.denoiser, *self.encoders, *self.conditioners, "vae")
 
     @property
     def half(self) -> torch.dtype:
@@ -193,6 +194,14 @@ class ModelFamily(ABC):
         import diffusers
 
         return getattr(diffusers, self.pipeline).from_pretrained(folder, **options)
+
+    def assemble(self, folder: Path, parts: Mapping[str, Any]) -> Any:
+        """The pipeline of ``folder`` with ``parts`` for its networks: None for one that is left out."""
+        import diffusers
+
+        left_out = dict.fromkeys(self.tokenizers if all(parts[name] is None for name in self.encoders) else ())
+        options = {**self.left_out, **left_out, "image_encoder": None, **parts}
+        return getattr(diffusers, self.pipeline).from_pretrained(folder, local_files_only=True, **options)
 
     @abstractmethod
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:

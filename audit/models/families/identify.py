@@ -31,6 +31,7 @@ class Family(StrEnum):
     wan = "wan"
     hidream = "hidream"
     kolors = "kolors"
+    anima = "anima"
     alt = "altdiffusion"
     other = "other"
 

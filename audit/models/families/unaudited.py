@@ -42,7 +42,6 @@ TABLE = (
     Unaudited("HiDream-E1, which edits pictures,", r"\bhidream.*(?:\be1|edit)|\bhidream[- ]?e1", "HiDream.*Edit"),
     Unaudited("HiDream-O1", r"\bhidream[- ]?o1", "HiDreamO1"),
     Unaudited("HiDream that takes pictures", r"\bhidream", "HiDream"),
-    Unaudited("Anima", r"^(?:[\w.-]+/)?anima(?:[- ](?:base|preview|v?\d).*)?$", "Anima", rf"{_START}llm_adapter[._]"),
     Unaudited("Kolors that takes pictures", r"\bkolors", "Kolors"),
     Unaudited(
         "LTX", r"\bltx", "LTX",

@@ -36,8 +36,10 @@ class Format(StrEnum):
 _ORIGINAL = (
     "model.diffusion_model.", "double_blocks.0.img_attn.qkv.", "joint_blocks.0.x_block.attn.qkv.",
     "input_blocks.0.0.weight", "blocks.0.self_attn.q.",
+    "blocks.0.adaln_modulation_", "net.blocks.0.", "net.llm_adapter.",
     "txtfusion.projector.", "text_fusion.projector.", "layers.0.self_attention.to_q.",
     "double_stream_blocks.0.block.",
+    "layers.0.attention.qkv.", "layers.0.attention.to_q.",
 )  # fmt: skip
 _BY_NAMING = {
     Naming.kohya: Format.lora_kohya, Naming.peft: Format.lora_peft, Naming.processor: Format.lora_processor,

@@ -115,9 +115,11 @@ _DOTTED = (
     ("unet.", "denoiser"), ("transformer.", "denoiser"), ("diffusion_model.", "denoiser"),
     ("model.diffusion_model.", "denoiser"), ("text_encoder_2.", "te2"), ("text_encoder_3.", "te3"),
     ("text_encoder_4.", "te4"),
-    ("text_encoder.", "te1"), ("text_encoders.clip_l.transformer.", "te1"),
+    ("text_encoder.", "te1"), ("text_encoders.clip_l.transformer.", "te1"), ("text_conditioner.", "conditioner"),
+    ("text_encoders.qwen3_06b.transformer.", "te1"),
     ("text_encoders.clip_g.transformer.", "te2"), ("text_encoders.t5xxl.transformer.", "te3"),
 )  # fmt: skip
+CONDITIONER = "llm_adapter"  # of Anima, within its denoiser by the first code's names
 _SPLIT_BY_COMFY = re.compile(r"^(?:text_encoder(?:_[234])?|unet|transformer)\.")
 _VECTORS = {"clip_l": "te1", "clip_g": "te2", "t5": "te3", "t5xxl": "te3"}
 _KEYS = r"(?P<key>clip_l|clip_g|emb_params|t5|t5xxl|string_to_param\..+)"
@@ -276,6 +278,14 @@ def _parse(name: str) -> tuple[tuple[str, str, bool], str, Naming] | None:
 
 def _place(stem: str) -> tuple[str, str, bool]:
     """(part, module, flat) of a module's name as the file has it."""
+    part, module, flat = _prefixed(stem)
+    inner = f"{CONDITIONER}{'_' if flat else '.'}"
+    if part == "denoiser" and module.startswith(inner):
+        return "conditioner", module.removeprefix(inner), flat
+    return part, module, flat
+
+
+def _prefixed(stem: str) -> tuple[str, str, bool]:
     for prefix, part in _FLAT:
         if stem.startswith(prefix):
             return part, stem.removeprefix(prefix), True

@@ -25,7 +25,7 @@ CONFIG_NAME = "adapter_config.json"  # beside the file, where PEFT keeps it
 MAX_CONFIG_BYTES = 1 << 20
 _COMPONENTS = {
     "unet": "denoiser", "transformer": "denoiser", "text_encoder": "te1", "text_encoder_2": "te2",
-    "text_encoder_3": "te3", "text_encoder_4": "te4",
+    "text_encoder_3": "te3", "text_encoder_4": "te4", "text_conditioner": "conditioner",
 }  # fmt: skip
 TYPES = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3")
 HONOURED = frozenset({

@@ -12,26 +12,30 @@ from torch import nn
 from audit.models.base import BaseModel
 from audit.models.families.keys import Target, module_targets
 from audit.models.formats.adapter import ModuleChange, Tuned, norm_of
+from audit.models.formats.names import CONDITIONER
 from audit.models.formats.parts import gathered, narrow, scatter, sharing_copy
 from audit.models.formats.prediction import PREDICTION_MARKERS
 from audit.models.formats.tensors import Tensors
 
 # Where the parts of a single file are. The VAE is not audited, and the rest are constants of samplers and of training.
 _PREFIXES = (
-    ("model.diffusion_model.", "denoiser"),
+    ("model.diffusion_model.", "denoiser"), ("net.", "denoiser"),
     ("cond_stage_model.transformer.", "te1"), ("cond_stage_model.model.", "te1"),
     ("conditioner.embedders.0.transformer.", "te1"), ("conditioner.embedders.1.model.", "te2"),
     ("conditioner.embedders.0.model.", "te2"),
     ("text_encoders.clip_l.transformer.", "te1"), ("text_encoders.clip_g.transformer.", "te2"),
-    ("text_encoders.t5xxl.transformer.", "te3"),
+    ("text_encoders.t5xxl.transformer.", "te3"), ("text_encoders.qwen3_06b.transformer.", "te1"),
 )  # fmt: skip
 _VAE = re.compile(r"^(?:first_stage_model\.|vae\.|model_ema\.)")
 _IGNORED = re.compile(  # constants, some of them infinite: OpenCLIP's mask, the noise of the first step
     r"^(?:betas$|alphas_cumprod|sqrt_|log_one_minus|posterior_|lvlb_|model_ema$|denoiser\.sigmas$|scaled_fp8$|logvar$|scale_factor$|global_step$|"
     r".*position_ids$|.*logit_scale$|.*attn_mask$|.*\.scale_(?:weight|input)$|.*\.(?:weight|input)_scale$|"
     r".*\.weight_scale_inv$|.*\.comfy_quant$|(?:model\.diffusion_model\.)?pos_embed(?:\.pos_embed)?$|"
+    r"(?:net\.|model\.diffusion_model\.)?(?:pos_embedder\.(?:seq|dim_(?:spatial|temporal)_range)|accum_\w+)$|"
+    r"(?:net\.|model\.diffusion_model\.)?(?:[\w.]+\.)?(?:_extra_state|rotary_emb\.inv_freq)$|"
     r".*embed_tokens\.weight$)"
 )
+_OF_PARAMETER = re.compile(r"\.(?:weight|bias|scale)\.")
 _FIRST_LAYERS = ("conv_in", "x_embedder", "pos_embed.proj")  # what takes the latents, and more in variants
 _SPECIAL = {  # OpenCLIP's own parameters, which are no modules' weights there
     "positional_embedding": "embeddings.position_embedding.weight",
@@ -113,10 +117,10 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
 
 def _check_known(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> None:
     """Raise ValueError for a tensor that may change what the others mean: one more of a module that has its weights
-    in the file, or one of the file as a whole.
+    in the file or of one of its parameters (``weight.absmax``), or one of the file as a whole.
     """
     component, rest = _component(base, name, part)
-    module = rest.rpartition(".")[0]
+    module = _OF_PARAMETER.split(rest, 1)[0] if _OF_PARAMETER.search(rest) else rest.rpartition(".")[0]
     if (component is not None and module in targets.get(component, {})) or "." not in name:
         raise ValueError(f"{name[:120]} is of no known format: what it does to the other tensors is not known")
 
@@ -159,9 +163,13 @@ def _component(base: BaseModel, name: str, part: str | None) -> tuple[str | None
         return part, name
     architecture = base.architecture
     prefix, kind = next(((p, k) for p, k in _PREFIXES if name.startswith(p)), ("", "denoiser"))
+    rest = name.removeprefix(prefix)
+    inner = f"{CONDITIONER}."
+    if kind == "denoiser" and rest.startswith(inner):
+        kind, rest = "conditioner", rest.removeprefix(inner)
     component = architecture.denoiser if kind == "denoiser" else architecture.encoder_names.get(kind)
     known = component is not None and base.part(component) is not None
-    return component if known else None, name.removeprefix(prefix)
+    return component if known else None, rest
 
 
 def _same_but_ones(a: Iterable[int], b: Iterable[int]) -> bool:
