@@ -118,7 +118,12 @@ SKETCHES = table_schema(
     ("kind", pa.string(), "how the vector was made; only equal ones are compared"),
     ("modules", pa.int32(), "modules whose change is in it"),
     ("left_out", pa.int32(), "modules that change in a way that has no sketch"),
-    ("norm", pa.float64(), "estimated Frobenius norm of the change of all modules; null without a sketch"),
+    (
+        "norm",
+        pa.float64(),
+        "estimated Frobenius norm of the change of all modules, or of what makes it (rotations, scales); null without "
+        "a sketch",
+    ),
     ("sketch", pa.list_(pa.float32()), "512 numbers, of length 1; null where it has none"),
     ("seen_at", pa.timestamp("us", "UTC"), "when it was made"),
 )

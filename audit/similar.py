@@ -6,14 +6,16 @@ A look-up compares one sketch with all that are kept. It is a hint, never a verd
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from errno import ENOMEM
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.sketch import KIND, NEAR, SIZE, Sketch, sketch_of
+from audit.untrusted.pool import RefusedError
 
 if TYPE_CHECKING:
     from audit.models.safetensors_header import Header
@@ -35,17 +37,45 @@ class Near:
     audit_ids: list[str]
 
 
-def sketch_or_none(files: Iterable[tuple[Path, Header]], what: str) -> Sketch | None:
-    """The sketch of a stranger's file; None where it has none, and where it cannot be made, which is logged."""
+@dataclass(frozen=True)
+class Attempt:
+    """What came of sketching a file: None where it has no sketch; with ``later`` it may have one, another time."""
+
+    sketch: Sketch | None
+    later: bool = False
+
+
+def attempt(files: Iterable[tuple[Path, Header]], what: str) -> Attempt:
+    """The sketch of a stranger's file; why there is none is logged.
+
+    One that could not be made for want of memory or time is to be tried again: that was perhaps not the file's fault.
+    """
     try:
-        return sketch_of(files)
+        return Attempt(sketch_of(files))
     except ValueError as error:
         log.info("no sketch of %s: %s", what, str(error)[:200])
+        return Attempt(None)
     except Exception as error:
-        if not is_of_the_item(error):
-            raise
-        log.info("no sketch of %s: %s", what, reason_of_fault(error, what, log))
-    return None
+        return _failed(error, what)
+
+
+def _failed(error: Exception, what: str) -> Attempt:
+    """After an ``error`` nobody foresaw. Raises it where it is not the file's own."""
+    if not is_of_the_item(error):
+        raise error
+    log.info("no sketch of %s: %s", what, reason_of_fault(error, what, log))
+    return Attempt(None, later=_may_pass(error))
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether memory or time were short, here or in the process that reads a header."""
+    while error is not None:
+        if isinstance(error, MemoryError | TimeoutError) or (isinstance(error, OSError) and error.errno == ENOMEM):
+            return True
+        if isinstance(error, RefusedError) and not error.by_child:
+            return True
+        error = error.__cause__
+    return False
 
 
 def row_of(identity: str, sketch: Sketch | None) -> dict[str, Any]:
@@ -70,20 +100,24 @@ class Sketched(Protocol):
         """What it is."""
 
     @property
-    def sketch(self) -> Sketch | None:
+    def sketch(self) -> Attempt:
         """Of what it changes."""
 
 
-def keep(workspace: Workspace, stored: Iterable[Sketched]) -> None:
-    """Keep the sketches of stored files that are not there yet."""
-    fresh = {one.identity: one.sketch for one in stored if one.format is not None}
+def keep(workspace: Workspace, stored: Sequence[tuple[str, Sketched]]) -> None:
+    """Keep the sketches of files that are not there yet, by item: their items are in the catalog already."""
+    fresh = {one.identity: one.sketch.sketch for _, one in stored if one.format is not None and not one.sketch.later}
     there = workspace.newest(TABLE, "identity", list(fresh))
-    if rows := [row_of(*one) for one in fresh.items() if one[0] not in there]:
+    rows = [row_of(*one) for one in fresh.items() if there.get(one[0], {}).get("kind") != KIND]
+    if rows:
         workspace.append(TABLE, rows)
+        items = workspace.newest("checkpoints", "item_id", [item_id for item_id, _ in stored])
+        held = {row["identity"] for row in items.values()}
+        _take_back(workspace, {row["identity"] for row in rows} - held)
 
 
 def make_up(workspace: Workspace) -> int:
-    """Make the sketches that stored adapters lack; how many were made."""
+    """Make the sketches that stored adapters lack, or have of an older kind; how many were made."""
     from audit.models.checkpoint import open_checkpoint
     from crawlers.catalog import Catalog
 
@@ -99,24 +133,28 @@ def make_up(workspace: Workspace) -> int:
         try:
             checkpoint = open_checkpoint(path)
         except Exception as error:
-            if not is_of_the_item(error):
-                raise
-            log.info("no sketch of %s: %s", path.name, reason_of_fault(error, path.name, log))
-            rows.append(row_of(one["identity"], None))
-            continue
-        files = list(checkpoint.files.values()) if checkpoint.format.is_adapter else []
-        rows.append(row_of(one["identity"], sketch_or_none(files, path.name)))
+            tried = _failed(error, path.name)
+        else:
+            tried = attempt(checkpoint.files.values() if checkpoint.format.is_adapter else [], path.name)
+        if not tried.later:
+            rows.append(row_of(one["identity"], tried.sketch))
     if rows:
         workspace.append(TABLE, rows)
-        made = [row["identity"] for row in rows]
-        held = workspace.rows(
-            "SELECT DISTINCT identity FROM checkpoints WHERE list_contains(?::VARCHAR[], identity) "
-            "AND state <> 'opted-out'",
-            [made],
-        )
-        for identity in {*made} - {row["identity"] for row in held}:  # what was opted out meanwhile
-            workspace.erase("identity", identity, TABLE)
+        _take_back(workspace, {row["identity"] for row in rows})
     return len(rows)
+
+
+def _take_back(workspace: Workspace, made: Set[str]) -> None:
+    """Remove those sketches of ``made`` whose items were opted out meanwhile."""
+    if not made:
+        return
+    held = workspace.rows(
+        "SELECT DISTINCT identity FROM checkpoints WHERE list_contains(?::VARCHAR[], identity) "
+        "AND state <> 'opted-out'",
+        [sorted(made)],
+    )
+    for identity in made - {row["identity"] for row in held}:
+        workspace.erase("identity", identity, TABLE)
 
 
 def nearest(

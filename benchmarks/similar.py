@@ -5,7 +5,8 @@
 Every LoRA (the shipped ones, and with --derived those of testbed.derived: of one few-shot set on other bases and with
 another seed, and of other sets) is saved again in the ways of testbed.resaved; every re-save is compared with its
 original and with all other originals. It prints the least and greatest cosine of each way, the separation (AUC) of
-re-saves against other adapters, and the error rates at the threshold that is used; then the seconds for a LoRA of
+re-saves against other adapters, and the error rates at the threshold that is used; then adapters of random numbers in
+every format and in the layouts of published models (benchmarks/similar_formats.py); then the seconds for a LoRA of
 rank 32 on all attention of SDXL (random numbers on the layers of its UNet), and of a look-up among 100,000 sketches.
 
 Exit code 1 where a re-save whose change is mostly kept falls below the threshold, or another adapter reaches it.
@@ -28,13 +29,27 @@ from safetensors.torch import save_file
 from audit.demo import FINE_TUNES
 from audit.models.checkpoint import open_checkpoint
 from audit.models.published import PUBLISHED, build
-from audit.models.sketch import KIND, NEAR, SIZE, Sketch, sketch_of
+from audit.models.sketch import KIND, NEAR, SIZE, sketch_of
 from audit.similar import nearest
 from audit.workspace import Workspace
 from benchmarks.membership import auc
+from benchmarks.similar_formats import by_format, by_layout, sketched
 from testbed.derived import TRAINED, Derived
 from testbed.finetune import Tuning
-from testbed.resaved import Factors, mixed, pruned, read_kohya, scaled, weighted, without, write_kohya
+from testbed.resaved import (
+    Factors,
+    mixed,
+    pruned,
+    read_kohya,
+    scaled,
+    weighted,
+    without,
+    write_gguf,
+    write_kohya,
+    write_peft,
+    write_small,
+    write_whole,
+)
 
 # What keeps so little of a change that it may fall below the threshold
 FAR = ("half of another", "an eighth of the ranks", "without convolutions")
@@ -48,6 +63,14 @@ def ways(other: Factors) -> dict[str, Callable[[Factors, Path], Path]]:
         "bfloat16": lambda f, p: write_kohya(f, p, torch.bfloat16),
         "alpha 1": lambda f, p: write_kohya(f, p, alpha=1.0),
         "strength 0.6": lambda f, p: write_kohya(scaled(f, 0.6), p),
+        "PEFT's names": lambda f, p: write_peft(f, p),
+        "full differences": lambda f, p: write_whole(f, p),
+        "float8 (e4m3)": lambda f, p: write_small(f, p, torch.float8_e4m3fn, scaled_by=False),
+        "float8 with scales": lambda f, p: write_small(f, p, torch.float8_e4m3fn),
+        "int8 with scales": lambda f, p: write_small(f, p, torch.int8),
+        "GGUF F16": lambda f, p: write_gguf(f, p, "F16"),
+        "GGUF Q8_0": lambda f, p: write_gguf(f, p, "Q8_0"),
+        "GGUF Q4_0": lambda f, p: write_gguf(f, p, "Q4_0"),
         "half of the ranks": lambda f, p: write_kohya(pruned(f, rank // 2), p),
         "a quarter of the ranks": lambda f, p: write_kohya(pruned(f, rank // 4), p),
         "an eighth of the ranks": lambda f, p: write_kohya(pruned(f, rank // 8), p),
@@ -57,13 +80,6 @@ def ways(other: Factors) -> dict[str, Callable[[Factors, Path], Path]]:
         "blocks at half strength": lambda f, p: write_kohya(weighted(f, {"down_blocks": 0.5}), p),
         "without convolutions": lambda f, p: write_kohya(without(f, ("resnets",)), p),
     }  # fmt: skip
-
-
-def sketched(path: Path) -> Sketch:
-    """The sketch of a file."""
-    found = sketch_of(open_checkpoint(path).files.values())
-    assert found is not None
-    return found
 
 
 def compared(files: dict[str, Path]) -> dict[str, Any]:
@@ -159,11 +175,18 @@ def main(
     least, most = found["others"]
     print(f"{'other adapters':26}cosine {least:.4f} to {most:.4f}, {found['comparisons']} pairs")
     print(f"AUC {found['auc']:.4f}; at {NEAR}: {found['missed']:.1%} missed, {found['false']:.1%} of others near")
+    found["formats"], found["layouts"] = by_format(), by_layout()
+    for name, row in found["formats"].items():
+        print(f"{name:26}bfloat16 {row['again']:.4f}, others {row['others'][0]:.4f} to {row['others'][1]:.4f}")
+    for name, cosine in found["layouts"].items():
+        print(f"{name:50}cosine {cosine:.5f}")
+    again = [row["again"] for row in found["formats"].values()] + list(found["layouts"].values())
+    others = [one for row in found["formats"].values() for one in row["others"]]
     found["cost"] = cost()
     print(json.dumps(found["cost"]))
     if json_file:
         json_file.write_text(json.dumps(found, indent=2) + "\n")
-    if found["missed"] or found["false"]:
+    if found["missed"] or found["false"] or min(again) < NEAR or max(others) >= NEAR:
         raise typer.Exit(1)
 
 

@@ -26,6 +26,7 @@ from audit.states import ItemState
 from audit.storable import storable_values
 from audit.workspace import Workspace
 from audit.workspace.workspace import condition
+from crawlers.forget import forget_opted_out, remove_unheld, withdraw
 from crawlers.items import Claim, Item, base_claims_of, conclude
 from crawlers.opt_outs import OptOuts as OptOuts
 from crawlers.store import Store, Stored
@@ -92,9 +93,10 @@ class Catalog:
     def record(self, outcomes: Iterable[tuple[Item, Outcome]], known: dict[str, dict[str, Any]]) -> list[Outcome]:
         """Write what became of items, their captions first: a checkpoints row makes its item's captions count.
 
-        What nothing can be concluded of is recorded as failed. Returns the outcomes as they are recorded.
+        What nothing can be concluded of is recorded as failed, and what was opted out since the crawl began as that.
+        Returns the outcomes as they are recorded.
         """
-        outcomes = list(outcomes)
+        outcomes, withdrawn = withdraw(self, list(outcomes))
         recorded = []
         rows, captions = [], []
         earlier = [known[item.item_id]["seen_at"] for item, _ in outcomes if known.get(item.item_id)]
@@ -120,9 +122,10 @@ class Catalog:
                 )  # fmt: skip
         if captions:
             self.workspace.append("captions", captions)
-        keep(self.workspace, [outcome.stored for _, outcome in outcomes if outcome.stored])
         if rows:
             self.workspace.append("checkpoints", rows)
+        remove_unheld(self, withdrawn)
+        keep(self.workspace, [(item.item_id, outcome.stored) for item, outcome in outcomes if outcome.stored])
         return recorded
 
     def _failed(self, item: Item, outcome: Outcome, before: dict[str, Any], now: datetime) -> dict[str, Any]:
@@ -276,38 +279,10 @@ class Catalog:
     def forget_opted_out(self) -> int:
         """Apply the opt-out list to what is in the catalog already. How many items.
 
-        What no other item has goes: files, the uploader's own training sets, and audits with all that rests on them.
+        What no other item has goes: files, sketches, the uploader's own training sets, and audits with all that rests
+        on them.
         """
-        rows = self.workspace.rows(
-            "SELECT * FROM checkpoints WHERE source <> 'file' AND state <> 'opted-out' AND model_id IS NOT NULL"
-        ) if self.opt_outs.entries else []  # fmt: skip
-        gone = [row for row in rows if self.opt_outs.covers(row["source"], row["model_id"], row["uploader"])]
-        if gone:
-            self._forget_audits(gone)
-            outcome = Outcome(ItemState.opted_out, "on the opt-out list")
-            self.record([(item_of(row), outcome) for row in gone], {row["item_id"]: row for row in gone})
-            for identity in {row["identity"] for row in gone if row["identity"]}:
-                if not self.workspace.rows("SELECT 1 FROM checkpoints WHERE identity = ? LIMIT 1", [identity]):
-                    self.store.remove(identity)
-        return len(gone)
-
-    def _forget_audits(self, gone: Sequence[dict[str, Any]]) -> None:
-        """Remove training sets, audits and recovered captions that are of ``gone`` items alone."""
-        from audit.upkeep.forget import forget_audits
-
-        for column in ("checkpoint_sha256", "ground_truth", "identity"):
-            kept = self.workspace.rows(
-                f"SELECT DISTINCT {column} AS one FROM checkpoints WHERE NOT list_contains(?::VARCHAR[], item_id)",
-                [[row["item_id"] for row in gone]],
-            )
-            alone = {row[column] for row in gone if row[column]} - {row["one"] for row in kept}
-            if column == "checkpoint_sha256" and (audits := forget_audits(self.workspace, alone)):
-                log.info("opted out: %d audits are removed, with their pages", len(audits))
-            for name in alone if column == "ground_truth" else ():
-                self.workspace.files.remove_folder(f"ground-truth/{name}")
-            for identity in alone if column == "identity" else ():
-                self.workspace.erase("identity", identity, "recoveries")
-                self.workspace.erase("identity", identity, "sketches")
+        return forget_opted_out(self)
 
     def find(self, where: str = "TRUE", limit: int = 1000) -> pa.Table:
         """Rows of the checkpoints view that fulfil the SQL condition ``where``, newest first."""

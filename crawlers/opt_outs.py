@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from audit.errors import CrawlError
@@ -21,6 +22,7 @@ class OptOuts:
         from crawlers.source import SOURCES  # they are made of what is here
 
         self.entries: set[str] = set()
+        self._read_again: Callable[[], OptOuts] | None = None
         for number, line in enumerate(text.splitlines(), start=1):
             text = line.partition("#")[0].strip()
             match = OPT_OUT.fullmatch(text)
@@ -38,9 +40,15 @@ class OptOuts:
         name = str(path) if path else f"{workspace.files}/opt-out.txt"
         try:
             content = path.read_bytes() if path else workspace.files.read("opt-out.txt")
-            return cls((content or b"").decode(), name)
+            found = cls((content or b"").decode(), name)
         except (OSError, UnicodeDecodeError) as error:
             raise CrawlError(f"the opt-out list {name} cannot be read: {error}") from error
+        found._read_again = lambda: cls.read(workspace, path)
+        return found
+
+    def as_it_is_now(self) -> OptOuts:
+        """The list as its file is now, since who opts out does not wait for a crawl to end. Raises CrawlError."""
+        return self if self._read_again is None else self._read_again()
 
     def covers(self, source: str, model_id: str, uploader: str | None) -> bool:
         """Whether the model or its uploader has opted out."""

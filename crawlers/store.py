@@ -26,8 +26,7 @@ from audit.models.checkpoint import identity_of, layout_of
 from audit.models.formats.detect import Format, detect_format
 from audit.models.formats.scaling import CONFIG_NAME, with_config_beside
 from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
-from audit.models.sketch import Sketch
-from audit.similar import sketch_or_none
+from audit.similar import Attempt, attempt
 from audit.states import ItemState
 from audit.workspace import Workspace
 from crawlers.http import Session, check_status, shown
@@ -36,6 +35,7 @@ from crawlers.items import Item, clean_name
 MAX_FILE_BYTES = 8 * 1024**3
 CHUNK = 1 << 20
 TRIES = 6
+NO_SKETCH = Attempt(None)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Stored:
     identity: str
     format: Format | None
     note: str | None
-    sketch: Sketch | None = None
+    sketch: Attempt = NO_SKETCH
 
 
 class StreamingHash:
@@ -189,7 +189,7 @@ class Store:
             header = self._configured(part, name, header, config)
         identity = identity_of(tensors_sha256, layout_of(header))
         adapter = kind is not None and kind.is_adapter
-        sketch = sketch_or_none([(part, header)], clean_name(name)) if adapter else None
+        sketch = attempt([(part, header)], clean_name(name)) if adapter else NO_SKETCH
         with self._lock:
             if config is not None and kind is Format.lora_peft:  # before the file, which makes it count
                 self.files.write(self.config_key(identity), config)

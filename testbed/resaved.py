@@ -36,6 +36,61 @@ def write_kohya(factors: Factors, path: Path, dtype: torch.dtype = torch.float16
     return path
 
 
+def write_peft(factors: Factors, path: Path) -> Path:
+    """diffusers' names in kohya's spelling of them, with dots and lora_A, lora_B; the strength is in the factors."""
+    state = {}
+    for stem, (up, down) in factors.items():
+        module = stem.removeprefix("lora_unet_")
+        state[f"unet.{module}.lora_B.weight"] = up.contiguous()
+        state[f"unet.{module}.lora_A.weight"] = down.contiguous()
+    save_file(state, path)
+    return path
+
+
+def write_whole(factors: Factors, path: Path) -> Path:
+    """The changes themselves, as LyCORIS' full differences."""
+    state = {
+        f"{stem}.diff": (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:])
+        for stem, (up, down) in factors.items()
+    }
+    save_file(state, path)
+    return path
+
+
+def write_small(factors: Factors, path: Path, dtype: torch.dtype, scaled_by: bool = True) -> Path:
+    """8 bits a number, with a scale a factor (as ComfyUI writes them) or as they are."""
+    most = 127.0 if dtype is torch.int8 else float(torch.finfo(dtype).max)
+    state = {}
+    for stem, pair in factors.items():
+        for side, value in zip(("lora_up", "lora_down"), pair, strict=True):
+            scale = value.abs().max() / most if scaled_by else torch.tensor(1.0)
+            small = value / scale
+            state[f"{stem}.{side}.weight"] = (small.round() if dtype is torch.int8 else small).to(dtype).contiguous()
+            if scaled_by:
+                state[f"{stem}.{side}.scale_weight"] = scale
+    save_file(state, path)
+    return path
+
+
+def write_gguf(factors: Factors, path: Path, kind: str) -> Path:
+    """A GGUF file; what does not fill its blocks is in float16, as converters leave it."""
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "lora")
+    wanted = gguf.GGMLQuantizationType[kind]
+    block = gguf.GGML_QUANT_SIZES[wanted][0]
+    for stem, pair in factors.items():
+        for side, value in zip(("lora_up", "lora_down"), pair, strict=True):
+            use = wanted if value.shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
+            packed = gguf.quants.quantize(value.contiguous().numpy(), use)
+            writer.add_tensor(f"{stem}.{side}.weight", packed, raw_dtype=use)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 def scaled(factors: Factors, by: float) -> Factors:
     """The change times ``by``, as another strength."""
     return {stem: (up * by, down) for stem, (up, down) in factors.items()}

@@ -35,7 +35,7 @@ def similar(
     from audit.errors import CheckpointError
     from audit.models.checkpoint import open_checkpoint
     from audit.models.sketch import NEAR
-    from audit.similar import make_up, nearest, sketch_or_none
+    from audit.similar import attempt, make_up, nearest
     from audit.workspace import Workspace
     from crawlers.catalog import Catalog
 
@@ -44,7 +44,7 @@ def similar(
     path = Catalog(workspace).entry(what).path if is_item(Path(what)) else Path(what)
     checkpoint = open_checkpoint(path)
     files = list(checkpoint.files.values()) if checkpoint.format.is_adapter else []
-    sketch = sketch_or_none(files, what)
+    sketch = attempt(files, what).sketch
     if sketch is None:
         raise CheckpointError(f"{what} has no sketch: it is no adapter whose change its tensors alone determine")
     found = nearest(workspace, sketch.vector.tolist(), NEAR if least is None else least, limit, checkpoint.identity)

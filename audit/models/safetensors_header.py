@@ -91,7 +91,12 @@ def read_header(path: Path) -> Header:
 
 
 def refuse_other_formats(path: Path | str, size: int, start: bytes) -> None:
-    """Raise CheckpointError where ``start``, the first of ``size`` bytes, shows another format than safetensors."""
+    """Raise CheckpointError where ``start``, the first of ``size`` bytes, shows another format than safetensors.
+
+    The length of a header may begin as a pickle does: then the JSON behind it shows what it is.
+    """
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:
+        return
     for magic, what in _OTHER_FORMATS:
         if start.lstrip().startswith(magic) or start.startswith(magic):
             raise CheckpointError(

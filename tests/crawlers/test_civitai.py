@@ -19,11 +19,10 @@ from hypothesis import strategies as st
 from audit.errors import CrawlError
 from audit.schemas import CHECKPOINTS
 from audit.workspace import Workspace
-from crawlers import http
+from crawlers import civitai_items, http
 from crawlers.catalog import Catalog, Outcome
 from crawlers.crawl import Counts, Crawl, estimate
 from crawlers.http import Token
-from crawlers.sources import civitai
 from crawlers.sources.civitai import Civitai, CivitaiQuery, prompts_of, reference_of
 from tests.conftest import stored_bytes
 from tests.crawlers.test_training_data import packed, png
@@ -72,7 +71,9 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Site, Site]]:
     """Two names of one site; the first links to the second's downloads."""
     with Site([one()]) as first, Site([one()]) as second:
         first._api_server.url = second._api_server.url
-        monkeypatch.setattr(civitai, "TWINS", frozenset({urlsplit(first.url).netloc, urlsplit(second.url).netloc}))
+        monkeypatch.setattr(
+            civitai_items, "TWINS", frozenset({urlsplit(first.url).netloc, urlsplit(second.url).netloc})
+        )
         yield first, second
 
 

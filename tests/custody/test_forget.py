@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from audit.errors import CustodyError, WorkspaceError
+from audit.models.sketch import Sketch, sketch_of
 from audit.references import ReferenceSets
 from audit.references.losses import SPOOLED
 from audit.report.again import match_again
 from audit.schemas import KEY_COLUMNS, TABLES
+from audit.similar import row_of
 from audit.stages.membership import Membership
 from audit.workspace import Workspace
 from crawlers.catalog import Catalog, OptOuts
+from crawlers.crawl import Crawl
+from crawlers.sources.folder import Folder
+from tests.conftest import KOHYA, PEFT
 from tests.custody.conftest import ID, Report
 
 JANE = OptOuts("folder:user:jane")
@@ -64,6 +71,38 @@ def test_nothing_is_left_of_the_audits_of_a_checkpoint_that_was_opted_out(made: 
     found, _ = match_again(workspace, ["mine"])
     assert found.answers == []
     assert Catalog(workspace, JANE).forget_opted_out() == 0
+
+
+def test_who_opts_out_while_a_crawl_sketches_leaves_nothing(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = tmp_path / "uploads"
+    for name in ("a", "b"):
+        path = uploads / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes((KOHYA if name == "a" else PEFT).read_bytes())
+        Path(f"{path}.json").write_text(f'{{"uploader": "{"jane" if name == "a" else "ann"}"}}')
+
+    def look() -> dict[str, int]:
+        catalog = Catalog(workspace, OptOuts.read(workspace, None))
+        return Crawl(Folder(catalog, str(uploads), settle=0), catalog, downloads=1).run().states
+
+    def opted_out_meanwhile(files: Any) -> Sketch | None:
+        workspace.files.write("opt-out.txt", b"folder:user:jane\n")
+        assert Catalog(workspace, OptOuts.read(workspace, None)).forget_opted_out() == 0  # nothing is recorded yet
+        return sketch_of(files)
+
+    monkeypatch.setattr("audit.similar.sketch_of", opted_out_meanwhile)
+    assert look() == {"opted-out": 1, "stored": 1}
+    [row] = workspace.rows("SELECT identity, uploader FROM checkpoints WHERE state = 'stored'")
+    assert row["uploader"] == "ann"
+    assert workspace.rows("SELECT identity FROM sketches") == [{"identity": row["identity"]}]
+    stored = [entry.key for entry in workspace.files.list("checkpoints") if entry.key.endswith(".safetensors")]
+    assert stored == [f"checkpoints/{row['identity']}.safetensors"]
+    # of what two crawls recorded at once nothing is left behind the next look
+    workspace.append("sketches", [row_of("1" * 64, None)])
+    assert look() == {}
+    assert len(workspace.rows("SELECT identity FROM sketches")) == 1
 
 
 def test_what_another_item_has_stays(made: Report) -> None:

@@ -57,6 +57,12 @@ def test_other_formats_are_named_and_refused(tmp_path: Path, content: bytes, wor
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("length", [0x0280, 0x0480, 0x028020, 0x0580])
+def test_a_header_whose_length_begins_as_a_pickle_does_is_read(tmp_path: Path, length: int) -> None:
+    header = json.dumps({"a": entry()}).encode().ljust(length)
+    assert list(read_header(file_with(tmp_path / "f", header, b"\0" * 8)).tensors) == ["a"]
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.safetensors cannot be read"):
         read_header(tmp_path / "none.safetensors")

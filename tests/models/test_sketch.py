@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,15 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from audit.cli import app
+from audit.errors import CheckpointError
 from audit.models.checkpoint import Checkpoint, open_checkpoint
 from audit.models.formats.names import read_names
 from audit.models.formats.tensors import Tensors
-from audit.models.sketch import NEAR, SIZE, Sketch, sketch_of
-from audit.similar import make_up, nearest, row_of
+from audit.models.safetensors_header import Header
+from audit.models.sketch import KIND, NEAR, SIZE, Sketch, sketch_of
+from audit.models.sketch_reader import Reader
+from audit.similar import Attempt, attempt, make_up, nearest, row_of
+from audit.untrusted.pool import RefusedError
 from audit.workspace import Workspace
 from crawlers.catalog import Catalog
 from testbed.resaved import mixed, pruned, read_kohya, scaled, write_kohya
@@ -111,15 +117,13 @@ def test_other_algorithms(tmp_path: Path, kind: str) -> None:
 
 
 def test_types_are_read_as_torch_reads_them(tmp_path: Path) -> None:
-    from audit.models.sketch import _Reader
-
     values = torch.randn(3, 5, generator=torch.Generator().manual_seed(2))
     for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
         save_file({"a.lora_A.weight": values.to(dtype), "pad": torch.ones(1)}, tmp_path / "f.safetensors")
         ((_, header),) = files = open_checkpoint(tmp_path / "f.safetensors").files.values()
         with Tensors(list(files)) as tensors:
             wanted = tensors.get("a.lora_A.weight").numpy()
-        found = _Reader(tmp_path / "f.safetensors", header).get("a.lora_A.weight")
+        found = Reader(tmp_path / "f.safetensors", header).get("a.lora_A.weight")
         assert found is not None
         assert np.array_equal(found, wanted)
 
@@ -207,6 +211,63 @@ def test_what_nobody_foresaw_costs_one_adapter(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("audit.models.checkpoint.open_checkpoint", unforeseen)
     assert make_up(workspace) == 2
     assert [row["n"] for row in workspace.rows("SELECT count(sketch) AS n FROM sketches")] == [1]
+
+
+def uploads(folder: Path) -> list[str]:
+    """A folder with one LoRA, which Ann uploaded, and how to crawl it."""
+    folder.mkdir()
+    write_kohya(read_kohya(KOHYA), folder / "a.safetensors")
+    (folder / "a.safetensors.json").write_text('{"uploader": "ann"}')
+    return ["crawl", "folder", str(folder), "--settle", "0", "--workspace", str(folder.parent / "w")]
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), OSError(errno.ENOMEM, "no room")])
+def test_what_failed_for_want_of_memory_is_tried_again_and_else_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(files: object) -> Sketch:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("audit.similar.sketch_of", failing)
+        assert CliRunner().invoke(app, uploads(tmp_path / "uploads")).exit_code == 0
+        workspace = Workspace(tmp_path / "w")
+        assert workspace.rows("SELECT * FROM sketches") == []
+        assert make_up(workspace) == 0
+    assert make_up(workspace) == 1
+    assert [row["modules"] > 0 for row in workspace.rows("SELECT modules FROM sketches")] == [True]
+
+
+def test_whose_fault_a_failure_was() -> None:
+    def after(cause: Exception) -> CheckpointError:
+        error = CheckpointError("f is refused")
+        error.__cause__ = cause
+        return error
+
+    late = (TimeoutError(), after(RefusedError("it takes more than 60 s", by_child=False)))
+    for error in late:
+        assert attempt(raising(error), "f") == Attempt(None, later=True)
+    for error in (ValueError("no"), KeyError("no"), after(RefusedError("damaged", by_child=True)), OSError("gone")):
+        assert attempt(raising(error), "f") == Attempt(None)
+
+
+def raising(error: Exception) -> Iterator[tuple[Path, Header]]:
+    yield from ()
+    raise error
+
+
+def test_an_older_kind_is_made_again(tmp_path: Path, original: Sketch) -> None:
+    crawl = uploads(tmp_path / "uploads")
+    CliRunner().invoke(app, crawl)
+    workspace = Workspace(tmp_path / "w")
+    [row] = workspace.rows("SELECT * FROM sketches")
+    assert row["kind"] == KIND
+    workspace.erase("identity", row["identity"], "sketches")
+    workspace.append("sketches", [row | {"kind": "signs-1"}])
+    assert nearest(workspace, original.vector.tolist()) == []
+    assert make_up(workspace) == 1
+    assert [one.name for one in nearest(workspace, original.vector.tolist())] == ["a.safetensors"]
+    assert make_up(workspace) == 0
 
 
 def test_rows_without_a_sketch_are_never_near(workspace: Workspace, original: Sketch) -> None:

@@ -49,7 +49,7 @@ def originals_of(network: Any) -> Iterator[tuple[str, Target]]:
     if family is not None:
         yield from family.originals(network)
     elif kind in _CLIP:
-        yield from _open_clip(network)
+        yield from open_clip_names(network)
     elif kind in _STORED_AS:
         yield from _stored_names(network, _STORED_AS[kind])
 
@@ -62,7 +62,8 @@ def _stored_names(network: Any, prefixes: tuple[tuple[str, str], ...]) -> Iterat
                 break
 
 
-def _open_clip(network: Any) -> Iterator[tuple[str, Target]]:
+def open_clip_names(network: Any) -> Iterator[tuple[str, Target]]:
+    """OpenCLIP's names of the modules of a CLIP text encoder."""
     nested = "text_model." if has_module(network, "text_model") else ""
     config: Any = network.config
     yield from simple(("ln_final", f"{nested}final_layer_norm"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from audit.errors import CheckpointError
@@ -119,8 +119,41 @@ def family_of_dimensions(cross_attention: int) -> Family | None:
 def original_unet_names(network: Any) -> dict[str, str]:
     """The LDM name of every module of a diffusers UNet2DConditionModel, by its diffusers name."""
     config: Any = network.config
-    layers = config.layers_per_block
-    levels = len(config.block_out_channels)
+    blocks = [network.get_submodule(f"up_blocks.{level}") for level in range(len(config.block_out_channels))]
+    prefixes = _prefixes(config.layers_per_block, [hasattr(block, "attentions") for block in blocks])
+    found = {}
+    for name, _ in network.named_modules():
+        prefix = next((known for known in prefixes if name == known or name.startswith(f"{known}.")), None)
+        if prefix is None:
+            continue
+        rest = name.removeprefix(prefix).removeprefix(".")
+        if "resnets" in prefix:
+            rest = _RESNET.get(rest, rest)
+        found[name] = f"{prefixes[prefix]}.{rest}" if rest else prefixes[prefix]
+    return found
+
+
+def diffusers_unet_name(flat: str) -> str | None:
+    """diffusers' name of a module that ``flat`` names as LDM does, both with underscores for dots; None for others.
+
+    Of UNets with two layers a block, which all published ones have.
+    """
+    words = flat.split("_")
+    for count in range(min(len(words), _LONGEST), 1, -1):
+        start = "_".join(words[:count])
+        if (ours := _OURS.get(start)) is not None:
+            rest = "_".join(words[count:])
+            rest = _RESNET_OURS.get(rest, rest) if "resnets" in ours else rest
+            return f"{ours}_{rest}" if rest else ours
+    return None
+
+
+def _prefixes(layers: int, has_attention: Sequence[bool]) -> dict[str, str]:
+    """How names start in LDM, by how they start in diffusers, of UNets with ``layers`` layers a block.
+
+    ``has_attention``: whether the up block of each level has attention, behind which its upsampler comes.
+    """
+    levels = len(has_attention)
     prefixes = {
         "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
         "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
@@ -138,16 +171,15 @@ def original_unet_names(network: Any) -> dict[str, str]:
             block = level * (layers + 1) + layer
             prefixes[f"up_blocks.{level}.resnets.{layer}"] = f"output_blocks.{block}.0"
             prefixes[f"up_blocks.{level}.attentions.{layer}"] = f"output_blocks.{block}.1"
-        has_attention = hasattr(network.get_submodule(f"up_blocks.{level}"), "attentions")
         last = level * (layers + 1) + layers
-        prefixes[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{last}.{2 if has_attention else 1}.conv"
-    found = {}
-    for name, _ in network.named_modules():
-        prefix = next((known for known in prefixes if name == known or name.startswith(f"{known}.")), None)
-        if prefix is None:
-            continue
-        rest = name.removeprefix(prefix).removeprefix(".")
-        if "resnets" in prefix:
-            rest = _RESNET.get(rest, rest)
-        found[name] = f"{prefixes[prefix]}.{rest}" if rest else prefixes[prefix]
-    return found
+        prefixes[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{last}.{1 + has_attention[level]}.conv"
+    return prefixes
+
+
+_OURS = {
+    theirs.replace(".", "_"): ours.replace(".", "_")
+    for attention in (False, True)
+    for ours, theirs in _prefixes(2, [attention] * 4).items()
+}
+_LONGEST = max(start.count("_") + 1 for start in _OURS)
+_RESNET_OURS = {theirs.replace(".", "_"): ours for ours, theirs in _RESNET.items()}

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from audit.models.safetensors_header import TensorInfo
 from audit.untrusted.documents import parse_json
+
+if TYPE_CHECKING:  # crawlers sketch what they store, and have no torch
+    import torch
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
@@ -73,10 +74,17 @@ def check_marker(name: str, claims: Any) -> None:
 
 def parsed_marker(name: str, tensor: torch.Tensor) -> Any:
     """The JSON in a marker's bytes (uint8 [n]). Raises ValueError."""
+    import torch
+
     if tensor.dtype is not torch.uint8 or tensor.numel() > MAX_MARKER_BYTES:
         raise ValueError(f"{name[:120]} is no marker of a quantisation")
+    return marker_of(name, bytes(tensor.flatten().tolist()))
+
+
+def marker_of(name: str, content: bytes) -> Any:
+    """The JSON in the bytes of a marker. Raises ValueError."""
     try:
-        return parse_json(bytes(tensor.flatten().tolist()))
+        return parse_json(content)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{name[:120]} is no marker of a quantisation: {str(error)[:80]}") from error
 
