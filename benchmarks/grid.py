@@ -82,7 +82,7 @@ def run_job(job: Job, threads: int = 1) -> list[dict[str, Any]]:
 
     torch.set_num_threads(threads)
     place = Place(Workspace(job.workspace), Bench())
-    return [row for settings in job.settings for row in _rows(job, place, settings, threads)]
+    return [row for settings in job.settings for row in rows_at(job, place, settings, threads)]
 
 
 def kept_pictures(settings: Settings, clusterings: Sequence[Clustering]) -> Settings:
@@ -93,27 +93,36 @@ def kept_pictures(settings: Settings, clusterings: Sequence[Clustering]) -> Sett
     return replace(settings, stored_images=StoredImages.all) if Clustering.cliques in clusterings else settings
 
 
-def _rows(job: Job, place: Any, settings: Settings, threads: int) -> Iterator[dict[str, Any]]:
+def request_of(job: Job, settings: Settings) -> Any:
+    """The ``Request`` of a job's checkpoint under ``settings``, with its set's captions and N0."""
+    from audit.job import Request
+
+    few_shot = few_shot_set(job.recipe.few_shot)
+    return Request(
+        job.recipe.file(job.checkpoints),
+        str(job.base),
+        captions=few_shot.captions,
+        n0=len(few_shot.train),
+        settings=settings,
+    )
+
+
+def pictures_of(name: str) -> dict[str, np.ndarray]:
+    """What extractions of the set ``name`` are compared with, uint8 [N, 64, 64, 3]: "train", "control" and "near"."""
+    return {"train": load_set(name, "train"), "control": controls(name), "near": near_misses(name)}
+
+
+def rows_at(job: Job, place: Any, settings: Settings, threads: int) -> Iterator[dict[str, Any]]:
+    """The rows of a job under one of its settings, a clustering each; ``place`` is a ``Place``, with what is loaded."""
     from audit.engine.local import run_stages
-    from audit.job import Request, resolve
+    from audit.job import resolve
     from audit.sampling.spooled import vectors_of
     from audit.stages import Cluster, Sample, Scores
     from audit.states import Known
 
     few_shot = few_shot_set(job.recipe.few_shot)
-    request = Request(
-        job.recipe.file(job.checkpoints),
-        str(job.base),
-        captions=few_shot.captions,
-        n0=len(few_shot.train),
-        settings=kept_pictures(settings, job.clusterings),
-    )
-    resolved = resolve(request, "nano", place.bench)
-    pictures = {
-        "train": load_set(few_shot.name, "train"),
-        "control": controls(few_shot.name),
-        "near": near_misses(few_shot.name),
-    }
+    resolved = resolve(request_of(job, kept_pictures(settings, job.clusterings)), "nano", place.bench)
+    pictures = pictures_of(few_shot.name)
     parts = ((Known.training, "train"), (Known.control, "control"))
     scores_of = [Scores(kind, [Image.fromarray(one) for one in pictures[part]]) for kind, part in parts]
     run_stages([Sample(), Cluster(), *scores_of], resolved, place)

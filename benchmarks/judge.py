@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,8 +141,8 @@ def figures(
     """
     found: dict[str, Any] = {"judge": SSCD.name} | dict.fromkeys(KEYS)
     for view in views(threads):
-        vectors = {part: view.descriptor.describe(pictures) for part, pictures in known.items()}
-        cosines = (vectors["train"] * view.descriptor.describe(reconstructed)).sum(axis=1)
+        vectors = {part: _described(view.name, threads, *_as_bytes(pictures)) for part, pictures in known.items()}
+        cosines = (vectors["train"] * _described(view.name, threads, *_as_bytes(reconstructed))).sum(axis=1)
         found |= {key(view.name, "ceiling"): float(cosines.mean()), key(view.name, "threshold"): view.threshold}
         if extractions is None:
             continue
@@ -153,6 +153,18 @@ def figures(
                 found[key(view.name, f"{prefix}as")] = float(best.mean())
                 found[key(view.name, f"{prefix}a_esr")] = float((best > view.threshold).mean())
     return found
+
+
+def _as_bytes(pictures: np.ndarray) -> tuple[bytes, tuple[int, ...]]:
+    """uint8 pictures [N, H, W, 3] as something that can be looked up."""
+    return pictures.tobytes(), pictures.shape
+
+
+@lru_cache(maxsize=16)
+def _described(view: str, threads: int, data: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """The vectors of pictures that many rows are compared with, described once."""
+    (seeing,) = (one for one in views(threads) if one.name == view)
+    return seeing.descriptor.describe(np.frombuffer(data, np.uint8).reshape(shape))
 
 
 def absent(judge: JudgeName) -> dict[str, Any]:

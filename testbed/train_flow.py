@@ -31,7 +31,10 @@ from testbed.sources import cache_dir
 from testbed.train_base import EMPTY_SHARE, token_ids
 from testbed.training import Average, fit, prepare_cpu, shuffled
 
-SETS = ("fluent-vehicles", "stamps-birds", "stamps-fruit", "photo-wildlife", "paint-vangogh")
+SETS = (
+    "fluent-vehicles", "stamps-birds", "stamps-fruit", "photo-wildlife", "paint-vangogh", "paint-elves",
+    "fluent-animals", "photo-monuments",
+)  # fmt: skip
 IN_BOTH_LAYOUTS = "stamps-fruit"  # the others in kohya's alone
 TARGETS = [
     "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out", "ff.net.0.proj",

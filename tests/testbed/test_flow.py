@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline
 
-from audit.demo import FLOW_BASE
+from audit.demo import FLOW_BASE, FLOW_CHECKPOINTS
 from audit.models.base import load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.pair import ModelPair
@@ -45,6 +45,21 @@ def test_training_sees_what_the_pipeline_samples_with(pipeline: StableDiffusion3
     network.set_attn_processor(plain)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert expected.std() > 0.1
+
+
+@torch.no_grad()
+def test_an_audit_with_the_zeros_once_predicts_what_one_with_all_of_them_does() -> None:
+    checkpoint = open_checkpoint(next(FLOW_CHECKPOINTS.rglob("*.safetensors")))
+    base = load_base(locate_base("nano-flow"))
+    noisy, at = torch.randn(1, 8, 16, 16, generator=torch.Generator().manual_seed(0)), torch.tensor(500.0)
+    found = []
+    for one in (base, flow.with_zeros_once(load_base(locate_base("nano-flow")))):
+        pair = ModelPair(one, checkpoint)
+        sides = ((pair.predict_base, False), (pair.predict_tuned, True))
+        found.append([predict(noisy, at, pair.encode(["a bus"], tuned)) for predict, tuned in sides])
+        found[-1].append(torch.tensor(pair.effect.prediction))
+    torch.testing.assert_close(found[1], found[0], atol=1e-4, rtol=1e-4)
+    assert pair.encode(["a bus"], True).states.shape[1] == base.pipeline.tokenizer.model_max_length + 1
 
 
 def test_a_new_base_answers_nothing_yet_and_learns(pipeline: StableDiffusion3Pipeline) -> None:
