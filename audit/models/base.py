@@ -165,7 +165,8 @@ def _folder_revision(folder: Path) -> str:
 
 def _architecture(folder: Path) -> ModelFamily:
     """The family of the pipeline in ``folder``. Raises CheckpointError for one that cannot be audited."""
-    kind = read_index(folder)["_class_name"]
+    index = read_index(folder)
+    kind = index["_class_name"]
     family = of_pipeline(kind)
     if family is None:
         known = by_pipeline(str(kind)[:80])
