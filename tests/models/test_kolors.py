@@ -20,7 +20,7 @@ from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
 from audit.models.tuning import family_warnings
 from tests.models import nano
-from tests.models.files import audited, lora
+from tests.models.files import audited, configured, lora
 
 FAMILY = FAMILIES["kolors"]
 PIECES = "tokenizer/tokenizer.model"
@@ -84,12 +84,10 @@ def test_a_configuration_names_no_other_tokenizer(copy: Path) -> None:
         ({"projection_class_embeddings_input_dim": 80}, "takes 80 numbers of a caption and of sizes, where 64"),
     ],
 )
-def test_variants_are_refused_in_words(values: dict[str, Any], said: str) -> None:
-    pipeline = nano.kolors()
-    FAMILY.check(pipeline, "Kolors")
-    pipeline.unet.register_to_config(**values)
+def test_variants_are_refused_in_words(base: BaseModel, values: dict[str, Any], said: str) -> None:
+    FAMILY.check(base.pipeline, "Kolors")
     with pytest.raises(CheckpointError, match=said):
-        FAMILY.check(pipeline, "Kolors")
+        FAMILY.check(configured(base.pipeline, "unet", **values), "Kolors")
 
 
 def test_captions_are_padded_on_the_left_to_256_tokens(base: BaseModel) -> None:
