@@ -129,8 +129,10 @@ def _alike(checkpoint: Checkpoint, shapes: str | None, claimed: str | None, give
     """Of families that have each other's shapes: that another than the given one is claimed, or may be meant."""
     known = [one.known.family for one in claims_of(checkpoint.metadata) if one.known is not None]
     named = [one for one in (*known, claimed) if one is not None]
-    if shapes == given and named and named[0] != given and agree(shapes, named[0]):
-        return [f"it claims to be of family {named[0]}, which has such shapes too; the base is of family {given}"]
+    if shapes in (None, given) and named and named[0] != given and (shapes is None or agree(shapes, named[0])):
+        return [
+            f"it claims to be of family {named[0]}, the base is of family {given}: its shapes do not tell them apart"
+        ]
     if shapes and shapes != given and agree(shapes, given) and given not in named:
         return [
             f"its shapes are those of family {shapes}, which {given} has too, and nothing in its metadata says "

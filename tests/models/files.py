@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,12 @@ def lora(base: BaseModel, path: Path, prefix: str, only: str = "", rank: int = 2
             state[f"{stem}.lora_up.weight"] = torch.randn(module.out_features, rank, generator=generator) * 0.1
     save_file(state, path)
     return path
+
+
+def configured(pipeline: Any, part: str, **values: Any) -> Any:
+    """``pipeline`` as far as its parts are looked at, with other values in the configuration of one."""
+    config = SimpleNamespace(**{**getattr(pipeline, part).config, **values})
+    return SimpleNamespace(**{**pipeline.components, part: SimpleNamespace(config=config)})
 
 
 def audited(base: Path, file: Path, folder: Path) -> tuple[dict[str, Any], dict[str, int]]:

@@ -515,12 +515,12 @@ def anima() -> Any:
 FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
     "klein": klein, "z-image": z_image, "qwen": qwen_image, "ernie": ernie_image, "krea2": krea2, "wan": wan,
-    "hidream": hidream, "kolors": kolors,
-    "anima": anima,
+    "hidream": hidream, "anima": anima,
 }  # fmt: skip
 
 
-MORE: dict[str, Callable[[], Any]] = {"flux2": flux2}  # the family of another, with one thing changed
+# families of others with one thing changed: another text encoder, guidance as an input
+MORE: dict[str, Callable[[], Any]] = {"flux2": flux2, "kolors": kolors}
 
 
 def make(name: str, folder: Path) -> BaseModel:

@@ -128,6 +128,13 @@ def test_flux2_dev_is_sampled_as_by_diffusers_pipeline(folder: Path) -> None:
     assert_as_diffusers(pair, Direct(), 1.0)
 
 
+@pytest.mark.parametrize(("guidance", "w"), [(Direct(), 1.0), (ClassifierFree(), 3.0)])
+def test_kolors_is_sampled_as_by_diffusers_pipeline(folder: Path, guidance: Direct | ClassifierFree, w: float) -> None:
+    base = nano.make("kolors", folder)
+    pair = ModelPair(base, open_checkpoint(full_change(base, folder / "kolors-tuned")), resolution=64)
+    assert_as_diffusers(pair, guidance, w)
+
+
 def assert_as_diffusers(pair: ModelPair, guidance: Direct | ClassifierFree, w: float) -> None:
     sampler = Sampler(pair, guidance, CAPTIONS, Solver.ddim, STEPS, seed=3, w=w)
     ours = sampler.latents([0, 1])

@@ -10,18 +10,18 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.pipelines.hidream_image.pipeline_hidream_image import calculate_shift
 from safetensors.torch import save_file
 
-from audit.config import Compile, Solver
+from audit.config import Compile
 from audit.errors import CheckpointError, ConfigError
-from audit.models.base import BaseModel, load_base, locate_base
+from audit.models.base import BaseModel, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.hidream import patches_of
 from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
-from audit.sampling.sampler import make_schedule
 from tests.models import nano
-from tests.models.files import audited, full_change, lora
+from tests.models.files import audited, configured, lora
 
 FAMILY = FAMILIES["hidream"]
 PARTS = ("text_encoder_4", "tokenizer_4")
@@ -71,12 +71,10 @@ def test_a_base_without_llama_is_refused_with_what_mends_it(folder: Path, tmp_pa
         ("mine", {"caption_channels": [24, 32]}, r"of the widths \[24, 32\]; T5 has 24, Llama 16"),
     ],
 )
-def test_variants_are_refused_in_words(name: str, values: dict[str, Any], said: str) -> None:
-    pipeline = nano.hidream()
-    FAMILY.check(pipeline, "HiDream-I1-Full")
-    pipeline.transformer.register_to_config(**values)
+def test_variants_are_refused_in_words(base: BaseModel, name: str, values: dict[str, Any], said: str) -> None:
+    FAMILY.check(base.pipeline, "HiDream-I1-Full")
     with pytest.raises(CheckpointError, match=said):
-        FAMILY.check(pipeline, name)
+        FAMILY.check(configured(base.pipeline, "transformer", **values), name)
 
 
 def test_dev_and_fast_come_with_a_warning() -> None:
@@ -92,7 +90,8 @@ def test_dev_and_fast_come_with_a_warning() -> None:
     [told] = FAMILY.warnings(pipeline)
     assert named == told
     assert "Dev or Fast, distilled to few steps" in told
-    assert FAMILY.doubts("cat_hidream_e1.safetensors") != FAMILY.doubts("cat_hidream_i1.safetensors") == []
+    assert ["edits pictures" in one for one in FAMILY.doubts("cat_hidream_e1.safetensors")] == [True]
+    assert FAMILY.doubts("cat_hidream_i1_editorial.safetensors") == []
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 12), (4, 16)])
@@ -119,21 +118,14 @@ def test_patches_are_those_of_the_transformer(base: BaseModel, shape: tuple[int,
     assert condition.states.shape == (2, nano.TOKENS, 24 + 3 * 16)
 
 
-def test_a_schedule_that_shifts_is_the_same_for_all_sizes(folder: Path) -> None:
+def test_a_schedule_that_shifts_is_the_same_for_all_sizes() -> None:
     """By the largest picture's patches, as the pipeline has it."""
     pipeline = nano.hidream()
     pipeline.scheduler = nano.flow(use_dynamic_shifting=True)
-    pipeline.save_pretrained(folder / "shifting")
-    made = load_base(locate_base(str(folder / "shifting")))
-    pair = ModelPair(made, open_checkpoint(full_change(made, folder / "shifting-tuned")), resolution=64)
-    ours = make_schedule(pair, Solver.ddim, 4).scheduler
-    made.pipeline.default_sample_size = 16
-    made.pipeline.scheduler = nano.flow(use_dynamic_shifting=True)
-    made.pipeline.set_progress_bar_config(disable=True)
-    made.pipeline("a dog", num_inference_steps=4, output_type="latent", max_sequence_length=nano.TOKENS)
-    torch.testing.assert_close(ours.sigmas, made.pipeline.scheduler.sigmas)
-    with pytest.raises(ConfigError, match="networks of family hidream are not compiled; use off"):
-        pair.compile(Compile.blocks)
+    FAMILY.settle(pipeline)
+    wanted = calculate_shift(pipeline.transformer.max_seq)
+    for side in (8, 16, 128):
+        assert FAMILY.time_shift(pipeline.scheduler.config, (4, side, side), 4) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
@@ -146,6 +138,8 @@ def test_an_adapter_of_llama_changes_what_captions_are(base: BaseModel, tmp_path
     save_file(factors, tmp_path / "f.safetensors")
     pair = ModelPair(base, open_checkpoint(tmp_path / "f.safetensors"), resolution=64)
     assert pair.tuned.transformer is pair.base.transformer
+    with pytest.raises(ConfigError, match="networks of family hidream are not compiled; use off"):
+        pair.compile(Compile.blocks)
     before, after = (pair.encode(["a photo of sks dog"], tuned=tuned).states for tuned in (False, True))
     assert torch.equal(before[..., :40], after[..., :40])  # T5's, and Llama's first layer
     assert not torch.allclose(before[..., 40:], after[..., 40:], atol=1e-3)

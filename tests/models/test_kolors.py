@@ -18,9 +18,9 @@ from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
-from audit.models.tuning import family_warnings
+from audit.models.tuning import families_of, family_warnings
 from tests.models import nano
-from tests.models.files import audited, lora
+from tests.models.files import audited, configured, lora
 
 FAMILY = FAMILIES["kolors"]
 PIECES = "tokenizer/tokenizer.model"
@@ -84,12 +84,10 @@ def test_a_configuration_names_no_other_tokenizer(copy: Path) -> None:
         ({"projection_class_embeddings_input_dim": 80}, "takes 80 numbers of a caption and of sizes, where 64"),
     ],
 )
-def test_variants_are_refused_in_words(values: dict[str, Any], said: str) -> None:
-    pipeline = nano.kolors()
-    FAMILY.check(pipeline, "Kolors")
-    pipeline.unet.register_to_config(**values)
+def test_variants_are_refused_in_words(base: BaseModel, values: dict[str, Any], said: str) -> None:
+    FAMILY.check(base.pipeline, "Kolors")
     with pytest.raises(CheckpointError, match=said):
-        FAMILY.check(pipeline, "Kolors")
+        FAMILY.check(configured(base.pipeline, "unet", **values), "Kolors")
 
 
 def test_captions_are_padded_on_the_left_to_256_tokens(base: BaseModel) -> None:
@@ -100,6 +98,17 @@ def test_captions_are_padded_on_the_left_to_256_tokens(base: BaseModel) -> None:
     assert FAMILY.caption_tokens(base.pipeline) == 256
     assert not FAMILY.is_truncated(base.pipeline, " ".join(["a"] * 250))
     assert FAMILY.is_truncated(base.pipeline, " ".join(["a"] * 257))
+
+
+def test_what_shows_no_shapes_is_told_by_its_claims_alone(folder: Path, tmp_path: Path) -> None:
+    stem = "lycoris_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
+    factors = {f"{stem}.lokr_w1": torch.ones(4, 4), f"{stem}.lokr_w2": torch.ones(8, 16)}
+    save_file(factors, tmp_path / "a.safetensors", {"modelspec.architecture": "kolors/lokr"})
+    file = open_checkpoint(tmp_path / "a.safetensors")
+    assert families_of(file) == (None, "kolors")
+    [said] = family_warnings(file, nano.make("sdxl", folder))
+    assert "it claims to be of family kolors, the base is of family sdxl" in said
+    assert family_warnings(file, nano.make("kolors", folder)) == []
 
 
 def attention(path: Path, width: int, **metadata: str) -> Path:
@@ -118,8 +127,16 @@ def attention(path: Path, width: int, **metadata: str) -> Path:
         ("kolors", {"ss_sd_model_name": "Kolors-diffusers", "ss_base_model_version": "sdxl_base_v1-0"}, None),
         ("kolors", {"ss_sd_model_name": "sd_xl_base_1.0.safetensors"}, "which kolors has too, and nothing in its"),
         ("sdxl", {}, None),
-        ("sdxl", {"modelspec.architecture": "kolors/lora"}, "it claims to be of family kolors, which has such shapes"),
-        ("sdxl", {"ss_sd_model_name": "Kolors-diffusers"}, "it claims to be of family kolors, which has such shapes"),
+        (
+            "sdxl",
+            {"modelspec.architecture": "kolors/lora"},
+            "it claims to be of family kolors, the base is of family sdxl",
+        ),
+        (
+            "sdxl",
+            {"ss_sd_model_name": "Kolors-diffusers"},
+            "it claims to be of family kolors, the base is of family sdxl",
+        ),
         ("alt", {}, "its shapes are those of family sd1, which altdiffusion has too"),
     ],
 )

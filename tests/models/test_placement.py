@@ -91,7 +91,7 @@ def test_what_transformers_keeps_in_float32_stays_so(folder: Path) -> None:
     torch.testing.assert_close(half(ids)[0].float(), encoder(ids)[0], atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("family", list(nano.FAMILIES))
+@pytest.mark.parametrize("family", [*nano.FAMILIES, "kolors"])
 def test_half_precision_samples_nearly_what_float32_does(folder: Path, family: str) -> None:
     base = nano.make(family, folder)
     checkpoint = open_checkpoint(full_change(base, folder / f"{family}-tuned"))

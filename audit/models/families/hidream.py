@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from audit.models.safetensors_header import TensorInfo
 
 _CALLED = re.compile(r"\bhidream")
-_OTHERS = re.compile(r"hidream[- ]?[eo]1|edit|control|inpaint|outpaint")
-_EDITS = re.compile(r"hidream[-_ ]?e1|edit", re.IGNORECASE)
+_OTHERS = re.compile(r"hidream[- ]?[eo]1|\bedit|control|inpaint|outpaint")
+_EDITS = re.compile(r"hidream[-_ ]?e1|(?<![a-z])edit(?:s|ing)?(?![a-z])", re.IGNORECASE)
 _FEW_STEPS = re.compile(r"hidream[-_ ]?i1[-_ ](?:dev|fast)\b", re.IGNORECASE)
 _OWN = re.compile(r"(?:^|[._])(?:double|single)_stream_blocks[._]\d+[._]block[._]")
 _PATCH = 2

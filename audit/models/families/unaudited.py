@@ -39,7 +39,7 @@ class Unaudited:
 
 # The first that fits
 TABLE = (
-    Unaudited("HiDream-E1, which edits pictures,", r"\bhidream.*(?:\be1|edit)|\bhidream[- ]?e1", "HiDream.*Edit"),
+    Unaudited("HiDream-E1, which edits pictures,", r"\bhidream(?:[- ]?e1|[- ][\w -]{0,30}edit)", "HiDream.*Edit"),
     Unaudited("HiDream-O1", r"\bhidream[- ]?o1", "HiDreamO1"),
     Unaudited("HiDream that takes pictures", r"\bhidream", "HiDream"),
     Unaudited("Kolors that takes pictures", r"\bkolors", "Kolors"),
