@@ -133,9 +133,10 @@ class Bench:
 
     def base(self, job: Job) -> BaseModel:
         """The base model of ``job``."""
-        return self._base_at(self.location(job))
+        return self.base_at(self.location(job))
 
-    def _base_at(self, location: BaseLocation) -> BaseModel:
+    def base_at(self, location: BaseLocation) -> BaseModel:
+        """A located base model; the one that was in memory before goes."""
         with self._lock:
             if self._base is None or self._base[0] != location.revision:
                 self._base = self._vae = self._pair = self._ahead = None
@@ -194,7 +195,7 @@ class Bench:
             with suppress(CheckpointError):  # a base whose parts are not to be had alone is loaded whole
                 self._vae = location.revision, load_vae(location, as_stored=self.device != "cpu")
                 return Codec(self._vae[1], self.device, resolution, precision, self.fits)
-            return Codec(self._base_at(location), self.device, resolution, precision, self.fits)
+            return Codec(self.base_at(location), self.device, resolution, precision, self.fits)
 
     def ahead(self, job: Job, workspace: Workspace) -> None:
         """Open the checkpoint of ``job``, and merge it into copies of its base's weights, while another is sampled.

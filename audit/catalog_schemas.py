@@ -128,6 +128,15 @@ SKETCHES = table_schema(
     ("seen_at", pa.timestamp("us", "UTC"), "when it was made"),
 )
 
+BASE_DISTANCES = table_schema(
+    "How far full weights without a claimed base are from the bases that were configured (lora-audit run).",
+    ("identity", pa.string(), "the network, as in checkpoints"),
+    ("base_revision", pa.string(), "the base model, as in audits"),
+    ("distance", pa.float64(), "norm of the change of all weights by that of the base's; null where it does not fit"),
+    ("reason", pa.string(), "why it does not fit that base; null where it does"),
+    ("seen_at", pa.timestamp("us", "UTC"), "when it was measured"),
+)
+
 ASKED = table_schema(
     "When a source was asked again about items it had listed before (catalog refresh); rows are only added.",
     ("item_id", pa.string(), "joins checkpoints"),

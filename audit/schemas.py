@@ -8,6 +8,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from audit.catalog_schemas import ASKED as ASKED
+from audit.catalog_schemas import BASE_DISTANCES as BASE_DISTANCES
 from audit.catalog_schemas import CAPTIONS as CAPTIONS
 from audit.catalog_schemas import CHECKPOINTS as CHECKPOINTS
 from audit.catalog_schemas import RECOVERIES as RECOVERIES
@@ -348,6 +349,7 @@ TABLES: dict[str, pa.Schema] = {
     "captions": CAPTIONS,
     "recoveries": RECOVERIES,
     "sketches": SKETCHES,
+    "base_distances": BASE_DISTANCES,
     "asked": ASKED,
     "audits": AUDITS,
     "generations": GENERATIONS,

@@ -18,7 +18,8 @@ from audit.claims.captions import N0, Caption
 from audit.errors import FetchError
 from audit.faults import is_of_the_item, reason_of_fault
 from audit.models.checkpoint import metadata_json
-from audit.models.safetensors_header import Header, read_header
+from audit.models.formats.headers import read_any_header
+from audit.models.safetensors_header import Header
 from audit.models.trained import Training
 from audit.schemas import CHECKPOINTS
 from audit.similar import keep
@@ -27,7 +28,7 @@ from audit.storable import storable_values
 from audit.workspace import Workspace
 from audit.workspace.workspace import condition
 from crawlers.forget import forget_opted_out, remove_unheld, withdraw
-from crawlers.items import Claim, Item, base_claims_of, conclude
+from crawlers.items import Claim, Item, base_claims_of, conclude, gguf_refusal
 from crawlers.opt_outs import OptOuts as OptOuts
 from crawlers.store import Store, Stored
 from crawlers.training_data import GroundTruth
@@ -219,7 +220,7 @@ class Catalog:
 
     def _header(self, identity: str) -> Header | None:
         path = self.store.fetch(identity)
-        return read_header(path) if path else None
+        return read_any_header(path) if path else None
 
     @staticmethod
     def _attempts(item: Item, outcome: Outcome, before: dict[str, Any]) -> int:
@@ -248,7 +249,8 @@ class Catalog:
             return Step.fetch if download and due else Step.nothing
         if same:
             tired = row["state"] == ItemState.failed and row["attempts"] >= MAX_ATTEMPTS and not again
-            done = row["state"] == ItemState.refused or tired or not download
+            refused = row["state"] == ItemState.refused and not _is_read_now(row["reason"])
+            done = refused or tired or not download
             return Step.nothing if done else Step.fetch
         return Step.fetch if download else Outcome(ItemState.listed)
 
@@ -340,6 +342,11 @@ class Catalog:
         """The folder of a training set; a copy in the cache where the workspace is on object storage."""
         fetched = [self.workspace.files.fetch(entry.key) for entry in self.workspace.files.list(f"ground-truth/{name}")]
         return fetched[0].parent
+
+
+def _is_read_now(reason: str | None) -> bool:
+    """Whether what was refused for this reason no longer is: a GGUF file, whose package is installed now."""
+    return (reason or "").startswith("a GGUF file") and gguf_refusal(".gguf") is None
 
 
 def item_of(row: dict[str, Any], captions: Iterable[dict[str, Any]] = ()) -> Item:

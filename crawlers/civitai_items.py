@@ -9,12 +9,12 @@ from urllib.parse import urlsplit
 
 from audit.claims.captions import Caption
 from crawlers.items import (
-    GGUF,
     Claim,
     Item,
     clean_name,
     count_in_prose,
     dict_of,
+    gguf_refusal,
     hex_of,
     list_of,
     text_of,
@@ -94,10 +94,12 @@ def _file(shared: dict[str, Any], file: dict[str, Any]) -> Item:
     refusal = None
     if form == "PickleTensor" or re.search(r"\.(ckpt|pt|pth|bin|pickle|pkl|zip)$", name, re.IGNORECASE):
         refusal = f"a pickle ({form or name.rpartition('.')[2]}): only safetensors is read, pickles can run code"
-    elif form == "GGUF" or name.lower().endswith(".gguf"):
-        refusal = GGUF
+    elif form == "GGUF" and (said := gguf_refusal(".gguf")):
+        refusal = said
     elif text_of(file.get("virusScanResult"), 40) == "Danger" or text_of(file.get("pickleScanResult"), 40) == "Danger":
         refusal = "the source's scan calls it dangerous"
+    else:
+        refusal = gguf_refusal(name)
     item = Item(
         item_id=f"civitai:{shared['model_id']}:{shared['version_id']}:{text_of(file['id'], 40)}",
         name=name,

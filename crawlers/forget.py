@@ -68,7 +68,7 @@ def remove_unheld(catalog: Catalog, identities: Iterable[str]) -> None:
     for identity in identities:
         if not workspace.rows("SELECT 1 FROM checkpoints WHERE identity = ? LIMIT 1", [identity]):
             catalog.store.remove(identity)
-            workspace.erase("identity", identity, "sketches")
+            workspace.erase("identity", identity, "sketches", "base_distances")
 
 
 def _forget_audits(catalog: Catalog, gone: Sequence[dict[str, Any]]) -> None:
@@ -87,5 +87,4 @@ def _forget_audits(catalog: Catalog, gone: Sequence[dict[str, Any]]) -> None:
         for name in alone if column == "ground_truth" else ():
             workspace.files.remove_folder(f"ground-truth/{name}")
         for identity in alone if column == "identity" else ():
-            workspace.erase("identity", identity, "recoveries")
-            workspace.erase("identity", identity, "sketches")
+            workspace.erase("identity", identity, "recoveries", "sketches", "base_distances")

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from importlib.util import find_spec
 from typing import Any
 
 from audit.claims.captions import (
@@ -29,7 +30,12 @@ from audit.untrusted.documents import parse_json
 MAX_ID = 300
 MAX_COUNT = 10**12  # images and their repeats; more is no count
 PICKLE = "a pickle: only safetensors is read, pickles can run code"
-GGUF = "a GGUF file: crawls take safetensors alone; download it, and scan it as a file (pip install lora-audit[gguf])"
+WITHOUT_GGUF = "a GGUF file, which is read where its package is installed: pip install lora-audit[gguf]"
+
+
+def gguf_refusal(name: str) -> str | None:
+    """Why a file of this name is not downloaded: one in GGUF, where nothing here can read it; None for others."""
+    return WITHOUT_GGUF if name.lower().endswith(".gguf") and find_spec("gguf") is None else None
 
 
 @dataclass(frozen=True)

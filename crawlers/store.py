@@ -22,15 +22,17 @@ import requests
 
 from audit.errors import BrokeOffError, CheckpointError, FetchError
 from audit.files import make_folder, private_file
-from audit.models.checkpoint import identity_of, layout_of
+from audit.models.checkpoint import hash_file, identity_of, layout_of
 from audit.models.formats.detect import Format, detect_format
+from audit.models.formats.gguf_header import GGUF_MAGIC
+from audit.models.formats.headers import is_gguf, read_any_header
 from audit.models.formats.scaling import CONFIG_NAME, with_config_beside
-from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, read_header, refuse_other_formats
+from audit.models.safetensors_header import MAX_HEADER_BYTES, Header, refuse_other_formats
 from audit.similar import Attempt, attempt
 from audit.states import ItemState
 from audit.workspace import Workspace
 from crawlers.http import Session, check_status, shown
-from crawlers.items import Item, clean_name
+from crawlers.items import WITHOUT_GGUF, Item, clean_name, gguf_refusal
 
 MAX_FILE_BYTES = 8 * 1024**3
 CHUNK = 1 << 20
@@ -52,7 +54,11 @@ class Stored:
 
 
 class StreamingHash:
-    """SHA256 of a safetensors file and of its tensor bytes alone, fed in pieces as they arrive."""
+    """SHA256 of a safetensors file and of its tensor bytes alone, fed in pieces as they arrive.
+
+    Of a GGUF file, where the package that reads it is installed, the whole alone: where its tensors begin is not known
+    before its header is read.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -66,7 +72,7 @@ class StreamingHash:
         self._data_start = 0
 
     def add(self, piece: bytes) -> None:
-        """Take the next bytes. Raises CheckpointError as soon as they cannot be the start of a safetensors file."""
+        """Take the next bytes. Raises CheckpointError as soon as they cannot be the start of a file that is read."""
         self._whole.update(piece)
         self.bytes += len(piece)
         if self._start is not None:
@@ -80,6 +86,10 @@ class StreamingHash:
             self._tensors.update(memoryview(piece)[skip:])
 
     def _header_length(self, start: bytes) -> int:
+        if start.startswith(GGUF_MAGIC):
+            if gguf_refusal(".gguf"):
+                raise CheckpointError(f"{self.name} is {WITHOUT_GGUF}")
+            return 1 << 62
         refuse_other_formats(self.name, len(start), start)
         length = int.from_bytes(start[:8], "little")
         if length > MAX_HEADER_BYTES:
@@ -90,7 +100,7 @@ class StreamingHash:
         return length
 
     def results(self) -> tuple[str, str]:
-        """(SHA256 of the file, SHA256 of the tensor bytes)."""
+        """(SHA256 of the file, SHA256 of the tensor bytes; of a GGUF file that of none)."""
         return self._whole.hexdigest(), self._tensors.hexdigest()
 
 
@@ -104,7 +114,10 @@ class Store:
 
     @staticmethod
     def key(identity: str) -> str:
-        """The key of the file of ``identity``. Raises ValueError for anything but 64 hex digits."""
+        """The key of the file of ``identity``, in whichever format, which its first bytes show.
+
+        Raises ValueError for anything but 64 hex digits.
+        """
         if not re.fullmatch(r"[0-9a-f]{64}", identity):
             raise ValueError(f"{identity!r} is not an identity")
         return f"checkpoints/{identity}.safetensors"
@@ -174,7 +187,7 @@ class Store:
         Raises FetchError (state "refused") where the header check fails, or its configuration cannot be read.
         """
         try:
-            header = read_header(part)
+            header = read_any_header(part)
         except CheckpointError as error:
             reason = str(error).replace(str(part), clean_name(name))
             self._quarantine(part, sha256, clean_name(name), reason)
@@ -187,6 +200,8 @@ class Store:
             note = f"{note}; {unknown}" if note else unknown
         if config is not None and kind is Format.lora_peft:
             header = self._configured(part, name, header, config)
+        if is_gguf(part):
+            _, tensors_sha256 = hash_file(part, header)
         identity = identity_of(tensors_sha256, layout_of(header))
         adapter = kind is not None and kind.is_adapter
         sketch = attempt([(part, header)], clean_name(name)) if adapter else NO_SKETCH

@@ -35,6 +35,7 @@ SLOW = (
     "demo/test_flow.py",
     "deploy/test_dashboards.py",
     "engine/test_auditor.py",
+    "engine/test_bases.py::test_full_weights_that",
     "engine/test_chaos.py",
     "engine/test_control.py",
     "engine/test_done.py",

@@ -12,9 +12,10 @@ from audit.claims.captions import N0, Caption, choose_captions, choose_n0, rank_
 from audit.config import Config, Priority
 from audit.descriptors.facts import DescriptorFacts
 from audit.descriptors.registry import DESCRIPTORS, descriptor_facts
+from audit.engine.bases import Bases, claims_in
 from audit.errors import ConfigError
-from audit.job import BaseFacts, CheckpointFacts, Job
-from audit.models.bases import BaseClaim, claims_of, mismatches, named_in
+from audit.job import CheckpointFacts, Job
+from audit.models.bases import mismatches
 from audit.models.families.identify import Family
 from audit.recovery.settle import settled
 from audit.references import ReferenceSets
@@ -72,7 +73,7 @@ class Due:
         self.total = 0  # networks that the condition names
         self.passed = 0  # of those, how many have their result already, or cannot be tried
         self._bench = bench
-        self._bases: dict[str, BaseFacts] = {}
+        self._bases = Bases(workspace, config, self._at_bench)
         self._descriptor = self._describe(config.descriptor)
         sets = ReferenceSets(workspace)
         for name in config.references:
@@ -171,18 +172,18 @@ class Due:
             ):
                 caption = Caption(one["caption"], one["source"], one["confidence"])
                 claims.setdefault(one["item_id"], []).append(caption)
+            self._bases.measure(rows)
             found = (self._job(identity, places, claims) for identity, places in rows.items())
             yield [job for job in found if job is not None]
 
     def _job(self, identity: str, rows: list[dict[str, Any]], claims: dict[str, list[Caption]]) -> Job | None:
         """The job of one network seen in ``rows``, None where it has to be skipped."""
-        claims_by_row = {row["item_id"]: self._claims(row) for row in rows}
-        found = ((row, self._base_name(row, claims_by_row[row["item_id"]])) for row in rows)
-        named, base_name = next(((row, name) for row, name in found if name), (None, None))
-        if named is None or base_name is None:
-            family = rows[0]["family"] if rows else None
-            self.skipped.add(f"no base model is configured for family {family or 'unknown'}")
+        decided = self._bases.of(identity, rows)
+        base_name = decided.name
+        if base_name is None:
+            self.skipped.add(decided.reason)
             return None
+        named = decided.row
         ranked = rank_captions(caption for row in rows for caption in claims.get(row["item_id"], []))
         captions, caption_warnings = choose_captions([], None, {}, ranked)
         counted = next((row for row in rows if row["training_images"]), None)
@@ -191,9 +192,9 @@ class Due:
         contradictions = sorted({text for row in rows for text in row["contradictions"] or ()})
         warnings = [*caption_warnings, *count_warnings]
         warnings += [f"claims contradict each other: {text}" for text in contradictions]
-        base = self._base(base_name)
+        base = self._bases.facts(base_name)
         source = base.source if base_name in [*Family] else base_name
-        warnings += mismatches(claims_by_row[named["item_id"]], base.name, base.revision, source)
+        warnings += [*decided.said, *mismatches(claims_in(named), base.name, base.revision, source)]
         checkpoint = CheckpointFacts(
             named["checkpoint_sha256"], named["tensors_sha256"], identity, named["name"], named["format"],
             named["bytes"], named["item_id"],
@@ -202,33 +203,3 @@ class Due:
             checkpoint, base, tuple(captions), n0,
             self.config.settings, self._descriptor, tuple(warnings),
         )  # fmt: skip
-
-    def _base(self, name: str) -> BaseFacts:
-        """The base model that is configured under ``name``."""
-        if name not in self._bases:
-            source, config = self.config.bases[name], self.config.base_configs.get(name)
-            location = self._at_bench().locate(source, config)
-            self._bases[name] = BaseFacts(source, config, location.name, location.revision)
-        return self._bases[name]
-
-    @staticmethod
-    def _claims(row: dict[str, Any]) -> list[BaseClaim]:
-        """What is claimed of an item's base, whom to believe most first."""
-        from crawlers.items import base_claims_of
-
-        return claims_of({}, [*base_claims_of(row), (row["base_model"] or "", "")])
-
-    def _base_name(self, row: dict[str, Any], claims: list[BaseClaim]) -> str | None:
-        """The configured base of an item: by a hash or name that it claims, else of its family ("unknown" without one).
-
-        A hash may be configured itself, or be that of a configured file.
-        """
-        for claim in claims:
-            if (name := named_in(claim, self.config.bases)) is not None:
-                return name
-            if claim.by_hash and len(claim.text) == 64:
-                found = (name for name in self.config.bases if self._base(name).revision == claim.text.lower())
-                if (name := next(found, None)) is not None:
-                    return name
-        family = row["family"] or "unknown"
-        return family if family in self.config.bases else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from audit.errors import CheckpointError, ConfigError
-from audit.models.base import BaseLocation, load_base, locate_base
+from audit.models.base import BaseLocation, BaseModel, load_base, locate_base
 from audit.models.bases import claims_of, identified, known_bases, named_in, of_name, same, wanted
 from audit.models.checkpoint import Checkpoint
 from audit.models.families.identify import Family
@@ -98,23 +98,36 @@ def _nearest(
     distances: dict[str, float] = {}
     refused: list[str] = []
     for name in names:
-        model = load_base(locate_base(bases[name], configs.get(name)))
         try:
-            changes = tune(model, checkpoint).changes
+            distances[name] = distance(load_base(locate_base(bases[name], configs.get(name))), checkpoint)
         except CheckpointError as error:  # of another shape, or it predicts something else
             refused.append(f"{name}: {str(error)[:200]}")
-            continue
-        distances[name] = sum(one.norm**2 for one in changes) ** 0.5 / model.weight_norm
-    order = sorted(distances, key=distances.__getitem__)
-    said = ", ".join(f"{name} {distances[name]:.3g}" for name in order)
-    if not order:
+    found, said = nearest(distances)
+    if not distances:
         raise ConfigError(f"{checkpoint.path} fits none of {_listed(bases)}: {'; '.join(refused)[:600]}")
-    if len(order) > 1 and distances[order[1]] < NEARER * distances[order[0]]:
+    if found is None:
         raise ConfigError(
             f"{checkpoint.path} is about as far from several bases (relative change of the weights: {said}): name with "
             "--base the one that it was trained on"
         )
-    return _chosen(order[0], bases, configs, f"its weights are nearest to it (relative change: {said})")
+    return _chosen(found, bases, configs, f"its weights are nearest to it (relative change: {said})")
+
+
+def distance(base: BaseModel, checkpoint: Checkpoint) -> float:
+    """How far full weights are from ``base``: the norm of their change by that of the base's weights.
+
+    Raises CheckpointError where they do not fit it.
+    """
+    return float(sum(one.norm**2 for one in tune(base, checkpoint).changes) ** 0.5 / base.weight_norm)
+
+
+def nearest(distances: Mapping[str, float]) -> tuple[str | None, str]:
+    """The base that weights are nearest to, None where the next one is not NEARER times as far; and all in words."""
+    order = sorted(distances, key=distances.__getitem__)
+    said = ", ".join(f"{name} {distances[name]:.3g}" for name in order)
+    if not order or (len(order) > 1 and distances[order[1]] < NEARER * distances[order[0]]):
+        return None, said
+    return order[0], said
 
 
 def _chosen(name: str, bases: Mapping[str, str], configs: Mapping[str, str], why: str) -> Choice:

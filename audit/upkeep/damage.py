@@ -10,8 +10,8 @@ from dataclasses import replace
 from audit.engine.state import read_run
 from audit.errors import CheckpointError
 from audit.models.checkpoint import hash_file, identity_of, layout_of
+from audit.models.formats.headers import read_any_header
 from audit.models.formats.scaling import with_config_beside
-from audit.models.safetensors_header import read_header
 from audit.progress import Tell, quiet
 from audit.report.pages import pages
 from audit.schemas import TABLES
@@ -77,7 +77,7 @@ def _checkpoint_problem(workspace: Workspace, key: str, identity: str, hashes: l
         path = Store(workspace).fetch(identity)
         if path is None:
             raise FileNotFoundError(key)
-        header = read_header(path)
+        header = read_any_header(path)
         sha256, tensors = hash_file(path, header)
         header = replace(header, metadata=with_config_beside(path, header.metadata))
     except FileNotFoundError:

@@ -29,14 +29,14 @@ from audit.storable import path_as_text, path_of_text
 from audit.untrusted.documents import parse_json
 from crawlers.catalog import Catalog, Outcome
 from crawlers.inside import Found
-from crawlers.items import Claim, Item, clean_name, list_of, text_of
+from crawlers.items import PICKLE, Claim, Item, clean_name, gguf_refusal, list_of, text_of
 from crawlers.places import open_location
 from crawlers.source import Page, Source, SourceKind, asked
 from crawlers.store import hash_stream
 
 log = logging.getLogger(__name__)
 PAGE = 100
-WEIGHTS = (".safetensors",)
+WEIGHTS = (".safetensors", ".gguf")
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 MAX_SIDECAR_BYTES = 1024**2
 
@@ -114,7 +114,7 @@ class Folder:
     def _known(self) -> dict[str, str]:
         rows = self.catalog.workspace.rows(
             "SELECT item_id, version_id FROM checkpoints WHERE source = 'folder' AND state <> 'failed' "
-            "AND starts_with(item_id, ?)",
+            "AND NOT starts_with(coalesce(reason, ''), 'a GGUF file') AND starts_with(item_id, ?)",
             [f"folder:{self.key}:"],
         )
         return {row["item_id"]: row["version_id"] for row in rows}
@@ -161,7 +161,7 @@ class Folder:
             n0=(N0(count, "sidecar"),) if type(count) is int and 0 < count < 10**6 else (),
             captions=tuple(Caption(text, "sidecar", 0.95) for text in map(text_of, captions) if text),
             claimed_bytes=files[path].size,
-            refusal="a pickle: only safetensors is read, pickles can run code" if pickle else said.get("refusal"),
+            refusal=PICKLE if pickle else said.get("refusal") or gguf_refusal(path),
         )
 
     def _read_sidecar(self, path: str, size: int) -> dict[str, Any]:

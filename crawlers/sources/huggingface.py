@@ -26,13 +26,13 @@ from crawlers.crawl import with_passed_over
 from crawlers.http import Session, Token, check_url, is_of_the_request, read_token
 from crawlers.hub_api import HubApi, gated
 from crawlers.items import (
-    GGUF,
     PICKLE,
     Claim,
     Item,
     clean_name,
     count_in_prose,
     dict_of,
+    gguf_refusal,
     hex_of,
     list_of,
     text_of,
@@ -170,7 +170,7 @@ class HuggingFace:
         names = _files(model)
         paths = _weights(model)
         paths.sort(key=lambda name: (name != "pytorch_lora_weights.safetensors", name.count("/"), name))
-        others = [name for name in names if name.lower().endswith((*PICKLES, ".gguf"))]
+        others = [name for name in names if name.lower().endswith(PICKLES)]
         chosen = paths[:FILES_A_MODEL] or others[:1]
         tags = [tag for tag in list_of(model.get("tags"), 1000) if isinstance(tag, str)]
         card = dict_of(model.get("cardData"))
@@ -205,7 +205,7 @@ class HuggingFace:
                 item_id=f"huggingface:{model_id}:{path}",
                 name=clean_name(path),
                 download_url=hf_hub_url(model_id, path, revision=commit, endpoint=self.endpoint),
-                refusal=None if path in paths else GGUF if path.lower().endswith(".gguf") else PICKLE,
+                refusal=gguf_refusal(path) if path in paths else PICKLE,
                 **shared,
             )
             for path in chosen
@@ -296,7 +296,7 @@ def _files(model: dict[str, Any]) -> list[str]:
 
 def _weights(model: dict[str, Any]) -> list[str]:
     """Those of them that may be adapters."""
-    return [name for name in _files(model) if name.lower().endswith(".safetensors")]
+    return [name for name in _files(model) if name.lower().endswith((".safetensors", ".gguf"))]
 
 
 def _id(model: dict[str, Any]) -> str:

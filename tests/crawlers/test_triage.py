@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import gguf
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 
 from audit.errors import CrawlError
+from audit.models.checkpoint import open_checkpoint
+from audit.similar import kept
+from audit.upkeep.damage import verify
 from audit.workspace import Workspace
-from crawlers import http
+from crawlers import http, triage
 from crawlers.catalog import Catalog
 from crawlers.crawl import Crawl
-from crawlers.http import Token
+from crawlers.http import Session, Token
 from crawlers.sources.civitai import Civitai, CivitaiQuery
+from crawlers.sources.folder import Folder
 from crawlers.sources.huggingface import HuggingFace, HuggingFaceQuery
+from crawlers.store import Store
 from tests.simulators.civitai import Civitai as Site
 from tests.simulators.civitai import Fault, SimFile, SimModel, SimVersion
 from tests.simulators.hub import Hub
@@ -35,6 +44,21 @@ def lora(width: int) -> bytes:
         f"{stem}.alpha": np.array([4.0]), "lora_unet_conv_in.diff": np.zeros((512, 512)),
     }  # fmt: skip
     return save({name: values.astype(np.float16) for name, values in state.items()})
+
+
+def as_gguf(content: bytes, path: Path, kind: str = "F16") -> bytes:
+    """The same tensors as a GGUF file, as stable-diffusion.cpp converts adapters: under their own names."""
+    wanted = gguf.GGMLQuantizationType[kind]
+    writer = gguf.GGUFWriter(path, "lora")
+    for name, value in load(content).items():
+        fits = value.ndim > 1 and value.shape[-1] % gguf.GGML_QUANT_SIZES[wanted][0] == 0
+        use = wanted if fits else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(np.atleast_1d(value.astype(np.float32)), use), raw_dtype=use)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
 
 
 def site() -> Site:
@@ -93,3 +117,86 @@ def test_headers_on_hugging_face(workspace: Workspace) -> None:
         Crawl(HuggingFace(catalog, query, hub.url, requests_per_second=0), catalog).run()
         found = {row["name"]: row["state"] for row in catalog.find().to_pylist()}
     assert found == {"xl.safetensors": "stored", "sd.safetensors": "listed"}
+
+
+@pytest.mark.parametrize("kind", ["F16", "Q8_0"])
+def test_gguf_adapters_are_triaged_by_their_start_stored_and_sketched(
+    workspace: Workspace, tmp_path: Path, kind: str
+) -> None:
+    sd, xl = lora(768), lora(2048)
+    files = [SimFile(31, "sd.safetensors", sd),
+             SimFile(32, "xl.gguf", as_gguf(xl, tmp_path / "a", kind), primary=False),
+             SimFile(33, "sd.gguf", as_gguf(sd, tmp_path / "b", kind), primary=False)]  # fmt: skip
+    with Site([SimModel(11, "One", versions=[SimVersion(21, "v1", "SD 1.5", ["sks"], files)])]) as running:
+        running.tensor_metadata = False
+        found = crawl(running, workspace, "sd1")
+        assert found == {"sd.safetensors": "stored", "xl.gguf": "listed", "sd.gguf": "stored"}
+        downloads = [seen for seen in running.requests if "/store/32" in seen.path]
+        assert all(seen.headers.get("Range", "").startswith("bytes=0-") for seen in downloads)
+    rows = {row["name"]: row for row in workspace.rows("SELECT * FROM checkpoints WHERE state = 'stored'")}
+    assert {row["format"] for row in rows.values()} == {"lycoris"}
+    assert rows["sd.gguf"]["family"] == "sd1"
+    path = Store(workspace).fetch(rows["sd.gguf"]["identity"])
+    assert path is not None
+    checkpoint = open_checkpoint(path)
+    assert (checkpoint.identity, checkpoint.sha256) == (
+        rows["sd.gguf"]["identity"], rows["sd.gguf"]["checkpoint_sha256"],
+    )  # fmt: skip
+    vectors = kept(workspace, [row["identity"] for row in rows.values()])
+    one, other = (np.array(vectors[rows[name]["identity"]]) for name in ("sd.safetensors", "sd.gguf"))
+    assert one @ other > 0.9999
+    assert verify(workspace) == []
+
+
+def test_gguf_on_hugging_face_and_in_a_folder(workspace: Workspace, tmp_path: Path) -> None:
+    content = as_gguf(lora(768), tmp_path / "a")
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (uploads / "b.gguf").write_bytes(content)
+    (uploads / "damaged.gguf").write_bytes(content[:3000])
+    catalog = Catalog(workspace)
+    with Hub.serve() as hub:
+        hub.publish("a/b", "1" * 40, {"a.gguf": content}, tags=["lora"])
+        Crawl(HuggingFace(catalog, HuggingFaceQuery(), hub.url, requests_per_second=0), catalog).run()
+    Crawl(Folder(catalog, str(uploads), settle=0), catalog).run()
+    found = {row["name"]: row for row in catalog.find().to_pylist()}
+    assert {name: row["state"] for name, row in found.items()} == {
+        "a.gguf": "stored", "b.gguf": "stored", "damaged.gguf": "refused",
+    }  # fmt: skip
+    assert found["a.gguf"]["identity"] == found["b.gguf"]["identity"]
+    assert "damaged GGUF file" in found["damaged.gguf"]["reason"]
+
+
+def test_gguf_without_its_package_is_refused_until_it_is_there(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads = tmp_path / "uploads"
+    uploads.mkdir()
+    (uploads / "b.gguf").write_bytes(as_gguf(lora(768), tmp_path / "a"))
+    catalog = Catalog(workspace)
+
+    def look() -> dict[str, str]:
+        Crawl(Folder(catalog, str(uploads), settle=0), catalog).run()
+        return {row["state"]: row["reason"] for row in catalog.find().to_pylist()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr("crawlers.items.find_spec", lambda name: None)
+        said = "a GGUF file, which is read where its package is installed: pip install lora-audit[gguf]"
+        assert look() == {"refused": said}
+        assert list(look()) == ["refused"]
+    assert list(look()) == ["stored"]
+
+
+def test_the_start_of_a_gguf_file_is_asked_for_twice_at_most(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    content = as_gguf(lora(768), tmp_path / "a")
+    [(_, header)] = open_checkpoint(tmp_path / "a").files.values()
+    monkeypatch.setattr(triage, "GGUF_STARTS", (200, header.data_start))
+    with Hub.serve() as hub:
+        hub.publish("a/b", "1" * 40, {"a.gguf": content}, tags=["lora"])
+        session = Session([urlsplit(hub.url).netloc], requests_per_second=0)
+        url = f"{hub.url}/a/b/resolve/{'1' * 40}/a.gguf"
+        found = triage.tensors_of(session, None, url)
+        assert found is not None
+        assert {name: one.shape for name, one in found.items()} == {n: i.shape for n, i in header.tensors.items()}
+        monkeypatch.setattr(triage, "GGUF_STARTS", (200, 300))
+        assert triage.tensors_of(session, None, url) is None

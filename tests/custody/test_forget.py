@@ -37,6 +37,8 @@ def uploaded(workspace: Workspace) -> None:
     assert row["identity"]
     recovered = {"recovery_id": "r" * 32, "identity": row["identity"], "base_revision": "b", "kind": "keyword"}
     workspace.append("recoveries", [recovered, recovered | {"identity": "another"}])
+    far = {"identity": row["identity"], "base_revision": "b", "distance": 0.1}
+    workspace.append("base_distances", [far, far | {"identity": "another"}])
     workspace.append("failures", [{"audit_id": ID, "item_id": ITEM, "name": "style.safetensors", "state": "retry"}])
     workspace.files.write(f"ground-truth/{'t' * 32}/0000.png", b"a picture")
     workspace.files.write("reports/runs/r1.html", f'<a href="../{ID}.html">'.encode())
@@ -60,6 +62,7 @@ def test_nothing_is_left_of_the_audits_of_a_checkpoint_that_was_opted_out(made: 
     assert Catalog(workspace, JANE).forget_opted_out() == 1
     assert left(workspace) == {}
     assert workspace.rows("SELECT identity FROM recoveries") == [{"identity": "another"}]
+    assert workspace.rows("SELECT identity FROM base_distances") == [{"identity": "another"}]
     files = {entry.key for folder in ("reports", "ground-truth", "spool")
              for entry in workspace.files.list(folder, recursive=True)}  # fmt: skip
     assert [key for key in files if "/pictures/" not in key] == ["reports/runs/r2.html"]

@@ -165,6 +165,8 @@ class Gguf(Kind):
         writer.add_array("a.words", ["one", "two"])
         for number in range(3):
             writer.add_tensor(f"double_blocks.{number}.img_attn.qkv.weight", np.ones((4, 8), np.float32))
+        for side in ("up", "down"):
+            writer.add_tensor(f"lora_unet_single_blocks_0_linear1.lora_{side}.weight", np.ones((4, 4), np.float16))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

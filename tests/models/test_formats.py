@@ -35,6 +35,8 @@ from audit.models.checkpoint import open_checkpoint
 from audit.models.formats.detect import Format
 from audit.models.pair import ModelPair
 from audit.models.tuning import tune
+from testbed.resaved import read_kohya, write_gguf, write_kohya
+from tests.conftest import KOHYA
 from tests.models import nano
 
 RANK, ALPHA = 4, 3.0
@@ -470,6 +472,15 @@ def test_weights_of_float8_with_scales(sd1: BaseModel, tmp_path: Path) -> None:
             torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=0)
         else:
             assert torch.equal(found[name], before), name
+
+
+def test_a_gguf_adapter_is_put_into_effect_as_its_safetensors_is(base: BaseModel, tmp_path: Path) -> None:
+    factors = read_kohya(KOHYA)
+    one = tune(base, open_checkpoint(write_kohya(factors, tmp_path / "a.safetensors")))
+    other = tune(base, open_checkpoint(write_gguf(factors, tmp_path / "a.gguf", "F16")))
+    assert other.unused == []
+    wanted, found = (tuned.networks["unet"].state_dict() for tuned in (one, other))
+    assert max(float((found[name] - tensor).abs().max()) for name, tensor in wanted.items()) < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "F16"])
