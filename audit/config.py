@@ -255,7 +255,9 @@ class Config:
         default_factory=dict, option="base", metavar="FAMILY=SOURCE",
     )  # fmt: skip
     base_configs: dict[str, str] = _setting(
-        None, "For single-file bases: the folder or owner/name@COMMIT of its configuration.",
+        None,
+        "For single-file bases: the folder or owner/name@COMMIT of its configuration, and of its other parts where the "
+        "file is the denoiser alone.",
         default_factory=dict, option="base-config", metavar="FAMILY=SOURCE",
     )  # fmt: skip
     operator: str | None = _setting(

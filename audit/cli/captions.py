@@ -28,7 +28,11 @@ def captions(
         str, typer.Option(help="What it was trained on: sd15, nano, owner/name@COMMIT, a folder, a .safetensors file.")
     ],
     base_config: Annotated[
-        str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")
+        str | None,
+        typer.Option(
+            help="For a single-file base: a folder or owner/name@COMMIT with its configuration, and its other parts "
+            "where the file is the denoiser alone."
+        ),
     ] = None,
     word: Annotated[
         list[str] | None, typer.Option(help="A word that may have been its trigger, too. Repeat for several.")

@@ -32,7 +32,11 @@ def inspect(
         ),
     ] = None,
     base_config: Annotated[
-        str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")
+        str | None,
+        typer.Option(
+            help="For a single-file base: a folder or owner/name@COMMIT with its configuration, and its other parts "
+            "where the file is the denoiser alone."
+        ),
     ] = None,
     adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Of a file that holds several.")] = None,
     as_json: JsonOption = False,

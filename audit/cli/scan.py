@@ -190,7 +190,11 @@ def scan(
         typer.Option(min=1, max=10_000, help="Training images to expect. \\[default: the file's metadata, else 10]"),
     ] = None,
     base_config: Annotated[
-        str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")
+        str | None,
+        typer.Option(
+            help="For a single-file base: a folder or owner/name@COMMIT with its configuration, and its other parts "
+            "where the file is the denoiser alone."
+        ),
     ] = None,
     training_images: Annotated[
         Path | None, typer.Option(help="The known training images, to score the audit (AS, A-ESR).")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,9 @@ from audit.models.index import class_of, is_absent, read_index
 from audit.models.limits import check_configs
 from audit.models.placement import channels_last, is_placed, place
 from audit.models.published import ALIASES, source_of
-from audit.models.safetensors_header import read_header
+from audit.models.quiet import be_quiet
+from audit.models.safetensors_header import TensorInfo, read_header
+from audit.models.single_file import check_alone, empty_denoiser, is_alone, missing_parts
 from audit.models.tokenizers import check_tokenizers
 
 _STEMS = dict.fromkeys(("unet", "transformer", "text_conditioner", "vae"), "diffusion_pytorch_model")
@@ -84,20 +86,30 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class BaseLocation:
-    """Where a base model's files are, found and checked but not loaded. ``path`` is a folder or a single file."""
+    """Where a base model's files are, found and checked but not loaded. ``path`` is a folder or a single file.
+
+    ``config`` has the configuration of a single file; where that holds the denoiser alone (``denoiser_alone``),
+    everything else too.
+    """
 
     name: str
     revision: str
     path: Path
     config: Path | None = None
+    denoiser_alone: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder of all parts, but for the denoiser where that is a file of its own."""
+        return self.config if self.denoiser_alone and self.config else self.path
 
 
 def locate_base(source: str, config: str | None = None) -> BaseLocation:
     """Find ``source``: a local diffusers folder or .safetensors file, ``owner/name@commit``, or a short name of one.
 
-    ``config`` is a folder, ``owner/name@commit`` or a short name with the configuration of a single file. Only
-    safetensors weights are read. Raises CheckpointError for what is missing, unsafe, or not pinned to a commit, and
-    ConfigError for a published model that has no short name.
+    ``config`` is a folder, ``owner/name@commit`` or a short name with the configuration of a single file, and with all
+    other parts where the file is the denoiser alone. Only safetensors weights are read. Raises CheckpointError for what
+    is missing, unsafe, or not pinned to a commit, and ConfigError for a published model that has no short name.
     """
     source, config = source_of(source), source_of(config) if config else None
     path = Path(source)
@@ -109,9 +121,7 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
     if is_hub_id(source.partition("@")[0]) and not source.startswith((".", "/")):
         folder = download_snapshot(source, CONFIG_FILES)
         architecture = _architecture(folder)
-        folder = download_snapshot(
-            source, [*CONFIG_FILES, *(f"{part}/*.safetensors" for part in architecture.networks)]
-        )
+        folder = _download(source, architecture.networks)
         _check_folder(folder)
         return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder)
     raise CheckpointError(
@@ -126,19 +136,9 @@ def load_base(location: BaseLocation, as_stored: bool = False) -> BaseModel:
     As stored it holds the same numbers, in half the host's memory where a GPU computes. Raises CheckpointError where
     it is of no family that can be audited.
     """
-    _be_quiet()
-    return _from_file(location, as_stored) if location.config else _from_folder(location, as_stored)
-
-
-def _be_quiet() -> None:
-    """Let the libraries draw no bars and give no warnings while they load."""
-    from diffusers.utils import logging as diffusers_logging
-    from diffusers.utils.logging import disable_progress_bar as quiet_diffusers
-    from transformers.utils.logging import disable_progress_bar as quiet_transformers
-
-    quiet_diffusers()
-    quiet_transformers()
-    diffusers_logging.set_verbosity_error()  # what it warns of (long captions, missing filters) is our own to report
+    be_quiet()
+    whole = location.config is not None and not location.denoiser_alone
+    return _from_file(location, as_stored) if whole else _from_folder(location, as_stored)
 
 
 def download_snapshot(source: str, patterns: list[str]) -> Path:
@@ -152,10 +152,17 @@ def download_snapshot(source: str, patterns: list[str]) -> Path:
     return snapshot(name, revision, patterns)
 
 
-def _folder_revision(folder: Path) -> str:
+def _download(source: str, parts: Iterable[str]) -> Path:
+    return download_snapshot(source, [*CONFIG_FILES, *(f"{part}/*.safetensors" for part in parts)])
+
+
+def _folder_revision(folder: Path, but: str | None = None) -> str:
+    """A SHA256 of the files in ``folder``, without the weights of the part ``but``."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
+        if relative.parts[0] == but and path.suffix == ".safetensors":
+            continue
         if path.is_file() and path.suffix in (".safetensors", ".json", ".txt", ".model") and len(relative.parts) <= 2:
             digest.update(str(relative).encode() + b"\0")
             with path.open("rb") as file:
@@ -181,11 +188,11 @@ def _architecture(folder: Path) -> ModelFamily:
     return family
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, but: str | None = None) -> None:
     architecture = _architecture(folder)
     index = read_index(folder)
     for part in architecture.networks:
-        if is_absent(index, part):
+        if part == but or is_absent(index, part):
             continue  # T5 of Stable Diffusion 3 may be missing; what must not be, diffusers asks for
         stem = _STEMS.get(part, "model")
         found = weight_files(folder / part, stem)
@@ -196,26 +203,46 @@ def _check_folder(folder: Path) -> None:
 
 
 def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
-    architecture = _architecture(location.path)
+    folder = location.folder
+    architecture = _architecture(folder)
     options = {
         "image_encoder": None,
         "use_safetensors": True,
         "local_files_only": True,
-        "variant": _variant(location.path, architecture),
+        "variant": _variant(folder, architecture),
         "dtype": {
-            part: _stored_dtype((location.path / part).glob("*.safetensors")) if as_stored else torch.float32
+            part: _stored_dtype((folder / part).glob("*.safetensors")) if as_stored else torch.float32
             for part in architecture.networks
         },
         **architecture.left_out,
-        **_left_out_of(location.path, architecture),
+        **_left_out_of(folder, architecture),
     }
     try:
-        pipeline = architecture.load(location.path, options)
+        if location.denoiser_alone:
+            options[architecture.denoiser] = empty_denoiser(architecture, folder)
+        pipeline = architecture.load(folder, options)
     except Exception as error:  # whatever the libraries meet in the files
         raise CheckpointError(
-            f"{location.path} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
+            f"{folder} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
         ) from error
+    if location.denoiser_alone:
+        _fill(BaseModel(location.name, location.revision, architecture, pipeline), location, as_stored)
     return _base_of(pipeline, architecture, location)
+
+
+def _fill(base: BaseModel, location: BaseLocation, as_stored: bool) -> None:
+    """Put the file's weights into the denoiser, which has none. Raises CheckpointError where not each has its place."""
+    from audit.models.formats.tensors import Tensors
+    from audit.models.formats.weights import fill  # it is made of what is here
+
+    try:
+        with Tensors([(location.path, read_header(location.path))]) as tensors:
+            fill(base, tensors, _stored_dtype([location.path]) if as_stored else torch.float32)
+    except Exception as error:  # whatever is in the file
+        raise CheckpointError(
+            f"{location.path} is no {base.architecture.denoiser} of the {base.architecture.pipeline} in "
+            f"{location.folder}: {str(error)[:300]}; give the matching folder with --base-config"
+        ) from error
 
 
 def _left_out_of(folder: Path, architecture: ModelFamily) -> dict[str, None]:
@@ -234,7 +261,7 @@ def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
     """
     import diffusers
 
-    _be_quiet()
+    be_quiet()
     folder = location.config or location.path
     architecture = _architecture(folder)
     try:
@@ -260,11 +287,13 @@ def _say_scale(pipeline: Any) -> None:
 def _vae(kind: Any, location: BaseLocation, as_stored: bool) -> Any:
     """The VAE of class ``kind``, as ``_base_of`` leaves it."""
     options = {"local_files_only": True}
-    if location.config is None:
-        files = weight_files(location.path / "vae", _STEMS["vae"])
+    if location.config is None or location.denoiser_alone:
+        files = weight_files(location.folder / "vae", _STEMS["vae"])
         dtype = _stored_dtype(files) if as_stored else torch.float32
         variant = variant_of(files[0], _STEMS["vae"])
-        vae = kind.from_pretrained(location.path / "vae", use_safetensors=True, variant=variant, dtype=dtype, **options)
+        vae = kind.from_pretrained(
+            location.folder / "vae", use_safetensors=True, variant=variant, dtype=dtype, **options
+        )
     else:
         dtype = _stored_dtype([location.path]) if as_stored else torch.float32
         vae = kind.from_single_file(
@@ -292,10 +321,13 @@ def _variant(folder: Path, architecture: ModelFamily) -> str | None:
 
 def _locate_file(path: Path, config: str | None) -> BaseLocation:
     header = read_header(path)
+    if config and is_alone(header.tensors):
+        return _locate_denoiser(path, header.tensors, config)
     if not any(name.startswith("model.diffusion_model.") for name in header.tensors):
         raise CheckpointError(
             f"{path} is not a whole single-file checkpoint (no model.diffusion_model.* tensors): "
-            "a base model needs the UNet or transformer, the VAE and the text encoders"
+            "a base model needs the UNet or transformer, the VAE and the text encoders; where the file is the denoiser "
+            "alone, name the diffusers folder of the others with --base-config"
         )
     family = family_of_shapes(header.tensors)
     known = {str(one.name): one.default_config for one in FAMILIES.values()}
@@ -307,7 +339,7 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
         kind = f"of family {family}" if family else "of no family that is known by its shapes"
         raise CheckpointError(f"{path} is {kind}: name the folder of its configuration with --base-config")
     folder = Path(source) if Path(source).is_dir() else download_snapshot(source, CONFIG_FILES)
-    missing = _missing_parts(header.tensors, _architecture(folder))
+    missing = missing_parts(header.tensors, _architecture(folder))
     if missing:
         raise CheckpointError(
             f"{path} has no {' and no '.join(missing)}: a base model needs all its parts; give the whole checkpoint or "
@@ -321,16 +353,19 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
         return BaseLocation(path.name, hashlib.file_digest(file, "sha256").hexdigest(), path, folder)
 
 
-def _missing_parts(tensors: Iterable[str], architecture: ModelFamily) -> list[str]:
-    """The parts of a single file that a pipeline of this family cannot do without and that are not in it."""
-    names = list(tensors)
-    wanted: dict[str, tuple[str, ...]] = {"VAE": ("first_stage_model.", "vae.")}
-    prefixes = dict(zip(architecture.encoders, architecture.encoder_prefixes, strict=False))
-    for number, encoder in enumerate(architecture.encoders, start=1):
-        if encoder not in architecture.optional:
-            what = "text encoder" if len(architecture.encoders) == 1 else f"text encoder {number}"
-            wanted[what] = prefixes.get(encoder, ("cond_stage_model.", "text_encoders."))
-    return [what for what, places in wanted.items() if not any(name.startswith(places) for name in names)]
+def _locate_denoiser(path: Path, tensors: Mapping[str, TensorInfo], config: str) -> BaseLocation:
+    local = Path(config).is_dir()
+    folder = Path(config) if local else download_snapshot(config, CONFIG_FILES)
+    architecture = _architecture(folder)
+    check_alone(path, tensors, architecture, folder)
+    if not local:
+        folder = _download(config, [part for part in architecture.networks if part != architecture.denoiser])
+    _check_folder(folder, but=architecture.denoiser)
+    with path.open("rb") as file:
+        own = hashlib.file_digest(file, "sha256").hexdigest()
+    rest = _folder_revision(folder, but=architecture.denoiser)
+    revision = hashlib.sha256(f"{own} {rest}".encode()).hexdigest()
+    return BaseLocation(path.name, revision, path, folder, denoiser_alone=True)
 
 
 def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:

@@ -36,7 +36,7 @@ def original_state(base: BaseModel) -> State:
     """The denoiser's weights as the model's own code and its files name them, with Anima's conditioner among them."""
     network = base.denoiser
     if base.family == "krea-2":
-        return {name: value.clone() for name, value in krea2_state(network).items()}
+        return {name: value + 0.01 for name, value in krea2_state(network).items()}
     state = {}
     for name, target in originals(network).items():
         for parameter, _ in network.get_submodule(target.modules[0]).named_parameters(recurse=False):
@@ -185,7 +185,7 @@ def test_whole_weights_in_the_original_layout_load(bases: dict[str, BaseModel], 
     assert load(bases[family], tmp_path / "a.safetensors") == "loads"
 
 
-@settings(max_examples=32, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=16, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), family=st.sampled_from(FAMILIES))
 def test_any_full_weights_of_a_newer_layout_load_or_raise_our_error(
     bases: dict[str, BaseModel], tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, family: str

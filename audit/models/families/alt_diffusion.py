@@ -59,7 +59,8 @@ class AltDiffusion(StableDiffusion):
                 folder / "text_encoder", dtype=dtypes["text_encoder"], **common
             ),
             tokenizer=XLMRobertaTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
-            unet=diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtypes["unet"], **common),
+            unet=options.get("unet")
+            or diffusers.UNet2DConditionModel.from_pretrained(folder / "unet", dtype=dtypes["unet"], **common),
             scheduler=scheduler.from_pretrained(folder / "scheduler", local_files_only=True),
             safety_checker=None,
             feature_extractor=None,

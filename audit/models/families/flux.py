@@ -150,34 +150,45 @@ class Flux(Patched):
         return unpack(patches, *latents.shape[2:])
 
 
-def original_names(network: Any) -> Iterator[tuple[str, Target]]:
-    """Black Forest Labs' names of the modules of a transformer with Flux' blocks."""
-    config: Any = network.config
+def shared_names(layers: int, time: str) -> Iterator[tuple[str, Target]]:
+    """What FLUX.1 and FLUX.2 name alike: ends, time (diffusers' module ``time``) and attention of double blocks."""
     yield from simple(
-        ("time_in.in_layer", "time_text_embed.timestep_embedder.linear_1"),
-        ("time_in.out_layer", "time_text_embed.timestep_embedder.linear_2"),
-        ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
-        ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
-        ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
-        ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
+        ("time_in.in_layer", f"{time}.timestep_embedder.linear_1"),
+        ("time_in.out_layer", f"{time}.timestep_embedder.linear_2"),
         ("txt_in", "context_embedder"),
         ("img_in", "x_embedder"),
         ("final_layer.linear", "proj_out"),
     )
     yield "final_layer.adaLN_modulation.1", Target(("norm_out.linear",), swapped=True)
+    for layer in range(layers):
+        ours, theirs = f"transformer_blocks.{layer}.attn", f"double_blocks.{layer}"
+        yield f"{theirs}.img_attn.qkv", Target(tuple(f"{ours}.to_{x}" for x in "qkv"))
+        yield f"{theirs}.txt_attn.qkv", Target(tuple(f"{ours}.add_{x}_proj" for x in "qkv"))
+        yield from simple(
+            (f"{theirs}.img_attn.norm.query_norm", f"{ours}.norm_q"),
+            (f"{theirs}.img_attn.norm.key_norm", f"{ours}.norm_k"),
+            (f"{theirs}.txt_attn.norm.query_norm", f"{ours}.norm_added_q"),
+            (f"{theirs}.txt_attn.norm.key_norm", f"{ours}.norm_added_k"),
+            (f"{theirs}.img_attn.proj", f"{ours}.to_out.0"),
+            (f"{theirs}.txt_attn.proj", f"{ours}.to_add_out"),
+        )
+
+
+def original_names(network: Any) -> Iterator[tuple[str, Target]]:
+    """Black Forest Labs' names of the modules of a transformer with Flux' blocks."""
+    config: Any = network.config
+    yield from shared_names(config.num_layers, "time_text_embed")
+    yield from simple(
+        ("vector_in.in_layer", "time_text_embed.text_embedder.linear_1"),
+        ("vector_in.out_layer", "time_text_embed.text_embedder.linear_2"),
+        ("guidance_in.in_layer", "time_text_embed.guidance_embedder.linear_1"),
+        ("guidance_in.out_layer", "time_text_embed.guidance_embedder.linear_2"),
+    )
     for layer in range(config.num_layers):
         ours, theirs = f"transformer_blocks.{layer}", f"double_blocks.{layer}"
-        yield f"{theirs}.img_attn.qkv", Target(tuple(f"{ours}.attn.to_{x}" for x in "qkv"))
-        yield f"{theirs}.txt_attn.qkv", Target(tuple(f"{ours}.attn.add_{x}_proj" for x in "qkv"))
         yield from simple(
             (f"{theirs}.img_mod.lin", f"{ours}.norm1.linear"),
             (f"{theirs}.txt_mod.lin", f"{ours}.norm1_context.linear"),
-            (f"{theirs}.img_attn.norm.query_norm", f"{ours}.attn.norm_q"),
-            (f"{theirs}.img_attn.norm.key_norm", f"{ours}.attn.norm_k"),
-            (f"{theirs}.txt_attn.norm.query_norm", f"{ours}.attn.norm_added_q"),
-            (f"{theirs}.txt_attn.norm.key_norm", f"{ours}.attn.norm_added_k"),
-            (f"{theirs}.img_attn.proj", f"{ours}.attn.to_out.0"),
-            (f"{theirs}.txt_attn.proj", f"{ours}.attn.to_add_out"),
             (f"{theirs}.img_mlp.0", f"{ours}.ff.net.0.proj"),
             (f"{theirs}.img_mlp.2", f"{ours}.ff.net.2"),
             (f"{theirs}.txt_mlp.0", f"{ours}.ff_context.net.0.proj"),

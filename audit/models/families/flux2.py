@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit.models.families.base import Condition, TextShape
 from audit.models.families.chat import MISTRAL, Chatting
-from audit.models.families.flux import Patched, pack, unpack
+from audit.models.families.flux import Patched, pack, shared_names, unpack
 from audit.models.families.identify import Family
 from audit.models.families.keys import Target, simple
 
@@ -151,33 +151,20 @@ def _positions(latents: torch.Tensor) -> torch.Tensor:
 
 def _original_names(network: Any) -> Iterator[tuple[str, Target]]:
     config: Any = network.config
+    yield from shared_names(config.num_layers, "time_guidance_embed")
     yield from simple(
-        ("img_in", "x_embedder"),
-        ("txt_in", "context_embedder"),
-        ("time_in.in_layer", "time_guidance_embed.timestep_embedder.linear_1"),
-        ("time_in.out_layer", "time_guidance_embed.timestep_embedder.linear_2"),
         ("double_stream_modulation_img.lin", "double_stream_modulation_img.linear"),
         ("double_stream_modulation_txt.lin", "double_stream_modulation_txt.linear"),
         ("single_stream_modulation.lin", "single_stream_modulation.linear"),
-        ("final_layer.linear", "proj_out"),
     )
     if config.guidance_embeds:
         yield from simple(
             ("guidance_in.in_layer", "time_guidance_embed.guidance_embedder.linear_1"),
             ("guidance_in.out_layer", "time_guidance_embed.guidance_embedder.linear_2"),
         )
-    yield "final_layer.adaLN_modulation.1", Target(("norm_out.linear",), swapped=True)
     for layer in range(config.num_layers):
         ours, theirs = f"transformer_blocks.{layer}", f"double_blocks.{layer}"
-        yield f"{theirs}.img_attn.qkv", Target(tuple(f"{ours}.attn.to_{x}" for x in "qkv"))
-        yield f"{theirs}.txt_attn.qkv", Target(tuple(f"{ours}.attn.add_{x}_proj" for x in "qkv"))
         yield from simple(
-            (f"{theirs}.img_attn.norm.query_norm", f"{ours}.attn.norm_q"),
-            (f"{theirs}.img_attn.norm.key_norm", f"{ours}.attn.norm_k"),
-            (f"{theirs}.txt_attn.norm.query_norm", f"{ours}.attn.norm_added_q"),
-            (f"{theirs}.txt_attn.norm.key_norm", f"{ours}.attn.norm_added_k"),
-            (f"{theirs}.img_attn.proj", f"{ours}.attn.to_out.0"),
-            (f"{theirs}.txt_attn.proj", f"{ours}.attn.to_add_out"),
             (f"{theirs}.img_mlp.0", f"{ours}.ff.linear_in"),
             (f"{theirs}.img_mlp.2", f"{ours}.ff.linear_out"),
             (f"{theirs}.txt_mlp.0", f"{ours}.ff_context.linear_in"),

@@ -74,20 +74,9 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
                 lost += norm_of(tensors.get(name)) ** 2
             continue
         network = base.part(place.component)
-        before = gathered(network, place.target, place.parameter)
-        value = tensors.weight(name)
-        if name.endswith("text_projection") and value.ndim == 2:
-            value = value.T
-        flat = value.ndim == 1 and place.parameter not in ("weight", "bias")  # a table's rows one behind the other
-        fits = before is not None and (flat or _same_but_ones(value.shape, before.shape))
-        if before is None or not fits or value.numel() != before.numel():
-            wanted = "nothing" if before is None else tuple(before.shape)
-            is_first = place.target.modules[0] in _FIRST_LAYERS
-            variant = ": inpainting, depth, edit and other variants cannot be audited" if is_first else ""
-            raise ValueError(f"{name[:120]} has the shape {tuple(value.shape)}, the base {wanted}{variant}")
-        value = value.reshape(before.shape)
+        value, before = _fitted(name, tensors.weight(name), network, place)
         done = covered.setdefault(place.component, set())
-        done |= {f"{module}.{place.parameter}".removeprefix(".") for module in place.target.modules}
+        done |= _named(place)
         used += norm_of(value) ** 2
         stored = tensors.as_stored(name, before.float().contiguous())
         if stored is None:
@@ -113,6 +102,57 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
         )
     found.unused_share = lost / (lost + used) if lost + used > 0 else 0.0
     return found
+
+
+def fill(base: BaseModel, tensors: Tensors, dtype: torch.dtype) -> None:
+    """Put the file's weights, in ``dtype``, into the networks of ``base`` that they are of: its denoiser has none yet.
+
+    Raises ValueError where a tensor has no place, a place has two, one does not fit or is not finite, or a network has
+    some of its weights only.
+    """
+    covered: dict[str, set[str]] = {}
+    targets: dict[str, dict[str, Target]] = {}
+    tensors.check_quantisation()
+    for name in weights_of(tensors):
+        place = _place(base, name, None, targets)
+        if place is None:
+            raise ValueError(f"{name[:120]} has no place in it")
+        network = base.part(place.component)
+        value, _ = _fitted(name, tensors.weight(name), network, place)
+        if not torch.isfinite(value).all():
+            raise ValueError(f"{name[:120]} is not finite")
+        done = covered.setdefault(place.component, set())
+        if done & _named(place):
+            raise ValueError(f"{name[:120]} is there twice, in two spellings")
+        done |= _named(place)
+        scatter(network, place.target, value.to(dtype), place.parameter)
+    denoiser = base.architecture.denoiser
+    for component in {denoiser, *covered}:
+        missing = _missing(base.part(component), covered.get(component, set()))
+        if missing:
+            raise ValueError(f"{len(missing)} tensors of its {component} are missing, such as {missing[0][:100]!r}")
+    if any(parameter.is_meta for parameter in base.denoiser.parameters()):
+        raise ValueError(f"weights of its {denoiser} are missing")
+
+
+def _named(place: _Place) -> set[str]:
+    """The parameters that a place is."""
+    return {f"{module}.{place.parameter}".removeprefix(".") for module in place.target.modules}
+
+
+def _fitted(name: str, value: torch.Tensor, network: nn.Module, place: _Place) -> tuple[torch.Tensor, torch.Tensor]:
+    """A file's tensor in the shape that ``network`` has at ``place``, and what is there. Raises ValueError."""
+    before = gathered(network, place.target, place.parameter)
+    if name.endswith("text_projection") and value.ndim == 2:
+        value = value.T
+    flat = value.ndim == 1 and place.parameter not in ("weight", "bias")  # a table's rows one behind the other
+    fits = before is not None and (flat or _same_but_ones(value.shape, before.shape))
+    if before is None or not fits or value.numel() != before.numel():
+        wanted = "nothing" if before is None else tuple(before.shape)
+        is_first = place.target.modules[0] in _FIRST_LAYERS
+        variant = ": inpainting, depth, edit and other variants cannot be audited" if is_first else ""
+        raise ValueError(f"{name[:120]} has the shape {tuple(value.shape)}, the base {wanted}{variant}")
+    return value.reshape(before.shape), before
 
 
 def _check_known(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> None:
