@@ -66,6 +66,7 @@ from audit.models.base import BaseModel, load_base, locate_base
 WORDS = ["a", "photo", "of", "painting", "sks", "dog", "cat", "red", "the", "in", "style"]
 TOKENS = 16
 CHAT_TOKENS = 48  # with what stands around a caption
+KEPT = tempfile.TemporaryDirectory()
 
 
 def clip_tokenizer() -> CLIPTokenizer:
@@ -467,9 +468,9 @@ def pieces(kind: str = "bpe") -> bytes:
 def chatglm_tokenizer() -> Any:
     from diffusers.pipelines.kolors.tokenizer import ChatGLMTokenizer
 
-    with tempfile.NamedTemporaryFile(suffix=".model", delete=False) as file:
-        file.write(pieces())
-    return ChatGLMTokenizer(file.name)
+    file = Path(KEPT.name) / "tokenizer.model"  # it is read again when the tokenizer is saved
+    file.write_bytes(pieces())
+    return ChatGLMTokenizer(str(file))
 
 
 def kolors() -> Any:

@@ -16,6 +16,7 @@ from audit.errors import CheckpointError
 from audit.models import tokenizers
 from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
+from audit.models.families.kolors import is_safe
 from audit.models.families.registry import FAMILIES
 from audit.models.pair import ModelPair
 from audit.models.tuning import families_of, family_warnings
@@ -44,8 +45,11 @@ def copy(base: BaseModel, folder: Path, tmp_path: Path) -> Path:
 
 def test_without_sentencepiece_the_extra_is_named(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(CheckpointError, match=r"read by sentencepiece: pip install 'lora-audit\[kolors\]'"):
+    with pytest.raises(
+        CheckpointError, match=r"read by sentencepiece 0.2.1 or later: pip install 'lora-audit\[kolors\]'"
+    ):
         locate_base(str(copy))
+    assert [is_safe(release) for release in ("0.1.99", "0.2.0", "0.2.1", "0.2.3", "1.0")] == [False] * 2 + [True] * 3
 
 
 def test_a_tokenizer_that_does_not_load_is_an_error_and_no_more(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

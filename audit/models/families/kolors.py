@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,9 +50,9 @@ class Kolors(WithSizes):
 
     def check_folder(self, folder: Path, index: Mapping[str, Any]) -> None:
         """Refuse a folder whose tokenizer cannot be read."""
-        if find_spec("sentencepiece") is None:
+        if find_spec("sentencepiece") is None or not is_safe(version("sentencepiece")):
             raise CheckpointError(
-                f"{folder} is a KolorsPipeline, whose tokenizer is read by sentencepiece: pip install "
+                f"{folder} is a KolorsPipeline, whose tokenizer is read by sentencepiece 0.2.1 or later: pip install "
                 "'lora-audit[kolors]'"
             )
         if not (folder / _PIECES).is_file():
@@ -94,6 +95,12 @@ class Kolors(WithSizes):
     def _positions(self, encoder: Any) -> int:
         found: int = encoder.config.seq_length
         return found
+
+
+def is_safe(release: str) -> bool:
+    """Whether this release of sentencepiece is without the overflow that a model file can cause (CVE-2026-1260)."""
+    numbers = [int(one) for one in re.findall(r"\d{1,9}", release)[:3]]
+    return numbers >= [0, 2, 1]
 
 
 FAMILY = Kolors()
