@@ -18,9 +18,10 @@ from audit.models.checkpoint import open_checkpoint
 from audit.models.families.keys import flat_targets, originals_of
 from audit.models.families.spelling import place_of
 from audit.models.formats.algorithms import changed
-from audit.models.formats.names import read_names
+from audit.models.formats.names import Algorithm, read_names
 from audit.models.published import PUBLISHED, build
 from audit.models.sketch import NEAR, Sketch, sketch_of
+from audit.models.sketch_entries import _BY_ALGORITHM
 from tests.models.test_sketch import cosine, of
 
 State = dict[str, torch.Tensor]
@@ -79,6 +80,10 @@ def test_the_sketch_is_that_of_the_change_in_effect(tmp_path: Path, name: str) -
     assert found.left_out == 0
     other = {f"{STEM}.{key}": tensor for key, tensor in algorithms(seed=1)[name].items()}
     assert abs(cosine(found, saved(other, tmp_path / "c.safetensors"))) < NEAR
+
+
+def test_every_algorithm_has_a_sketch_or_a_reason() -> None:
+    assert set(_BY_ALGORITHM) == set(Algorithm)
 
 
 def rotations(seed: int = 0) -> dict[str, State]:
