@@ -62,6 +62,7 @@ SLOW = (
     "models/test_anima.py",
     "models/test_choose.py",
     "models/test_cost.py",
+    "models/test_denoiser_file.py",
     "models/test_families.py",
     "models/test_formats.py",
     "models/test_hidream.py",
@@ -128,6 +129,11 @@ def pytest_collection_finish() -> None:
     """Libraries and tests stay: collections in tests need not go through them, which costs a tenth of a second each."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """At the end all is collected, as without."""
+    gc.unfreeze()
 
 
 def _is_on_s3(item: pytest.Item) -> bool:

@@ -19,7 +19,7 @@ from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.families.unaudited import by_pipeline, by_tensors
 from audit.models.formats.prediction import followed, said
 from audit.models.hub import is_commit, is_hub_id, snapshot
-from audit.models.index import class_of, is_absent, read_index
+from audit.models.index import class_of, is_absent, left_out_of, read_index
 from audit.models.limits import check_configs
 from audit.models.placement import channels_last, is_placed, place
 from audit.models.published import ALIASES, source_of
@@ -89,7 +89,7 @@ class BaseLocation:
     """Where a base model's files are, found and checked but not loaded. ``path`` is a folder or a single file.
 
     ``config`` has the configuration of a single file; where that holds the denoiser alone (``denoiser_alone``),
-    everything else too.
+    everything else too, and ``file_sha256`` is that of the file, which claims of a base's hash mean.
     """
 
     name: str
@@ -97,6 +97,7 @@ class BaseLocation:
     path: Path
     config: Path | None = None
     denoiser_alone: bool = False
+    file_sha256: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -215,7 +216,7 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
             for part in architecture.networks
         },
         **architecture.left_out,
-        **_left_out_of(folder, architecture),
+        **left_out_of(folder, architecture),
     }
     try:
         if location.denoiser_alone:
@@ -243,14 +244,6 @@ def _fill(base: BaseModel, location: BaseLocation, as_stored: bool) -> None:
             f"{location.path} is no {base.architecture.denoiser} of the {base.architecture.pipeline} in "
             f"{location.folder}: {str(error)[:300]}; give the matching folder with --base-config"
         ) from error
-
-
-def _left_out_of(folder: Path, architecture: ModelFamily) -> dict[str, None]:
-    """The optional encoders that a folder has not, with their tokenizers: diffusers wants to be told."""
-    index = read_index(folder)
-    pairs = zip(architecture.encoders, architecture.tokenizers, strict=True)
-    absent = [pair for pair in pairs if pair[0] in architecture.optional and is_absent(index, pair[0])]
-    return dict.fromkeys(name for pair in absent for name in pair)
 
 
 def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
@@ -365,7 +358,7 @@ def _locate_denoiser(path: Path, tensors: Mapping[str, TensorInfo], config: str)
         own = hashlib.file_digest(file, "sha256").hexdigest()
     rest = _folder_revision(folder, but=architecture.denoiser)
     revision = hashlib.sha256(f"{own} {rest}".encode()).hexdigest()
-    return BaseLocation(path.name, revision, path, folder, denoiser_alone=True)
+    return BaseLocation(path.name, revision, path, folder, denoiser_alone=True, file_sha256=own)
 
 
 def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:

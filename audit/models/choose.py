@@ -48,7 +48,7 @@ def choose_base(
     located = {name: locate_base(source, configs.get(name)) for name, source in bases.items()}
     for claim in claims:
         if claim.by_hash and (
-            found := next((n for n, at in located.items() if at.revision == claim.text.lower()), None)
+            found := next((n for n, at in located.items() if claim.text.lower() in (at.revision, at.file_sha256)), None)
         ):
             return _chosen(found, bases, configs, f"{claim.source} is the SHA256 of its file")
     if one.base is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from audit.errors import CheckpointError
 from audit.untrusted.documents import parse_json
+
+if TYPE_CHECKING:
+    from audit.models.families.base import ModelFamily
 
 INDICES = ("model_index.json", "modular_model_index.json")
 MAX_INDEX_BYTES = 1 << 20
@@ -56,3 +59,11 @@ def class_of(index: Mapping[str, Any], part: str) -> str:
 def is_absent(index: Mapping[str, Any], part: str) -> bool:
     """Whether the pipeline has been saved without ``part``."""
     return index.get(part) in (None, [None, None])
+
+
+def left_out_of(folder: Path, architecture: ModelFamily) -> dict[str, None]:
+    """The optional encoders that a folder has not, with their tokenizers: diffusers wants to be told."""
+    index = read_index(folder)
+    pairs = zip(architecture.encoders, architecture.tokenizers, strict=True)
+    absent = [pair for pair in pairs if pair[0] in architecture.optional and is_absent(index, pair[0])]
+    return dict.fromkeys(name for pair in absent for name in pair)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from audit.cli import app
 from audit.errors import CheckpointError
 from audit.models.base import BaseModel, load_base, load_vae, locate_base
+from audit.models.checkpoint import open_checkpoint
+from audit.models.choose import choose_base
 from tests.models import nano
 from tests.models.test_hostile_layouts import FAMILIES, good, original_state
 
@@ -171,3 +174,13 @@ def test_of_two_denoisers_none_is_guessed(wan: BaseModel, folder: Path, tmp_path
     )
     with pytest.raises(CheckpointError, match="has two denoisers"):
         locate_base(str(tmp_path / "a.safetensors"), str(tmp_path / "two"))
+
+
+def test_a_claimed_hash_is_that_of_the_file(wan: BaseModel, folder: Path, tmp_path: Path) -> None:
+    """As sd-scripts writes it, of the denoiser's file."""
+    save_file(original_state(wan), tmp_path / "a.safetensors")
+    own = hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    save_file(good(wan), tmp_path / "lora.safetensors", {"ss_new_sd_model_hash": own})
+    bases = {"one": str(folder / "wan"), "two": str(tmp_path / "a.safetensors")}
+    choice = choose_base(open_checkpoint(tmp_path / "lora.safetensors"), bases, {"two": str(folder / "wan")})
+    assert choice.name == "two"

@@ -48,7 +48,8 @@ class Anima(OneFrame):
     """Anima: NVIDIA's Cosmos-Predict2 2B with Qwen3's states, which a conditioner asks by T5's tokens.
 
     Its VAE is that of Qwen-Image. diffusers has it as a modular pipeline, which is built here of parts that lie in the
-    folder: what its index names elsewhere is not fetched, and no code of it is run.
+    folder: what its index names elsewhere is not fetched, and no code of it is run. Sizes and layouts are those of
+    public configurations, of diffusers' converters and of sd-scripts' code; no weights of it have been run here.
     """
 
     name = Family.anima
