@@ -97,7 +97,7 @@ SLOW = (
 ALONE = (
     "engine/test_chaos.py",
     "engine/test_full.py",
-    "engine/test_membership.py",
+    "engine/test_membership.py::test_both_engines_measure_the_same",
     "engine/test_run.py",
     "workspace/test_torture.py",
 )

@@ -10,9 +10,9 @@ from audit.workspace import Workspace
 from tests.engine.chaos import Chaos
 from tests.engine.fleet import make_uploads, make_workspace, start, tables
 
-AUDITS = 20
+AUDITS = 15
 EVERY = (12.0, 18.0)  # s between kills: a worker must get to its work before
-KILLS = 4  # a worker, a node, the driver, and one more
+KILLS = 3  # a worker, a node, the driver
 SETTINGS = ("settings.steps=10", "settings.images_per_training_image=8")
 
 
