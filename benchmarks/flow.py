@@ -53,7 +53,7 @@ from testbed.finetune import Recipe, Tuning
 from testbed.flow import with_zeros_once
 
 IMAGES, QUICK_IMAGES = 8, 4  # a training image
-WEIGHTS = (1.5, 2.0, 2.5, 3.0, 5.0)
+WEIGHTS = (1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
 CORRECTIONS = (-0.02,)  # the paper's, of DreamBooth
 GAINED = ("as", "a_esr_07", "a_esr_06", judge.key("native", "as"), judge.key("native", "a_esr"))
 FIGURES = (
@@ -101,7 +101,8 @@ def extracted(job: Job, place: Place) -> list[dict[str, Any]]:
     rows = []
     for settings in job.settings:
         for row in rows_at(job, place, settings, 1):
-            rows.append({**row, **_chosen(place.workspace, row["audit_id"])})
+            some = {name: value for name, value in row.items() if not name.startswith(("ranking_", "equal_"))}
+            rows.append({**some, **_chosen(place.workspace, row["audit_id"])})
             print(extraction.line(rows[-1]), flush=True)
     rows.append(base_alone(job, place))
     print(f"{'':38}{'the base alone':20}{rows[-1]['as']:16.3f}{rows[-1]['a_esr_07']:7.2f}", flush=True)
@@ -215,6 +216,15 @@ def show(found: dict[str, Any]) -> None:
             )
 
 
+def rounded(found: Any) -> Any:
+    """The same with five digits behind the point."""
+    if isinstance(found, dict):
+        return {name: rounded(value) for name, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [rounded(value) for value in found]
+    return round(found, 5) if isinstance(found, float) else found
+
+
 def failing(found: dict[str, Any], folder: str) -> list[str]:
     """What is not as it has to be, in words; membership's is that of the LoRAs in ``folder``."""
     means = {way_of(one): one["as"][0] for one in found["recovered"]}
@@ -269,7 +279,7 @@ def main(
         found["extraction"] += rows
         found |= {"recovered": recovered(found["extraction"]), "gained": gained(found["extraction"])}
         if json_file:
-            json_file.write_text(json.dumps(found, indent=1) + "\n")
+            json_file.write_text(json.dumps(rounded(found), indent=1) + "\n")
         if sheets:
             three = [row for way in (DIRECT, CFG, AUTO) for row in rows if way_of(row) == way]
             extraction.contact_sheet(three, place.workspace.root, sheets / f"{job.recipe.name}.png")

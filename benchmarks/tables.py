@@ -14,6 +14,7 @@ import typer
 
 from audit.study.paper import markdown as study_markdown
 from benchmarks.extraction import gains, is_plain, summary
+from benchmarks.flow_tables import flow
 from benchmarks.judge import QUANTILES, VIEWS, key, shown
 
 FIGURES = ("AS", "A-ESR 0.7", "A-ESR 0.6", "control AS", "control A-ESR 0.7")
@@ -236,6 +237,8 @@ def markdown(path: Path) -> str:
     content = json.loads(path.read_text())
     if isinstance(content, dict) and "columns" in content:
         return study_markdown(path)
+    if isinstance(content, dict) and "remembered" in content:
+        return flow(content, table)
     if isinstance(content, dict):
         return calibration(content) if "views" in content else sampling(content)
     if "algorithm" in content[0]:

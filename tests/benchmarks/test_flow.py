@@ -12,9 +12,11 @@ from audit.config import Settings
 from audit.demo import FLOW_BASE, FLOW_CHECKPOINTS
 from audit.evidence.membership import level_of
 from audit.workspace import Workspace
-from benchmarks import flow, flow_levels
+from benchmarks import flow, flow_levels, tables
 from benchmarks.grid import Job, available
 from benchmarks.judge import JudgeName
+
+RESULTS = Path(flow.__file__).parent / "results"
 
 
 def row(checkpoint: str, way: flow.Way, value: float) -> dict[str, object]:
@@ -68,6 +70,14 @@ def test_choices_of_times_cost_the_same_and_the_first_is_what_audits_take() -> N
     assert flow_levels.shifted((0, 500, 1000), 3) == (0, 750, 1000)
     gains = {one["choice"]: one["gain_auc"][0] for one in flow_levels.remembered([scored(0.8), scored(0.9, "even")])}
     assert gains == pytest.approx({flow_levels.CHOSEN: 0.0, "even": -0.1})
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("flow*.json")), ids=lambda file: file.stem)
+def test_the_page_of_results_has_the_tables_of_what_was_measured(file: Path) -> None:
+    printed = [line for line in tables.markdown(file).splitlines() if line.startswith("|")]
+    assert len(printed) > 20
+    page = (RESULTS.parents[1] / "docs" / "results.md").read_text().splitlines()
+    assert [line for line in printed if line not in page] == []
 
 
 def test_a_stopped_run_goes_on_and_the_base_alone_is_scored_on_as_many_images(tmp_path: Path) -> None:
