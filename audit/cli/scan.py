@@ -192,6 +192,14 @@ def scan(
     base_config: Annotated[
         str | None, typer.Option(help="For a single-file base: a folder or owner/name@COMMIT with its configuration.")
     ] = None,
+    low_noise: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The second file of an adapter of Wan 2.2 T2V-A14B, for its low-noise expert; FILE is the high-noise "
+            "one. A folder that holds both, so named, is the same.",
+        ),
+    ] = None,
     training_images: Annotated[
         Path | None, typer.Option(help="The known training images, to score the audit (AS, A-ESR).")
     ] = None,
@@ -232,8 +240,9 @@ def scan(
     custody = custody_of(config)
     base, base_config = chosen(config, file, base, base_config)
     request = Request(
-        Path(file), base, base_config, caption or [], caption_file, n0, config.settings, recovery=config.captions
-    )
+        Path(file), base, base_config, caption or [], caption_file, n0, config.settings, recovery=config.captions,
+        low_noise=low_noise,
+    )  # fmt: skip
     with progress_display(console()) as progress:
         result = api.scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,

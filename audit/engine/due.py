@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -15,6 +15,7 @@ from audit.descriptors.registry import DESCRIPTORS, descriptor_facts
 from audit.errors import ConfigError
 from audit.job import BaseFacts, CheckpointFacts, Job
 from audit.models.bases import BaseClaim, claims_of, mismatches, named_in
+from audit.models.experts import changed_by, expert_of_item
 from audit.models.families.identify import Family
 from audit.recovery.settle import settled
 from audit.references import ReferenceSets
@@ -192,15 +193,25 @@ class Due:
         warnings = [*caption_warnings, *count_warnings]
         warnings += [f"claims contradict each other: {text}" for text in contradictions]
         base = self._base(base_name)
+        expert = None
+        if base.boundary is not None:
+            expert, said = expert_of_item([row["name"] or "" for row in rows], self.config.settings.expert)
+            warnings += said
+            if expert is None:
+                self.skipped.add(
+                    "which of the base's two experts it is for is not told by its name: scan it with --expert, or with "
+                    "the other file as --low-noise"
+                )
+                return None
         source = base.source if base_name in [*Family] else base_name
         warnings += mismatches(claims_by_row[named["item_id"]], base.name, base.revision, source)
         checkpoint = CheckpointFacts(
             named["checkpoint_sha256"], named["tensors_sha256"], identity, named["name"], named["format"],
-            named["bytes"], named["item_id"],
+            named["bytes"], named["item_id"], experts=() if expert is None else changed_by(expert),
         )  # fmt: skip
         return Job(
             checkpoint, base, tuple(captions), n0,
-            self.config.settings, self._descriptor, tuple(warnings),
+            replace(self.config.settings, expert=expert), self._descriptor, tuple(warnings),
         )  # fmt: skip
 
     def _base(self, name: str) -> BaseFacts:
@@ -208,7 +219,7 @@ class Due:
         if name not in self._bases:
             source, config = self.config.bases[name], self.config.base_configs.get(name)
             location = self._at_bench().locate(source, config)
-            self._bases[name] = BaseFacts(source, config, location.name, location.revision)
+            self._bases[name] = BaseFacts(source, config, location.name, location.revision, location.boundary)
         return self._bases[name]
 
     @staticmethod

@@ -26,7 +26,7 @@ from audit.models.safetensors_header import read_header
 from audit.models.tokenizers import check_tokenizers
 from audit.untrusted.documents import parse_json
 
-_STEMS = {"unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_STEMS = dict.fromkeys(("unet", "transformer", "transformer_2", "vae"), "diffusion_pytorch_model")
 CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 MAX_INDEX_BYTES = 1 << 20
 
@@ -85,12 +85,16 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class BaseLocation:
-    """Where a base model's files are, found and checked but not loaded. ``path`` is a folder or a single file."""
+    """Where a base model's files are, found and checked but not loaded. ``path`` is a folder or a single file.
+
+    ``boundary``: the share of the schedule from which on the first of two experts is asked; None with one network.
+    """
 
     name: str
     revision: str
     path: Path
     config: Path | None = None
+    boundary: float | None = None
 
 
 def locate_base(source: str, config: str | None = None) -> BaseLocation:
@@ -104,7 +108,7 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
     path = Path(source)
     if path.is_dir():
         _check_folder(path)
-        return BaseLocation(path.resolve().name, _folder_revision(path), path)
+        return BaseLocation(path.resolve().name, _folder_revision(path), path, boundary=_boundary(path))
     if path.is_file():
         return _locate_file(path, config)
     if is_hub_id(source.partition("@")[0]) and not source.startswith((".", "/")):
@@ -114,7 +118,7 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
             source, [*CONFIG_FILES, *(f"{part}/*.safetensors" for part in architecture.networks)]
         )
         _check_folder(folder)
-        return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder)
+        return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder, boundary=_boundary(folder))
     raise CheckpointError(
         f"{source} is neither a folder, nor a .safetensors file, nor a hub id, nor one of {', '.join(ALIASES)}: check "
         "the path of the base model"
@@ -203,6 +207,15 @@ def _check_folder(folder: Path) -> None:
             read_header(path)
 
 
+def _boundary(folder: Path) -> float | None:
+    """Where the two experts of the model in ``folder`` part. Raises CheckpointError where that is not said."""
+    index = parse_json((folder / "model_index.json").read_bytes())
+    try:
+        return _architecture(folder).boundary_in(index)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+
+
 def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
     architecture = _architecture(location.path)
     options = {
@@ -252,7 +265,8 @@ def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
             kind = classes[architecture.denoiser]
             denoiser = kind.from_config(kind.load_config(folder / architecture.denoiser, local_files_only=True))
         parts = {architecture.denoiser: denoiser, "vae": _vae(classes["vae"], location, as_stored)}
-        left_out = dict.fromkeys((*architecture.encoders, *architecture.tokenizers, "image_encoder"))
+        others = architecture.further_denoisers
+        left_out = dict.fromkeys((*architecture.encoders, *architecture.tokenizers, *others, "image_encoder"))
         pipeline = getattr(diffusers, architecture.pipeline).from_pretrained(
             folder, local_files_only=True, **architecture.left_out, **left_out, **parts
         )

@@ -29,6 +29,7 @@ class Family(StrEnum):
     ernie_image = "ernie-image"
     krea2 = "krea-2"
     wan = "wan"
+    wan_5b = "wan-5b"
     alt = "altdiffusion"
     other = "other"
 
