@@ -229,7 +229,7 @@ def model_of(family: str | None, base_model: str | None) -> tuple[str | None, st
         return "wan2.2-5b", ""
     if family == "wan":
         claim = (base_model or "").lower()
-        if re.search(r"2[._]?2", claim):
+        if re.search(r"wan\D{0,9}2[._]?2", claim):
             return "wan2.2-a14b", ""
         small = "1.3b" in claim
         return ("wan2.1-1.3b", "") if small else ("wan2.1-14b", "" if "14b" in claim else _WAN_UNSAID)

@@ -336,9 +336,10 @@ def test_a_base_says_where_its_experts_part_before_it_is_loaded(base: BaseModel,
 
     broken = shutil.copytree(folder / "wan22", tmp_path / "broken")
     index = json.loads((broken / "model_index.json").read_text())
-    (broken / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": "high"}))
-    with pytest.raises(CheckpointError, match=r"broken: its model_index\.json has two experts and no boundary_ratio"):
-        locate_base(str(broken))
+    for ratio in ("high", True, float("nan"), 1.5, 0):
+        (broken / "model_index.json").write_text(json.dumps(index | {"boundary_ratio": ratio}))
+        with pytest.raises(CheckpointError, match=r"its model_index\.json has two experts and no boundary|is damaged"):
+            locate_base(str(broken))
 
 
 def test_inspect_says_what_each_half_holds(base: BaseModel, files: dict[Expert, Path], folder: Path) -> None:

@@ -106,12 +106,14 @@ class Wan(Frames):
         return None if second is None else float(pipeline.config.boundary_ratio)
 
     def boundary_in(self, index: Mapping[str, Any]) -> float | None:
-        """Raises CheckpointError where there are two experts and no boundary."""
+        """Raises CheckpointError where there are two experts and no boundary between them."""
         if index.get("transformer_2") in (None, [None, None]):
             return None
         found = index.get("boundary_ratio")
-        if not isinstance(found, (int, float)) or isinstance(found, bool):
-            raise CheckpointError("its model_index.json has two experts and no boundary_ratio: it is damaged")
+        if not isinstance(found, (int, float)) or isinstance(found, bool) or not 0 < found < 1:
+            raise CheckpointError(
+                "its model_index.json has two experts and no boundary_ratio from 0 to 1: it is damaged"
+            )
         return float(found)
 
     def check(self, pipeline: Any, name: str) -> None:
