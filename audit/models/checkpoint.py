@@ -44,8 +44,10 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """What it is called: its label, else its file or folder name without the path."""
-        return self.label or self.path.resolve().name
+        """What it is called: its label, else the name of its folder, its file or its two files without the path."""
+        own = self.path.resolve().name
+        second = self.files.get(Expert.low_noise)
+        return self.label or (own if second is None or self.path.is_dir() else f"{own} and {second[0].name}")
 
     @property
     def bytes(self) -> int:

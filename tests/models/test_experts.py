@@ -170,6 +170,7 @@ def test_two_files_and_a_folder_of_them_are_one_checkpoint(
     given = open_checkpoint(files[HIGH], files[LOW])
     found = open_checkpoint(folder / "files")
     assert (given.identity, given.sha256) == (found.identity, found.sha256)
+    assert (given.name, found.name) == ("cat_high_noise.safetensors and cat_low_noise.safetensors", "files")
     assert experts_of(given) == experts_of(found) == (HIGH, LOW)
     assert given.identity not in {open_checkpoint(path).identity for path in files.values()}
     other = open_checkpoint(files[HIGH], write_lora(tmp_path / "other.safetensors", 3))
