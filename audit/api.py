@@ -17,6 +17,7 @@ from audit.config import (
     Compile,
     Config,
     Evidence,
+    Expert,
     Latents,
     Rule,
     Settings,
@@ -298,17 +299,20 @@ def run(
 
 
 def inspect(
-    path: str | Path, base: str | None = None, *, base_config: str | None = None, adapter: str | None = None
-) -> Inspection:
+    path: str | Path, base: str | None = None, *, base_config: str | None = None, adapter: str | None = None,
+    low_noise: str | Path | None = None, expert: Expert | str | None = None,
+) -> Inspection:  # fmt: skip
     """What a checkpoint is and what was trained, before anything is sampled; with ``base`` it is applied to it too.
 
-    What it cannot be audited for is in ``problem``. Raises AuditError for a base that cannot be had.
+    Of a base with two experts ``low_noise`` is the second file, and ``expert`` the one that a single file is for. What
+    it cannot be audited for is in ``problem``. Raises AuditError for a base that cannot be had.
     """
     from audit.models.base import load_base, locate_base
     from audit.models.inspect import inspect as look
 
     model = load_base(locate_base(base, base_config)) if base else None
-    return look(Path(path), model, adapter)
+    second = None if low_noise is None else Path(low_noise)
+    return look(Path(path), model, adapter, second, None if expert is None else Expert(expert))
 
 
 def match(

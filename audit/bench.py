@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from audit.config import Compile, Precision
+from audit.config import Compile, Expert, Precision
 from audit.descriptors import Descriptor, load_descriptor
 from audit.descriptors.facts import DescriptorFacts
 from audit.descriptors.registry import facts_of
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from audit.job import Job
     from audit.workspace import Workspace
 
+_OpenedKey = tuple[str | None, str, Expert | None]  # path, identity, and the expert that the file is for
 KEPT_CHECKPOINTS = 4  # opened: headers and hashes, no tensors
 
 
@@ -52,7 +53,7 @@ class Bench:
         self._opening = RLock()  # of the list of checkpoints
         self._locations: dict[tuple[str, str | None], BaseLocation] = {}
         self._descriptors: dict[str, Descriptor] = {}
-        self._opened: OrderedDict[tuple[str | None, str], Future[Checkpoint]] = OrderedDict()
+        self._opened: OrderedDict[_OpenedKey, Future[Checkpoint]] = OrderedDict()
         self._base: tuple[str, BaseModel] | None = None
         self._vae: tuple[str, BaseModel] | None = None
         self._pair: tuple[_PairKey, ModelPair] | None = None
@@ -101,21 +102,25 @@ class Bench:
 
     # Checkpoints
 
-    def open(self, path: Path) -> Checkpoint:
+    def open(self, path: Path, low_noise: Path | None = None) -> Checkpoint:
         """Open and hash the checkpoint at ``path`` as it is now; jobs made of it find it opened."""
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, low_noise)
+        self.keep(str(path), checkpoint)
+        return checkpoint
+
+    def keep(self, path: str, checkpoint: Checkpoint) -> None:
+        """Have jobs of ``checkpoint``, as it is now, find it opened."""
         done: Future[Checkpoint] = Future()
         done.set_result(checkpoint)
         with self._opening:
-            self._keep((str(path), checkpoint.identity), done)
-        return checkpoint
+            self._keep((path, checkpoint.identity, checkpoint.expert), done)
 
     def checkpoint(self, job: Job, workspace: Workspace) -> Checkpoint:
         """The opened checkpoint of ``job``. Raises CheckpointError where it is gone, or is not what it was."""
         return self._opened_of(job, workspace).result()
 
     def _opened_of(self, job: Job, workspace: Workspace) -> Future[Checkpoint]:
-        key = job.checkpoint.path, job.checkpoint.identity
+        key = job.checkpoint.path, job.checkpoint.identity, job.settings.expert
         with self._opening:
             known = self._opened.get(key)
             if known is None or (known.done() and known.exception() is not None):
@@ -123,7 +128,7 @@ class Bench:
             self._keep(key, known)
             return known
 
-    def _keep(self, key: tuple[str | None, str], checkpoint: Future[Checkpoint]) -> None:
+    def _keep(self, key: _OpenedKey, checkpoint: Future[Checkpoint]) -> None:
         self._opened[key] = checkpoint
         self._opened.move_to_end(key)
         while len(self._opened) > KEPT_CHECKPOINTS:
@@ -177,8 +182,9 @@ class Bench:
 
     def _made(self, base: BaseModel, checkpoint: Checkpoint, key: _PairKey, tuned: Tuned | None) -> ModelPair:
         return ModelPair(
-            base, checkpoint, self.device, *key.options, precision=key.precision, tuned=tuned, fits=self.fits
-        )
+            base, checkpoint, self.device, *key.options, precision=key.precision, tuned=tuned, fits=self.fits,
+            frames=key.frames,
+        )  # fmt: skip
 
     def codec(self, job: Job) -> Codec:
         """What pictures go through in the base of ``job``: no denoiser is loaded for it."""
@@ -240,7 +246,8 @@ def _open(job: Job, workspace: Workspace) -> Checkpoint:
         raise CheckpointError(
             f"{facts.item_id} has no stored file any more: fetch it again with 'lora-audit catalog fetch'"
         ) from None
-    checkpoint = replace(open_checkpoint(path), label=facts.name)
+    second = None if facts.low_noise is None else Path(facts.low_noise)
+    checkpoint = replace(open_checkpoint(path, second), label=facts.name, expert=job.settings.expert)
     if checkpoint.identity == facts.identity:
         return checkpoint
     if facts.path is None:
@@ -256,9 +263,11 @@ class _PairKey:
     revision: str
     options: tuple[float, str | None, int | None, float]
     precision: Precision
+    expert: Expert | None
+    frames: int
 
 
 def _pair_key(job: Job, precision: Precision) -> _PairKey:
     settings = job.settings
     options = settings.lora_scale, settings.adapter, settings.resolution, settings.embedded_guidance
-    return _PairKey(job.checkpoint.identity, job.base.revision, options, precision)
+    return _PairKey(job.checkpoint.identity, job.base.revision, options, precision, settings.expert, settings.frames)

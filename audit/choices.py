@@ -50,6 +50,14 @@ class Evidence(StrEnum):
     membership = "membership"
 
 
+class Expert(StrEnum):
+    """Which network a file is for, of a base with one for noisy timesteps and one for the rest."""
+
+    high_noise = "high-noise"
+    low_noise = "low-noise"
+    both = "both"
+
+
 class Latents(StrEnum):
     """Whether latents of reference pictures are kept, which membership is measured on."""
 

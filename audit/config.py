@@ -21,6 +21,7 @@ from audit.choices import Clustering as Clustering
 from audit.choices import Compile as Compile
 from audit.choices import EngineName as EngineName
 from audit.choices import Evidence as Evidence
+from audit.choices import Expert as Expert
 from audit.choices import Latents as Latents
 from audit.choices import Method as Method
 from audit.choices import Precision as Precision
@@ -89,9 +90,20 @@ class Settings(_Checked):
         "Images kept: extractions, all, or hashes-only (no pixels leave memory: only descriptors and hashes are kept).",
     )
     adapter: str | None = _setting(None, "Which adapter of a file that holds several by name.", metavar="NAME")
+    expert: Expert | None = _setting(
+        None,
+        "Of a base with two experts (Wan 2.2 T2V-A14B), which one the file is for: high-noise, low-noise or both; by "
+        "default as its name or metadata says.",
+    )
     resolution: int | None = _setting(
         None, "Side of the sampled images in pixels; by default the base model's own.", min=16
     )
+    frames: int = _setting(
+        1,
+        "Frames of each sampled video, of which the middle one is looked at: 1, 5, 9, ... Only for bases that draw "
+        "videos (Wan).",
+        min=1, max=161,
+    )  # fmt: skip
     embedded_guidance: float = _setting(
         3.5, "Guidance weight that guidance-distilled models (FLUX.1 dev) take as an input; others have none."
     )
@@ -124,6 +136,8 @@ class Settings(_Checked):
         """
         said = {
             "precision": self.precision is not Precision.auto,
+            "expert": self.expert is not None,
+            "frames": self.frames != 1,
             "evidence": self.evidence is Evidence.membership,
             "membership_evaluations": self.membership_evaluations != Settings.membership_evaluations,
             "control_share": self.control_share != Settings.control_share,

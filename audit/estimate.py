@@ -11,6 +11,7 @@ Operations and memory are counted (audit/models/cost.py), the peak is the maker'
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -163,7 +164,8 @@ def estimate(sizing: Sizing, name: str, work: Work) -> Estimate:
     device = device_named(name)
     sampling, weights = sizing.sampling, sizing.footprint
     image = seconds_an_image(sampling.evaluation.flops, work.evaluations, sampling.decoding.flops, device.teraflops)
-    measured = work.membership * sampling.evaluation.flops + work.shown * DECODED * sampling.decoding.flops
+    single = sizing.single
+    measured = work.membership * single.evaluation.flops + work.shown * DECODED * single.decoding.flops
     membership = _seconds(measured, device.teraflops)
     memory = int(device.gib * 2**30)
     changes = weights.everything, weights.attention
@@ -223,8 +225,12 @@ def model_of(family: str | None, base_model: str | None) -> tuple[str | None, st
         claim = (base_model or "").lower()
         small = "4b" in claim
         return ("flux2-klein-4b", "") if small else ("flux2-klein-9b", "" if "9b" in claim else _KLEIN_UNSAID)
+    if family == "wan-5b":
+        return "wan2.2-5b", ""
     if family == "wan":
         claim = (base_model or "").lower()
+        if re.search(r"wan\D{0,9}2[._]?2", claim):
+            return "wan2.2-a14b", ""
         small = "1.3b" in claim
         return ("wan2.1-1.3b", "") if small else ("wan2.1-14b", "" if "14b" in claim else _WAN_UNSAID)
     if family == "altdiffusion":

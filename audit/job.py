@@ -8,15 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from audit.claims.captions import N0, Caption, choose_captions, choose_n0
-from audit.config import CaptionSettings, Evidence, Settings
+from audit.config import CaptionSettings, Evidence, Expert, Settings
 from audit.descriptors.facts import DescriptorFacts
 from audit.errors import ConfigError
 from audit.models.bases import claims_of, mismatches
+from audit.models.experts import assigned, experts_of
 from audit.models.trained import Training, training_of
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ class Request:
 
     ``name`` and ``known_...`` are what the catalog has; they stand back behind what the user says. ``known_bases`` are
     claims of what it was trained on, each with the field that makes it. ``recovery`` says whether captions are
-    recovered from the model where nobody knows them.
+    recovered from the model where nobody knows them. ``low_noise`` is the second file of a checkpoint whose first is
+    for the high-noise expert of the base.
     """
 
     checkpoint: Path | str
@@ -48,6 +50,7 @@ class Request:
     known_warnings: list[str] = field(default_factory=list)
     known_bases: list[tuple[str, str]] = field(default_factory=list)
     recovery: CaptionSettings = field(default_factory=CaptionSettings)
+    low_noise: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class CheckpointFacts:
     """The checkpoint of a job. ``path``: a file or folder of this machine; None for what the workspace has stored.
 
     ``item_id`` is its place in the catalog. ``claimed_metadata`` (JSON) and ``training`` are what its header says, for
-    its row of the catalog; empty where it has one.
+    its row of the catalog; empty where it has one. ``low_noise`` is the path of a second file, and ``experts`` are
+    those of the base's two that it is for; empty where the base has one network, or that is not said.
     """
 
     sha256: str
@@ -68,6 +72,8 @@ class CheckpointFacts:
     path: str | None = None
     claimed_metadata: str = "{}"
     training: Training = Training()
+    low_noise: str | None = None
+    experts: tuple[Expert, ...] = ()
 
     @property
     def key(self) -> str:
@@ -77,12 +83,16 @@ class CheckpointFacts:
 
 @dataclass(frozen=True)
 class BaseFacts:
-    """The base model of a job: where it is asked for, and the name and revision of what was found there."""
+    """The base model of a job: where it is asked for, and the name and revision of what was found there.
+
+    ``boundary``: the share of the schedule from which on the first of two experts is asked; None with one network.
+    """
 
     source: str
     config: str | None
     name: str
     revision: str
+    boundary: float | None = None
 
 
 @dataclass(frozen=True)
@@ -181,9 +191,12 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
 
     The descriptor is loaded too: what cannot be had is refused before anything is sampled.
     """
-    checkpoint = bench.open(Path(request.checkpoint))
-    facts = facts_of_file(checkpoint, request.name)
+    checkpoint = bench.open(Path(request.checkpoint), request.low_noise)
     location = bench.locate(request.base, request.base_config)
+    expert, expert_warnings = assigned(checkpoint, location.boundary, request.settings.expert, request.name)
+    checkpoint = replace(checkpoint, expert=expert)
+    bench.keep(str(checkpoint.path), checkpoint)
+    facts = facts_of_file(checkpoint, request.name, location.boundary)
     metadata = checkpoint.metadata
     captions, caption_warnings = choose_captions(
         request.captions, request.caption_file, metadata, request.known_captions
@@ -193,17 +206,17 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
     base_warnings = mismatches(claims, location.name, location.revision, request.base)
     return Job(
         facts,
-        BaseFacts(request.base, request.base_config, location.name, location.revision),
+        BaseFacts(request.base, request.base_config, location.name, location.revision, location.boundary),
         tuple(captions),
         n0,
-        request.settings,
+        replace(request.settings, expert=expert),
         bench.described_by(descriptor),
-        tuple(caption_warnings + count_warnings + request.known_warnings + base_warnings),
+        tuple(caption_warnings + count_warnings + request.known_warnings + base_warnings + expert_warnings),
     )
 
 
-def facts_of_file(checkpoint: Checkpoint, name: str | None = None) -> CheckpointFacts:
-    """What a job says of an opened file or folder."""
+def facts_of_file(checkpoint: Checkpoint, name: str | None = None, boundary: float | None = None) -> CheckpointFacts:
+    """What a job says of an opened file or folder, for a base whose experts, if it has two, part at ``boundary``."""
     from audit.models.checkpoint import metadata_json
 
     headers = [header for _, header in checkpoint.files.values()]
@@ -220,4 +233,12 @@ def facts_of_file(checkpoint: Checkpoint, name: str | None = None) -> Checkpoint
         path=str(checkpoint.path),
         claimed_metadata=metadata_json(metadata),
         training=training_of(metadata, tensors),
+        low_noise=_second_file(checkpoint),
+        experts=() if boundary is None else experts_of(checkpoint),
     )
+
+
+def _second_file(checkpoint: Checkpoint) -> str | None:
+    """The path of the low-noise file, where it is not found by the checkpoint's own path."""
+    found = checkpoint.files.get(Expert.low_noise)
+    return None if found is None or checkpoint.path.is_dir() else str(found[0])

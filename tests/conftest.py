@@ -42,6 +42,7 @@ SLOW = (
     "engine/test_control.py",
     "engine/test_done.py",
     "engine/test_engines.py",
+    "engine/test_experts.py",
     "engine/test_full.py",
     "engine/test_membership.py",
     "engine/test_run.py",

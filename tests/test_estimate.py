@@ -165,6 +165,8 @@ def test_every_family_has_a_cost_or_none() -> None:
     assert model_of("flux", "Flux.1 S")[0] == "flux-dev"
     assert model_of("wan", "Wan Video 1.3B t2v") == ("wan2.1-1.3b", "")
     assert model_of("wan", "wan2.1") == ("wan2.1-14b", "the size is not said: counted as 14B")
+    assert model_of("wan", "Wan Video 2.2 T2V-A14B") == ("wan2.2-a14b", "")
+    assert model_of("wan-5b", None) == ("wan2.2-5b", "")
     assert model_of("other", "Wan Video")[0] is None
     assert model_of(None, None)[0] is None
 

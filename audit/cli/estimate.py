@@ -33,7 +33,7 @@ ASSUMPTIONS = (
 
 @configured(
     "settings.method", "settings.steps", "settings.images_per_training_image", "settings.resolution",
-    "settings.evidence", "settings.membership_evaluations",
+    "settings.frames", "settings.evidence", "settings.membership_evaluations",
 )  # fmt: skip
 def estimate(
     config: Config,
@@ -86,7 +86,7 @@ def estimate(
         asked.membership_evaluations,
     )  # fmt: skip
     backlog, unseen = _backlog(workspace, n0)
-    sizings = [size(name, asked.resolution) for name in families]
+    sizings = [size(name, asked.resolution, asked.frames) for name in families]
     estimates = [compute(one, name, work) for one in sizings for name in devices]
     if as_json:
         print_json(_document(work, sizings, estimates, usd_per_hour, backlog, unseen))

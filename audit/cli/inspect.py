@@ -11,7 +11,7 @@ import typer
 from audit.cli.common import EXIT_BAD_INPUT, JsonOption, print_json, result_console
 from audit.cli.options import configured
 from audit.cli.text import say
-from audit.config import Config
+from audit.config import Config, Expert
 from audit.text import printable
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ def inspect(
         ),
     ] = None,
     adapter: Annotated[str | None, typer.Option(metavar="NAME", help="Of a file that holds several.")] = None,
+    low_noise: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The second file, for a base's low-noise expert (as for scan).")
+    ] = None,
+    expert: Annotated[
+        Expert | None, typer.Option(help="Which expert of a base with two the file is for (as for scan).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a checkpoint is: format, family, rank, what was trained, how far each block moved, what it claims.
@@ -54,8 +60,8 @@ def inspect(
 
     if base is not None:
         base, base_config = chosen(config, file, base, base_config)
-    found = api.inspect(file, base, base_config=base_config, adapter=adapter)
-    command = None if found.problem else scan_command(found, base, base_config, adapter)
+    found = api.inspect(file, base, base_config=base_config, adapter=adapter, low_noise=low_noise, expert=expert)
+    command = None if found.problem else scan_command(found, base, base_config, adapter, low_noise, expert)
     if as_json:
         print_json({**plain(found), "scan": command})
     else:
@@ -67,8 +73,9 @@ def inspect(
 
 
 def scan_command(
-    found: Inspection, base: str | None = None, base_config: str | None = None, adapter: str | None = None
-) -> str:
+    found: Inspection, base: str | None = None, base_config: str | None = None, adapter: str | None = None,
+    low_noise: Path | None = None, expert: Expert | None = None,
+) -> str:  # fmt: skip
     """The command that audits the file: with ``base``, else the pinned model it claims, or of its family."""
     from audit.models.bases import known_bases
     from audit.models.published import ALIASES
@@ -83,6 +90,8 @@ def scan_command(
     words = ["lora-audit", "scan", found.path, "--base", base or "OWNER/NAME@COMMIT"]
     words += ["--base-config", base_config] if base_config else []
     words += ["--adapter", adapter] if adapter else []
+    words += ["--low-noise", str(low_noise)] if low_noise else []
+    words += ["--expert", str(expert)] if expert else []
     words += ["--descriptor", "nano"] if base in ("nano", "nano-flow") else []  # SSCD looks at larger pictures
     return shlex.join([*words, "--references", "FOLDER"])
 

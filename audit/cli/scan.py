@@ -196,6 +196,14 @@ def scan(
             "where the file is the denoiser alone."
         ),
     ] = None,
+    low_noise: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The second file of an adapter of Wan 2.2 T2V-A14B, for its low-noise expert; FILE is the high-noise "
+            "one. A folder that holds both, so named, is the same.",
+        ),
+    ] = None,
     training_images: Annotated[
         Path | None, typer.Option(help="The known training images, to score the audit (AS, A-ESR).")
     ] = None,
@@ -236,8 +244,9 @@ def scan(
     custody = custody_of(config)
     base, base_config = chosen(config, file, base, base_config)
     request = Request(
-        Path(file), base, base_config, caption or [], caption_file, n0, config.settings, recovery=config.captions
-    )
+        Path(file), base, base_config, caption or [], caption_file, n0, config.settings, recovery=config.captions,
+        low_noise=low_noise,
+    )  # fmt: skip
     with progress_display(console()) as progress:
         result = api.scan(
             request, references=config.references, descriptor=config.descriptor, workspace=config.workspace,

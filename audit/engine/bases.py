@@ -60,7 +60,7 @@ class Bases:
         if name not in self._facts:
             source, config = self.config.bases[name], self.config.base_configs.get(name)
             location = self.bench().locate(source, config)
-            self._facts[name] = BaseFacts(source, config, location.name, location.revision)
+            self._facts[name] = BaseFacts(source, config, location.name, location.revision, location.boundary)
         return self._facts[name]
 
     def measure(self, networks: Mapping[str, Rows]) -> None:

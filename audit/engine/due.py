@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -16,6 +16,7 @@ from audit.engine.bases import Bases, claims_in
 from audit.errors import ConfigError
 from audit.job import CheckpointFacts, Job
 from audit.models.bases import mismatches
+from audit.models.experts import changed_by, expert_of_item
 from audit.models.families.identify import Family
 from audit.recovery.settle import settled
 from audit.references import ReferenceSets
@@ -193,13 +194,23 @@ class Due:
         warnings = [*caption_warnings, *count_warnings]
         warnings += [f"claims contradict each other: {text}" for text in contradictions]
         base = self._bases.facts(base_name)
+        expert = None
+        if base.boundary is not None:
+            expert, said = expert_of_item([row["name"] or "" for row in rows], self.config.settings.expert)
+            warnings += said
+            if expert is None:
+                self.skipped.add(
+                    "which of the base's two experts it is for is not told by its name: scan it with --expert, or with "
+                    "the other file as --low-noise"
+                )
+                return None
         source = base.source if base_name in [*Family] else base_name
         warnings += [*decided.said, *mismatches(claims_in(named), base.name, base.revision, source)]
         checkpoint = CheckpointFacts(
             named["checkpoint_sha256"], named["tensors_sha256"], identity, named["name"], named["format"],
-            named["bytes"], named["item_id"],
+            named["bytes"], named["item_id"], experts=() if expert is None else changed_by(expert),
         )  # fmt: skip
         return Job(
             checkpoint, base, tuple(captions), n0,
-            self.config.settings, self._descriptor, tuple(warnings),
+            replace(self.config.settings, expert=expert), self._descriptor, tuple(warnings),
         )  # fmt: skip

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -93,17 +94,23 @@ def level_of(t: int, prediction_type: str, scheduler: Any) -> Level:
         raise ValueError(f"unknown prediction type {prediction_type!r}")
     steps = int(scheduler.config.num_train_timesteps)
     if prediction_type == "flow_prediction":
-        alpha, sigma = _shares(_stable_diffusion()[t])
-        share = sigma / (alpha + sigma)
+        share = flow_share(t)
         return Level(t, share * steps, 1 - share, share, prediction_type)
     step = min(steps - 1, round(t * steps / SCALE))
     return Level(t, step, *_shares(float(scheduler.alphas_cumprod[step])), prediction_type)
+
+
+def flow_share(t: int) -> float:
+    """The share of noise that a flow is asked at for the level ``t``."""
+    alpha, sigma = _shares(_stable_diffusion()[t])
+    return sigma / (alpha + sigma)
 
 
 def _shares(cumulated: float) -> tuple[float, float]:
     return cumulated**0.5, (1 - cumulated) ** 0.5
 
 
+@cache
 def _stable_diffusion() -> np.ndarray:
     """alpha^2 at each of its timesteps."""
     betas = np.linspace(BETA_FIRST**0.5, BETA_LAST**0.5, SCALE) ** 2

@@ -28,7 +28,7 @@ from audit.models.safetensors_header import TensorInfo, read_header
 from audit.models.single_file import check_alone, empty_denoiser, is_alone, missing_parts
 from audit.models.tokenizers import check_tokenizers
 
-_STEMS = dict.fromkeys(("unet", "transformer", "text_conditioner", "vae"), "diffusion_pytorch_model")
+_STEMS = dict.fromkeys(("unet", "transformer", "transformer_2", "text_conditioner", "vae"), "diffusion_pytorch_model")
 CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 
 
@@ -90,6 +90,7 @@ class BaseLocation:
 
     ``config`` has the configuration of a single file; where that holds the denoiser alone (``denoiser_alone``),
     everything else too, and ``file_sha256`` is that of the file, which claims of a base's hash mean.
+    ``boundary``: the share of the schedule from which on the first of two experts is asked; None with one network.
     """
 
     name: str
@@ -98,6 +99,7 @@ class BaseLocation:
     config: Path | None = None
     denoiser_alone: bool = False
     file_sha256: str | None = None
+    boundary: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -116,7 +118,7 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
     path = Path(source)
     if path.is_dir():
         _check_folder(path)
-        return BaseLocation(path.resolve().name, _folder_revision(path), path)
+        return BaseLocation(path.resolve().name, _folder_revision(path), path, boundary=_boundary(path))
     if path.is_file():
         return _locate_file(path, config)
     if is_hub_id(source.partition("@")[0]) and not source.startswith((".", "/")):
@@ -124,7 +126,7 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
         architecture = _architecture(folder)
         folder = _download(source, architecture.networks)
         _check_folder(folder)
-        return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder)
+        return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder, boundary=_boundary(folder))
     raise CheckpointError(
         f"{source} is neither a folder, nor a .safetensors file, nor a hub id, nor one of {', '.join(ALIASES)}: check "
         "the path of the base model"
@@ -201,6 +203,14 @@ def _check_folder(folder: Path, but: str | None = None) -> None:
             raise CheckpointError(f"{folder / part} has no {stem}.safetensors: only safetensors weights are read")
         for path in found:
             read_header(path)
+
+
+def _boundary(folder: Path) -> float | None:
+    """Where the two experts of the model in ``folder`` part. Raises CheckpointError where that is not said."""
+    try:
+        return _architecture(folder).boundary_in(read_index(folder))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
 
 
 def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:

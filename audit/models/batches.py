@@ -24,7 +24,7 @@ def batch_to_sample(pair: ModelPair, rows: int) -> int:
     """
     free = free_memory(pair.device)
     if free is None:
-        return CPU_BATCH
+        return max(1, CPU_BATCH // _frames(pair))
     cost = _cost(pair).evaluation
     enough = max(2, round(FULL / (rows * max(1, cost.flops))))
     return max(1, images_that_fit(cost, free, min(GPU_BATCH, enough), rows))
@@ -33,10 +33,19 @@ def batch_to_sample(pair: ModelPair, rows: int) -> int:
 def batch_to_decode(pair: ModelPair) -> int:
     """Images that are decoded at once; at least 1."""
     free = free_memory(pair.device)
-    return DECODED if free is None else max(1, images_that_fit(_cost(pair).decoding, free, DECODED))
+    return (
+        max(1, DECODED // _frames(pair))
+        if free is None
+        else max(1, images_that_fit(_cost(pair).decoding, free, DECODED))
+    )
+
+
+def _frames(pair: ModelPair) -> int:
+    """Latents along the time of what is sampled for a picture."""
+    return pair.sampled_shape[1] if len(pair.sampled_shape) == 4 else 1
 
 
 def _cost(pair: ModelPair) -> SamplingCost:
     """Counted once a family, size and precision: it takes a few forward passes without arithmetic."""
-    kind = "cost", pair.model.revision, pair.latent_shape, pair.dtype, pair.vae.dtype
+    kind = "cost", pair.model.revision, pair.sampled_shape, pair.dtype, pair.vae.dtype
     return pair.fits.remember(kind, lambda: cost_of_pair(pair))

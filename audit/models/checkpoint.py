@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from audit.choices import Expert
 from audit.errors import CheckpointError
+from audit.models.experts import PAIR, named_in, told_by_name
 from audit.models.formats.detect import Format, detect_format
 from audit.models.formats.headers import read_any_header
 from audit.models.formats.prediction import Prediction, said, said_by_scheduler
@@ -19,7 +21,8 @@ from audit.models.safetensors_header import Header
 @dataclass(frozen=True)
 class Checkpoint:
     """A checkpoint that has passed the header checks. ``files`` maps a part ("adapter", "unet", "all",
-    "text_encoder") to its file and header; the further files of a part in several are "unet/2" and so on.
+    "text_encoder") to its file and header; the further files of a part in several are "unet/2" and so on. Of two files
+    for a base's two experts the parts are called as the experts are; one file is for ``expert``, once that is known.
     """
 
     path: Path
@@ -28,11 +31,23 @@ class Checkpoint:
     tensors_sha256: str
     files: dict[str, tuple[Path, Header]]
     label: str | None = None
+    expert: Expert | None = None
+
+    @property
+    def own_experts(self) -> tuple[Expert, ...] | None:
+        """The experts that it says itself to change, by parts or names; None where it does not say."""
+        if {*PAIR} <= {*self.files}:
+            return PAIR
+        if self.format is Format.diffusers_folder:
+            return tuple(one for one, part in zip(PAIR, TRANSFORMERS, strict=True) if part in self.files)
+        return named_in(name for _, header in self.files.values() for name in header.tensors) or None
 
     @property
     def name(self) -> str:
-        """What it is called: its label, else its file or folder name without the path."""
-        return self.label or self.path.resolve().name
+        """What it is called: its label, else the name of its folder, its file or its two files without the path."""
+        own = self.path.resolve().name
+        second = self.files.get(Expert.low_noise)
+        return self.label or (own if second is None or self.path.is_dir() else f"{own} and {second[0].name}")
 
     @property
     def bytes(self) -> int:
@@ -54,6 +69,8 @@ class Checkpoint:
         first = headers[0].metadata
         if len(headers) == 1 or not self.format.is_adapter:
             return first
+        if {*PAIR} <= {*self.files}:
+            return {**headers[1].metadata, **first}
         return {**first, **joined_configurations([header.metadata for header in headers])}
 
     @property
@@ -95,14 +112,19 @@ def hash_file(path: Path, header: Header) -> tuple[str, str]:
     return whole.hexdigest(), tensors.hexdigest()
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, low_noise: Path | None = None) -> Checkpoint:
     """Open a LoRA or full-weight file, or a diffusers folder with ``unet`` and perhaps ``text_encoder``.
 
-    Raises CheckpointError for anything missing, unsafe, damaged or of an unknown layout.
+    With ``low_noise``, or of a folder with a high-noise and a low-noise file, both are the checkpoint. Raises
+    CheckpointError for anything missing, unsafe, damaged or of an unknown layout.
     """
+    if low_noise is not None:
+        return _pair(path, low_noise)
     if path.is_dir():
         if adapter := _only_adapter(path):
             return replace(open_checkpoint(adapter), path=path)
+        if pair := _experts_in(path):
+            return replace(_pair(*pair), path=path)
         files = _adapter_files(path)
         kind = Format.lora_peft if files else Format.diffusers_folder
         files = files or _folder_files(path)
@@ -114,6 +136,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if kind is Format.lora_peft:  # a kohya file has its own alpha, whatever lies beside it
             header = replace(header, metadata=with_config_beside(path, header.metadata))
         files = {part: (path, header)}
+    return _opened(path, kind, files)
+
+
+def _opened(path: Path, kind: Format, files: dict[str, tuple[Path, Header]]) -> Checkpoint:
     hashes = {part: hash_file(file, header) for part, (file, header) in files.items()}
     if len(hashes) == 1 and kind is not Format.diffusers_folder:
         sha256, tensors = next(iter(hashes.values()))
@@ -127,8 +153,49 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, kind, sha256, tensors, files)
 
 
+def _pair(high_noise: Path, low_noise: Path) -> Checkpoint:
+    """Two files, one for each of a base's experts."""
+    opened = {}
+    for expert, path in zip(PAIR, (high_noise, low_noise), strict=True):
+        if path.is_dir():
+            raise CheckpointError(f"{path} is a folder: give the {expert} file, or a folder that holds both files")
+        said = told_by_name(path.name)
+        if said not in (None, expert):
+            raise CheckpointError(f"{path} is given as the {expert} file, and its name says {said}: change places")
+        opened[expert] = open_checkpoint(path)
+        if named_in(name for _, header in opened[expert].files.values() for name in header.tensors):
+            raise CheckpointError(f"{path} holds both experts' tensors: audit it alone")
+    high, low = opened.values()
+    if high.format.is_adapter != low.format.is_adapter or not (high.format.is_adapter or high.format is low.format):
+        raise CheckpointError(f"{high_noise} is {high.format}, {low_noise} is {low.format}: they are no pair")
+    if high.identity == low.identity:
+        raise CheckpointError(f"{high_noise} and {low_noise} hold the same: audit one of them with --expert both")
+    return _opened(high_noise, high.format, {str(one): next(iter(it.files.values())) for one, it in opened.items()})
+
+
+def _experts_in(folder: Path) -> tuple[Path, Path] | None:
+    """The high-noise and the low-noise file in ``folder``, told by their names; None where there are none.
+
+    Raises CheckpointError where there are several of one.
+    """
+    if any((folder / part).is_dir() for part in _PARTS):
+        return None
+    files = sorted(folder.glob("*.safetensors"))
+    high, low = ([path for path in files if told_by_name(path.name) is expert] for expert in PAIR)
+    if not high or not low:
+        return None
+    if len(high) > 1 or len(low) > 1:
+        raise CheckpointError(
+            f"{folder} has {len(high)} high-noise and {len(low)} low-noise files: name the two of one step, the second "
+            "with --low-noise"
+        )
+    return high[0], low[0]
+
+
+TRANSFORMERS = ("transformer", "transformer_2")
 _PARTS = {
-    "unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model", "text_encoder": "model",
+    "unet": "diffusion_pytorch_model", "transformer": "diffusion_pytorch_model",
+    "transformer_2": "diffusion_pytorch_model", "text_encoder": "model",
     "text_encoder_2": "model", "text_encoder_3": "model", "text_conditioner": "diffusion_pytorch_model",
 }  # fmt: skip
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})(?:\.(?P<variant>[\w-]+))?\.safetensors$")

@@ -81,15 +81,18 @@ def cost_of_pair(pair: ModelPair, condition: Condition | None = None) -> Samplin
     """What sampling from a loaded pair costs, at its resolution and in its precision; no weights are copied.
 
     ``condition`` is one that the pair has encoded, of any captions; without it the empty one is encoded to see its
-    shape. Takes as long as four forward passes without arithmetic: a few seconds at most.
+    shape. Of two experts an evaluation asks one: they cost the same. Takes as long as four forward passes without
+    arithmetic: a few seconds at most.
     """
     text = TextShape.of(pair.encode([""], tuned=False) if condition is None else condition)
     networks = copy.copy(pair.base)
     name = pair.architecture.denoiser
     setattr(networks, name, on_meta(getattr(pair.base, name)))
+    for other in pair.architecture.further_denoisers:
+        setattr(networks, other, None)
     return SamplingCost(
-        evaluation_cost(pair.architecture, networks, pair.latent_shape, pair.dtype, text),
-        decoding_cost(pair.architecture, on_meta(pair.vae), pair.latent_shape),
+        evaluation_cost(pair.architecture, networks, pair.sampled_shape, pair.dtype, text),
+        decoding_cost(pair.architecture, on_meta(pair.vae), pair.sampled_shape),
     )
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
+from audit.choices import Expert
 from audit.errors import AuditError, CheckpointError
 from audit.models.base import BaseModel
 from audit.models.bases import Wanted, claims_of, wanted
 from audit.models.checkpoint import Checkpoint, open_checkpoint
+from audit.models.experts import PAIR, assigned
 from audit.models.formats.adapter import ModuleChange, check_names, lora_norm
 from audit.models.formats.algorithms import low_rank_change
 from audit.models.formats.headers import is_gguf
@@ -22,11 +24,12 @@ from audit.models.formats.names import Algorithm, Group, rank_of, read_names
 from audit.models.formats.scaling import Scaling, read_scaling
 from audit.models.formats.tensors import Tensors
 from audit.models.formats.weights import weights_of
+from audit.models.safetensors_header import Header
 from audit.models.tuning import families_of, family_warnings, tune
 
 MOST_ELEMENTS = 1 << 26  # of a product that is made to measure it: 256 MiB
 _BLOCK = re.compile(
-    r"^(?P<kind>down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks|double_blocks|single_blocks|"
+    r"^(?:transformer_[12][._])?(?P<kind>down_blocks|up_blocks|mid_block|input_blocks|middle_block|output_blocks|double_blocks|single_blocks|"
     r"single_transformer_blocks|transformer_blocks|joint_blocks|(?:text_model[._])?encoder[._](?:layers|block)|"
     r"transformer[._]resblocks|noise_refiner|context_refiner|layers|blocks)(?:[._](?P<number>\d+))?"
 )
@@ -87,19 +90,25 @@ class Inspection:
     problem: str | None = None
 
 
-def inspect(path: Path, base: BaseModel | None = None, adapter: str | None = None) -> Inspection:
-    """Look at ``path``; with ``base`` also whether every tensor has a place in it.
+def inspect(
+    path: Path, base: BaseModel | None = None, adapter: str | None = None, low_noise: Path | None = None,
+    expert: Expert | None = None,
+) -> Inspection:  # fmt: skip
+    """Look at ``path``, and ``low_noise`` beside it; with ``base`` also whether every tensor has a place in it.
 
-    What is wrong with a file becomes its ``problem``.
+    ``expert`` is the one of the base's two that the file is for. What is wrong with a file becomes its ``problem``.
     """
     found = Inspection(str(path))
     try:
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, low_noise)
         _describe(found, checkpoint, adapter)
         found.warnings = family_warnings(checkpoint, base)
         _check(checkpoint, adapter)
         if base is not None:
             found.base = base.name
+            expert, said = assigned(checkpoint, base.architecture.boundary(base.pipeline), expert)
+            checkpoint = replace(checkpoint, expert=expert)
+            found.warnings += said
             _against(found, checkpoint, base, adapter)
     except AuditError as error:
         found.problem = str(error)
@@ -111,50 +120,62 @@ def _check(checkpoint: Checkpoint, adapter: str | None) -> None:
 
     The numbers of GGUF files are read with a base only: unpacking them takes minutes.
     """
-    files = [(path, header) for path, header in checkpoint.files.values() if not is_gguf(path)]
     try:
         _ = checkpoint.prediction
-        with Tensors(files) as opened:
-            if checkpoint.format.is_adapter:
-                check_names(read_names(opened.info, adapter), checkpoint.metadata, opened.info)
-            else:
-                opened.check_quantisation()
-            opened.check_finite(None if checkpoint.format.is_adapter else weights_of(opened))
+        for _, some in _apart(checkpoint):
+            with Tensors([(path, header) for path, header in some if not is_gguf(path)]) as opened:
+                if checkpoint.format.is_adapter:
+                    check_names(read_names(opened.info, adapter), checkpoint.metadata, opened.info)
+                else:
+                    opened.check_quantisation()
+                opened.check_finite(None if checkpoint.format.is_adapter else weights_of(opened))
     except (ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint.path}: {error}") from error
 
 
+def _apart(checkpoint: Checkpoint) -> list[tuple[str, list[tuple[Path, Header]]]]:
+    """The files whose tensors are under one set of names: all, or each of the two for a base's experts, so named."""
+    files = checkpoint.files
+    if {*PAIR} <= {*files}:
+        return [(f"{expert} ", [files[expert]]) for expert in PAIR]
+    return [("", list(files.values()))]
+
+
 def _describe(found: Inspection, checkpoint: Checkpoint, adapter: str | None) -> None:
-    headers = [header for _, header in checkpoint.files.values()]
-    tensors = {name: info for header in headers for name, info in header.tensors.items()}
+    infos = [info for _, header in checkpoint.files.values() for info in header.tensors.values()]
     found.format, found.bytes = str(checkpoint.format), checkpoint.bytes
     found.sha256, found.tensors_sha256 = checkpoint.sha256, checkpoint.tensors_sha256
     found.identity = checkpoint.identity
-    found.tensors = len(tensors)
-    found.parameters = sum(math.prod(info.shape) for info in tensors.values())
-    found.precisions = dict(Counter(info.dtype for info in tensors.values()).most_common())
+    found.tensors = len(infos)
+    found.parameters = sum(math.prod(info.shape) for info in infos)
+    found.precisions = dict(Counter(info.dtype for info in infos).most_common())
     found.claims = {name: checkpoint.metadata[name][:300] for name in _CLAIMED if name in checkpoint.metadata}
     found.family, found.claimed_family = families_of(checkpoint)
     found.wants = wanted(claims_of(checkpoint.metadata), found.family, found.claimed_family)
     if not checkpoint.format.is_adapter:
         found.parts = {part: len(header.tensors) for part, (_, header) in checkpoint.files.items()}
         return
-    names = read_names(tensors, adapter or next(iter(read_names(tensors).adapters), None))
-    found.adapters, found.unused = names.adapters, names.unknown
-    found.algorithms = {str(name): n for name, n in Counter(group.algorithm for group in names.groups).most_common()}
-    found.decomposed = any({"dora_scale", "magnitude"} & set(group.tensors) for group in names.groups)
-    found.parts = dict(Counter(group.part for group in names.groups))
-    found.targets = dict(Counter(_kind(group) for group in names.groups).most_common())
-    scalings = read_scaling(checkpoint.metadata)
-    with Tensors(list(checkpoint.files.values())) as opened:
-        for one in names.embeddings:
-            shape = tensors[one.tensor].shape
-            vectors = shape[0] if len(shape) > 1 else 1
-            found.tokens.setdefault(one.token or checkpoint.path.stem, {})[one.part] = vectors
-        _measure(found, names.groups, opened, scalings)
+    groups: list[Group] = []
+    for whose, files in _apart(checkpoint):
+        tensors = {name: info for _, header in files for name, info in header.tensors.items()}
+        names = read_names(tensors, adapter or next(iter(read_names(tensors).adapters), None))
+        groups += names.groups
+        found.adapters, found.unused = names.adapters, [*found.unused, *names.unknown]
+        found.parts |= {f"{whose}{part}": n for part, n in Counter(group.part for group in names.groups).items()}
+        with Tensors(files) as opened:
+            for one in names.embeddings:
+                shape = tensors[one.tensor].shape
+                vectors = shape[0] if len(shape) > 1 else 1
+                found.tokens.setdefault(one.token or checkpoint.path.stem, {})[one.part] = vectors
+            _measure(found, names.groups, opened, read_scaling(checkpoint.metadata), whose)
+    found.algorithms = {str(name): n for name, n in Counter(group.algorithm for group in groups).most_common()}
+    found.decomposed = any({"dora_scale", "magnitude"} & set(group.tensors) for group in groups)
+    found.targets = dict(Counter(_kind(group) for group in groups).most_common())
 
 
-def _measure(found: Inspection, groups: list[Group], tensors: Tensors, scalings: dict[str, Scaling]) -> None:
+def _measure(
+    found: Inspection, groups: list[Group], tensors: Tensors, scalings: dict[str, Scaling], whose: str = ""
+) -> None:
     ranks: Counter[int] = Counter()
     alphas: Counter[float] = Counter()
     sums: dict[tuple[str, str], list[float]] = {}
@@ -174,9 +195,10 @@ def _measure(found: Inspection, groups: list[Group], tensors: Tensors, scalings:
         if norm is None or not math.isfinite(norm):
             found.unmeasured += 1
         else:
-            sums.setdefault((group.part, block_of(group.module)), []).append(norm)
+            sums.setdefault((f"{whose}{group.part}", block_of(group.module)), []).append(norm)
+    ranks, alphas = ranks + Counter(found.ranks), alphas + Counter(found.alphas)
     found.ranks, found.alphas = dict(ranks.most_common()), dict(alphas.most_common())
-    found.blocks = [
+    found.blocks += [
         Block(part, name, len(norms), math.sqrt(sum(norm**2 for norm in norms)))
         for (part, name), norms in sorted(sums.items(), key=lambda item: (item[0][0], _order(item[0][1])))
     ]

@@ -12,15 +12,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from audit.choices import Expert
 from audit.config import Compile, Precision, Settings
 from audit.devices import raise_fault
 from audit.errors import CheckpointError, ConfigError, NoEffectError, NotFiniteError
-from audit.evidence.membership import SCALE, level_of
+from audit.evidence.levels import edge, timesteps_of
+from audit.evidence.membership import SCALE, Level, level_of
 from audit.fits import Fits
 from audit.models.base import BaseModel
 from audit.models.batches import batch_to_decode
 from audit.models.checkpoint import Checkpoint
 from audit.models.codec import Codec
+from audit.models.experts import PAIR
 from audit.models.families.base import Condition
 from audit.models.formats.adapter import Tuned
 from audit.models.formats.parts import set_parameter, sharing_copy
@@ -48,7 +51,8 @@ class ModelPair(Codec):
     tokenizers are shared. ``precision`` says what the networks compute in (``Settings.precision``); all are
     channels-last. ``resolution`` is the side of the sampled images in pixels, None for the model's own. ``tuned`` is
     what ``tune`` has made of the checkpoint where that was done before, and ``fits`` what a worker knows of how much
-    fits into memory. ``soft`` has the soft prompts float32 [V, width] that captions may name (audit/models/soft.py).
+    fits into memory. Of videos ``frames`` are sampled: ``sampled_shape`` is that of their latents, and pictures are
+    still of one. ``soft`` has the soft prompts float32 [V, width] that captions may name (audit/models/soft.py).
     Raises CheckpointError where the checkpoint does not fit, NoEffectError where it changes nothing, NotFiniteError
     where predictions overflow, and DeviceMemoryError where the networks do not fit into memory.
     """
@@ -65,6 +69,7 @@ class ModelPair(Codec):
         precision: Precision = Precision.auto,
         tuned: Tuned | None = None,
         fits: Fits | None = None,
+        frames: int = 1,
     ) -> None:
         self.device = torch.device(device)
         self.architecture = base.architecture
@@ -78,6 +83,8 @@ class ModelPair(Codec):
         tuned = tuned or tune(base, checkpoint, lora_scale, adapter, self.dtype)
         self.warnings += tuned.warnings
         self.changes, self.tokens = tuned.changes, sorted(tuned.embeddings)
+        self.boundary = base.architecture.boundary(base.pipeline)
+        self.experts = self._experts(tuned)
         weights = _weight_change(base, tuned, checkpoint)
         self.model = base
         try:
@@ -88,9 +95,18 @@ class ModelPair(Codec):
             raise
         self.vae = self.base.vae
         self._check_resolution(base.name)
+        self.sampled_shape = self.architecture.sampled_shape(self.base, self.latent_shape, frames)
         # six digits: the last bits of a norm depend on threads and memory layout, and an audit is to repeat exactly
         self.effect = Effect(float(f"{weights:.6g}"), float(f"{self._prediction_change(checkpoint):.6g}"))
         self.problem = self._problem(base.name)
+
+    def _experts(self, tuned: Tuned) -> tuple[Expert, ...]:
+        """Which of a base's two experts are changed; both where only what they are given is. Empty of one network."""
+        if self.boundary is None:
+            return ()
+        moved = {change.part for change in tuned.changes if change.norm > 0}
+        named = zip(PAIR, self.architecture.denoisers, strict=True)
+        return tuple(expert for expert, part in named if part in moved) or PAIR
 
     def _base_side(self, base: BaseModel) -> Any:
         side = copy.copy(base.pipeline)
@@ -177,8 +193,10 @@ class ModelPair(Codec):
         if how is Compile.off:
             return
         torch._dynamo.config.recompile_limit = MOST_SHAPES
-        for side in (self.base, self.tuned):
-            network = getattr(side, self.architecture.denoiser)
+        networks = [getattr(side, part) for side in (self.base, self.tuned) for part in self.architecture.denoisers]
+        for network in networks:
+            if network is None:
+                continue
             if how is Compile.blocks:
                 network.compile_repeated_blocks(fullgraph=True, dynamic=False)
             elif getattr(network, "_compiled_call_impl", None) is None:
@@ -224,12 +242,24 @@ class ModelPair(Codec):
         stand in the same proportion as in the middle of Stable Diffusion's schedule (``level_of``), on noise of the
         size that x_t has there, and its velocity u is made a v: with n^2 = (1 - t)^2 + t^2, v is that of x_t / n,
         n u + (1 - 2 t) x_t / n. A file with tokens of its own is asked with them: they may be all it changes.
+
+        Of two experts each that is changed is asked in the middle of its own levels, and the larger change counts: a
+        weight that is too large for either spoils the picture.
         """
+        if not self.experts:
+            return self._change_at(SCALE // 2, f"{checkpoint.path}")
+        return max(
+            self._change_at(max(timesteps_of(self.boundary, [one])), f"{checkpoint.path} in the {one} expert")
+            for one in self.experts
+        )
+
+    def _change_at(self, t: int, what: str) -> float:
+        """Raises NotFiniteError and NoEffectError, which name ``what``."""
         noise = torch.randn(2, *self.latent_shape, generator=torch.Generator().manual_seed(0))
         steps = self.scheduler.config.num_train_timesteps
         timestep, size = torch.tensor(steps // 2, device=self.device), 1.0
         if self.architecture.flow:
-            level = level_of(SCALE // 2, self.prediction_type, self.scheduler)
+            level = self._level(t)
             timestep, size = level.asked(self.device), math.hypot(level.alpha, level.sigma)
         latents = (noise * size).to(self.device, self.dtype)
         captions = [" ".join(self.tokens) or self.architecture.probe] * 2
@@ -248,25 +278,31 @@ class ModelPair(Codec):
         change = float((tuned - base).norm() / base.norm().clamp(min=1e-12))
         if not math.isfinite(change):
             raise NotFiniteError(
-                f"{checkpoint.path}: its predictions are not finite in {NAMES[self.dtype]}"
+                f"{what}: its predictions are not finite in {NAMES[self.dtype]}"
                 + ("" if self.dtype is torch.float32 else "; a wider --precision may do")
             )
         if not change > 1e-6:
-            raise NoEffectError(
-                f"{checkpoint.path} does not change the base's predictions: there is nothing to extract"
-            )
+            raise NoEffectError(f"{what} does not change the base's predictions: there is nothing to extract")
         return change
+
+    def _level(self, t: int) -> Level:
+        return level_of(t, self.prediction_type, self.scheduler)
 
     @torch.inference_mode()
     def _problem(self, name: str) -> str | None:
         """Why sampling would give noise, in words; None where base and fine-tuned side predict what they are said to.
 
         Of pure noise nothing but the noise can be told: a model that predicts eps, or the velocity of a flow, answers
-        nearly its input at the first timestep, one that predicts v or x_0 something independent of it.
+        nearly its input at the first timestep, one that predicts v or x_0 something independent of it. Of two experts
+        the one for little noise is asked at its noisiest level.
         """
+        first = torch.tensor(self.scheduler.config.num_train_timesteps - 1, device=self.device)
+        asked = [first] if self.boundary is None else [first, self._level(edge(self.boundary) - 1).asked(self.device)]
+        return next((found for one in asked if (found := self._problem_at(one, name))), None)
+
+    def _problem_at(self, timestep: torch.Tensor, name: str) -> str | None:
         noise = torch.randn(2, *self.latent_shape, generator=torch.Generator().manual_seed(1))
         latents = noise.to(self.device, self.dtype)
-        timestep = torch.tensor(self.scheduler.config.num_train_timesteps - 1, device=self.device)
         sees_noise = self.prediction_type in ("epsilon", "flow_prediction")
         captions = [self.architecture.probe] * 2
         found = []

@@ -85,6 +85,9 @@ Z_IMAGE: dict[str, Any] = {}
 QWEN_IMAGE: dict[str, Any] = {}
 WAN_1_3B: dict[str, Any] = {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30}
 WAN_14B: dict[str, Any] = {}
+WAN_5B: dict[str, Any] = {
+    "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48,
+}  # fmt: skip
 KREA2: dict[str, Any] = {}
 ANIMA: dict[str, Any] = {  # that of Cosmos-Predict2 2B, from which it descends
     "num_attention_heads": 16, "text_embed_dim": 1024, "rope_scale": (1.0, 4.0, 4.0), "extra_pos_embed_type": None,
@@ -185,6 +188,10 @@ VAE_16: dict[str, Any] = {**VAE_4, "latent_channels": 16, "use_quant_conv": Fals
 VAE_FLUX2: dict[str, Any] = {**VAE_4, "latent_channels": 32}
 VAE_QWEN: dict[str, Any] = {}
 VAE_WAN: dict[str, Any] = {}
+VAE_WAN_5B: dict[str, Any] = {
+    "base_dim": 160, "decoder_base_dim": 256, "z_dim": 48, "in_channels": 12, "out_channels": 12, "patch_size": 2,
+    "is_residual": True, "scale_factor_spatial": 16, "latents_mean": (0.0,) * 48, "latents_std": (1.0,) * 48,
+}  # fmt: skip
 
 _VAE_4 = PublishedNetwork("AutoencoderKL", VAE_4, 83.65)
 _VAE_16 = PublishedNetwork("AutoencoderKL", VAE_16, 83.82)
@@ -299,6 +306,17 @@ PUBLISHED: dict[str, PublishedModel] = {
         "Wan 2.1 T2V 14B", "WanPipeline", 480, 512, 2,
         {"transformer": PublishedNetwork("WanTransformer3DModel", WAN_14B, 14288.49), "text_encoder": _UMT5_XXL,
          "vae": _VAE_WAN},
+    ),
+    "wan2.2-a14b": PublishedModel(
+        "Wan 2.2 T2V A14B, two experts", "WanPipeline", 480, 512, 2,
+        {"transformer": PublishedNetwork("WanTransformer3DModel", WAN_14B, 14288.49),
+         "transformer_2": PublishedNetwork("WanTransformer3DModel", WAN_14B, 14288.49), "text_encoder": _UMT5_XXL,
+         "vae": _VAE_WAN},
+    ),
+    "wan2.2-5b": PublishedModel(
+        "Wan 2.2 TI2V 5B", "WanPipeline", 704, 512, 2,
+        {"transformer": PublishedNetwork("WanTransformer3DModel", WAN_5B, 4999.79), "text_encoder": _UMT5_XXL,
+         "vae": PublishedNetwork("AutoencoderKLWan", VAE_WAN_5B, 704.69)},
     ),
 }  # fmt: skip
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audit.errors import ConfigError
+from audit.errors import CheckpointError, ConfigError
 from audit.models.cost import Cost, SamplingCost, decoding_cost, evaluation_cost, weight_bytes
 from audit.models.families.base import ModelFamily
 from audit.models.families.registry import of_pipeline
@@ -58,13 +58,16 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Sizing:
-    """A published model at a resolution: its weights, what an image costs, and what a caption costs."""
+    """A published model at a resolution: its weights, and what an image costs: ``sampling``, of a few frames where they
+    were asked for, and ``single``, of one, as membership takes it.
+    """
 
     name: str
     model: PublishedModel
     resolution: int
     footprint: Footprint
     sampling: SamplingCost
+    single: SamplingCost
 
     def device_bytes(self, changed: int, batch: int = 1, rows: int = 1) -> int:
         """Memory of the device while ``batch`` images are sampled, ``rows`` rows of the denoiser's batch an image."""
@@ -77,26 +80,38 @@ class Sizing:
         return self.sampling.images_that_fit(free, ceiling, rows)
 
 
-def size(name: str, resolution: int | None = None) -> Sizing:
+def size(name: str, resolution: int | None = None, frames: int = 1) -> Sizing:
     """The sizing of a published model at ``resolution`` pixels, by default its own. Takes about two seconds.
 
-    Raises ConfigError for a name that is not known, and a side that the model does not sample.
+    Raises ConfigError for a name that is not known, and a side or ``frames`` that the model does not sample.
     """
     model = published(name)
     side = model.resolution if resolution is None else resolution
-    if side % (2 * VAE_SCALE) or not 2 * VAE_SCALE <= side <= 4096:
-        raise ConfigError(f"a resolution of {side} pixels: give a multiple of {2 * VAE_SCALE} up to 4096")
+    unit = 2 * int(model.networks["vae"].configuration.get("scale_factor_spatial", VAE_SCALE))
+    if side % unit or not unit <= side <= 4096:
+        raise ConfigError(f"a resolution of {side} pixels: give a multiple of {unit} up to 4096")
     architecture = of_pipeline(model.pipeline)
     assert architecture is not None  # all that are published here are of a family of ours
     networks = build_all(model, architecture)
+    one = latent_shape(architecture, networks["vae"], side)
     try:
-        sampling = SamplingCost(
-            published_evaluation(model, architecture, networks, side),
-            decoding_cost(architecture, networks["vae"], latent_shape(architecture, networks["vae"], side)),
-        )
+        several = architecture.sampled_shape(SimpleNamespace(**networks), one, frames)
+        single = _sampling(model, architecture, networks, one)
+        sampling = single if several == one else _sampling(model, architecture, networks, several)
+    except CheckpointError as error:
+        raise ConfigError(f"{model.title}: {error}") from error
     except ValueError as error:
         raise ConfigError(f"{model.title} does not sample {side} pixels: {str(error)[:200]}") from error
-    return Sizing(name, model, side, footprint(networks, architecture), sampling)
+    return Sizing(name, model, side, footprint(networks, architecture), sampling, single)
+
+
+def _sampling(
+    model: PublishedModel, architecture: ModelFamily, networks: dict[str, Any], shape: tuple[int, ...]
+) -> SamplingCost:
+    return SamplingCost(
+        published_evaluation(model, architecture, networks, shape),
+        decoding_cost(architecture, networks["vae"], shape),
+    )
 
 
 def build_all(model: PublishedModel, architecture: ModelFamily) -> dict[str, Any]:
@@ -107,17 +122,26 @@ def build_all(model: PublishedModel, architecture: ModelFamily) -> dict[str, Any
     return networks
 
 
+def scale_of(vae: Any) -> int:
+    """Pixels along a side of one latent."""
+    found: int = vae.config.get("scale_factor_spatial", VAE_SCALE)
+    return found
+
+
 def latent_shape(architecture: ModelFamily, vae: Any, side: int) -> tuple[int, int, int]:
     """Channels, height and width of the latents of ``side`` pixels."""
-    return architecture.latent_channels(vae), side // VAE_SCALE, side // VAE_SCALE
+    return architecture.latent_channels(vae), side // scale_of(vae), side // scale_of(vae)
 
 
-def published_evaluation(model: PublishedModel, architecture: ModelFamily, networks: dict[str, Any], side: int) -> Cost:
-    """One evaluation of the denoiser at ``side`` pixels."""
+def published_evaluation(
+    model: PublishedModel, architecture: ModelFamily, networks: dict[str, Any], shape: tuple[int, ...]
+) -> Cost:
+    """One evaluation of the denoiser on latents of ``shape``; of two experts, of one."""
+    asked = {name: one for name, one in networks.items() if name not in architecture.further_denoisers}
     return evaluation_cost(
         architecture,
-        SimpleNamespace(**networks, vae_scale_factor=VAE_SCALE),
-        latent_shape(architecture, networks["vae"], side),
+        SimpleNamespace(**asked, vae_scale_factor=VAE_SCALE),
+        shape,
         architecture.half,
         architecture.text_shape(networks[architecture.denoiser].config, model.text_tokens),
     )
@@ -131,7 +155,7 @@ def footprint(networks: dict[str, Any], architecture: ModelFamily) -> Footprint:
         if name != "vae"
     }
     sizes = [size for found in adapted.values() for _, size in found]
-    denoiser = adapted[architecture.denoiser]
+    denoiser = [one for name in architecture.denoisers for one in adapted.get(name, [])]
     return Footprint(
         weights=sum(weight_bytes(one) // one.dtype.itemsize for one in networks.values()),
         device_base_bytes=sum(weight_bytes(one) for one in networks.values()),

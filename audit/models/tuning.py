@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from safetensors import SafetensorError
 
+from audit.choices import Expert
 from audit.devices import raise_fault
 from audit.errors import CheckpointError, NoEffectError
 from audit.models.base import BaseModel
 from audit.models.bases import claims_of, mismatches, prediction_refusal
 from audit.models.checkpoint import Checkpoint
+from audit.models.experts import PAIR, is_changed_alone
 from audit.models.families.identify import Family, agree, family_of_name, family_of_shapes
 from audit.models.families.unaudited import by_claim, by_tensors
 from audit.models.formats.adapter import Tuned, apply_adapter
@@ -81,24 +83,77 @@ def check_prediction(base: BaseModel, checkpoint: Checkpoint) -> None:
 def _tune(
     base: BaseModel, checkpoint: Checkpoint, lora_scale: float, adapter: str | None, dtype: torch.dtype | None
 ) -> Tuned:
-    if checkpoint.format.is_adapter:
-        with Tensors(list(checkpoint.files.values())) as tensors:
-            return apply_adapter(base, tensors, checkpoint.metadata, lora_scale, adapter, checkpoint.path.stem, dtype)
+    experts, whole = _experts(base, checkpoint), Tuned()
+    for expert, files in experts:
+        found = (
+            _adapted(base, checkpoint, files, expert, lora_scale, adapter, dtype)
+            if checkpoint.format.is_adapter
+            else _replaced(base, checkpoint, files, expert, dtype)
+        )
+        if len(experts) > 1 and not sum(change.norm for change in found.changes) > 0:
+            raise NoEffectError(
+                f"{checkpoint.path}: its {expert} half changes nothing: audit the other file alone, with --expert"
+            )
+        _join(whole, found)
+    changed = {one for one, part in zip(PAIR, base.architecture.denoisers, strict=False) if part in whole.networks}
+    if base.architecture.boundary(base.pipeline) is not None:
+        whole.warnings += is_changed_alone(changed, base.name)
+    return whole
+
+
+def _join(whole: Tuned, more: Tuned) -> None:
+    whole.networks |= more.networks
+    whole.embeddings |= more.embeddings
+    whole.changes += more.changes
+    whole.unused += more.unused
+    whole.warnings += [one for one in more.warnings if one not in whole.warnings]
+    whole.unused_share = max(whole.unused_share, more.unused_share)
+
+
+def _experts(base: BaseModel, checkpoint: Checkpoint) -> list[tuple[Expert | None, list[str]]]:
+    """The parts of a checkpoint, by the expert that they are for; None: they say themselves, or there is one network.
+
+    Raises ValueError where that is not known: in the other expert a change does nothing that anyone has trained.
+    """
+    pair = [(one, [one]) for one in PAIR if one in checkpoint.files]
+    if base.architecture.boundary(base.pipeline) is None:
+        if pair or checkpoint.expert is not None:
+            raise ValueError("it is for a base with two experts, and the base has one network")
+        return [(None, list(checkpoint.files))]
+    if pair:
+        return [(one, [str(part) for part in parts]) for one, parts in pair]
+    if checkpoint.expert is None:
+        if checkpoint.own_experts is None:
+            raise ValueError("which of the base's two experts it is for is not said: --expert says it")
+        return [(None, list(checkpoint.files))]
+    chosen = PAIR if checkpoint.expert is Expert.both else (checkpoint.expert,)
+    return [(one, list(checkpoint.files)) for one in chosen]
+
+
+def _adapted(
+    base: BaseModel, checkpoint: Checkpoint, parts: list[str], expert: Expert | None, lora_scale: float,
+    adapter: str | None, dtype: torch.dtype | None,
+) -> Tuned:  # fmt: skip
+    files = [checkpoint.files[part] for part in parts]
+    metadata = files[0][1].metadata if len(parts) < len(checkpoint.files) else checkpoint.metadata
+    with Tensors(files) as tensors:
+        return apply_adapter(base, tensors, metadata, lora_scale, adapter, checkpoint.path.stem, dtype, expert)
+
+
+def _replaced(
+    base: BaseModel, checkpoint: Checkpoint, names: list[str], expert: Expert | None, dtype: torch.dtype | None
+) -> Tuned:
+    denoiser = None if expert is None else base.architecture.denoisers[PAIR.index(expert)]
     whole = Tuned()
     parts: dict[str, list[str]] = {}
-    for name in checkpoint.files:
+    for name in names:
         parts.setdefault(name.partition("/")[0], []).append(name)
-    for part, names in parts.items():
-        component = None if checkpoint.format is Format.ldm else part
+    for part, named in parts.items():
+        component = None if checkpoint.format is Format.ldm else denoiser or part
         if component and (component not in base.architecture.networks or base.part(component) is None):
             raise ValueError(f"the base has no {component}")
-        with Tensors([checkpoint.files[name] for name in names]) as tensors:
-            found = apply_weights(base, tensors, component, dtype)
-        whole.networks |= found.networks
-        whole.changes += found.changes
-        whole.unused += found.unused
-        whole.warnings += found.warnings
-        whole.unused_share = max(whole.unused_share, found.unused_share)
+        with Tensors([checkpoint.files[name] for name in named]) as tensors:
+            _join(whole, apply_weights(base, tensors, component, dtype, denoiser))
     return whole
 
 
@@ -156,5 +211,5 @@ def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]
     if base:
         warnings += _alike(checkpoint, shapes, claimed, base.family)
         warnings += mismatches(claims_of(checkpoint.metadata), base.name, base.revision)
-        warnings += base.architecture.doubts(checkpoint.name)
+        warnings += base.architecture.doubts(base.pipeline, checkpoint.name)
     return warnings

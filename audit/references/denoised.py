@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from audit.references.losses import Both, Item
 
 log = logging.getLogger(__name__)
-AT, NOISE = 500, 0  # thousandths of the schedule, and the number of the noise
+AT, NOISE = 500, 0  # thousandths of the schedule, where that is a level of the score, and the number of the noise
 STEPS = REPLAY
 MOST = 12  # references of a set
 SIDE = 256  # pixels of a stored picture, at most
@@ -57,8 +57,9 @@ def denoised_of(
         return {}, 0
     w = weight_of(replace(job.settings, method=Method.model_guidance), both.pair.effect.prediction)
     assert w is not None
+    at = level_shown(both.timesteps)
     try:
-        found = _pictures(both, [(row["reference_id"], row["view"]) for _, row in chosen], w)
+        found = _pictures(both, [(row["reference_id"], row["view"]) for _, row in chosen], w, at)
     except NotFiniteError as error:  # the scores hold even so
         log.warning("%s: no pictures are made of what its models make of references: %s", job.name, error)
         return {}, len(chosen) * each
@@ -66,7 +67,7 @@ def denoised_of(
     for (name, row), pictures in zip(chosen, found, strict=True):
         if pictures is not None:
             about = {"audit_id": job.id, "reference_set": name, "reference_id": row["reference_id"]}
-            how = {"view": row["view"], "timestep": AT, "steps": STEPS, "w": w}
+            how = {"view": row["view"], "timestep": at, "steps": STEPS, "w": w}
             made.setdefault(name, []).append({**about, **how, **pictures, "evaluations": each})
     return made, len(chosen) * each
 
@@ -95,11 +96,16 @@ def _chosen(
     return [(name, one) for _, name, one in turns[:most]]
 
 
+def level_shown(timesteps: Sequence[int]) -> int:
+    """The level of the noise: AT, or the noisiest that the score is measured at, where the expert changed is asked."""
+    return AT if AT in timesteps else max(timesteps)
+
+
 @torch.inference_mode()
-def _pictures(both: Both, items: Sequence[Item], w: float) -> list[dict[str, bytes] | None]:
+def _pictures(both: Both, items: Sequence[Item], w: float, at: int) -> list[dict[str, bytes] | None]:
     """The pictures of each item by their columns; None where an estimate is not finite."""
     pair, base = both.pair, both.base
-    levels = [level_of(AT * left // STEPS, pair.prediction_type, pair.scheduler) for left in range(STEPS, 0, -1)]
+    levels = [level_of(at * left // STEPS, pair.prediction_type, pair.scheduler) for left in range(STEPS, 0, -1)]
     latents = both.latents(items)
     made = pair.fits.slices(
         base.kind, latents, lambda some: denoise(both, some.to(pair.device), levels, w).cpu(), base.batch, pair.device
@@ -114,7 +120,7 @@ def _pictures(both: Both, items: Sequence[Item], w: float) -> list[dict[str, byt
 def denoise(both: Both, latents: torch.Tensor, levels: Sequence[Level], w: float) -> torch.Tensor:
     """float32 [N, 5, ...] of latents [N, ...], which are on the device: what ``PARTS`` name, before it is decoded."""
     dtype = both.pair.dtype
-    noise = noise_of(latents.shape[1:], AT, NOISE).to(latents.device)
+    noise = noise_of(latents.shape[1:], levels[0].t, NOISE).to(latents.device)
 
     def base(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return both.base.predict(x.to(dtype), timestep).float()

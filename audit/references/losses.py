@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from audit.errors import NotFiniteError
+from audit.errors import CheckpointError, NotFiniteError
+from audit.evidence.levels import expert_at
 from audit.evidence.membership import level_of, losses, scores
 from audit.models.batches import batch_to_sample
 from audit.models.pair import ModelPair
@@ -97,6 +98,16 @@ def _caption(pair: ModelPair) -> str:
     return "" if pair.effect.weights else " ".join(pair.tokens)
 
 
+def _require_asked(pair: ModelPair, timesteps: Sequence[int]) -> None:
+    """Raise CheckpointError where an expert that is changed is asked at no level: every score would say that of it."""
+    boundary = pair.boundary
+    asked = set() if boundary is None else {expert_at(t, boundary) for t in timesteps}
+    if boundary is not None and not asked >= {*pair.experts}:
+        raise CheckpointError(
+            f"{', '.join({*pair.experts} - asked)} of the base is changed, and membership would ask {', '.join(asked)}"
+        )
+
+
 class Both:
     """The losses of both models on the pictures of a question.
 
@@ -111,6 +122,7 @@ class Both:
         self.workspace, self.pair, self.question = workspace, pair, question
         self.widens, self.tell, self.timesteps = widens, tell, question.effort.timesteps
         self.spool = spool
+        _require_asked(pair, self.timesteps)
         batch = batch_size or batch_to_sample(pair, 1)
         self.base, self.tuned = Side(pair, False, batch), Side(pair, True, batch)
         self.model = _model_id(job, pair, question.codec)

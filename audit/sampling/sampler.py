@@ -53,7 +53,7 @@ def _flow_schedule(pair: ModelPair, solver: Solver, steps: int) -> Schedule:
 
     config = pair.scheduler.config
     dynamic = config.get("use_dynamic_shifting")
-    shift = pair.architecture.time_shift(config, pair.latent_shape, steps) if dynamic else None
+    shift = pair.architecture.time_shift(config, pair.sampled_shape, steps) if dynamic else None
     fixed = config.get("shift", config.get("flow_shift", 1.0))  # UniPC's name for it
     if solver is Solver.ddim:
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(config, shift=fixed)
@@ -127,7 +127,7 @@ class Sampler:
     def noise(self, index: int) -> torch.Tensor:
         """The starting noise float32 [1, *latents] of one image; drawn on the CPU so that every device has the same."""
         generator = torch.Generator().manual_seed(image_seed(self.seed, index))
-        return torch.randn(1, *self.pair.latent_shape, generator=generator)
+        return torch.randn(1, *self.pair.sampled_shape, generator=generator)
 
     def batches(self, indices: Sequence[int]) -> Iterator[Batch]:
         """Sample the images ``indices``, a batch at a time."""
@@ -139,7 +139,7 @@ class Sampler:
     @property
     def _kind(self) -> tuple[object, ...]:
         pair = self.pair
-        return "sample", pair.architecture.name, pair.latent_shape, pair.dtype, self.guidance.rows
+        return "sample", pair.architecture.name, pair.sampled_shape, pair.dtype, self.guidance.rows
 
     def _finite_latents(self, indices: Sequence[int]) -> torch.Tensor:
         latents = self.latents([*indices, *self._filling(indices)])[: len(indices)]
@@ -167,7 +167,7 @@ class Sampler:
 
     @torch.inference_mode()
     def latents(self, indices: Sequence[int]) -> torch.Tensor:
-        """Denoised latents [N, C, H, W] of the images ``indices``."""
+        """Denoised latents [N, *sampled_shape] of the images ``indices``."""
         pair = self.pair
         schedule = make_schedule(pair, self.solver, self.steps)
         rows = torch.tensor([index % len(self.captions) for index in indices], device=pair.device)
@@ -175,15 +175,17 @@ class Sampler:
         noise = torch.cat([self.noise(index) for index in indices]).to(pair.device, pair.dtype)
         start = getattr(schedule.scheduler, "init_noise_sigma", 1.0)
         x = (noise * start).contiguous(memory_format=layout_of(noise.ndim))
+        # which of two experts is asked is decided on the host
+        timesteps = schedule.timesteps.to(pair.device) if pair.boundary is None else schedule.timesteps
         with pair.text_once():
-            return self._denoise(schedule, schedule.timesteps.to(pair.device), x, conditioning)
+            return self._denoise(schedule, timesteps, x, conditioning)
 
     def _denoise(
-        self, schedule: Schedule, on_device: torch.Tensor, x: torch.Tensor, conditioning: Conditioning
+        self, schedule: Schedule, asked: torch.Tensor, x: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The loop over the timesteps; networks take them from ``on_device``. Nothing in it waits for the device."""
+        """The loop over the timesteps; networks take them from ``asked``. Nothing in it waits for the device."""
         w = 1.0 if self.w is None else self.w
-        for timestep, on, alpha in zip(schedule.timesteps, on_device, schedule.alphas, strict=True):
+        for timestep, on, alpha in zip(schedule.timesteps, asked, schedule.alphas, strict=True):
             prediction = self.guidance.predict(self.pair, x, on, alpha, conditioning, w)
             x = schedule.scheduler.step(prediction, timestep, x, return_dict=False)[0]
         return x

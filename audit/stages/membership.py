@@ -107,7 +107,7 @@ class Membership:
     def _question(self, job: Job, workspace: Workspace) -> Question:
         """The question for ``done``, which is asked of thousands of jobs: read again after some seconds."""
         settings, now = job.settings, time.monotonic()
-        key = job.base.revision, job.descriptor.name, settings
+        key = job.base.revision, job.descriptor.name, settings, job.checkpoint.experts
         if key not in self._asked or now - self._asked[key][0] > REMEMBERED:
             self._asked[key] = now, question_of(job, workspace, self.references, self._decoys)
         return self._asked[key][1]
@@ -140,7 +140,7 @@ def question_of(job: Job, workspace: Workspace, references: Sequence[str], known
     decoys of which sets, as long as these are the same.
     """
     from audit.config import Evidence
-    from audit.evidence.effort import NOISES, TIMESTEPS, Effort
+    from audit.evidence.effort import NOISES, Effort
     from audit.references.latents import VIEWS, codec_id
 
     codec = codec_id(job.base.revision, job.settings.resolution)
@@ -163,7 +163,18 @@ def question_of(job: Job, workspace: Workspace, references: Sequence[str], known
         chosen = set(decoys)
         for one in [*asked, *(one for one in background if one.reference_id in chosen)]:
             sets.setdefault(one.reference_set, []).append(one)
-    return Question(codec, sets, Effort(TIMESTEPS, NOISES, len(VIEWS), job.settings.membership_evaluations))
+    return Question(codec, sets, Effort(_timesteps(job), NOISES, len(VIEWS), job.settings.membership_evaluations))
+
+
+def _timesteps(job: Job) -> tuple[int, ...]:
+    """The noise levels that are asked: of a base with two experts those of the ones that were changed."""
+    from audit.evidence.effort import TIMESTEPS
+
+    if job.base.boundary is None:
+        return TIMESTEPS
+    from audit.evidence.levels import timesteps_of  # torch
+
+    return timesteps_of(job.base.boundary, job.checkpoint.experts)
 
 
 def _decoys_of(job: Job, workspace: Workspace, references: Sequence[str], known: Decoys) -> frozenset[tuple[str, str]]:

@@ -368,14 +368,15 @@ def wan_vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(
         base_dim=8, z_dim=4, dim_mult=[1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True],
         latents_mean=[-0.5, 0.2, 0.1, 0.4], latents_std=[2.0, 1.5, 0.7, 1.1], scale_factor_spatial=4,
+        scale_factor_temporal=2,
     )  # fmt: skip
 
 
-def wan_transformer(seed: int) -> WanTransformer3DModel:
+def wan_transformer(seed: int, channels: int = 4) -> WanTransformer3DModel:
     torch.manual_seed(seed)
     return WanTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=32, freq_dim=16,
-        ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+        num_attention_heads=2, attention_head_dim=12, in_channels=channels, out_channels=channels, text_dim=32,
+        freq_dim=16, ffn_dim=32, num_layers=2, rope_max_seq_len=32,
     )  # fmt: skip
 
 
@@ -385,6 +386,28 @@ def unipc(shift: float) -> UniPCMultistepScheduler:
 
 def wan() -> Any:
     return diffusers.WanPipeline(word_tokenizer(), umt5(32), wan_vae(), unipc(3.0), wan_transformer(15))
+
+
+def wan22(boundary: float = 0.875) -> Any:
+    """Two experts: the one for much noise, and the one for little."""
+    high, low = wan_transformer(15), wan_transformer(17)
+    return diffusers.WanPipeline(word_tokenizer(), umt5(32), wan_vae(), unipc(3.0), high, low, boundary_ratio=boundary)
+
+
+def wan_5b_vae() -> AutoencoderKLWan:
+    torch.manual_seed(6)
+    return AutoencoderKLWan(
+        base_dim=8, decoder_base_dim=8, z_dim=8, dim_mult=[1, 1, 1], num_res_blocks=1, patch_size=2, in_channels=12,
+        out_channels=12, is_residual=True, temperal_downsample=[False, True], scale_factor_spatial=8,
+        scale_factor_temporal=2,
+        latents_mean=[-0.5, 0.2, 0.1, 0.4, 0.0, 0.3, -0.1, 0.2], latents_std=[2.0, 1.5, 0.7, 1.1, 1.0, 0.8, 1.2, 0.9],
+    )  # fmt: skip
+
+
+def wan_5b() -> Any:
+    return diffusers.WanPipeline(
+        word_tokenizer(), umt5(32), wan_5b_vae(), unipc(5.0), wan_transformer(18, 8), expand_timesteps=True
+    )
 
 
 def ernie_image() -> Any:
@@ -517,6 +540,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "sd1": sd1, "sd2": sd2, "sdxl": sdxl, "alt": alt, "sd3": sd3, "flux": flux, "chroma": chroma,
     "klein": klein, "z-image": z_image, "qwen": qwen_image, "ernie": ernie_image, "krea2": krea2, "wan": wan,
     "hidream": hidream, "anima": anima,
+    "wan22": wan22, "wan-5b": wan_5b,
 }  # fmt: skip
 
 

@@ -56,7 +56,8 @@ def test_the_table_is_whole() -> None:
 @pytest.mark.parametrize(
     ("text", "key"),
     [
-        ("Wan Video 2.2 T2V-A14B", "wan2.2-t2v-a14b"), ("Wan Video 14B i2v 720p", "wan2.1-i2v-14b"),
+        ("Wan Video 2.2 T2V-A14B", "wan2.2-t2v-a14b"), ("Wan Video 2.2 TI2V-5B", "wan2.2-ti2v-5b"),
+        ("Wan Video 14B i2v 720p", "wan2.1-i2v-14b"),
         ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan2.1-t2v-1.3b"), ("wan2.1_t2v_14B_fp16", "wan2.1-t2v-14b"),
         ("SD 1.5", "sd15"), ("v1-5-pruned-emaonly.safetensors", "sd15"), ("C:\\models\\v1-5-pruned.ckpt", "sd15"),
         ("runwayml/stable-diffusion-v1-5", "sd15"), ("SDXL 1.0", "sdxl"), ("sd_xl_base_1.0.safetensors", "sdxl"),

@@ -35,6 +35,7 @@ from audit.models.published import (
     SD35_LARGE,
     SDXL,
     WAN_1_3B,
+    WAN_5B,
     WAN_14B,
 )
 from audit.models.safetensors_header import TensorInfo
@@ -98,8 +99,7 @@ TABLE: dict[str, tuple[str, Mapping[str, Any], Family | None]] = {
     "Wan 2.1 14B": ("WanTransformer3DModel", WAN_14B, Family.wan),
     "Wan 2.1 1.3B": ("WanTransformer3DModel", WAN_1_3B, Family.wan),
     "Wan 2.1 I2V": ("WanTransformer3DModel", {"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}, None),
-    "Wan 2.2 TI2V-5B": ("WanTransformer3DModel", {
-        "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30, "in_channels": 48, "out_channels": 48}, None),
+    "Wan 2.2 TI2V-5B": ("WanTransformer3DModel", WAN_5B, Family.wan_5b),
     "Wan VACE": ("WanVACETransformer3DModel", {}, None),
     "Wan Animate": ("WanAnimateTransformer3DModel", {}, None),
     "AnyFlow": ("AnyFlowTransformer3DModel", {}, None),
@@ -155,6 +155,7 @@ ORIGINAL_MODULES = {
     "Anima": ORIGINALS["anima"],
     "Wan 2.1 14B": ORIGINALS["wan-14b"],
     "Wan 2.1 1.3B": ORIGINALS["wan-1.3b"],
+    "Wan 2.2 TI2V-5B": ORIGINALS["wan-5b"],
 }
 
 
@@ -444,8 +445,11 @@ def test_original_layouts_of_flux2_are_told_apart(name: str, naming: str) -> Non
         ("SDXL Turbo", "sdxl"), ("sd3.5_large", "sd3"), ("SD 3", "sd3"), ("sd_v2_768_v", "sd2"), ("SD 1.5 LCM", "sd1"),
         ("stable-diffusion-v1/lora", "sd1"), ("AltDiffusion", "altdiffusion"), ("Playground v2", "other"),
         ("Wan Video 1.3B t2v", "wan"), ("Wan Video 14B t2v", "wan"), ("Wan Video 14B i2v 480p", "other"),
-        ("Wan Video 14B i2v 720p", "other"), ("Wan Video 2.2 TI2V-5B", "other"), ("Wan Video 2.2 I2V-A14B", "other"),
-        ("Wan Video 2.2 T2V-A14B", "other"), ("Wan Video 2.5 T2V", "other"), ("Wan Video 2.5 I2V", "other"),
+        ("Wan Video 14B i2v 720p", "other"), ("Wan Video 2.2 TI2V-5B", "wan-5b"), ("Wan Video 2.2 I2V-A14B", "other"),
+        ("Wan Video 2.2 T2V-A14B", "wan"), ("wan2.2_t2v_high_noise_14B_fp16", "wan"),
+        ("wan22_14b", "wan"), ("wan22_14b_i2v", "other"), ("Wan-AI/Wan2.2-TI2V-5B-Diffusers", "wan-5b"),
+        ("wan22_5b", "wan-5b"), ("Wan2.2-VACE-Fun-A14B", "other"), ("Wan2.2-Fun-5B-Control", "other"),
+        ("wan2.2", "other"), ("Wan Video 2.5 T2V", "other"), ("Wan Video 2.5 I2V", "other"),
         ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "wan"), ("wan2.1_t2v_14B_fp16", "wan"), ("wan21", "wan"),
         ("Wan-AI/Wan2.1-I2V-14B-480P", "other"), ("Wan-AI/Wan2.1-VACE-14B", "other"), ("Wan2.1-Fun-Control", "other"),
         ("Wan2.1-FLF2V-14B", "other"), ("wan21_i2v", "other"), ("Wan-AI/Wan2.2-S2V-14B", "other"), ("obi-wan", "other"),

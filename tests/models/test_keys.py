@@ -53,6 +53,7 @@ REAL: dict[str, PublishedNetwork] = {
     "qwen-image": PUBLISHED["qwen-image"].networks["transformer"],
     "wan-1.3b": PUBLISHED["wan2.1-1.3b"].networks["transformer"],
     "wan-14b": PUBLISHED["wan2.1-14b"].networks["transformer"],
+    "wan-5b": PUBLISHED["wan2.2-5b"].networks["transformer"],
     "umt5-xxl": PUBLISHED["wan2.1-14b"].networks["text_encoder"],
     "ernie-image": PUBLISHED["ernie-image"].networks["transformer"],
     "krea-2": PUBLISHED["krea-2"].networks["transformer"],
@@ -254,11 +255,11 @@ def z_image_modules(layers: int = 30, refiners: int = 2, width: int = 3840) -> S
     return found
 
 
-def wan_modules(layers: int, width: int, hidden: int) -> Shapes:
+def wan_modules(layers: int, width: int, hidden: int, channels: int = 16) -> Shapes:
     """Wan 2.1 text to video as Alibaba's code names its linear layers."""
     found: Shapes = {
         "time_embedding.0": (width, 256), "time_embedding.2": (width, width), "text_embedding.0": (width, 4096),
-        "text_embedding.2": (width, width), "time_projection.1": (6 * width, width), "head.head": (64, width),
+        "text_embedding.2": (width, width), "time_projection.1": (6 * width, width), "head.head": (4 * channels, width),
     }  # fmt: skip
     for layer in range(layers):
         for attention in ("self_attn", "cross_attn"):
@@ -268,7 +269,7 @@ def wan_modules(layers: int, width: int, hidden: int) -> Shapes:
 
 
 @pytest.mark.parametrize(
-    "name", ["z-image", "qwen-image", "ernie-image", "krea-2", "anima", "wan-1.3b", "wan-14b", "hidream-i1"]
+    "name", ["z-image", "qwen-image", "ernie-image", "krea-2", "anima", "wan-1.3b", "wan-14b", "wan-5b", "hidream-i1"]
 )
 def test_every_key_of_a_full_lora_of_2026_is_mapped(networks: dict[str, nn.Module], name: str) -> None:
     """By the first code's names and by diffusers', which ai-toolkit, ComfyUI, diffusers and kohya write."""
@@ -336,6 +337,7 @@ ORIGINALS: dict[str, Shapes] = {
     "krea-2": krea2_modules(),
     "wan-1.3b": wan_modules(30, 1536, 8960),
     "wan-14b": wan_modules(40, 5120, 13824),
+    "wan-5b": wan_modules(30, 3072, 14336, 48),
 }
 
 

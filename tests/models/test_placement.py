@@ -27,6 +27,7 @@ BOUNDS = {
     "sd1": 0.01, "sd2": 0.01, "sdxl": 0.01, "alt": 0.01, "sd3": 0.05, "flux": 0.1, "chroma": 0.15, "klein": 0.15,
     "z-image": 0.15, "qwen": 0.15, "ernie": 0.15, "krea2": 0.15, "wan": 0.05, "anima": 0.05,
     "hidream": 0.15, "kolors": 0.01,
+    "wan22": 0.05, "wan-5b": 0.05,
 }  # fmt: skip
 
 

@@ -119,15 +119,16 @@ def waits(pair: ModelPair, guidance: Guidance, solver: Solver) -> list[str]:
         conditioning.base_empty,
     )
     x = torch.randn(3, *pair.latent_shape)
-    part = pair.architecture.denoiser
-    networks = [getattr(side, part) for side in (pair.base, pair.tuned)]
+    parts = [part for part in pair.architecture.denoisers if getattr(pair.base, part) is not None]
+    networks = [getattr(side, part) for side in (pair.base, pair.tuned) for part in parts]
     device = Device([
         x, *(tensor for network in networks for tensor in (*network.parameters(), *network.buffers())),
         *(tensor for condition in conditions for tensor in condition._parts() if tensor is not None),
     ])  # fmt: skip
     schedule = make_schedule(pair, solver, 4)
     on_device = schedule.timesteps.clone()
-    device.add(on_device)
+    if pair.boundary is None:  # which of two experts is asked is decided on the host
+        device.add(on_device)
     with torch.no_grad(), Moves(device) as moves, Reads(device) as reads, pair.text_once():
         sampler._denoise(schedule, on_device, x, conditioning)
     return reads.waits + moves.waits

@@ -122,6 +122,7 @@ class ModelFamily(ABC):
     called: ClassVar[re.Pattern[str] | None] = None
     shaped_like: ClassVar[tuple[str, ...]] = ()
     denoiser: ClassVar[str] = "unet"
+    further_denoisers: ClassVar[tuple[str, ...]] = ()  # which a base may lack
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     conditioners: ClassVar[tuple[str, ...]] = ()
@@ -138,9 +139,14 @@ class ModelFamily(ABC):
     probe: ClassVar[str] = ""  # the caption with which the change of the prediction is measured
 
     @property
+    def denoisers(self) -> tuple[str, ...]:
+        """The components that denoise: one, or the experts that share the noise levels, the noisiest first."""
+        return (self.denoiser, *self.further_denoisers)
+
+    @property
     def networks(self) -> tuple[str, ...]:
         """The pipeline's components that have weights."""
-        return (self.denoiser, *self.encoders, *self.conditioners, "vae")
+        return (*self.denoisers, *self.encoders, *self.conditioners, "vae")
 
     @property
     def half(self) -> torch.dtype:
@@ -181,8 +187,8 @@ class ModelFamily(ABC):
         """Raise CheckpointError where ``pipeline`` is a variant that cannot be audited."""
         return
 
-    def doubts(self, name: str) -> list[str]:
-        """What the name of a file says against its being for this family's base models, a sentence each."""
+    def doubts(self, pipeline: Any, name: str) -> list[str]:
+        """What the name of a file says against its being for the base ``pipeline``, a sentence each."""
         return []
 
     def settle(self, pipeline: Any) -> None:
@@ -219,6 +225,17 @@ class ModelFamily(ABC):
 
         ``embedded`` is the guidance weight that guidance-distilled models take as an input.
         """
+
+    def boundary(self, pipeline: Any) -> float | None:
+        """The share of the schedule from which on the first of two experts is asked; None where there is one network.
+
+        Where there are two, ``predict`` reads the timestep's value: the sampler gives it on the host then.
+        """
+        return None
+
+    def boundary_in(self, index: Mapping[str, Any]) -> float | None:
+        """The same of a folder, by its model_index.json."""
+        return None
 
     def warnings(self, pipeline: Any) -> list[str]:
         """What has to be known of audits against ``pipeline``, a sentence each."""
@@ -288,6 +305,15 @@ class ModelFamily(ABC):
         size = config.sample_size
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         return config.in_channels, height, width
+
+    def sampled_shape(self, pipeline: Any, latent_shape: Sequence[int], frames: int) -> tuple[int, ...]:
+        """The shape of the latents that are sampled for a picture, or for ``frames`` of a video, of which it is one.
+
+        Raises CheckpointError where the family draws no videos.
+        """
+        if frames != 1:
+            raise CheckpointError(f"--frames {frames}: {self.name} draws pictures, no videos; leave it out")
+        return tuple(latent_shape)
 
     def text_shape(self, denoiser: Any, tokens: int) -> TextShape:
         """What a denoiser with the configuration ``denoiser`` is conditioned on by a caption of ``tokens`` states."""

@@ -98,7 +98,7 @@ class HiDream(ModelFamily):
                 f"{llama.num_hidden_layers} layers: give HiDream-I1 with the encoders that it was trained with"
             )
 
-    def doubts(self, name: str) -> list[str]:
+    def doubts(self, pipeline: Any, name: str) -> list[str]:
         """HiDream-E1 has the layers of I1."""
         if not _EDITS.search(name):
             return []

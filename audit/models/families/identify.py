@@ -32,6 +32,7 @@ class Family(StrEnum):
     hidream = "hidream"
     kolors = "kolors"
     anima = "anima"
+    wan_5b = "wan-5b"
     alt = "altdiffusion"
     other = "other"
 

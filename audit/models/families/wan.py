@@ -1,4 +1,4 @@
-"""Wan 2.1, text to video."""
+"""Wan 2.1 and 2.2, text to video: one network, two experts, and the small one with a VAE of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from audit.errors import CheckpointError
 from audit.models.families.base import Condition, TextShape
-from audit.models.families.frames import OneFrame
+from audit.models.families.frames import Frames
 from audit.models.families.identify import Family
 from audit.models.families.keys import Target, simple
 
@@ -18,14 +18,20 @@ if TYPE_CHECKING:
     from audit.models.safetensors_header import TensorInfo
 
 _CALLED = re.compile(
-    r"\bwan[- ]?(?:video[- ])?v?2[.-]?1(?!\d)|\bwan[- ]?(?:ai[-/ ])?(?:video[- ])?(?:1[.-]3b|14b)[- ]t2v|^wan[- ]t2v"
+    r"\bwan[- ]?(?:video[- ])?v?2[.-]?1(?!\d)|\bwan[- ]?(?:ai[-/ ])?(?:video[- ])?(?:1[.-]3b|14b)[- ]t2v|^wan[- ]t2v|"
+    r"\bwan[- ]?(?:video[- ])?v?2[.-]?2[- ](?:t2v\b|a?14b\b)"
 )
-_OTHERS = re.compile(r"i2v|flf2v|s2v|vace|animate|control|inpaint|camera|\bfun\b|recam|phantom|multitalk|humo|mocha")
+_CALLED_5B = re.compile(r"\bwan[- ]?(?:video[- ])?v?2[.-]?2[- ](?:ti2v\b|5b\b)")
+_OTHERS = re.compile(
+    r"(?<!t)i2v|flf2v|s2v|vace|animate|control|inpaint|camera|\bfun\b|recam|phantom|multitalk|humo|mocha"
+)
 _WIDTHS, _LAST = frozenset({1536, 5120}), frozenset({29, 39})  # of 1.3B and 14B
-_SMALLER = 480  # pixels: the lesser of the two sizes that Wan is trained on
+_WIDTH_5B = 3072
+_SMALLER, _SMALLER_5B = 480, 704  # pixels: the lesser of the sizes that Wan, and TI2V-5B, are trained on
 _PREFIX = (
     r"^(?:base_model\.model\.)?"
     r"(?:(?:lora|lycoris|oft)_(?:unet_|transformer_)?|(?:model\.)?diffusion_model\.|transformer\.)?"
+    r"(?:transformer_[12][._])?"
 )
 # Cosmos 2 has self_attn.q_proj in blocks of this name
 _BLOCK = re.compile(
@@ -40,11 +46,18 @@ _NOT_TEXT = re.compile(
 )
 _FIRST = re.compile(_PREFIX + r"patch_embedding\.weight$")
 # A file for an expert of Wan 2.2, or from pictures, by its name: its layers are those of Wan 2.1 T2V
-_EXPERT = re.compile(r"(?:high|low)[-_ ]?noise|wan[-_ ]?(?:video[-_ ])?2[._]?2|i2v", re.IGNORECASE)
+_EXPERT = re.compile(r"(?:high|low)[-_ ]?noise|wan[-_ ]?(?:video[-_ ])?2[._]?2", re.IGNORECASE)
+_PICTURES = re.compile(r"(?<!t)i2v", re.IGNORECASE)
+LEAST = 10  # thousandths of the schedule that each of two experts has, so that membership can ask it
 
 
-class Wan(OneFrame):
-    """Wan 2.1 text to video, 1.3B and 14B (arXiv 2503.20314): UMT5's states, and one frame of a video."""
+class Wan(Frames):
+    """Wan text to video (arXiv 2503.20314): UMT5's states, and one frame of a video, or a few.
+
+    2.1 1.3B and 14B; 2.2 A14B, whose ``transformer`` is asked at timesteps from ``boundary_ratio`` of the schedule on
+    and ``transformer_2`` below; 2.2 TI2V-5B, which takes a time for every place of a video: from text alone they are
+    all the same one.
+    """
 
     name = Family.wan
     precedence = 22
@@ -52,6 +65,7 @@ class Wan(OneFrame):
     pipeline = "WanPipeline"
     denoiser_class = "WanTransformer3DModel"
     denoiser = "transformer"
+    further_denoisers = ("transformer_2",)
     longest_caption = 512
     flow = True
     half_name = "bfloat16"
@@ -86,40 +100,66 @@ class Wan(OneFrame):
             return "scale_shift_table"
         return re.sub(r"^(blocks\.\d+)\.modulation$", r"\1.scale_shift_table", name)
 
-    def check(self, pipeline: Any, name: str) -> None:
-        """Refuse what takes pictures, videos or sound too, two experts, and a time for every place."""
-        if pipeline.config.boundary_ratio is not None or pipeline.transformer_2 is not None:
-            raise CheckpointError(
-                f"{name} is Wan 2.2, whose two experts share the noise levels: it cannot be audited, and neither can "
-                "its high-noise and low-noise files; Wan 2.1 T2V can"
-            )
-        config, channels = pipeline.transformer.config, self.latent_channels(pipeline.vae)
-        if pipeline.config.expand_timesteps or pipeline.vae.config.patch_size is not None:
-            raise CheckpointError(
-                f"{name} is Wan 2.2 TI2V-5B, which has a time for every place of a video: it cannot be audited; "
-                "T2V models can"
-            )
-        if config.in_channels != channels or config.image_dim is not None or config.added_kv_proj_dim is not None:
-            raise CheckpointError(
-                f"{name}: its transformer takes {config.in_channels} channels, its VAE has {channels}, or it takes "
-                "pictures beside the caption: image-to-video, control and other variants cannot be audited; give the "
-                "text-to-video model"
-            )
+    def boundary(self, pipeline: Any) -> float | None:
+        """diffusers' boundary_ratio, of a base with two experts."""
+        second = getattr(pipeline, "transformer_2", None)
+        return None if second is None else float(pipeline.config.boundary_ratio)
 
-    def doubts(self, name: str) -> list[str]:
-        """Of files for Wan 2.2 or image to video."""
-        if not _EXPERT.search(name):
+    def boundary_in(self, index: Mapping[str, Any]) -> float | None:
+        """Raises CheckpointError where there are two experts and no boundary between them."""
+        if index.get("transformer_2") in (None, [None, None]):
+            return None
+        found = index.get("boundary_ratio")
+        if not isinstance(found, (int, float)) or isinstance(found, bool) or not 0 < found < 1:
+            raise CheckpointError(
+                "its model_index.json has two experts and no boundary_ratio from 0 to 1: it is damaged"
+            )
+        return float(found)
+
+    def check(self, pipeline: Any, name: str) -> None:
+        """Refuse what takes pictures, videos or sound too, and experts that do not fit each other."""
+        ratio = pipeline.config.boundary_ratio
+        if pipeline.transformer is None or (ratio is None) != (pipeline.transformer_2 is None):
+            raise CheckpointError(
+                f"{name}: of its two experts one is missing, or it does not say at which noise levels each is asked "
+                "(boundary_ratio): give the whole model"
+            )
+        if ratio is not None:
+            _check_boundary(ratio, name)
+        channels = self.latent_channels(pipeline.vae)
+        for network in (pipeline.transformer, pipeline.transformer_2):
+            config = None if network is None else network.config
+            if config is not None and (
+                config.in_channels != channels or config.image_dim is not None or config.added_kv_proj_dim is not None
+            ):
+                raise CheckpointError(
+                    f"{name}: its transformer takes {config.in_channels} channels, its VAE has {channels}, or it takes "
+                    "pictures beside the caption: image-to-video, control and other variants cannot be audited; give "
+                    "the text-to-video model"
+                )
+
+    def variant_of(self, pipeline: Any) -> str:
+        """TI2V-5B by its width."""
+        config = pipeline.transformer.config
+        return Family.wan_5b if config.num_attention_heads * config.attention_head_dim == _WIDTH_5B else self.name
+
+    def doubts(self, pipeline: Any, name: str) -> list[str]:
+        """Of files for Wan 2.2 where the base is none, or for image to video."""
+        whose = "image to video" if _PICTURES.search(name) else None
+        if whose is None and _EXPERT.search(name) and self.boundary(pipeline) is None:
+            whose = "an expert of Wan 2.2" if self.variant_of(pipeline) == self.name else None
+        if whose is None:
             return []
         return [
-            "its name says that it is for an expert of Wan 2.2, or for image to video, whose layers are those of Wan "
-            "2.1 T2V: an audit on another base than the true one finds less, and finding nothing then says little"
+            f"its name says that it is for {whose}, whose layers are those of Wan 2.1 T2V: an audit on another base "
+            "than the true one finds less, and finding nothing then says little"
         ]
 
     def warnings(self, pipeline: Any) -> list[str]:
-        """That a video is looked at by its first frame."""
+        """That a video is looked at by single frames."""
         return [
-            "the base draws videos: one frame is sampled for each image, and what was trained on videos is judged by "
-            "single frames against pictures, or frames of videos, of the references"
+            "the base draws videos: one frame of each is looked at, and what was trained on videos is judged by single "
+            "frames against pictures, or frames of videos, of the references"
         ]
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
@@ -135,41 +175,65 @@ class Wan(OneFrame):
     def predict(
         self, pipeline: Any, latents: torch.Tensor, timestep: torch.Tensor, condition: Condition, embedded: float
     ) -> torch.Tensor:
-        """One evaluation of the denoiser."""
-        found: torch.Tensor = pipeline.transformer(
-            hidden_states=latents[:, :, None],
+        """One evaluation of the denoiser, or of the expert that the timestep belongs to."""
+        video = latents if latents.ndim == 5 else latents[:, :, None]
+        network, boundary = pipeline.transformer, self.boundary(pipeline)
+        if boundary is not None:
+            steps = pipeline.scheduler.config.num_train_timesteps
+            network = network if float(timestep) >= boundary * steps else pipeline.transformer_2
+            timestep = latents.new_full((), float(timestep), dtype=timestep.dtype)
+        found: torch.Tensor = network(
+            hidden_states=video,
             timestep=timestep.expand(len(latents)),
             encoder_hidden_states=condition.states,
             return_dict=False,
         )[0]
-        return found[:, :, 0]
+        return found if latents.ndim == 5 else found[:, :, 0]
 
     def text_shape(self, denoiser: Any, tokens: int) -> TextShape:
         """UMT5's states alone."""
         return TextShape(tokens, denoiser.text_dim)
 
     def latent_shape(self, pipeline: Any, resolution: int | None) -> tuple[int, ...]:
-        """Channels, height and width of one frame's latents; 480 pixels by default."""
-        side = (resolution or _SMALLER) // pipeline.vae_scale_factor
+        """Channels, height and width of one frame's latents; 480 pixels by default, of TI2V-5B 704."""
+        own = _SMALLER_5B if pipeline.vae.config.patch_size is not None else _SMALLER
+        side = (resolution or own) // pipeline.vae_scale_factor
         return pipeline.transformer.config.in_channels, side, side
 
     def told_by(self, tensors: Mapping[str, TensorInfo]) -> str | None:
         """By its blocks, and a width of its models or the last block. Image to video's blocks are the same."""
         if any(_NOT_TEXT.search(name) for name in tensors):
             return None
-        if any(_FIRST.match(name) and info.shape[1:2] != (16,) for name, info in tensors.items()):
+        channels = {info.shape[1:2] for name, info in tensors.items() if _FIRST.match(name)}
+        if channels - {(16,), (48,)}:
             return None
         blocks = {int(match[1]) for name in tensors if (match := _BLOCK.match(name))}
         if not blocks:
             return None
         sizes = {size for info in tensors.values() if len(info.shape) == 2 for size in info.shape}
-        if 3072 in sizes and not sizes & _WIDTHS:  # TI2V-5B
+        if _WIDTH_5B in sizes and not sizes & _WIDTHS:
+            return Family.wan_5b if channels <= {(48,)} else None
+        if channels - {(16,)}:
             return None
         return self.name if sizes & _WIDTHS or max(blocks) in _LAST else None
 
     def told_by_name(self, name: str) -> str | None:
         """Image to video, control and speech models are others."""
-        return None if _OTHERS.search(name) else super().told_by_name(name)
+        if _OTHERS.search(name):
+            return None
+        return Family.wan_5b if _CALLED_5B.search(name) else super().told_by_name(name)
+
+
+def _check_boundary(ratio: float, name: str) -> None:
+    """Raise CheckpointError where one of the experts has next to none of the noise levels that membership asks at."""
+    from audit.evidence.levels import edge
+    from audit.evidence.membership import SCALE
+
+    if not LEAST <= edge(ratio) <= SCALE - LEAST:
+        raise CheckpointError(
+            f"{name}: its experts part at {ratio} of the schedule, so that one of them has next to no noise levels at "
+            "which a picture can be told: it cannot be audited"
+        )
 
 
 FAMILY = Wan()

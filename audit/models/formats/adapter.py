@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from audit.choices import Expert
 from audit.models.base import BaseModel
+from audit.models.experts import PAIR, marked
 from audit.models.families.keys import Target, flat_targets, module_targets
 from audit.models.formats.algorithms import changed
 from audit.models.formats.names import (
@@ -57,29 +59,39 @@ class Tuned:
 
 
 class Places:
-    """Where the modules that a file names are in a base model."""
+    """Where the modules that a file names are in a base model; ``expert`` is the one of two that the file is for."""
 
-    def __init__(self, base: BaseModel) -> None:
+    def __init__(self, base: BaseModel, expert: Expert | None = None) -> None:
         self.base = base
+        named = zip(PAIR, base.architecture.denoisers, strict=False)
+        self.experts = {one: part for one, part in named if base.part(part) is not None}
+        if expert is not None and expert not in self.experts:
+            raise ValueError(f"the base has no {expert} expert")
+        self.expert = expert
         self._targets: dict[str, dict[str, Target]] = {}
         self._flat: dict[str, dict[str, Target]] = {}
 
     def component(self, part: str) -> str | None:
         """The component that a file's part is ("denoiser", "te1", ...); None where this base has none of it."""
         if part == "denoiser":
-            return self.base.architecture.denoiser
+            return self.base.architecture.denoiser if self.expert is None else self.experts[self.expert]
         name = self.base.architecture.encoder_names.get(part)
         return name if name and self.base.part(name) is not None else None
 
     def find(self, group: Group) -> tuple[str, Target] | None:
         """(component, target) of a group; None where the base has no such module."""
-        component = self.component(group.part)
+        component, module = self.component(group.part), group.module
+        if group.part == "denoiser" and len(self.experts) > 1:
+            expert, module = marked(module)
+            if expert is not None and self.expert is not None:
+                raise ValueError(f"{group.module[:120]} names an expert itself")
+            component = component if expert is None else self.experts[expert]
         if component is None:
             return None
         if component not in self._targets:
             self._targets[component] = module_targets(self.base.part(component))
             self._flat[component] = flat_targets(self._targets[component])
-        target = (self._flat if group.flat else self._targets)[component].get(group.module)
+        target = (self._flat if group.flat else self._targets)[component].get(module)
         return None if target is None else (component, target)
 
 
@@ -91,10 +103,12 @@ def apply_adapter(
     adapter: str | None,
     token: str,
     dtype: torch.dtype | None = None,
+    expert: Expert | None = None,
 ) -> Tuned:
     """The base's networks with the adapter in effect at ``lora_scale``.
 
-    ``adapter`` chooses one of several in the file; ``token`` names an embedding that has no name of its own. Changes
+    ``adapter`` chooses one of several in the file; ``token`` names an embedding that has no name of its own; ``expert``
+    is the denoiser that the file is for, where the base has two. Changes
     are computed in float32 and, once a module is finished, kept in ``dtype``. Raises ValueError where tensors do not
     fit the modules they name.
     """
@@ -103,7 +117,7 @@ def apply_adapter(
     _one_adapter(names, adapter)
     tensors.check_finite()
     scalings = read_scaling(metadata)
-    places = Places(base)
+    places = Places(base, expert)
     found = Tuned(unused=list(names.unknown))
     used, hit = 0.0, set[tuple[str, str]]()
     lost = sum(norm_of(tensors.get(name)) ** 2 for name in names.unknown)

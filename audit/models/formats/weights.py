@@ -51,8 +51,16 @@ class _Place:
     parameter: str
 
 
-def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: torch.dtype | None = None) -> Tuned:
+def apply_weights(
+    base: BaseModel,
+    tensors: Tensors,
+    part: str | None,
+    dtype: torch.dtype | None = None,
+    denoiser: str | None = None,
+) -> Tuned:
     """The base's networks with the file's weights; ``part`` is the component it is of, None for an original layout.
+
+    Of an original layout ``denoiser`` is the component that its denoiser is, where the base has several.
 
     A tensor that is the base's own, rounded as the file stores it, is no change: the base's is kept. Changed ones are
     kept in ``dtype``. Raises ValueError where tensors do not fit, or a network has some of its weights only.
@@ -64,12 +72,12 @@ def apply_weights(base: BaseModel, tensors: Tensors, part: str | None, dtype: to
     blind = set()
     tensors.check_quantisation()
     for name in tensors:
-        place = _place(base, name, part, targets)
+        place = _place(base, name, part, targets, denoiser)
         if place is None:
             if _VAE.match(name):
                 tensors.check_finite([name])
             elif not _IGNORED.match(name) and name not in PREDICTION_MARKERS and not _left_out(base, name, part):
-                _check_known(base, name, part, targets)
+                _check_known(base, name, part, targets, denoiser)
                 found.unused.append(name)
                 lost += norm_of(tensors.get(name)) ** 2
             continue
@@ -114,7 +122,7 @@ def fill(base: BaseModel, tensors: Tensors, dtype: torch.dtype) -> None:
     targets: dict[str, dict[str, Target]] = {}
     tensors.check_quantisation()
     for name in weights_of(tensors):
-        place = _place(base, name, None, targets)
+        place = _place(base, name, None, targets, None)
         if place is None:
             raise ValueError(f"{name[:120]} has no place in it")
         network = base.part(place.component)
@@ -155,11 +163,13 @@ def _fitted(name: str, value: torch.Tensor, network: nn.Module, place: _Place) -
     return value.reshape(before.shape), before
 
 
-def _check_known(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> None:
+def _check_known(
+    base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]], denoiser: str | None
+) -> None:
     """Raise ValueError for a tensor that may change what the others mean: one more of a module that has its weights
     in the file or of one of its parameters (``weight.absmax``), or one of the file as a whole.
     """
-    component, rest = _component(base, name, part)
+    component, rest = _component(base, name, part, denoiser)
     module = _OF_PARAMETER.split(rest, 1)[0] if _OF_PARAMETER.search(rest) else rest.rpartition(".")[0]
     if (component is not None and module in targets.get(component, {})) or "." not in name:
         raise ValueError(f"{name[:120]} is of no known format: what it does to the other tensors is not known")
@@ -170,15 +180,17 @@ def weights_of(names: Iterable[str]) -> list[str]:
     return [name for name in names if not _IGNORED.match(name) and name not in PREDICTION_MARKERS]
 
 
-def _place(base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]]) -> _Place | None:
-    component, rest = _component(base, name, part)
+def _place(
+    base: BaseModel, name: str, part: str | None, targets: dict[str, dict[str, Target]], denoiser: str | None
+) -> _Place | None:
+    component, rest = _component(base, name, part, denoiser)
     if component is None:
         return None
     network = base.part(component)
     if component not in targets:
         targets[component] = module_targets(network)
     rest = _SPECIAL.get(rest, rest)
-    if part is None and component == base.architecture.denoiser:
+    if part is None and component in base.architecture.denoisers:
         rest = base.architecture.own_parameter(rest)
     rest = rest.replace(".in_proj_", ".in_proj.")
     module, _, parameter = rest.rpartition(".")
@@ -197,7 +209,7 @@ def _has_parameter(network: nn.Module, target: Target, name: str) -> bool:
     return isinstance(one, nn.Parameter)
 
 
-def _component(base: BaseModel, name: str, part: str | None) -> tuple[str | None, str]:
+def _component(base: BaseModel, name: str, part: str | None, denoiser: str | None = None) -> tuple[str | None, str]:
     """The component that a tensor is of, None where the base has none of it, and its name there."""
     if part is not None:
         return part, name
@@ -207,7 +219,7 @@ def _component(base: BaseModel, name: str, part: str | None) -> tuple[str | None
     inner = f"{CONDITIONER}."
     if kind == "denoiser" and rest.startswith(inner):
         kind, rest = "conditioner", rest.removeprefix(inner)
-    component = architecture.denoiser if kind == "denoiser" else architecture.encoder_names.get(kind)
+    component = denoiser or architecture.denoiser if kind == "denoiser" else architecture.encoder_names.get(kind)
     known = component is not None and base.part(component) is not None
     return component if known else None, rest
 
@@ -219,7 +231,7 @@ def _same_but_ones(a: Iterable[int], b: Iterable[int]) -> bool:
 def _left_out(base: BaseModel, name: str, part: str | None) -> bool:
     """Whether diffusers leaves it out: SD 2 reads the last but one layer of OpenCLIP, without the projection."""
     component, rest = _component(base, name, part)
-    if component is None or component == base.architecture.denoiser:
+    if component is None or component in base.architecture.denoisers:
         return False
     match = re.match(r"transformer\.resblocks\.(\d+)\.", rest)
     return rest == "text_projection" or bool(match and int(match[1]) >= base.part(component).config.num_hidden_layers)
