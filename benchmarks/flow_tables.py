@@ -45,9 +45,10 @@ def means(found: dict[str, Any], table: Table) -> str:
 
 
 def gains(found: dict[str, Any], table: Table) -> str:
-    """Model guidance under `--w auto` less every other way, paired by LoRA."""
-    lines = ((one["less"], *(span(one[key], digits, "+") for key, _, digits in GAINED)) for one in found["gained"])
-    return table(("`--w auto` less", *(title for _, title, _ in GAINED)), lines)
+    """Model guidance under `--w auto` less every other way, paired by LoRA, by those who judged."""
+    known = [part for part in GAINED if any(one[part[0]] is not None for one in found["gained"])]
+    lines = ((one["less"], *(span(one[key], digits, "+") for key, _, digits in known)) for one in found["gained"])
+    return table(("`--w auto` less", *(title for _, title, _ in known)), lines)
 
 
 def by_set(found: dict[str, Any], table: Table) -> str:
