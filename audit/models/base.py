@@ -117,16 +117,16 @@ def locate_base(source: str, config: str | None = None) -> BaseLocation:
     source, config = source_of(source), source_of(config) if config else None
     path = Path(source)
     if path.is_dir():
-        _check_folder(path)
-        return BaseLocation(path.resolve().name, _folder_revision(path), path, boundary=_boundary(path))
+        boundary = _check_folder(path)
+        return BaseLocation(path.resolve().name, _folder_revision(path), path, boundary=boundary)
     if path.is_file():
         return _locate_file(path, config)
     if is_hub_id(source.partition("@")[0]) and not source.startswith((".", "/")):
         folder = download_snapshot(source, CONFIG_FILES)
         architecture = _architecture(folder)
         folder = _download(source, architecture.networks)
-        _check_folder(folder)
-        return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder, boundary=_boundary(folder))
+        boundary = _check_folder(folder)
+        return BaseLocation(source.partition("@")[0], source.partition("@")[2], folder, boundary=boundary)
     raise CheckpointError(
         f"{source} is neither a folder, nor a .safetensors file, nor a hub id, nor one of {', '.join(ALIASES)}: check "
         "the path of the base model"
@@ -191,7 +191,8 @@ def _architecture(folder: Path) -> ModelFamily:
     return family
 
 
-def _check_folder(folder: Path, but: str | None = None) -> None:
+def _check_folder(folder: Path, but: str | None = None) -> float | None:
+    """Where the two experts of the model in ``folder`` part, None with one. Raises CheckpointError for what it lacks."""
     architecture = _architecture(folder)
     index = read_index(folder)
     for part in architecture.networks:
@@ -203,12 +204,8 @@ def _check_folder(folder: Path, but: str | None = None) -> None:
             raise CheckpointError(f"{folder / part} has no {stem}.safetensors: only safetensors weights are read")
         for path in found:
             read_header(path)
-
-
-def _boundary(folder: Path) -> float | None:
-    """Where the two experts of the model in ``folder`` part. Raises CheckpointError where that is not said."""
     try:
-        return _architecture(folder).boundary_in(read_index(folder))
+        return architecture.boundary_in(index)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from error
 
