@@ -18,7 +18,7 @@ from audit.models.families.identify import family_of_shapes
 from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.families.unaudited import by_pipeline, by_tensors
 from audit.models.formats.prediction import followed, said
-from audit.models.hub import is_commit, is_hub_id, snapshot
+from audit.models.hub import CONFIG_FILES, download_snapshot, is_hub_id
 from audit.models.index import class_of, is_absent, left_out_of, read_index
 from audit.models.limits import check_configs
 from audit.models.placement import channels_last, is_placed, place
@@ -29,7 +29,6 @@ from audit.models.single_file import check_alone, empty_denoiser, is_alone, miss
 from audit.models.tokenizers import check_tokenizers
 
 _STEMS = dict.fromkeys(("unet", "transformer", "transformer_2", "text_conditioner", "vae"), "diffusion_pytorch_model")
-CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 
 
 @dataclass(frozen=True)
@@ -144,17 +143,6 @@ def load_base(location: BaseLocation, as_stored: bool = False) -> BaseModel:
     return _from_file(location, as_stored) if whole else _from_folder(location, as_stored)
 
 
-def download_snapshot(source: str, patterns: list[str]) -> Path:
-    """The local snapshot of ``owner/name@commit``, downloading the files that match ``patterns`` where needed."""
-    name, _, revision = source.partition("@")
-    if not is_commit(revision):
-        raise CheckpointError(
-            f"{source}: name the commit, as owner/name@<40 hex digits>; a branch can change under an audit "
-            "(the commit is on the model page under 'Files and versions')"
-        )
-    return snapshot(name, revision, patterns)
-
-
 def _download(source: str, parts: Iterable[str]) -> Path:
     return download_snapshot(source, [*CONFIG_FILES, *(f"{part}/*.safetensors" for part in parts)])
 
@@ -192,7 +180,7 @@ def _architecture(folder: Path) -> ModelFamily:
 
 
 def _check_folder(folder: Path, but: str | None = None) -> float | None:
-    """Where the two experts of the model in ``folder`` part, None with one. Raises CheckpointError for what it lacks."""
+    """Where the two experts of the model in ``folder`` part, None with one. Raises CheckpointError for what is absent."""
     architecture = _architecture(folder)
     index = read_index(folder)
     for part in architecture.networks:

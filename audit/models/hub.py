@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+CONFIG_FILES = ["*.json", "*/*.json", "*/*.txt", "*/*.model"]
 TIMEOUT = 60.0  # s without a byte
 CONNECT_TIMEOUT = 10.0  # s
 MOST_REDIRECTS = 5
@@ -47,6 +48,17 @@ def is_hub_id(name: str) -> bool:
 def is_commit(revision: str) -> bool:
     """Whether ``revision`` is a commit and no branch."""
     return _COMMIT.fullmatch(revision) is not None
+
+
+def download_snapshot(source: str, patterns: list[str]) -> Path:
+    """The local snapshot of ``owner/name@commit``, downloading the files that match ``patterns`` where needed."""
+    name, _, revision = source.partition("@")
+    if not is_commit(revision):
+        raise CheckpointError(
+            f"{source}: name the commit, as owner/name@<40 hex digits>; a branch can change under an audit "
+            "(the commit is on the model page under 'Files and versions')"
+        )
+    return snapshot(name, revision, patterns)
 
 
 def snapshot(name: str, revision: str, patterns: list[str]) -> Path:

@@ -12,7 +12,7 @@ from werkzeug import Request, Response
 
 from audit.errors import CheckpointError
 from audit.models import hub as ours
-from audit.models.base import CONFIG_FILES, download_snapshot
+from audit.models.hub import CONFIG_FILES, download_snapshot
 from tests.simulators.civitai import LocalServer
 from tests.simulators.hub import Hub
 
