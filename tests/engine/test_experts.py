@@ -29,7 +29,7 @@ from tests.models import nano
 from tests.models.test_experts import write_lora
 
 HIGH, LOW = Expert.high_noise, Expert.low_noise
-SETTINGS = Settings(steps=2, images_per_training_image=2, resolution=64, membership_evaluations=400)
+SETTINGS = Settings(steps=2, images_per_training_image=2, resolution=32, membership_evaluations=400)
 
 
 @pytest.fixture(scope="module")
