@@ -180,7 +180,7 @@ def _architecture(folder: Path) -> ModelFamily:
 
 
 def _check_folder(folder: Path, but: str | None = None) -> float | None:
-    """Where the two experts of the model in ``folder`` part, None with one. Raises CheckpointError for what is absent."""
+    """Where the two experts of the model in ``folder`` part, None with one. Raises CheckpointError where parts lack."""
     architecture = _architecture(folder)
     index = read_index(folder)
     for part in architecture.networks:
