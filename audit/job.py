@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +55,8 @@ class CheckpointFacts:
     """The checkpoint of a job. ``path``: a file or folder of this machine; None for what the workspace has stored.
 
     ``item_id`` is its place in the catalog. ``claimed_metadata`` (JSON) and ``training`` are what its header says, for
-    its row of the catalog; empty where it has one.
+    its row of the catalog; empty where it has one. ``claimed_bases`` (text, field) are what others than its header say
+    that it was trained on.
     """
 
     sha256: str
@@ -68,6 +69,7 @@ class CheckpointFacts:
     path: str | None = None
     claimed_metadata: str = "{}"
     training: Training = Training()
+    claimed_bases: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> str:
@@ -182,7 +184,7 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
     The descriptor is loaded too: what cannot be had is refused before anything is sampled.
     """
     checkpoint = bench.open(Path(request.checkpoint))
-    facts = facts_of_file(checkpoint, request.name)
+    facts = replace(facts_of_file(checkpoint, request.name), claimed_bases=tuple(request.known_bases))
     location = bench.locate(request.base, request.base_config)
     metadata = checkpoint.metadata
     captions, caption_warnings = choose_captions(

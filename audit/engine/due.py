@@ -197,7 +197,7 @@ class Due:
         warnings += [*decided.said, *mismatches(claims_in(named), base.name, base.revision, source)]
         checkpoint = CheckpointFacts(
             named["checkpoint_sha256"], named["tensors_sha256"], identity, named["name"], named["format"],
-            named["bytes"], named["item_id"],
+            named["bytes"], named["item_id"], claimed_bases=tuple((one.text, one.source) for one in claims_in(named)),
         )  # fmt: skip
         return Job(
             checkpoint, base, tuple(captions), n0,

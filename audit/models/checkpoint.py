@@ -20,6 +20,7 @@ from audit.models.safetensors_header import Header
 class Checkpoint:
     """A checkpoint that has passed the header checks. ``files`` maps a part ("adapter", "unet", "all",
     "text_encoder") to its file and header; the further files of a part in several are "unet/2" and so on.
+    ``claimed_bases`` (text, field): what others than its headers say that it was trained on.
     """
 
     path: Path
@@ -28,6 +29,7 @@ class Checkpoint:
     tensors_sha256: str
     files: dict[str, tuple[Path, Header]]
     label: str | None = None
+    claimed_bases: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
