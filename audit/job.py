@@ -59,7 +59,8 @@ class CheckpointFacts:
 
     ``item_id`` is its place in the catalog. ``claimed_metadata`` (JSON) and ``training`` are what its header says, for
     its row of the catalog; empty where it has one. ``low_noise`` is the path of a second file, and ``experts`` are
-    those of the base's two that it is for; empty where the base has one network, or that is not said.
+    those of the base's two that it is for; empty where the base has one network, or that is not said. ``claimed_bases``
+    (text, field) are what others than its header say that it was trained on.
     """
 
     sha256: str
@@ -74,6 +75,7 @@ class CheckpointFacts:
     training: Training = Training()
     low_noise: str | None = None
     experts: tuple[Expert, ...] = ()
+    claimed_bases: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> str:
@@ -197,6 +199,7 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
     checkpoint = replace(checkpoint, expert=expert)
     bench.keep(str(checkpoint.path), checkpoint)
     facts = facts_of_file(checkpoint, request.name, location.boundary)
+    facts = replace(facts, claimed_bases=tuple(request.known_bases))
     metadata = checkpoint.metadata
     captions, caption_warnings = choose_captions(
         request.captions, request.caption_file, metadata, request.known_captions

@@ -76,11 +76,15 @@ class Bases:
             self._distances.setdefault(row["identity"], {})[row["base_revision"]] = row["distance"]
         checkpoints: dict[str, Checkpoint] = {}
         for name in self.config.bases:
-            revision = self.facts(name).revision if any(name in names for names in asked.values()) else ""
-            lacking = [
-                identity for identity, names in asked.items()
-                if name in names and revision not in self._distances.get(identity, {}) and identity not in self._failed
-            ]  # fmt: skip
+            wanting = [identity for identity, names in asked.items() if name in names and identity not in self._failed]
+            if not wanting:
+                continue
+            try:
+                revision = self.facts(name).revision
+            except (CheckpointError, ConfigError) as error:
+                self._failed |= dict.fromkeys(wanting, f"the base {name} is not at hand: {str(error)[:250]}")
+                continue
+            lacking = [identity for identity in wanting if revision not in self._distances.get(identity, {})]
             if lacking:
                 self._measure(name, lacking, checkpoints)
 
@@ -173,10 +177,15 @@ class Bases:
             if (name := named_in(claim, self.config.bases)) is not None:
                 return name
             if claim.by_hash and len(claim.text) == 64:
-                found = (name for name in self.config.bases if self.facts(name).revision == claim.text.lower())
+                found = (name for name in self.config.bases if claim.text.lower() in self._hashes(name))
                 if (name := next(found, None)) is not None:
                     return name
         return None
+
+    def _hashes(self, name: str) -> set[str | None]:
+        """What a claim may name a configured base by: its revision, and the SHA256 of a denoiser's own file."""
+        location = self.bench().locate(self.config.bases[name], self.config.base_configs.get(name))
+        return {location.revision, location.file_sha256}
 
     def _by_weights(self, rows: Rows) -> list[str]:
         """The bases that full weights may be of, where nothing is claimed of theirs; empty for adapters."""

@@ -209,6 +209,7 @@ class Due:
         checkpoint = CheckpointFacts(
             named["checkpoint_sha256"], named["tensors_sha256"], identity, named["name"], named["format"],
             named["bytes"], named["item_id"], experts=() if expert is None else changed_by(expert),
+            claimed_bases=tuple((one.text, one.source) for one in claims_in(named)),
         )  # fmt: skip
         return Job(
             checkpoint, base, tuple(captions), n0,

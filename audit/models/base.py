@@ -17,7 +17,6 @@ from audit.models.families.base import ModelFamily
 from audit.models.families.identify import family_of_shapes
 from audit.models.families.registry import FAMILIES, of_pipeline
 from audit.models.families.unaudited import by_pipeline, by_tensors
-from audit.models.formats.prediction import followed, said
 from audit.models.hub import CONFIG_FILES, download_snapshot, is_hub_id
 from audit.models.index import class_of, is_absent, left_out_of, read_index
 from audit.models.limits import check_configs
@@ -25,7 +24,7 @@ from audit.models.placement import channels_last, is_placed, place
 from audit.models.published import ALIASES, source_of
 from audit.models.quiet import be_quiet
 from audit.models.safetensors_header import TensorInfo, read_header
-from audit.models.single_file import check_alone, empty_denoiser, is_alone, missing_parts
+from audit.models.single_file import check_alone, empty_denoiser, follow, is_alone, missing_parts, said_by
 from audit.models.tokenizers import check_tokenizers
 
 _STEMS = dict.fromkeys(("unet", "transformer", "transformer_2", "text_conditioner", "vae"), "diffusion_pytorch_model")
@@ -223,6 +222,7 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
         ) from error
     if location.denoiser_alone:
         _fill(BaseModel(location.name, location.revision, architecture, pipeline), location, as_stored)
+        follow(pipeline, architecture, location.path)
     return _base_of(pipeline, architecture, location)
 
 
@@ -333,10 +333,7 @@ def _locate_file(path: Path, config: str | None) -> BaseLocation:
             f"{path} has no {' and no '.join(missing)}: a base model needs all its parts; give the whole checkpoint or "
             "a diffusers folder"
         )
-    try:
-        said(header.tensors, header.metadata)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    said_by(path)
     with path.open("rb") as file:
         return BaseLocation(path.name, hashlib.file_digest(file, "sha256").hexdigest(), path, folder)
 
@@ -371,9 +368,7 @@ def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:
             dtype=_stored_dtype([location.path]) if as_stored else torch.float32,
             **architecture.left_out,
         )
-        header = read_header(location.path)
-        if not architecture.flow:
-            pipeline.scheduler = followed(pipeline.scheduler, said(header.tensors, header.metadata))
+        follow(pipeline, architecture, location.path)
     except Exception as error:  # whatever the libraries meet in the file
         raise CheckpointError(
             f"{location.path} does not load with the configuration in {location.config}: {str(error)[:300]}; "
@@ -387,7 +382,14 @@ def _base_of(pipeline: Any, architecture: ModelFamily, location: BaseLocation) -
         network = getattr(pipeline, part)
         if network is not None:
             channels_last(network.requires_grad_(False)).eval()
-    architecture.check(pipeline, location.name)
-    architecture.settle(pipeline)
+    try:
+        architecture.check(pipeline, location.name)
+        architecture.settle(pipeline)
+    except CheckpointError:
+        raise
+    except Exception as error:  # of a configuration that is not as its class writes it
+        raise CheckpointError(
+            f"{location.path} is not configured as a {architecture.pipeline}: {str(error)[:300]}"
+        ) from error
     _say_scale(pipeline)
     return BaseModel(location.name, location.revision, architecture, pipeline)

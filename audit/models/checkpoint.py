@@ -23,6 +23,7 @@ class Checkpoint:
     """A checkpoint that has passed the header checks. ``files`` maps a part ("adapter", "unet", "all",
     "text_encoder") to its file and header; the further files of a part in several are "unet/2" and so on. Of two files
     for a base's two experts the parts are called as the experts are; one file is for ``expert``, once that is known.
+    ``claimed_bases`` (text, field): what others than its headers say that it was trained on.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class Checkpoint:
     files: dict[str, tuple[Path, Header]]
     label: str | None = None
     expert: Expert | None = None
+    claimed_bases: tuple[tuple[str, str], ...] = ()
 
     @property
     def own_experts(self) -> tuple[Expert, ...] | None:

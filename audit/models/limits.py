@@ -14,6 +14,7 @@ MOST = 10_000_000  # of a number that nothing else is known of
 # By parts of a name, the first that fits. The largest of published models: 70 layers, widths of 21504, 1000 steps.
 LIMITS = (
     ("timesteps", 100_000), ("vocab_size", 1_000_000), ("layers", 1000), ("blocks", 1000), ("heads", 1000),
+    ("experts", 1000), ("pre_seq_len", 1000), ("seq_len", 1_000_000), ("sequence_length", 65_536),
     ("head_dim", 65_536), ("channels", 65_536), ("size", 65_536), ("_dim", 65_536), ("width", 65_536), ("d_ff", 65_536),
     ("d_model", 65_536), ("d_kv", 65_536),
 )  # fmt: skip

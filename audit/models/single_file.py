@@ -11,7 +11,9 @@ from audit.models.families.base import ModelFamily
 from audit.models.families.identify import family_of_shapes
 from audit.models.families.registry import FAMILIES
 from audit.models.formats.detect import detect
+from audit.models.formats.prediction import Prediction, followed, said
 from audit.models.index import class_of, is_absent, read_index
+from audit.models.safetensors_header import read_header
 
 if TYPE_CHECKING:
     from audit.models.safetensors_header import TensorInfo
@@ -53,6 +55,22 @@ def check_alone(path: Path, tensors: Mapping[str, TensorInfo], architecture: Mod
         )
     if not (folder / architecture.denoiser / "config.json").is_file():
         raise CheckpointError(f"{folder} has no {architecture.denoiser}/config.json, which {path} is read by")
+    said_by(path)
+
+
+def said_by(path: Path) -> Prediction:
+    """What the file of a base model says that it predicts. Raises CheckpointError for what is not sampled here."""
+    header = read_header(path)
+    try:
+        return said(header.tensors, header.metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def follow(pipeline: Any, architecture: ModelFamily, path: Path) -> None:
+    """Let ``pipeline`` predict what its file ``path`` says, whatever the configuration beside it does."""
+    if not architecture.flow:
+        pipeline.scheduler = followed(pipeline.scheduler, said_by(path))
 
 
 def empty_denoiser(architecture: ModelFamily, folder: Path) -> Any:

@@ -182,7 +182,8 @@ def _unaudited(checkpoint: Checkpoint, shapes: str | None, claimed: str | None) 
 
 def _alike(checkpoint: Checkpoint, shapes: str | None, claimed: str | None, given: str) -> list[str]:
     """Of families that have each other's shapes: that another than the given one is claimed, or may be meant."""
-    known = [one.known.family for one in claims_of(checkpoint.metadata) if one.known is not None]
+    claims = claims_of(checkpoint.metadata, checkpoint.claimed_bases)
+    known = [one.known.family for one in claims if one.known is not None]
     named = [one for one in (*known, claimed) if one is not None]
     if shapes in (None, given) and named and named[0] != given and (shapes is None or agree(shapes, named[0])):
         return [
@@ -190,7 +191,7 @@ def _alike(checkpoint: Checkpoint, shapes: str | None, claimed: str | None, give
         ]
     if shapes and shapes != given and agree(shapes, given) and given not in named:
         return [
-            f"its shapes are those of family {shapes}, which {given} has too, and nothing in its metadata says "
+            f"its shapes are those of family {shapes}, which {given} has too, and nothing that is claimed says "
             f"{given}: if it was trained on a model of {shapes}, finding nothing says little"
         ]
     return []

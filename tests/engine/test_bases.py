@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -44,15 +45,20 @@ def jobs(
     workspace: Workspace, claims: dict[str, list[list[str]]], family: str, skipped: Skipped | None = None, **bases: str
 ) -> list[Job]:
     """The job of one item with these claims, where ``bases`` are configured."""
+    row_of(workspace, claims, family)
+    config = load_config(None, {}, {"workspace": str(workspace.root), "descriptor": "nano"})
+    config.bases.update(bases)
+    return list(Due(workspace, config, skipped or Skipped({})))
+
+
+def row_of(workspace: Workspace, claims: dict[str, list[list[str]]], family: str) -> None:
+    """An item with these claims in the catalog."""
     row = {
         "item_id": "folder:a:x", "source": "folder", "identity": "1" * 64, "checkpoint_sha256": "2" * 64,
         "tensors_sha256": "3" * 64, "format": "lora-kohya", "state": "stored", "name": "x", "bytes": 1,
         "base_model": None, "family": family, "claims": json.dumps(claims), "seen_at": NOW, "first_seen_at": NOW,
     }  # fmt: skip
     workspace.append("checkpoints", [row])
-    config = load_config(None, {}, {"workspace": str(workspace.root), "descriptor": "nano"})
-    config.bases.update(bases)
-    return list(Due(workspace, config, skipped or Skipped({})))
 
 
 @pytest.mark.parametrize(
@@ -93,6 +99,38 @@ def test_the_file_that_a_hash_names_is_found_by_its_content(workspace: Workspace
     (job,) = jobs(workspace, claims, "sdxl", **{"my own": str(mine)})
     assert job.base.source == str(mine)
     assert not any("it claims" in one for one in job.warnings)
+
+
+def test_the_file_of_a_denoiser_is_found_by_its_hash(workspace: Workspace, tmp_path: Path) -> None:
+    file = tmp_path / "mine.safetensors"
+    shutil.copy(BASE / UNET, file)
+    own = hashlib.sha256(file.read_bytes()).hexdigest()
+    claims = {"base_hash": [[own, "ss_new_sd_model_hash"]]}
+    row_of(workspace, claims, "sdxl")
+    config = load_config(None, {}, {"workspace": str(workspace.root), "descriptor": "nano"})
+    config.bases.update({"sdxl": str(BASE), "my own": str(file)})
+    config.base_configs["my own"] = str(BASE)
+    [job] = Due(workspace, config, Skipped({}))
+    assert job.base.source == str(file)
+    assert job.checkpoint.claimed_bases == ((own, "ss_new_sd_model_hash"),)
+    assert Job.from_dict(job.as_dict()) == job
+
+
+def test_a_base_that_is_not_at_hand_costs_the_items_that_may_be_its_own(dreambooth: Workspace, tmp_path: Path) -> None:
+    found, skipped = due(dreambooth, gone=str(tmp_path / "gone"), sd1=str(BASE))
+    assert found == []
+    [said] = skipped
+    assert "cannot be told now: the base gone is not at hand" in said
+
+
+def test_a_worker_knows_what_the_catalog_claims(dreambooth: Workspace) -> None:
+    [row] = dreambooth.newest(
+        "checkpoints", "item_id", [dreambooth.rows("SELECT * FROM checkpoints")[0]["item_id"]]
+    ).values()
+    claims = json.dumps({"base_model": [["SD 1.5", "baseModel"]]})
+    dreambooth.append("checkpoints", [row | {"claims": claims, "seen_at": row["seen_at"] + timedelta(seconds=1)}])
+    [job], _ = due(dreambooth, sd1=str(BASE))
+    assert Bench().checkpoint(job, dreambooth).claimed_bases == (("SD 1.5", "baseModel"),)
 
 
 def test_an_adapter_that_claims_nothing_goes_to_the_only_base_of_its_family(workspace: Workspace) -> None:

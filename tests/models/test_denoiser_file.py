@@ -77,6 +77,21 @@ def test_a_file_of_the_denoiser_and_a_folder_of_the_rest(
     assert not torch.allclose(*answers)
 
 
+def test_it_predicts_what_its_file_says(folder: Path, tmp_path: Path) -> None:
+    """Whatever the folder's scheduler does, as a whole file's base; what is not sampled is refused."""
+    state = {name: value.contiguous() for name, value in nano.make("sd1", folder).denoiser.state_dict().items()}
+    file = tmp_path / "a.safetensors"
+    for mark, metadata in (({"v_pred": torch.zeros(0)}, {}), ({}, {"modelspec.prediction_type": "v"})):
+        save_file(state | mark, file, metadata)
+        config = load_base(locate_base(str(file), str(folder / "sd1"))).pipeline.scheduler.config
+        assert config.prediction_type == "v_prediction"
+    save_file(state, file)
+    assert load_base(locate_base(str(file), str(folder / "sd1"))).pipeline.scheduler.config.prediction_type == "epsilon"
+    save_file(state | {"edm_mean": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match="made for EDM's noise, which is not sampled"):
+        locate_base(str(file), str(folder / "sd1"))
+
+
 def test_its_precision_is_kept_where_a_gpu_computes(wan: BaseModel, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "wan.safetensors"
     save_file({name: value.to(torch.bfloat16) for name, value in original_state(wan).items()}, file)

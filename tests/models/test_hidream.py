@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from audit.config import Compile
 from audit.errors import CheckpointError, ConfigError
-from audit.models.base import BaseModel, locate_base
+from audit.models.base import BaseModel, load_base, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.hidream import patches_of
 from audit.models.families.registry import FAMILIES
@@ -58,6 +58,35 @@ def test_a_base_without_llama_is_refused_with_what_mends_it(folder: Path, tmp_pa
     assert "save_pretrained()" in said
     with pytest.raises(CheckpointError, match="has no tokenizer_4: HiDream-I1 is published without Llama"):
         locate_base(str(without(folder / "hidream", tmp_path / "n", listed, ("tokenizer_4",))))
+
+
+@pytest.mark.parametrize("entry", [5, {}, [], "LlamaForCausalLM", None])
+@pytest.mark.usefixtures("base")
+def test_an_index_that_says_something_else_of_llama_is_refused(folder: Path, tmp_path: Path, entry: Any) -> None:
+    copied = without(folder / "hidream", tmp_path / "m", listed=True, parts=())
+    index = json.loads((copied / "model_index.json").read_text())
+    (copied / "model_index.json").write_text(json.dumps(index | {"text_encoder_4": entry}))
+    with pytest.raises(CheckpointError, match="HiDream"):
+        load_base(locate_base(str(copied)))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"llama_layers": []}, "its transformer reads 0 layers, up to number -1"),
+        ({"num_routed_experts": 200_000}, "num_routed_experts is 200000, at most 1000 is read"),
+        ({"llama_layers": [[0], [1], [2], [2]]}, "is not configured as a HiDreamImagePipeline"),
+    ],
+)
+@pytest.mark.usefixtures("base")
+def test_a_configuration_of_no_real_model_is_refused_in_words(
+    folder: Path, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    copied = without(folder / "hidream", tmp_path / "m", listed=True, parts=())
+    file = copied / "transformer/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(CheckpointError, match=said):
+        load_base(locate_base(str(copied)))
 
 
 @pytest.mark.parametrize(

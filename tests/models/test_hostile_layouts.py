@@ -22,7 +22,7 @@ from tests.models import nano
 from tests.models.test_hostile import KINDS, SHAPES, load
 from tests.models.test_single_files import krea2_state, originals
 
-FAMILIES = ("flux2", "klein", "z-image", "qwen", "ernie", "krea2", "wan", "anima")
+FAMILIES = ("flux2", "klein", "z-image", "qwen", "ernie", "krea2", "wan", "anima", "hidream", "kolors")
 State = dict[str, torch.Tensor]
 
 
@@ -51,7 +51,7 @@ def original_state(base: BaseModel) -> State:
         own = base.part("text_conditioner").state_dict()
         state |= {f"llm_adapter.{name}": value.clone() for name, value in own.items()}
         state = {f"net.{name}": value for name, value in state.items()}
-    return {name: value + 0.01 for name, value in state.items()}
+    return {name: (value + 0.01).contiguous() for name, value in state.items()}
 
 
 def layers(base: BaseModel) -> list[tuple[str, Target, tuple[int, ...]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +127,14 @@ def attention(path: Path, width: int, **metadata: str) -> Path:
 @pytest.mark.parametrize(
     ("family", "metadata", "said"),
     [
-        ("kolors", {}, "its shapes are those of family sdxl, which kolors has too, and nothing in its metadata says"),
+        ("kolors", {}, "its shapes are those of family sdxl, which kolors has too, and nothing that is claimed says"),
         ("kolors", {"modelspec.architecture": "kolors/lora"}, None),
         ("kolors", {"ss_sd_model_name": "Kolors-diffusers", "ss_base_model_version": "sdxl_base_v1-0"}, None),
-        ("kolors", {"ss_sd_model_name": "sd_xl_base_1.0.safetensors"}, "which kolors has too, and nothing in its"),
+        (
+            "kolors",
+            {"ss_sd_model_name": "sd_xl_base_1.0.safetensors"},
+            "which kolors has too, and nothing that is claimed",
+        ),
         ("sdxl", {}, None),
         (
             "sdxl",
@@ -152,6 +157,15 @@ def test_of_the_same_shapes_what_is_claimed_is_said(
     warnings = [one for one in family_warnings(file, nano.make(family, folder)) if "shapes" in one]
     assert [said in one for one in warnings if said] == ([True] if said else [])
     assert len(warnings) == bool(said)
+
+
+def test_what_a_catalog_claims_counts_as_what_metadata_does(folder: Path, tmp_path: Path) -> None:
+    """As Civitai's baseModel, of an adapter that says nothing itself."""
+    silent = open_checkpoint(attention(tmp_path / "a.safetensors", 2048))
+    file = replace(silent, claimed_bases=(("Kolors", "baseModel"),))
+    assert family_warnings(file, nano.make("kolors", folder)) == []
+    [said] = family_warnings(file, nano.make("sdxl", folder))
+    assert "it claims to be of family kolors, the base is of family sdxl" in said
 
 
 def test_an_adapter_of_chatglm_changes_what_captions_are(base: BaseModel, tmp_path: Path) -> None:

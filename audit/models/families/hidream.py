@@ -16,6 +16,7 @@ from audit.errors import CheckpointError
 from audit.models.families.base import Condition, ModelFamily, TextShape
 from audit.models.families.flux import positions
 from audit.models.families.identify import Family
+from audit.models.index import is_absent
 
 if TYPE_CHECKING:
     import torch
@@ -66,7 +67,7 @@ class HiDream(ModelFamily):
 
     def check_folder(self, folder: Path, index: Mapping[str, Any]) -> None:
         """Refuse a folder without Llama, which the published repositories have not: its licence keeps it apart."""
-        missing = [part for part in _LLAMA if not index.get(part) or not index[part][0] or not (folder / part).is_dir()]
+        missing = [part for part in _LLAMA if is_absent(index, part) or not (folder / part).is_dir()]
         if missing:
             raise CheckpointError(
                 f"{folder} has no {' and no '.join(missing)}: HiDream-I1 is published without Llama 3.1 8B Instruct. "
@@ -90,10 +91,11 @@ class HiDream(ModelFamily):
         t5, llama = pipeline.text_encoder_3.config, pipeline.text_encoder_4.config
         layers = list(config.llama_layers)
         blocks = config.num_layers + config.num_single_layers
-        fits = len(layers) == blocks and min(layers) >= 0 and max(layers) < llama.num_hidden_layers
+        last = max(layers, default=-1)
+        fits = len(layers) == blocks and min(layers, default=-1) >= 0 and last < llama.num_hidden_layers
         if not fits or list(config.caption_channels) != [t5.d_model, llama.hidden_size]:
             raise CheckpointError(
-                f"{name}: its transformer reads {len(layers)} layers, up to number {max(layers)}, of text states of "
+                f"{name}: its transformer reads {len(layers)} layers, up to number {last}, of text states of "
                 f"the widths {list(config.caption_channels)}; T5 has {t5.d_model}, Llama {llama.hidden_size} in "
                 f"{llama.num_hidden_layers} layers: give HiDream-I1 with the encoders that it was trained with"
             )
