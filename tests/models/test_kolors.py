@@ -95,6 +95,14 @@ def test_variants_are_refused_in_words(base: BaseModel, values: dict[str, Any], 
         FAMILY.check(configured(base.pipeline, "unet", **values), "Kolors")
 
 
+def test_a_text_encoder_with_a_prefix_is_refused(copy: Path) -> None:
+    """Whose weights a folder may lack: then they are random."""
+    file = copy / "text_encoder/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pre_seq_len": 4}))
+    with pytest.raises(CheckpointError, match=r"its text encoder has a prefix \(pre_seq_len\)"):
+        load_base(locate_base(str(copy)))
+
+
 def test_captions_are_padded_on_the_left_to_256_tokens(base: BaseModel) -> None:
     found = FAMILY.encode(base.pipeline, ["a photo of sks dog", "red", ""], torch.device("cpu"))
     assert found.states.shape == (3, 256, 16)
