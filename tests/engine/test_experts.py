@@ -88,10 +88,10 @@ def test_scans_of_each_expert_alone_and_of_both(
         page = " ".join(Path(result.page).read_text().split())
         assert ("is changed, and the" in page) == (len(experts) == 1)
     assert "taken for a low-noise file, which its name says" in " ".join(low.facts.row["warnings"])
-    again = scanned(folder, workspace, bench, "cat.safetensors", None, HIGH)  # the same tensors under another name
-    assert (again.audit_id, again.was_known) == (high.audit_id, True)
+    again = resolve(request_of(folder, "cat.safetensors", expert=HIGH), "nano", bench)  # the same under another name
+    assert again.id == high.audit_id
     with pytest.raises(CheckpointError, match="told neither by its name"):
-        scanned(folder, workspace, bench, "cat.safetensors")
+        resolve(request_of(folder, "cat.safetensors"), "nano", bench)
 
 
 def test_a_scan_of_a_few_frames(folder: Path, tmp_path: Path, bench: Bench) -> None:
