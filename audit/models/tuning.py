@@ -97,7 +97,8 @@ def _tune(
         if expert is not experts[0][0]:
             _leave_shared(found, whole, checkpoint)
         _join(whole, found)
-    changed = {one for one, part in zip(PAIR, base.architecture.denoisers, strict=False) if part in whole.networks}
+    moved = {change.part for change in whole.changes if change.norm > 0}
+    changed = {one for one, part in zip(PAIR, base.architecture.denoisers, strict=False) if part in moved}
     if base.architecture.boundary(base.pipeline) is not None:
         whole.warnings += is_changed_alone(changed, base.name)
     return whole

@@ -20,6 +20,7 @@ from audit.evidence import effort
 from audit.evidence.levels import expert_at, timesteps_of
 from audit.evidence.membership import level_of
 from audit.job import Job, Request, resolve
+from audit.models.checkpoint import open_checkpoint
 from audit.references.losses import Side
 from audit.workspace import Workspace
 from crawlers.catalog import Catalog
@@ -159,6 +160,12 @@ def test_a_version_with_both_files_is_two_items_and_what_is_not_told_is_left_out
     }  # fmt: skip
     [(reason, count)] = skipped.items()
     assert ("which of the base's two experts" in reason, count) == (True, 1)
+    items = {name: Path(job.item_id) for name, job in jobs.items()}
+    high, low = (items[f"cat_{name}_noise.safetensors"] for name in ("high", "low"))
+    both, _ = api.from_catalog(Request(high, "wan", low_noise=low), workspace)
+    assert open_checkpoint(Path(both.checkpoint), both.low_noise).own_experts == (HIGH, LOW)
+    with pytest.raises(CheckpointError, match="given as the low-noise file, and its name says high-noise"):
+        api.from_catalog(Request(low, "wan", low_noise=high), workspace)
     jobs, skipped = due(**{"settings.expert": "both"})  # for what no name tells
     assert {name: job.settings.expert for name, job in jobs.items()} == {
         "cat_high_noise.safetensors": HIGH, "cat_low_noise.safetensors": LOW, "dog.safetensors": Expert.both,

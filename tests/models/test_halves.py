@@ -9,17 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from audit.cli import app
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from audit.bench import Bench
 from audit.choices import Expert
 from audit.config import CaptionSettings, Settings
 from audit.errors import CheckpointError
+from audit.evidence.levels import timesteps_of
 from audit.job import Request, resolve
 from audit.models.base import BaseModel
 from audit.models.checkpoint import Checkpoint, open_checkpoint
 from audit.models.choose import distance, nearest
-from audit.models.experts import told_by_name
+from audit.models.experts import experts_of, told_by_name
 from audit.models.formats.adapter import Tuned
 from audit.models.formats.scaling import CONFIG_NAME, KEY
 from audit.models.inspect import inspect
@@ -28,6 +31,8 @@ from audit.models.tuning import tune
 from audit.recovery.contrast import heeded
 from audit.recovery.kept import recovery_id
 from audit.recovery.settle import settlement_id
+from audit.references.losses import _asked
+from audit.workspace import Workspace
 from tests.models import nano
 from tests.models.test_experts import BOTH, HIGH, LOW, PARTS, write_lora
 
@@ -154,6 +159,37 @@ def test_full_weights_of_an_expert_are_near_to_it_and_as_far_as_from_a_base_of_o
     single.register_to_config(boundary_ratio=None)
     single.transformer_2 = None
     assert distance(replace(base, pipeline=single), tuned[HIGH]) == pytest.approx(alone[HIGH], rel=1e-6)
+
+
+def test_an_expert_that_a_whole_folder_leaves_alone_is_not_asked(base: BaseModel, tmp_path: Path) -> None:
+    """Trainers save both where one was trained: levels of the other would weigh in every score."""
+    for part in PARTS.values():
+        state = dict(base.part(part).state_dict())
+        if part == "transformer":
+            state["proj_out.weight"] = state["proj_out.weight"] * 1.5
+        (tmp_path / part).mkdir()
+        save_file(state, tmp_path / part / "diffusion_pytorch_model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert experts_of(checkpoint) == (HIGH, LOW)
+    pair = ModelPair(base, checkpoint, resolution=32)
+    assert pair.experts == (HIGH,)
+    assert _asked(pair, timesteps_of(0.875, [HIGH, LOW])) == timesteps_of(0.875, [HIGH])
+    with pytest.raises(CheckpointError, match="high-noise of the base is changed, and membership would ask low-noise"):
+        _asked(pair, timesteps_of(0.875, [LOW]))
+    # as one file whose second half is zero
+    state = factors(f"transformer.{LAYER}", 1) | factors(f"transformer_2.{LAYER}", 2)
+    save_file({name: value * (0 if "_2" in name else 1) for name, value in state.items()}, tmp_path / "one.safetensors")
+    for found in (pair.warnings, tune(base, open_checkpoint(tmp_path / "one.safetensors")).warnings):
+        assert any("the high-noise expert of wan22 is changed, and the low-noise one is the base's" in w for w in found)
+
+
+def test_two_files_have_no_sketch_of_their_sum(tmp_path: Path) -> None:
+    for number, name in enumerate(("high", "low")):
+        write_lora(tmp_path / "pair" / f"cat_{name}_noise.safetensors", number)
+    Workspace(tmp_path / "w")
+    done = CliRunner().invoke(app, ["similar", str(tmp_path / "pair"), "--workspace", str(tmp_path / "w")])
+    assert isinstance(done.exception, CheckpointError)
+    assert "is two files, which a crawl keeps as two" in str(done.exception)
 
 
 def test_captions_are_asked_of_the_expert_that_is_changed(base: BaseModel, tmp_path: Path) -> None:
