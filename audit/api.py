@@ -32,6 +32,7 @@ from audit.engine.state import RunState
 from audit.engine.work import Place
 from audit.errors import ConfigError
 from audit.job import Job, Request, resolve
+from audit.models.experts import check_given_as
 from audit.models.inspect import Inspection
 from audit.progress import Tell, quiet
 from audit.recovery.ask import with_captions
@@ -274,9 +275,14 @@ def from_catalog(request: Request, workspace: Workspace) -> tuple[Request, Path 
     """
     from crawlers.catalog import Catalog, OptOuts
 
-    entry = Catalog(workspace, OptOuts.read(workspace, None)).entry(str(request.checkpoint))
+    catalog, second = Catalog(workspace, OptOuts.read(workspace, None)), request.low_noise
+    entry = catalog.entry(str(request.checkpoint))
+    if second is not None and is_item(second):
+        other = catalog.entry(str(second))
+        check_given_as(Expert.low_noise, second, other.name or "", {})
+        second = other.path
     known = replace(
-        request, checkpoint=entry.path, name=entry.name, known_captions=entry.captions,
+        request, checkpoint=entry.path, low_noise=second, name=entry.name, known_captions=entry.captions,
         known_n0=entry.n0, known_warnings=entry.warnings, known_bases=entry.bases,
     )  # fmt: skip
     return known, entry.ground_truth

@@ -17,7 +17,7 @@ from audit.config import CaptionSettings, Evidence, Expert, Settings
 from audit.descriptors.facts import DescriptorFacts
 from audit.errors import ConfigError
 from audit.models.bases import claims_of, mismatches
-from audit.models.experts import assigned, experts_of
+from audit.models.experts import assigned, check_given_as, experts_of
 from audit.models.trained import Training, training_of
 
 if TYPE_CHECKING:
@@ -195,6 +195,8 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
     """
     checkpoint = bench.open(Path(request.checkpoint), request.low_noise)
     location = bench.locate(request.base, request.base_config)
+    if request.name and Expert.high_noise in checkpoint.files:  # the stored file of an item has no name of its own
+        check_given_as(Expert.high_noise, request.name, request.name, {})
     expert, expert_warnings = assigned(checkpoint, location.boundary, request.settings.expert, request.name)
     checkpoint = replace(checkpoint, expert=expert)
     bench.keep(str(checkpoint.path), checkpoint)

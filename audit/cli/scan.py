@@ -200,8 +200,8 @@ def scan(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The second file of an adapter of Wan 2.2 T2V-A14B, for its low-noise expert; FILE is the high-noise "
-            "one. A folder that holds both, so named, is the same.",
+            help="The second file of an adapter of Wan 2.2 T2V-A14B, for its low-noise expert (an item, where FILE is "
+            "one); FILE is the high-noise one. A folder that holds both, so named, is the same.",
         ),
     ] = None,
     training_images: Annotated[

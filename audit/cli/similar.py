@@ -34,6 +34,7 @@ def similar(
     from audit.api import is_item
     from audit.errors import CheckpointError
     from audit.models.checkpoint import open_checkpoint
+    from audit.models.experts import PAIR
     from audit.models.sketch import NEAR
     from audit.similar import attempt, make_up, nearest
     from audit.workspace import Workspace
@@ -43,6 +44,8 @@ def similar(
     make_up(workspace)
     path = Catalog(workspace).entry(what).path if is_item(Path(what)) else Path(what)
     checkpoint = open_checkpoint(path)
+    if {*PAIR} <= {*checkpoint.files}:
+        raise CheckpointError(f"{what} is two files, which a crawl keeps as two: ask for one of them")
     files = list(checkpoint.files.values()) if checkpoint.format.is_adapter else []
     sketch = attempt(files, what).sketch
     if sketch is None:

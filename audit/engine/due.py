@@ -200,8 +200,8 @@ class Due:
             warnings += said
             if expert is None:
                 self.skipped.add(
-                    "which of the base's two experts it is for is not told by its name: scan it with --expert, or with "
-                    "the other file as --low-noise"
+                    "which of the base's two experts it is for is not told by its name: scan it, with --expert or the "
+                    "other file as --low-noise where it does not mark them itself"
                 )
                 return None
         source = base.source if base_name in [*Family] else base_name

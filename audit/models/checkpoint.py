@@ -10,7 +10,7 @@ from pathlib import Path
 
 from audit.choices import Expert
 from audit.errors import CheckpointError
-from audit.models.experts import PAIR, named_in, told_by_name
+from audit.models.experts import PAIR, check_given_as, named_in, told_by_name
 from audit.models.formats.detect import Format, detect_format
 from audit.models.formats.headers import read_any_header
 from audit.models.formats.prediction import Prediction, said, said_by_scheduler
@@ -161,10 +161,8 @@ def _pair(high_noise: Path, low_noise: Path) -> Checkpoint:
     for expert, path in zip(PAIR, (high_noise, low_noise), strict=True):
         if path.is_dir():
             raise CheckpointError(f"{path} is a folder: give the {expert} file, or a folder that holds both files")
-        said = told_by_name(path.name)
-        if said not in (None, expert):
-            raise CheckpointError(f"{path} is given as the {expert} file, and its name says {said}: change places")
-        opened[expert] = open_checkpoint(path)
+        opened[expert] = one = open_checkpoint(path)
+        check_given_as(expert, path, path.name, one.metadata)
         if named_in(name for _, header in opened[expert].files.values() for name in header.tensors):
             raise CheckpointError(f"{path} holds both experts' tensors: audit it alone")
     high, low = opened.values()

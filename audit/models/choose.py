@@ -8,13 +8,16 @@ nothing is chosen where only they could say: an audit on another base finds less
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from audit.choices import Expert
 from audit.errors import CheckpointError, ConfigError
 from audit.models.base import BaseLocation, BaseModel, load_base, locate_base
 from audit.models.bases import claims_of, identified, known_bases, named_in, of_name, same, wanted
 from audit.models.checkpoint import Checkpoint
+from audit.models.experts import PAIR, experts_of
 from audit.models.families.identify import Family
+from audit.models.formats.adapter import norm_of
 from audit.models.published import ALIASES
 from audit.models.tuning import families_of, tune
 
@@ -116,9 +119,26 @@ def _nearest(
 def distance(base: BaseModel, checkpoint: Checkpoint) -> float:
     """How far full weights are from ``base``: the norm of their change by that of the base's weights.
 
-    Raises CheckpointError where they do not fit it.
+    Of a base with two experts, weights of one are compared with that one, or the nearer where nothing says which: they
+    are as far as from a base of that one network. Raises CheckpointError where they do not fit it.
     """
-    return float(sum(one.norm**2 for one in tune(base, checkpoint).changes) ** 0.5 / base.weight_norm)
+    if base.architecture.boundary(base.pipeline) is None:
+        return _change(base, checkpoint) / base.weight_norm
+    own = experts_of(checkpoint)
+    if own or checkpoint.own_experts is not None:
+        return _change(base, checkpoint) / _norm_of(base, own or PAIR)
+    return min(_change(base, replace(checkpoint, expert=one)) / _norm_of(base, [one]) for one in PAIR)
+
+
+def _change(base: BaseModel, checkpoint: Checkpoint) -> float:
+    return float(sum(one.norm**2 for one in tune(base, checkpoint).changes) ** 0.5)
+
+
+def _norm_of(base: BaseModel, experts: Sequence[Expert]) -> float:
+    """The norm of the base's weights without those of the experts that are not named."""
+    parts = zip(PAIR, base.architecture.denoisers, strict=True)
+    others = [base.part(part) for one, part in parts if one not in experts]
+    return float((base.weight_norm**2 - sum(norm_of(one) ** 2 for part in others for one in part.parameters())) ** 0.5)
 
 
 def nearest(distances: Mapping[str, float]) -> tuple[str | None, str]:

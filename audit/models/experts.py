@@ -25,6 +25,9 @@ _CALLED = {  # in the words of a name, in lower case with blanks between
     Expert.high_noise: re.compile(r"\bhigh ?noise\b|\bhn\b|\bhigh(?: (?:v|e|step|epoch)?\d+)*$"),
     Expert.low_noise: re.compile(r"\blow ?noise\b|\bln\b|\blow(?: (?:v|e|step|epoch)?\d+)*$"),
 }
+_OF_BOTH = re.compile(
+    r"\b(?:high ?(?:noise )?(?:and |n |or |plus )?low|low ?(?:noise )?(?:and |n |or |plus )?high) ?(?:noise)?\b"
+)
 _CLAIMED = ("ss_output_name", "modelspec.title", "name")
 _ENDING = re.compile(r"\.(?:safetensors|gguf)$", re.IGNORECASE)
 _MARKED = re.compile(r"^transformer_([12])[._]")
@@ -39,7 +42,7 @@ def told_by_name(name: str) -> Expert | None:
     parted = re.sub(r"(?<=[a-z0-9])(?=(?:High|Low)Noise)", " ", _ENDING.sub("", name[-MAX_NAME:]))
     words = re.sub(r"[^a-z0-9]+", " ", parted.lower()).strip()
     found = [expert for expert, pattern in _CALLED.items() if pattern.search(words)]
-    return found[0] if len(found) == 1 else None
+    return found[0] if len(found) == 1 and not _OF_BOTH.search(words) else None
 
 
 def told(name: str, metadata: Mapping[str, str]) -> tuple[Expert | None, str]:
@@ -53,6 +56,14 @@ def told(name: str, metadata: Mapping[str, str]) -> tuple[Expert | None, str]:
         return None, ""
     by = next(iter(found))
     return found[by], by
+
+
+def check_given_as(expert: Expert, where: object, name: str, metadata: Mapping[str, str]) -> None:
+    """Raise CheckpointError where a file's ``name``, or where that says nothing its metadata, is against ``expert``."""
+    said, by = told(name, {})
+    said, by = (said, by) if said is not None else told("", metadata)
+    if said not in (None, expert):
+        raise CheckpointError(f"{where} is given as the {expert} file, and {by} says {said}: change places")
 
 
 def marked(module: str) -> tuple[Expert | None, str]:

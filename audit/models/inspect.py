@@ -21,7 +21,7 @@ from audit.models.formats.adapter import ModuleChange, check_names, lora_norm
 from audit.models.formats.algorithms import low_rank_change
 from audit.models.formats.headers import is_gguf
 from audit.models.formats.names import Algorithm, Group, rank_of, read_names
-from audit.models.formats.scaling import Scaling, read_scaling
+from audit.models.formats.scaling import Scaling, read_scaling, scaling_of
 from audit.models.formats.tensors import Tensors
 from audit.models.formats.weights import weights_of
 from audit.models.safetensors_header import Header
@@ -125,7 +125,7 @@ def _check(checkpoint: Checkpoint, adapter: str | None) -> None:
         for _, some in _apart(checkpoint):
             with Tensors([(path, header) for path, header in some if not is_gguf(path)]) as opened:
                 if checkpoint.format.is_adapter:
-                    check_names(read_names(opened.info, adapter), checkpoint.metadata, opened.info)
+                    check_names(read_names(opened.info, adapter), _metadata(checkpoint, some), opened.info)
                 else:
                     opened.check_quantisation()
                 opened.check_finite(None if checkpoint.format.is_adapter else weights_of(opened))
@@ -139,6 +139,11 @@ def _apart(checkpoint: Checkpoint) -> list[tuple[str, list[tuple[Path, Header]]]
     if {*PAIR} <= {*files}:
         return [(f"{expert} ", [files[expert]]) for expert in PAIR]
     return [("", list(files.values()))]
+
+
+def _metadata(checkpoint: Checkpoint, files: list[tuple[Path, Header]]) -> dict[str, str]:
+    """What the headers of files that are ``_apart`` from others say: of two for a base's experts each its own."""
+    return checkpoint.metadata if len(files) == len(checkpoint.files) else files[0][1].metadata
 
 
 def _describe(found: Inspection, checkpoint: Checkpoint, adapter: str | None) -> None:
@@ -167,7 +172,7 @@ def _describe(found: Inspection, checkpoint: Checkpoint, adapter: str | None) ->
                 shape = tensors[one.tensor].shape
                 vectors = shape[0] if len(shape) > 1 else 1
                 found.tokens.setdefault(one.token or checkpoint.path.stem, {})[one.part] = vectors
-            _measure(found, names.groups, opened, read_scaling(checkpoint.metadata), whose)
+            _measure(found, names.groups, opened, read_scaling(_metadata(checkpoint, files)), whose)
     found.algorithms = {str(name): n for name, n in Counter(group.algorithm for group in groups).most_common()}
     found.decomposed = any({"dora_scale", "magnitude"} & set(group.tensors) for group in groups)
     found.targets = dict(Counter(_kind(group) for group in groups).most_common())
@@ -180,7 +185,7 @@ def _measure(
     alphas: Counter[float] = Counter()
     sums: dict[tuple[str, str], list[float]] = {}
     for group in groups:
-        scaling = scalings.get(group.part, Scaling())
+        scaling = scaling_of(scalings, group.part, group.module)
         try:
             rank = rank_of(group.algorithm, {role: tensors.info[name].shape for role, name in group.tensors.items()})
             alpha = _alpha(group, tensors, scaling)

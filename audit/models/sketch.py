@@ -23,7 +23,7 @@ import numpy as np
 from audit.models.families.identify import family_of_shapes
 from audit.models.families.spelling import place_of
 from audit.models.formats.names import read_names
-from audit.models.formats.scaling import Scaling, problems, read_scaling
+from audit.models.formats.scaling import problems, read_scaling, scaling_of
 from audit.models.safetensors_header import Header
 from audit.models.sketch_entries import entry, work
 from audit.models.sketch_reader import Reader
@@ -64,7 +64,7 @@ def sketch_of(files: Iterable[tuple[Path, Header]]) -> Sketch | None:
             if spent <= MOST_WORK:
                 try:
                     with np.errstate(all="ignore"):  # what overflows is refused below
-                        found = entry(group, read, scalings.get(group.part, Scaling()), place)
+                        found = entry(group, read, scaling_of(scalings, group.part, group.module), place)
                 except (IndexError, KeyError, TypeError) as error:
                     raise ValueError(f"{group.module[:120]}: {str(error)[:200]}") from error
             if found is None:

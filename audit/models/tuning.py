@@ -94,11 +94,29 @@ def _tune(
             raise NoEffectError(
                 f"{checkpoint.path}: its {expert} half changes nothing: audit the other file alone, with --expert"
             )
+        if expert is not experts[0][0]:
+            _leave_shared(found, whole, checkpoint)
         _join(whole, found)
-    changed = {one for one, part in zip(PAIR, base.architecture.denoisers, strict=False) if part in whole.networks}
+    moved = {change.part for change in whole.changes if change.norm > 0}
+    changed = {one for one, part in zip(PAIR, base.architecture.denoisers, strict=False) if part in moved}
     if base.architecture.boundary(base.pipeline) is not None:
         whole.warnings += is_changed_alone(changed, base.name)
     return whole
+
+
+def _leave_shared(found: Tuned, whole: Tuned, checkpoint: Checkpoint) -> None:
+    """Leave out of the second half, ``found``, what the first has: of one file for both, all but its denoiser.
+
+    Raises ValueError where two files change the same, such as the text encoder: the second would undo the first.
+    """
+    shared = {*whole.networks} & {*found.networks} | {*whole.embeddings} & {*found.embeddings}
+    if shared and checkpoint.expert is not Expert.both:
+        raise ValueError(f"both files change {', '.join(sorted(shared))[:120]}: which of them holds is not known")
+    found.networks = {part: network for part, network in found.networks.items() if part not in shared}
+    found.embeddings = {token: one for token, one in found.embeddings.items() if token not in shared}
+    found.changes = [change for change in found.changes if change.part not in shared]
+    if checkpoint.expert is Expert.both:
+        found.unused = []
 
 
 def _join(whole: Tuned, more: Tuned) -> None:
@@ -122,6 +140,8 @@ def _experts(base: BaseModel, checkpoint: Checkpoint) -> list[tuple[Expert | Non
         return [(None, list(checkpoint.files))]
     if pair:
         return [(one, [str(part) for part in parts]) for one, parts in pair]
+    if checkpoint.expert is not None and checkpoint.own_experts is not None:
+        raise ValueError("it names an expert itself, or is a folder that does: it is for no other")
     if checkpoint.expert is None:
         if checkpoint.own_experts is None:
             raise ValueError("which of the base's two experts it is for is not said: --expert says it")

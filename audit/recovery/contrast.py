@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
+from audit.choices import Expert
 from audit.evidence.membership import Level, level_of
 from audit.models.families.base import Condition
 from audit.models.pair import ModelPair
@@ -137,11 +138,18 @@ ON_A_WAY = len(WAY) + len(HEARD)  # evaluations
 def heeded(pair: ModelPair, captions: Sequence[str]) -> list[float]:
     """By how much each caption moves the fine-tuned prediction away from that of the empty one, relatively.
 
-    On seeded noise at a middle timestep; N + 1 evaluations.
+    On seeded noise at a middle timestep, of two experts one of an expert that is changed; N + 1 evaluations.
     """
     with torch.inference_mode():
-        empty, *others = _predictions(pair, ["", *captions], 0.5, 0, True)
+        empty, *others = _predictions(pair, ["", *captions], _middle(pair), 0, True)
     return [float(f"{float((one - empty).norm() / empty.norm().clamp(min=1e-12)):.6g}") for one in others]
+
+
+def _middle(pair: ModelPair) -> float:
+    """The middle of the timesteps, as a share of the schedule: of those of the expert that is changed."""
+    if pair.boundary is None:
+        return 0.5
+    return pair.boundary / 2 if Expert.low_noise in pair.experts else (1 + pair.boundary) / 2
 
 
 def spread_of(pair: ModelPair, words: Sequence[str]) -> tuple[float, int]:

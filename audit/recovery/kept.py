@@ -37,7 +37,7 @@ def recovery_id(job: Job, words: Sequence[str], asked: CaptionSettings) -> str:
     said = [
         VERSION, job.checkpoint.identity, job.base.revision, asked.method, effort_of(asked), sorted(words),
         job.settings.seed, job.settings.lora_scale, job.settings.adapter, job.settings.resolution,
-        job.settings.precision,
+        job.settings.precision, *([job.settings.expert] if job.settings.expert else []),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 

@@ -36,7 +36,7 @@ def settlement_id(job: Job, asked: CaptionSettings) -> str:
     said = [
         "settled", VERSION, job.checkpoint.identity, job.base.revision, known, asked.method, effort_of(asked),
         job.settings.seed, job.settings.lora_scale, job.settings.adapter, job.settings.resolution,
-        job.settings.precision,
+        job.settings.precision, *([job.settings.expert] if job.settings.expert else []),
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:32]
 

@@ -98,14 +98,20 @@ def _caption(pair: ModelPair) -> str:
     return "" if pair.effect.weights else " ".join(pair.tokens)
 
 
-def _require_asked(pair: ModelPair, timesteps: Sequence[int]) -> None:
-    """Raise CheckpointError where an expert that is changed is asked at no level: every score would say that of it."""
+def _asked(pair: ModelPair, timesteps: Sequence[int]) -> tuple[int, ...]:
+    """Those of the levels at which an expert acts that is changed: at others every score is 0, and weighs in the mean.
+
+    Raises CheckpointError where an expert that is changed is asked at none: every score would say that of it.
+    """
     boundary = pair.boundary
-    asked = set() if boundary is None else {expert_at(t, boundary) for t in timesteps}
-    if boundary is not None and not asked >= {*pair.experts}:
+    if boundary is None:
+        return tuple(timesteps)
+    asked = {expert_at(t, boundary) for t in timesteps}
+    if not asked >= {*pair.experts}:
         raise CheckpointError(
             f"{', '.join({*pair.experts} - asked)} of the base is changed, and membership would ask {', '.join(asked)}"
         )
+    return tuple(t for t in timesteps if expert_at(t, boundary) in pair.experts)
 
 
 class Both:
@@ -120,9 +126,8 @@ class Both:
         widens: bool, tell: Tell,
     ) -> None:  # fmt: skip
         self.workspace, self.pair, self.question = workspace, pair, question
-        self.widens, self.tell, self.timesteps = widens, tell, question.effort.timesteps
-        self.spool = spool
-        _require_asked(pair, self.timesteps)
+        self.widens, self.tell, self.spool = widens, tell, spool
+        self.timesteps = _asked(pair, question.effort.timesteps)
         batch = batch_size or batch_to_sample(pair, 1)
         self.base, self.tuned = Side(pair, False, batch), Side(pair, True, batch)
         self.model = _model_id(job, pair, question.codec)

@@ -20,6 +20,7 @@ from audit.evidence import effort
 from audit.evidence.levels import expert_at, timesteps_of
 from audit.evidence.membership import level_of
 from audit.job import Job, Request, resolve
+from audit.models.checkpoint import open_checkpoint
 from audit.references.losses import Side
 from audit.workspace import Workspace
 from crawlers.catalog import Catalog
@@ -88,10 +89,10 @@ def test_scans_of_each_expert_alone_and_of_both(
         page = " ".join(Path(result.page).read_text().split())
         assert ("is changed, and the" in page) == (len(experts) == 1)
     assert "taken for a low-noise file, which its name says" in " ".join(low.facts.row["warnings"])
-    again = scanned(folder, workspace, bench, "cat.safetensors", None, HIGH)  # the same tensors under another name
-    assert (again.audit_id, again.was_known) == (high.audit_id, True)
+    again = resolve(request_of(folder, "cat.safetensors", expert=HIGH), "nano", bench)  # the same under another name
+    assert again.id == high.audit_id
     with pytest.raises(CheckpointError, match="told neither by its name"):
-        scanned(folder, workspace, bench, "cat.safetensors")
+        resolve(request_of(folder, "cat.safetensors"), "nano", bench)
 
 
 def test_a_scan_of_a_few_frames(folder: Path, tmp_path: Path, bench: Bench) -> None:
@@ -159,6 +160,12 @@ def test_a_version_with_both_files_is_two_items_and_what_is_not_told_is_left_out
     }  # fmt: skip
     [(reason, count)] = skipped.items()
     assert ("which of the base's two experts" in reason, count) == (True, 1)
+    items = {name: Path(job.item_id) for name, job in jobs.items()}
+    high, low = (items[f"cat_{name}_noise.safetensors"] for name in ("high", "low"))
+    both, _ = api.from_catalog(Request(high, "wan", low_noise=low), workspace)
+    assert open_checkpoint(Path(both.checkpoint), both.low_noise).own_experts == (HIGH, LOW)
+    with pytest.raises(CheckpointError, match="given as the low-noise file, and its name says high-noise"):
+        api.from_catalog(Request(low, "wan", low_noise=high), workspace)
     jobs, skipped = due(**{"settings.expert": "both"})  # for what no name tells
     assert {name: job.settings.expert for name, job in jobs.items()} == {
         "cat_high_noise.safetensors": HIGH, "cat_low_noise.safetensors": LOW, "dog.safetensors": Expert.both,

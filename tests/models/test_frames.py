@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from audit.models.batches import CPU_BATCH, batch_to_sample
 from audit.models.checkpoint import open_checkpoint
 from audit.models.cost import cost_of_pair
 from audit.models.pair import ModelPair
+from audit.models.published import PUBLISHED
 from audit.models.sizing import size
 from audit.sampling.guidance import ClassifierFree, Direct
 from audit.sampling.sampler import Sampler, make_schedule
@@ -75,7 +77,7 @@ def test_pictures_of_references_stay_of_one_frame(folder: Path) -> None:
     assert pair.reconstruct(pictures).shape == pictures.shape
 
 
-def test_numbers_that_no_latents_stand_for_are_refused(folder: Path) -> None:
+def test_numbers_that_no_latents_stand_for_are_refused(folder: Path, short: str) -> None:
     with pytest.raises(CheckpointError, match="--frames 4: of this base it is 1, 3, 5"):
         pair_of(nano.make("wan", folder), folder / "wan" / "changed", 4)
     with pytest.raises(CheckpointError, match="--frames 5: flux draws pictures"):
@@ -83,17 +85,30 @@ def test_numbers_that_no_latents_stand_for_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="frames"):
         Settings(frames=0)
     with pytest.raises(ConfigError, match="of this base it is 1, 5, 9"):
-        size("wan2.1-1.3b", frames=6)
+        size(short, frames=6)
     with pytest.raises(ConfigError, match="draws pictures"):
         size("sd15", frames=5)
 
 
-def test_frames_cost_what_they_are(folder: Path) -> None:
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A published model of videos with two of its layers, and without its text encoder."""
+    whole = PUBLISHED["wan2.1-1.3b"]
+    transformer = whole.networks["transformer"]
+    networks = {
+        "transformer": replace(transformer, configuration={**transformer.configuration, "num_layers": 2}),
+        "vae": whole.networks["vae"],
+    }
+    monkeypatch.setitem(PUBLISHED, "short", replace(whole, networks=networks))
+    return "short"
+
+
+def test_frames_cost_what_they_are(folder: Path, short: str) -> None:
     base = nano.make("wan", folder)
     one, five = (pair_of(base, folder / "wan" / "changed", frames) for frames in (1, 5))
     assert cost_of_pair(five).evaluation.flops > 2.5 * cost_of_pair(one).evaluation.flops
     assert cost_of_pair(five).decoding.flops > 1.5 * cost_of_pair(one).decoding.flops
     assert batch_to_sample(five, 1) == CPU_BATCH // 3
-    whole = size("wan2.1-1.3b", frames=9)
-    assert whole.single == size("wan2.1-1.3b").sampling
+    whole = size(short, frames=9)
+    assert whole.single == size(short).sampling
     assert whole.sampling.evaluation.flops > 3 * whole.single.evaluation.flops

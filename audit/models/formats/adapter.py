@@ -27,7 +27,7 @@ from audit.models.formats.names import (
 )
 from audit.models.formats.parts import gathered, narrow, scatter, sharing_copy
 from audit.models.formats.quantised import check_kind
-from audit.models.formats.scaling import Scaling, problems, read_scaling
+from audit.models.formats.scaling import Scaling, problems, read_scaling, scaling_of
 from audit.models.formats.tensors import Tensors
 from audit.models.safetensors_header import DTYPE_BITS, TensorInfo
 
@@ -122,16 +122,16 @@ def apply_adapter(
     used, hit = 0.0, set[tuple[str, str]]()
     lost = sum(norm_of(tensors.get(name)) ** 2 for name in names.unknown)
     for group in names.groups:
-        place = places.find(group)
+        place, scaling = places.find(group), scaling_of(scalings, group.part, group.module)
         if place is None:
             found.unused += group.tensors.values()
-            lost += _lost_norm(group, tensors, scalings.get(group.part, Scaling())) ** 2
+            lost += _lost_norm(group, tensors, scaling) ** 2
             continue
         named = {(place[0], module) for module in place[1].modules}
         if named & hit:
             raise ValueError(f"{group.module[:120]} is named twice in it, in two spellings: which holds is not known")
         hit |= named
-        change = _apply_group(base, found, group, place, tensors, scalings.get(group.part, Scaling()), lora_scale)
+        change = _apply_group(base, found, group, place, tensors, scaling, lora_scale)
         found.changes.append(change)
         used += change.norm**2 / max(lora_scale**2, 1e-12)
         for part, module in named:
@@ -243,7 +243,7 @@ def _apply_group(
     if weight is None:
         raise ValueError(f"{target.modules[0]} has no weights to change")
     weight, bias = weight.float(), None if bias is None else bias.float()
-    module = group.module if not group.flat else target.modules[0]
+    module = marked(group.module)[1] if not group.flat else target.modules[0]
     try:
         if group.naming is not Naming.kohya:
             _check_configured(group, module, tensors, scaling)

@@ -16,16 +16,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from audit.choices import Expert
 from audit.errors import CheckpointError
+from audit.models.experts import marked
 from audit.models.formats.patterns import PatternKeys, checked
 from audit.untrusted.documents import parse_json
 
 KEY = "lora_adapter_metadata"  # of the header's metadata, where diffusers keeps it
 CONFIG_NAME = "adapter_config.json"  # beside the file, where PEFT keeps it
 MAX_CONFIG_BYTES = 1 << 20
+_SECOND = "denoiser_2"  # the low-noise expert of a base with two
 _COMPONENTS = {
-    "unet": "denoiser", "transformer": "denoiser", "text_encoder": "te1", "text_encoder_2": "te2",
-    "text_encoder_3": "te3", "text_encoder_4": "te4", "text_conditioner": "conditioner",
+    "unet": "denoiser", "transformer": "denoiser", "transformer_2": _SECOND, "text_encoder": "te1",
+    "text_encoder_2": "te2", "text_encoder_3": "te3", "text_encoder_4": "te4", "text_conditioner": "conditioner",
 }  # fmt: skip
 TYPES = ("LORA", "LOHA", "LOKR", "OFT", "BOFT", "IA3")
 HONOURED = frozenset({
@@ -137,6 +140,12 @@ def read_scaling(metadata: Mapping[str, str]) -> dict[str, Scaling]:
     except (ValueError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
         return {}
     return {part: scaling for part, scaling in found.items() if scaling is not None}
+
+
+def scaling_of(scalings: Mapping[str, Scaling], part: str, module: str) -> Scaling:
+    """What is said of a ``module`` of a file's ``part``: where it marks the second expert, of that one's adapter."""
+    of_second = part == "denoiser" and marked(module)[0] is Expert.low_noise
+    return scalings.get(_SECOND if of_second else part, Scaling())
 
 
 def problems(metadata: Mapping[str, str]) -> list[str]:
