@@ -80,7 +80,7 @@ class Kolors(WithSizes):
                 f"sizes, where {sizes} are given: give Kolors as it is published"
             )
         if pipeline.text_encoder.config.pre_seq_len is not None:  # trained prefixes, which no Kolors has
-            raise CheckpointError(f"{name}: its text encoder has a prefix (pre_seq_len): give Kolors as it is published")
+            raise CheckpointError(f"{name}: its text encoder has a prefix (pre_seq_len): give Kolors as published")
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
         """The penultimate layer's states, and the last layer's of the last token; as of any for the empty caption."""
