@@ -117,7 +117,8 @@ class Bench:
 
     def checkpoint(self, job: Job, workspace: Workspace) -> Checkpoint:
         """The opened checkpoint of ``job``. Raises CheckpointError where it is gone, or is not what it was."""
-        return replace(self._opened_of(job, workspace).result(), claimed_bases=job.checkpoint.claimed_bases)
+        opened, claimed = self._opened_of(job, workspace).result(), job.checkpoint.claimed_bases
+        return opened if opened.claimed_bases == claimed else replace(opened, claimed_bases=claimed)
 
     def _opened_of(self, job: Job, workspace: Workspace) -> Future[Checkpoint]:
         key = job.checkpoint.path, job.checkpoint.identity, job.settings.expert

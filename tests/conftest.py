@@ -72,6 +72,7 @@ SLOW = (
     "models/test_hostile_layouts.py",
     "models/test_peft_config.py",
     "models/test_placement.py",
+    "models/test_stored.py",
     "models/test_sketch.py::test_the_look_up_from_crawl_to_command",
     "test_api.py",
     "test_canary.py",

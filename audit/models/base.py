@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from audit.errors import CheckpointError
-from audit.models.checkpoint import variant_of, weight_files
+from audit.models.checkpoint import variant_of
 from audit.models.families.base import ModelFamily
 from audit.models.families.identify import family_of_shapes
 from audit.models.families.registry import FAMILIES, of_pipeline
@@ -25,9 +25,8 @@ from audit.models.published import ALIASES, source_of
 from audit.models.quiet import be_quiet
 from audit.models.safetensors_header import TensorInfo, read_header
 from audit.models.single_file import check_alone, empty_denoiser, follow, is_alone, missing_parts, said_by
+from audit.models.stored import check_complete, files_of, stem_of, stored_dtype, variant_in
 from audit.models.tokenizers import check_tokenizers
-
-_STEMS = dict.fromkeys(("unet", "transformer", "transformer_2", "text_conditioner", "vae"), "diffusion_pytorch_model")
 
 
 @dataclass(frozen=True)
@@ -185,10 +184,11 @@ def _check_folder(folder: Path, but: str | None = None) -> float | None:
     for part in architecture.networks:
         if part == but or is_absent(index, part):
             continue  # T5 of Stable Diffusion 3 may be missing; what must not be, diffusers asks for
-        stem = _STEMS.get(part, "model")
-        found = weight_files(folder / part, stem)
+        found = files_of(folder, part)
         if not found:
-            raise CheckpointError(f"{folder / part} has no {stem}.safetensors: only safetensors weights are read")
+            raise CheckpointError(
+                f"{folder / part} has no {stem_of(part)}.safetensors: only safetensors weights are read"
+            )
         for path in found:
             read_header(path)
     try:
@@ -204,9 +204,9 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
         "image_encoder": None,
         "use_safetensors": True,
         "local_files_only": True,
-        "variant": _variant(folder, architecture),
+        "variant": variant_in(folder, architecture),
         "dtype": {
-            part: _stored_dtype((folder / part).glob("*.safetensors")) if as_stored else torch.float32
+            part: stored_dtype((folder / part).glob("*.safetensors")) if as_stored else torch.float32
             for part in architecture.networks
         },
         **architecture.left_out,
@@ -220,6 +220,9 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
         raise CheckpointError(
             f"{folder} is not a {architecture.pipeline} that diffusers loads: {str(error)[:300]}"
         ) from error
+    for part in architecture.networks:
+        if part != architecture.denoiser or not location.denoiser_alone:
+            check_complete(folder, part, getattr(pipeline, part))
     if location.denoiser_alone:
         _fill(BaseModel(location.name, location.revision, architecture, pipeline), location, as_stored)
         follow(pipeline, architecture, location.path)
@@ -233,7 +236,7 @@ def _fill(base: BaseModel, location: BaseLocation, as_stored: bool) -> None:
 
     try:
         with Tensors([(location.path, read_header(location.path))]) as tensors:
-            fill(base, tensors, _stored_dtype([location.path]) if as_stored else torch.float32)
+            fill(base, tensors, stored_dtype([location.path]) if as_stored else torch.float32)
     except Exception as error:  # whatever is in the file
         raise CheckpointError(
             f"{location.path} is no {base.architecture.denoiser} of the {base.architecture.pipeline} in "
@@ -276,35 +279,19 @@ def _vae(kind: Any, location: BaseLocation, as_stored: bool) -> Any:
     """The VAE of class ``kind``, as ``_base_of`` leaves it."""
     options = {"local_files_only": True}
     if location.config is None or location.denoiser_alone:
-        files = weight_files(location.folder / "vae", _STEMS["vae"])
-        dtype = _stored_dtype(files) if as_stored else torch.float32
-        variant = variant_of(files[0], _STEMS["vae"])
+        files = files_of(location.folder, "vae")
+        dtype = stored_dtype(files) if as_stored else torch.float32
+        variant = variant_of(files[0], stem_of("vae"))
         vae = kind.from_pretrained(
             location.folder / "vae", use_safetensors=True, variant=variant, dtype=dtype, **options
         )
+        check_complete(location.folder, "vae", vae)
     else:
-        dtype = _stored_dtype([location.path]) if as_stored else torch.float32
+        dtype = stored_dtype([location.path]) if as_stored else torch.float32
         vae = kind.from_single_file(
             str(location.path), config=str(location.config), subfolder="vae", dtype=dtype, **options
         )
     return channels_last(vae.requires_grad_(False)).eval()
-
-
-def _stored_dtype(files: Iterable[Path]) -> torch.dtype:
-    """The precision of all weights in ``files``, which holds them exactly: float32 where they are mixed."""
-    kinds = {info.dtype for path in files for info in read_header(path).tensors.values()}
-    floating = {kind for kind in kinds if kind[0] not in "IU"}
-    half = {frozenset({"F16"}): torch.float16, frozenset({"BF16"}): torch.bfloat16}
-    return half.get(frozenset(floating), torch.float32)
-
-
-def _variant(folder: Path, architecture: ModelFamily) -> str | None:
-    """The variant ("fp16") that diffusers is to load: it takes the weights without one for parts that have no other."""
-    for part in architecture.networks:
-        found = weight_files(folder / part, _STEMS.get(part, "model")) if (folder / part).is_dir() else []
-        if found and (variant := variant_of(found[0], _STEMS.get(part, "model"))):
-            return variant
-    return None
 
 
 def _locate_file(path: Path, config: str | None) -> BaseLocation:
@@ -365,7 +352,7 @@ def _from_file(location: BaseLocation, as_stored: bool) -> BaseModel:
             str(location.path),
             config=str(location.config),
             local_files_only=True,
-            dtype=_stored_dtype([location.path]) if as_stored else torch.float32,
+            dtype=stored_dtype([location.path]) if as_stored else torch.float32,
             **architecture.left_out,
         )
         follow(pipeline, architecture, location.path)

@@ -65,7 +65,7 @@ class Kolors(WithSizes):
         return super().load(folder, {**options, "tokenizer": ChatGLMTokenizer(str(folder / _PIECES))})
 
     def check(self, pipeline: Any, name: str) -> None:
-        """Refuse other channel counts, another text encoder, and a UNet that does not take its states."""
+        """Refuse other channel counts, and a UNet that does not take the text encoder's states."""
         super().check(pipeline, name)
         config, width = pipeline.unet.config, pipeline.text_encoder.config.hidden_size
         sizes = width + 6 * (config.addition_time_embed_dim or 0)
@@ -79,8 +79,6 @@ class Kolors(WithSizes):
                 f"{name}: its UNet takes {config.projection_class_embeddings_input_dim} numbers of a caption and of "
                 f"sizes, where {sizes} are given: give Kolors as it is published"
             )
-        if pipeline.text_encoder.config.pre_seq_len is not None:  # trained prefixes, which no Kolors has
-            raise CheckpointError(f"{name}: its text encoder has a prefix (pre_seq_len): give Kolors as published")
 
     def encode(self, pipeline: Any, captions: Sequence[str], device: torch.device) -> Condition:
         """The penultimate layer's states, and the last layer's of the last token; as of any for the empty caption."""
