@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from audit.cli import app
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from audit.bench import Bench
 from audit.choices import Expert
+from audit.cli import app
 from audit.config import CaptionSettings, Settings
 from audit.errors import CheckpointError
 from audit.evidence.levels import timesteps_of
