@@ -311,12 +311,14 @@ def inspect(
     """What a checkpoint is and what was trained, before anything is sampled; with ``base`` it is applied to it too.
 
     Of a base with two experts ``low_noise`` is the second file, and ``expert`` the one that a single file is for. What
-    it cannot be audited for is in ``problem``. Raises AuditError for a base that cannot be had.
+    it cannot be audited for is in ``problem``. Raises AuditError for a base that cannot be had, and for another expert.
     """
     from audit.models.base import load_base, locate_base
     from audit.models.inspect import inspect as look
 
     model = load_base(locate_base(base, base_config)) if base else None
+    if expert is not None and expert not in [*Expert]:
+        raise ConfigError(f"expert = {expert!r}: it is one of {', '.join(Expert)}")
     second = None if low_noise is None else Path(low_noise)
     return look(Path(path), model, adapter, second, None if expert is None else Expert(expert))
 
