@@ -17,4 +17,4 @@ def test_every_place_that_a_tier_names_exists() -> None:
 
 
 def test_what_runs_alone_is_not_in_the_fast_tier() -> None:
-    assert set(ALONE) <= set(SLOW)
+    assert all(place in SLOW or place.partition("::")[0] in SLOW for place in ALONE)

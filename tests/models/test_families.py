@@ -307,7 +307,7 @@ def test_files_for_other_models_of_the_same_layers_come_with_a_warning(folder: P
         full_change(base, folder / "wan-named").joinpath("transformer/diffusion_pytorch_model.safetensors").rename(file)
         pair = ModelPair(base, open_checkpoint(file), resolution=64)
         assert ["its name says that it is for" in said for said in pair.warnings] == [True] * warned + [False]
-        assert "one frame is sampled" in pair.warnings[-1]
+        assert "one frame of each is looked at" in pair.warnings[-1]
 
 
 def test_few_step_models_come_with_a_warning(folder: Path) -> None:

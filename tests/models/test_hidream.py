@@ -119,8 +119,8 @@ def test_dev_and_fast_come_with_a_warning() -> None:
     [told] = FAMILY.warnings(pipeline)
     assert named == told
     assert "Dev or Fast, distilled to few steps" in told
-    assert ["edits pictures" in one for one in FAMILY.doubts("cat_hidream_e1.safetensors")] == [True]
-    assert FAMILY.doubts("cat_hidream_i1_editorial.safetensors") == []
+    assert ["edits pictures" in one for one in FAMILY.doubts(pipeline, "cat_hidream_e1.safetensors")] == [True]
+    assert FAMILY.doubts(pipeline, "cat_hidream_i1_editorial.safetensors") == []
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 12), (4, 16)])
