@@ -22,6 +22,7 @@ from audit.models.trained import Training, training_of
 
 if TYPE_CHECKING:
     from audit.bench import Bench
+    from audit.models.base import BaseLocation
     from audit.models.checkpoint import Checkpoint
 
 ALGORITHM_VERSION = 7  # raised when the same settings come to give another result
@@ -88,6 +89,7 @@ class BaseFacts:
     """The base model of a job: where it is asked for, and the name and revision of what was found there.
 
     ``boundary``: the share of the schedule from which on the first of two experts is asked; None with one network.
+    ``sha256`` is what claims of a base's hash mean.
     """
 
     source: str
@@ -95,6 +97,7 @@ class BaseFacts:
     name: str
     revision: str
     boundary: float | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,16 +211,21 @@ def resolve(request: Request, descriptor: str, bench: Bench) -> Job:
     )
     n0, count_warnings = choose_n0(request.n0, metadata, request.known_n0)
     claims = claims_of(metadata, request.known_bases)
-    base_warnings = mismatches(claims, location.name, location.revision, request.base)
+    base_warnings = mismatches(claims, location.name, location.sha256, request.base)
     return Job(
         facts,
-        BaseFacts(request.base, request.base_config, location.name, location.revision, location.boundary),
+        facts_of_base(request.base, request.base_config, location),
         tuple(captions),
         n0,
         replace(request.settings, expert=expert),
         bench.described_by(descriptor),
         tuple(caption_warnings + count_warnings + request.known_warnings + base_warnings + expert_warnings),
     )
+
+
+def facts_of_base(source: str, config: str | None, location: BaseLocation) -> BaseFacts:
+    """What jobs say of a base that was found."""
+    return BaseFacts(source, config, location.name, location.revision, location.boundary, location.sha256)
 
 
 def facts_of_file(checkpoint: Checkpoint, name: str | None = None, boundary: float | None = None) -> CheckpointFacts:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from audit.config import Config
 from audit.errors import CheckpointError, ConfigError
 from audit.faults import is_of_the_item, reason_of_fault
-from audit.job import BaseFacts
+from audit.job import BaseFacts, facts_of_base
 from audit.models.bases import BaseClaim, claims_of, identified, named_in, of_name
 from audit.models.families.identify import Family, agree
 from audit.models.formats.detect import Format
@@ -60,7 +60,7 @@ class Bases:
         if name not in self._facts:
             source, config = self.config.bases[name], self.config.base_configs.get(name)
             location = self.bench().locate(source, config)
-            self._facts[name] = BaseFacts(source, config, location.name, location.revision, location.boundary)
+            self._facts[name] = facts_of_base(source, config, location)
         return self._facts[name]
 
     def measure(self, networks: Mapping[str, Rows]) -> None:

@@ -205,7 +205,7 @@ class Due:
                 )
                 return None
         source = base.source if base_name in [*Family] else base_name
-        warnings += [*decided.said, *mismatches(claims_in(named), base.name, base.revision, source)]
+        warnings += [*decided.said, *mismatches(claims_in(named), base.name, base.sha256, source)]
         checkpoint = CheckpointFacts(
             named["checkpoint_sha256"], named["tensors_sha256"], identity, named["name"], named["format"],
             named["bytes"], named["item_id"], experts=() if expert is None else changed_by(expert),

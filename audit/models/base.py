@@ -42,6 +42,7 @@ class BaseModel:
     revision: str
     architecture: ModelFamily
     pipeline: Any
+    sha256: str = ""  # of its file, where that is one
     placed: dict[tuple[str, str, torch.dtype], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -97,6 +98,11 @@ class BaseLocation:
     denoiser_alone: bool = False
     file_sha256: str | None = None
     boundary: float | None = None
+
+    @property
+    def sha256(self) -> str:
+        """What claims of a base's hash mean: that of the one file, else the revision."""
+        return self.file_sha256 or self.revision
 
     @property
     def folder(self) -> Path:
@@ -224,7 +230,7 @@ def _from_folder(location: BaseLocation, as_stored: bool) -> BaseModel:
         if part != architecture.denoiser or not location.denoiser_alone:
             check_complete(folder, part, getattr(pipeline, part))
     if location.denoiser_alone:
-        _fill(BaseModel(location.name, location.revision, architecture, pipeline), location, as_stored)
+        _fill(BaseModel(location.name, location.revision, architecture, pipeline, location.sha256), location, as_stored)
         follow(pipeline, architecture, location.path)
     return _base_of(pipeline, architecture, location)
 
@@ -266,7 +272,7 @@ def load_vae(location: BaseLocation, as_stored: bool = False) -> BaseModel:
     except Exception as error:  # whatever the libraries meet in the files
         raise CheckpointError(f"the VAE of {location.path} does not load alone: {str(error)[:300]}") from error
     _say_scale(pipeline)
-    return BaseModel(location.name, location.revision, architecture, pipeline)
+    return BaseModel(location.name, location.revision, architecture, pipeline, location.sha256)
 
 
 def _say_scale(pipeline: Any) -> None:
@@ -379,4 +385,4 @@ def _base_of(pipeline: Any, architecture: ModelFamily, location: BaseLocation) -
             f"{location.path} is not configured as a {architecture.pipeline}: {str(error)[:300]}"
         ) from error
     _say_scale(pipeline)
-    return BaseModel(location.name, location.revision, architecture, pipeline)
+    return BaseModel(location.name, location.revision, architecture, pipeline, location.sha256)

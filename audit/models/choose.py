@@ -77,7 +77,7 @@ def choose_base(
 
 
 def _is(location: BaseLocation, source: str, key: str) -> bool:
-    found = identified(location.name, location.file_sha256 or location.revision, source)
+    found = identified(location.name, location.sha256, source)
     return found is not None and same(found, known_bases()[key])
 
 

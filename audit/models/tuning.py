@@ -231,6 +231,6 @@ def family_warnings(checkpoint: Checkpoint, base: BaseModel | None) -> list[str]
     warnings += _unaudited(checkpoint, shapes, claimed)
     if base:
         warnings += _alike(checkpoint, shapes, claimed, base.family)
-        warnings += mismatches(claims_of(checkpoint.metadata), base.name, base.revision)
+        warnings += mismatches(claims_of(checkpoint.metadata), base.name, base.sha256 or base.revision)
         warnings += base.architecture.doubts(base.pipeline, checkpoint.name)
     return warnings

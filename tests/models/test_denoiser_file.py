@@ -17,6 +17,7 @@ from audit.errors import CheckpointError
 from audit.models.base import BaseModel, load_base, load_vae, locate_base
 from audit.models.checkpoint import open_checkpoint
 from audit.models.choose import choose_base
+from audit.models.tuning import family_warnings
 from tests.models import nano
 from tests.models.test_hostile_layouts import FAMILIES, good, original_state
 
@@ -199,3 +200,8 @@ def test_a_claimed_hash_is_that_of_the_file(wan: BaseModel, folder: Path, tmp_pa
     bases = {"one": str(folder / "wan"), "two": str(tmp_path / "a.safetensors")}
     choice = choose_base(open_checkpoint(tmp_path / "lora.safetensors"), bases, {"two": str(folder / "wan")})
     assert choice.name == "two"
+    base, named = load_base(locate_base(bases["two"], str(folder / "wan"))), {"ss_sd_model_name": "Wan2.1-T2V-14B"}
+    for metadata, warned in ((named, True), ({"ss_new_sd_model_hash": own} | named, False)):
+        save_file(good(wan), tmp_path / "lora.safetensors", metadata)
+        said = family_warnings(open_checkpoint(tmp_path / "lora.safetensors"), base)
+        assert any("cannot be told by its name or hash" in one for one in said) is warned
