@@ -136,6 +136,22 @@ SETS = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("module", ["mid_block_attentions_0_proj_in", "of_nobody"])
+@pytest.mark.parametrize("alpha", [None, 0.5])
+def test_an_adapter_without_a_rank_is_refused(
+    base: BaseModel, tmp_path: Path, module: str, alpha: float | None
+) -> None:
+    """Whether the base has its module or not: alpha / rank is no number."""
+    weight = base.denoiser.get_submodule("mid_block.attentions.0.proj_in").weight
+    stem, tensors = f"lora_unet_{module}", dict[str, torch.Tensor]()
+    tensors[f"{stem}.lora_down.weight"] = torch.ones(0, *weight.shape[1:])
+    tensors[f"{stem}.lora_up.weight"] = torch.ones(weight.shape[0], 0, *[1] * (weight.ndim - 2))
+    if alpha is not None:
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+    save_file(tensors, tmp_path / "none.safetensors")
+    assert "it has no rank" in load(base, tmp_path / "none.safetensors")
+
+
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     tensors=adapters(),

@@ -292,13 +292,18 @@ def _lost_norm(group: Group, tensors: Tensors, scaling: Scaling) -> float:
 
 
 def lora_norm(tensors: Tensors, group: Group, scaling: Scaling) -> float:
-    """The norm of up @ down * alpha / rank, from the factors' Gram matrices: the product is never made."""
+    """The norm of up @ down * alpha / rank, from the factors' Gram matrices: the product is never made.
+
+    Raises ValueError where there is no rank.
+    """
     up = tensors.get(group.tensors["up"]).flatten(1).double()
     down = tensors.get(group.tensors["down"]).flatten(1).double()
     alpha = scaling.of(group.module)
     if "alpha" in group.tensors:
         alpha = float(tensors.get(group.tensors["alpha"]).flatten()[0])
     rank = down.shape[0]
+    if rank < 1:
+        raise ValueError(f"{group.module[:120]}: it has no rank")
     if up.shape[1] != rank or rank > MOST_RANK:  # the Gram matrices would be larger than the file
         return norm_of(up) * norm_of(down)
     scale = alpha / (rank**0.5 if scaling.rank_stabilised else rank) if alpha else 1.0

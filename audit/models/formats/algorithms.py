@@ -123,6 +123,8 @@ def _alpha(tensors: Tensors, alpha: float | None) -> float | None:
 
 def _scaling(alpha: float | None, rank: int, rank_stabilised: bool) -> float:
     """alpha / rank; without alpha, or with 0 (sd-scripts and LyCORIS take it for unset), 1."""
+    if rank < 1:
+        raise ValueError("it has no rank")
     if not alpha:
         return 1.0
     return alpha / (math.sqrt(rank) if rank_stabilised else rank)
