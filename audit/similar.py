@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from audit.faults import is_of_the_item, reason_of_fault
-from audit.models.sketch import KIND, NEAR, SIZE, Sketch, sketch_of
+from audit.models.sketches.sketch import KIND, NEAR, SIZE, Sketch, sketch_of
 from audit.untrusted.pool import RefusedError
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from audit.demo import FINE_TUNES
 from audit.models.checkpoint import open_checkpoint
 from audit.models.published import PUBLISHED, build
-from audit.models.sketch import KIND, NEAR, SIZE, sketch_of
+from audit.models.sketches.sketch import KIND, NEAR, SIZE, sketch_of
 from audit.similar import nearest
 from audit.workspace import Workspace
 from benchmarks.membership import auc

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from audit.models.checkpoint import open_checkpoint
 from audit.models.families.keys import Target, originals_of
 from audit.models.published import PUBLISHED, build
-from audit.models.sketch import Sketch, sketch_of
+from audit.models.sketches.sketch import Sketch, sketch_of
 
 State = dict[str, torch.Tensor]
 RANK = 8

@@ -35,7 +35,7 @@ def similar(
     from audit.errors import CheckpointError
     from audit.models.checkpoint import open_checkpoint
     from audit.models.experts import PAIR
-    from audit.models.sketch import NEAR
+    from audit.models.sketches.sketch import NEAR
     from audit.similar import attempt, make_up, nearest
     from audit.workspace import Workspace
     from crawlers.catalog import Catalog

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from audit.errors import CustodyError, WorkspaceError
-from audit.models.sketch import Sketch, sketch_of
+from audit.models.sketches.sketch import Sketch, sketch_of
 from audit.references import ReferenceSets
 from audit.references.losses import SPOOLED
 from audit.report.again import match_again

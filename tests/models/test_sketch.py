@@ -19,8 +19,8 @@ from audit.models.checkpoint import Checkpoint, open_checkpoint
 from audit.models.formats.names import read_names
 from audit.models.formats.tensors import Tensors
 from audit.models.safetensors_header import Header
-from audit.models.sketch import KIND, NEAR, SIZE, Sketch, sketch_of
-from audit.models.sketch_reader import Reader
+from audit.models.sketches.reader import Reader
+from audit.models.sketches.sketch import KIND, NEAR, SIZE, Sketch, sketch_of
 from audit.similar import Attempt, attempt, make_up, nearest, row_of
 from audit.untrusted.pool import RefusedError
 from audit.workspace import Workspace

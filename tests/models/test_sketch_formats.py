@@ -20,8 +20,8 @@ from audit.models.families.spelling import place_of
 from audit.models.formats.algorithms import changed
 from audit.models.formats.names import Algorithm, read_names
 from audit.models.published import PUBLISHED, build
-from audit.models.sketch import NEAR, Sketch, sketch_of
-from audit.models.sketch_entries import _BY_ALGORITHM
+from audit.models.sketches.entries import _BY_ALGORITHM
+from audit.models.sketches.sketch import NEAR, Sketch, sketch_of
 from tests.models.test_sketch import cosine, of
 
 State = dict[str, torch.Tensor]
@@ -249,7 +249,7 @@ def test_gguf(tmp_path: Path, kind: str) -> None:
 
 
 def test_float8_is_read_as_torch_reads_it() -> None:
-    from audit.models.sketch_reader import _number
+    from audit.models.sketches.reader import _number
 
     bits = torch.arange(256, dtype=torch.uint8)
     for name, dtype in (("F8_E4M3", torch.float8_e4m3fn), ("F8_E5M2", torch.float8_e5m2)):

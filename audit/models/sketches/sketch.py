@@ -25,10 +25,10 @@ from audit.models.families.spelling import place_of
 from audit.models.formats.names import read_names
 from audit.models.formats.scaling import problems, read_scaling, scaling_of
 from audit.models.safetensors_header import Header
-from audit.models.sketch_entries import entry, work
-from audit.models.sketch_reader import Reader
-from audit.models.sketch_signs import KIND as KIND
-from audit.models.sketch_signs import SIZE as SIZE
+from audit.models.sketches.entries import entry, work
+from audit.models.sketches.reader import Reader
+from audit.models.sketches.signs import KIND as KIND
+from audit.models.sketches.signs import SIZE as SIZE
 
 NEAR = 0.9  # cosine from which two are re-saves of one adapter (docs/models.md has how it was measured)
 MOST_WORK = 10**12  # multiplications of one file; a LoRA of rank 128 of all of SDXL takes a tenth
@@ -59,14 +59,14 @@ def sketch_of(files: Iterable[tuple[Path, Header]]) -> Sketch | None:
         family = family_of_shapes(header.tensors)
         placed = [(place_of(one.part, one.module, family), one) for one in read_names(header.tensors).groups]
         for place, group in sorted(placed, key=lambda pair: (pair[0].part, pair[0].modules)):  # the same in all layouts
-            spent += work(group, read) * SIZE
             found = None
-            if spent <= MOST_WORK:
-                try:
+            try:
+                spent += work(group, read) * SIZE
+                if spent <= MOST_WORK:
                     with np.errstate(all="ignore"):  # what overflows is refused below
                         found = entry(group, read, scaling_of(scalings, group.part, group.module), place)
-                except (IndexError, KeyError, TypeError) as error:
-                    raise ValueError(f"{group.module[:120]}: {str(error)[:200]}") from error
+            except (IndexError, KeyError, TypeError) as error:
+                raise ValueError(f"{group.module[:120]}: {str(error)[:200]}") from error
             if found is None:
                 left_out += 1
                 continue

@@ -19,8 +19,8 @@ import numpy as np
 from audit.models.families.spelling import Place
 from audit.models.formats.names import Algorithm, Group
 from audit.models.formats.scaling import Scaling
-from audit.models.sketch_reader import MOST_ELEMENTS, Reader
-from audit.models.sketch_signs import of_inputs, of_outputs, of_shared_inputs
+from audit.models.sketches.reader import MOST_ELEMENTS, Reader
+from audit.models.sketches.signs import of_inputs, of_outputs, of_shared_inputs
 
 LONGEST_SIDE = 1 << 15
 MOST_RANK = 4096
