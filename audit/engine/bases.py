@@ -204,7 +204,7 @@ class Bases:
         if name not in self._families:
             try:
                 facts = self.facts(name)
-                known = identified(facts.name, facts.revision, facts.source) or of_name(name)
+                known = identified(facts.name, facts.sha256, facts.source) or of_name(name)
             except (CheckpointError, ConfigError):  # not at hand: it is said where it is used
                 known = of_name(name)
             self._families[name] = known.family if known else None

@@ -205,11 +205,12 @@ class Due:
                 )
                 return None
         source = base.source if base_name in [*Family] else base_name
-        warnings += [*decided.said, *mismatches(claims_in(named), base.name, base.sha256, source)]
+        bases = claims_in(named)
+        warnings += [*decided.said, *mismatches(bases, base.name, base.sha256, source)]
         checkpoint = CheckpointFacts(
             named["checkpoint_sha256"], named["tensors_sha256"], identity, named["name"], named["format"],
             named["bytes"], named["item_id"], experts=() if expert is None else changed_by(expert),
-            claimed_bases=tuple((one.text, one.source) for one in claims_in(named)),
+            claimed_bases=tuple((one.text, one.source) for one in bases),
         )  # fmt: skip
         return Job(
             checkpoint, base, tuple(captions), n0,
