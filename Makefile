@@ -27,7 +27,7 @@ test-shared: install  ## those that share the cores
 test-alone: install  ## those that do not
 	$(PYTEST) -m alone
 
-test-fast: install  ## what is not marked slow (tests/conftest.py), in less than two minutes on two cores
+test-fast: install  ## what is not marked slow (tests/conftest.py), in three minutes on two cores
 	$(PYTEST) $(SHARED) -m "not slow and not alone"
 
 check: install lint test  ## lint, format, types, tests
